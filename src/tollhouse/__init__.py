@@ -1,0 +1,2 @@
+"""Tollhouse: a self-hosted gateway between AI agents and everything they call."""
+
