@@ -1,0 +1,205 @@
+"""The call floor's values: who asks (Principal), for what (Call), and what is known about it (Context).
+
+Rule: a fact that travels between two policies is a named field of Context, never an entry in a dict. Context
+refers to nothing that refers back to it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+__all__ = ["Call", "Context", "ModelCall", "Principal", "ToolCall", "Usage"]
+
+
+class Usage(msgspec.Struct, gc=False, omit_defaults=True):
+    """Tokens by kind. `input` excludes cached tokens and `output` includes reasoning, whatever the provider counts.
+
+    estimated: the provider did not say (a stream that was left), so this is ours, from what was seen.
+    """
+
+    input: int = 0
+    output: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
+    reasoning: int = 0
+    estimated: bool = False
+
+    @property
+    def total(self) -> int:
+        return self.input + self.output + self.cache_read + self.cache_write
+
+
+class Principal:
+    """Who calls, and on whose behalf. Made once for each key or verified token, and remembered with it.
+
+    facts: prepared CEL variables; verdicts: remembered answers of rules that depend only on principal and name.
+    Both belong to `core.expr` and are bounded there.
+    """
+
+    __slots__ = (
+        "agent",
+        "claims",
+        "email",
+        "expires",
+        "facts",
+        "groups",
+        "id",
+        "key",
+        "org",
+        "source",
+        "user",
+        "verdicts",
+    )
+
+    def __init__(
+        self,
+        id: str,
+        *,
+        source: str,
+        user: str = "",
+        org: str = "",
+        key: str = "",
+        agent: str = "",
+        email: str = "",
+        groups: tuple[str, ...] = (),
+        claims: dict[str, Any] | None = None,
+        expires: float = 1e18,
+    ) -> None:
+        self.id = id  # stable and unique: "key:ci", "jwt:<issuer>|<subject>", "anonymous"
+        self.source = source  # "key" | "jwt" | "anonymous"
+        self.user = user
+        self.org = org
+        self.key = key
+        self.agent = agent
+        self.email = email
+        self.groups = groups
+        self.claims = claims if claims is not None else {}
+        self.expires = expires  # unix seconds
+        self.facts: Any = None
+        self.verdicts: dict[Any, bool] = {}
+
+
+class Context(msgspec.Struct, gc=False):
+    """What is known about one request, field by field as it becomes known. Times are monotonic seconds."""
+
+    request_id: str = ""
+    began: float = 0.0
+    client: str = ""  # the client's address where trusted proxies tell it; else it is the request's peer
+    route: str = "unknown"
+    backend: str = "unknown"
+    principal: Principal | None = None
+    deadline: float = 1e18
+    dialect: str = ""
+    operation: str = ""  # chat | messages | embeddings | mcp | http
+    provider: str = ""  # gen_ai_system
+    model_asked: str = ""
+    model_answered: str = ""
+    stream: bool = False
+    usage: Usage | None = None
+    server: str = ""
+    tool: str = ""
+    mcp_method: str = ""
+    mcp_outcome: str = ""  # ok | tool_error | protocol_error | denied | timeout | cancelled
+    arguments: Any = None  # msgspec.Raw of the tool's arguments
+    upstream_began: float = 0.0
+    upstream_ended: float = 0.0
+    first_event: float = 0.0
+    attempts: int = 0
+    fallback: str = ""  # the target that answered instead of the ones asked first
+    rule: str = ""  # the rule that denied
+    bytes_in: int = 0
+
+
+class Call:
+    """Something is asked. `request` is the HTTP request it came in; policies read it and never change it."""
+
+    __slots__ = ("context", "principal", "request")
+
+    def __init__(self, request: Any, context: Context) -> None:
+        self.request = request
+        self.context = context
+        self.principal = context.principal
+
+
+class ModelCall(Call):
+    """A model is asked. `fields` is the body's top level with values unparsed; what is changed is put there.
+
+    label: the configured model's name, bounded, for metrics. estimate: tokens to reserve before the answer tells.
+    """
+
+    __slots__ = ("body", "dialect", "estimate", "fields", "label", "model", "operation", "stream")
+
+    def __init__(
+        self,
+        request: Any,
+        context: Context,
+        *,
+        dialect: Any,
+        operation: str,
+        model: str,
+        label: str,
+        stream: bool,
+        fields: dict[str, msgspec.Raw],
+        body: bytes,
+        estimate: int,
+    ) -> None:
+        self.request = request
+        self.context = context
+        self.principal = context.principal
+        self.dialect = dialect
+        self.operation = operation
+        self.model = model
+        self.label = label
+        self.stream = stream
+        self.fields = fields
+        self.body = body
+        self.estimate = estimate
+
+
+class ToolCall(Call):
+    """An MCP server is asked. Names are the server's own, without the gateway's prefix.
+
+    method: the JSON-RPC method. name: of the tool or prompt, or the resource's URI. params: the fields of `params`
+    with values unparsed, `_meta` taken out, the server's own name in it; what is changed is put there, and it is what
+    goes out. meta: what of `_meta` may pass, or None. session: the agent's session, None for stateless agents.
+    progress: the agent wants progress. level: the log level this one request asked for, "" for none. idempotent: may
+    be asked again when it is unknown whether it was carried out. answer: set by the backend at the commit; sends a
+    JSON-RPC response to a request that the server made within this call.
+    """
+
+    __slots__ = ("answer", "idempotent", "level", "meta", "method", "name", "params", "progress", "server", "session")
+
+    def __init__(
+        self,
+        request: Any,
+        context: Context,
+        *,
+        server: str,
+        method: str,
+        name: str,
+        params: dict[str, msgspec.Raw],
+        meta: dict[str, msgspec.Raw] | None = None,
+        session: Any = None,
+        progress: bool = False,
+        level: str = "",
+        idempotent: bool = False,
+    ) -> None:
+        self.request = request
+        self.context = context
+        self.principal = context.principal
+        self.server = server
+        self.method = method
+        self.name = name
+        self.params = params
+        self.meta = meta
+        self.session = session
+        self.progress = progress
+        self.level = level
+        self.idempotent = idempotent
+        self.answer: Callable[[bytes], None] | None = None
+
+    @property
+    def arguments(self) -> msgspec.Raw | bytes:
+        """Raw JSON of the tool's or prompt's arguments; empty when there are none."""
+        return self.params.get("arguments", b"")

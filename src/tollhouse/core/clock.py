@@ -1,0 +1,72 @@
+"""Coarse time: one timer for everything that has a deadline. Setting a deadline is one attribute store.
+
+Rule: an object is looked at once a period, one slice of all objects a turn, so that no turn stalls the loop; a
+deadline may therefore be noticed up to one period late. What needs better (timeouts under two seconds) also
+calls `hurry` and is looked at every turn. The clock holds no timer itself: `net.listen` calls `turn`.
+"""
+
+from collections.abc import Callable
+from time import monotonic
+from typing import Protocol
+
+__all__ = ["FOREVER", "SLICES", "Clock", "Timed"]
+
+FOREVER = 1e18
+SLICES = 16
+
+
+class Timed(Protocol):
+    """Has a monotonic deadline in seconds; `expire` is called once the deadline has passed, and must move it."""
+
+    deadline: float
+
+    def expire(self) -> None: ...
+
+
+class Clock:
+    """`now` is monotonic seconds as of the last turn (at most `tick` old)."""
+
+    __slots__ = ("_hooks", "_slices", "_soon", "_source", "_turns", "now", "tick")
+
+    def __init__(self, period: float = 1.0, source: Callable[[], float] = monotonic) -> None:
+        self.tick = period / SLICES
+        self._source = source
+        self.now = source()
+        self._slices: list[set[Timed]] = [set() for _ in range(SLICES)]
+        self._soon: set[Timed] = set()
+        self._turns = 0
+        self._hooks: list[Callable[[], None]] = []
+
+    def watch(self, timed: Timed) -> None:
+        self._slices[(id(timed) >> 6) % SLICES].add(timed)
+
+    def drop(self, timed: Timed) -> None:
+        self._slices[(id(timed) >> 6) % SLICES].discard(timed)
+        self._soon.discard(timed)
+
+    def hurry(self, timed: Timed) -> None:
+        """Look at this one every turn until its deadline has passed or it is dropped."""
+        self._soon.add(timed)
+
+    def every_turn(self, hook: Callable[[], None]) -> None:
+        """Call `hook` each turn (16 times a period): flushing, sampling. It must be quick."""
+        self._hooks.append(hook)
+
+    def remove(self, hook: Callable[[], None]) -> None:
+        self._hooks.remove(hook)
+
+    def turn(self) -> None:
+        """One step: expire what is due in this slice, then run the hooks."""
+        now = self.now = self._source()
+        self._turns += 1
+        for timed in [t for t in self._slices[self._turns % SLICES] if t.deadline < now]:
+            timed.expire()
+        if self._soon:
+            for timed in list(self._soon):
+                if timed.deadline < now:
+                    self._soon.discard(timed)
+                    timed.expire()
+                elif timed.deadline > now + 2.0:  # moved away: the slices are good enough again
+                    self._soon.discard(timed)
+        for hook in self._hooks:
+            hook()

@@ -1,0 +1,96 @@
+"""The one tree of failures. Foreign exceptions become one of these at the border where they arise, once.
+
+A Failure knows what the caller may read (`status`, `code`, `message`, `headers`), what the operator reads
+(`reason` for metrics and the header `x-tollhouse-reason`, `detail` for the log) and whether another attempt may
+help (`retry`). How it looks on the wire is the business of the dialect that was asked.
+"""
+
+from enum import StrEnum
+
+__all__ = ["ConfigError", "Failure", "Problem", "Reason"]
+
+
+class Reason(StrEnum):
+    """Why an answer is what it is: the `reason` label of the metrics contract."""
+
+    UPSTREAM = "Upstream"
+    DIRECT_RESPONSE = "DirectResponse"
+    NOT_FOUND = "NotFound"
+    NO_HEALTHY_BACKEND = "NoHealthyBackend"
+    RATE_LIMIT = "RateLimit"
+    BUDGET = "Budget"
+    TIMEOUT = "Timeout"
+    JWT_AUTH = "JwtAuth"
+    BASIC_AUTH = "BasicAuth"
+    API_KEY_AUTH = "APIKeyAuth"
+    EXT_AUTH = "ExtAuth"
+    AUTHORIZATION = "Authorization"
+    GUARDRAIL = "Guardrail"
+    UPSTREAM_FAILURE = "UpstreamFailure"
+    INTERNAL = "Internal"
+    MCP = "MCP"
+    EXT_PROC = "ExtProc"
+    INVALID_REQUEST = "InvalidRequest"
+    CLIENT_GONE = "ClientGone"
+
+
+class Failure(Exception):
+    """A known failure on its way to the caller.
+
+    status: HTTP status. reason: for metrics and logs. message: what is wrong and what would be right, safe to show
+    to the caller. code: the machine-readable code of the dialect ("model_not_found"), or None. detail: for the log
+    only. retry: another attempt (on another target) may help. retry_after: seconds. headers: lower-case names.
+    sent: True once bytes of the request may have been acted upon, so that only idempotent work may be repeated.
+    """
+
+    __slots__ = ("code", "detail", "headers", "message", "reason", "retry", "retry_after", "sent", "status")
+
+    def __init__(
+        self,
+        status: int,
+        reason: Reason,
+        message: str,
+        *,
+        code: str | None = None,
+        detail: str = "",
+        retry: bool = False,
+        retry_after: float | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+        sent: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+        self.message = message
+        self.code = code
+        self.detail = detail
+        self.retry = retry
+        self.retry_after = retry_after
+        self.headers = headers
+        self.sent = sent
+
+
+class Problem:
+    """One thing that is wrong in a configuration: where (file, line and column from 1) and what would be right."""
+
+    __slots__ = ("column", "file", "line", "message", "path")
+
+    def __init__(self, message: str, *, file: str = "", line: int = 0, column: int = 0, path: str = "") -> None:
+        self.message = message
+        self.file = file
+        self.line = line
+        self.column = column
+        self.path = path
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}:{self.column}: " if self.line else f"{self.file}: " if self.file else ""
+        what = f"{self.path}: " if self.path else ""
+        return f"{where}{what}{self.message}"
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used. Carries every problem found, none hidden."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems

@@ -1,0 +1,226 @@
+"""HTTP values of the request floor: Headers, Request, Response, and the two ends of every byte stream.
+
+Names and values are bytes as on the wire, names in lower case. A Source pushes, a Sink takes; bodies of
+requests, bodies of answers and tunnels are all this one pair.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import msgspec
+
+from tollhouse.core.call import Context
+from tollhouse.core.errors import Failure, Reason
+
+__all__ = ["Duplex", "End", "Ending", "Feeder", "Headers", "Request", "Response", "Sink", "Source", "finish"]
+
+
+class Headers(list[tuple[bytes, bytes]]):
+    """Header fields in order, names in lower case. A list, because most requests are read once and passed on."""
+
+    __slots__ = ()
+
+    def get(self, name: bytes) -> bytes | None:
+        """The first value of `name`."""
+        for n, v in self:
+            if n == name:
+                return v
+        return None
+
+    def get_all(self, name: bytes) -> list[bytes]:
+        return [v for n, v in self if n == name]
+
+    def set(self, name: bytes, value: bytes) -> None:
+        """One field of that name, in place of any there was."""
+        self.drop((name,))
+        self.append((name, value))
+
+    def drop(self, names: Iterable[bytes]) -> None:
+        gone = frozenset(names)
+        self[:] = [pair for pair in self if pair[0] not in gone]
+
+
+class Sink(Protocol):
+    """Takes bytes. When it has too many it calls `pause` on the Source it was given to, and `resume` later."""
+
+    def send(self, data: bytes) -> None: ...
+
+    def end(self, failure: Failure | None = None) -> None:
+        """No more comes: in good order, or because of `failure`. Called at most once."""
+        ...
+
+
+class Source(Protocol):
+    """Gives bytes, by callback, after `start`. It never calls the sink from within `start` of another loop turn's
+    future: delivery is synchronous with whatever produced the bytes."""
+
+    def start(self, sink: Sink) -> None:
+        """Deliver what is there, then what comes, then `end`. Called at most once."""
+        ...
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def close(self) -> None:
+        """Give it up: the producer stops, nothing more is delivered. May be called at any time, and twice."""
+        ...
+
+
+class Feeder(Protocol):
+    """Whoever produces what a Sink takes: told to stop when the Sink has too much, and to go on."""
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+
+class Duplex(Source, Sink, Protocol):
+    """Both ends of a tunnel (an upgraded connection). `feed` names who is paused when the far side is slow."""
+
+    def feed(self, feeder: Feeder) -> None: ...
+
+
+class Ending(msgspec.Struct, gc=False):
+    """How an exchange ended; made once, read by every `ends` callback."""
+
+    status: int
+    reason: str
+    bytes_out: int = 0
+    failure: Failure | None = None
+    gone: bool = False  # the client left before the end
+
+
+End = Callable[[Ending], None]
+
+
+def finish(ends: list[End], ending: Ending) -> None:
+    """Run every callback exactly once, in order, also when one of them raises; the list is empty afterwards.
+
+    Emptying it also cuts the cycles (request -> ends -> closure -> request) that would make every request work
+    for the cycle collector.
+    """
+    try:
+        while ends:
+            ends.pop(0)(ending)
+    finally:
+        if ends:
+            finish(ends, ending)
+
+
+class Request:
+    """A request whose head has come and whose body is read on demand.
+
+    The base class holds a complete body; `net.server` has the one that is fed by a connection. It is a Source of
+    its own body. `render` turns a Failure into a Response in the dialect that was asked; the router sets it.
+    """
+
+    __slots__ = (
+        "body_size",
+        "complete",
+        "context",
+        "ends",
+        "headers",
+        "listener",
+        "method",
+        "parts",
+        "path",
+        "peer",
+        "query",
+        "render",
+        "scheme",
+        "target",
+        "upgrade",
+        "version",
+    )
+
+    def __init__(
+        self, method: bytes, target: bytes, headers: Headers, body: bytes = b"", *, peer: str = "127.0.0.1"
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.headers = headers
+        at = target.find(b"?")
+        self.path = target if at < 0 else target[:at]
+        self.query = b"" if at < 0 else target[at + 1 :]
+        self.version = "1.1"
+        self.upgrade = False
+        self.scheme = "http"
+        self.peer = peer
+        self.listener = ""
+        self.parts: list[bytes] = [body] if body else []
+        self.body_size = len(body)
+        self.complete = True
+        self.context = Context()
+        self.ends: list[End] = []
+        self.render: Callable[[Failure, Request], Response] = problem
+
+    def header(self, name: bytes) -> bytes | None:
+        for n, v in self.headers:
+            if n == name:
+                return v
+        return None
+
+    async def read(self, limit: int) -> bytes:
+        """The whole body. Raises Failure 413 above `limit` bytes, 408 when it does not come in time, 400 when it is
+        malformed."""
+        if self.body_size > limit:
+            raise Failure(413, Reason.INVALID_REQUEST, f"the request body is larger than {limit} bytes")
+        return b"".join(self.parts)
+
+    def start(self, sink: Sink) -> None:
+        parts, self.parts = self.parts, []
+        for part in parts:
+            sink.send(part)
+        sink.end()
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def close(self) -> None:
+        self.parts = []
+
+
+class Response:
+    """The answer: a status and headers, and one of `body` (whole), `source` (streamed) or `tunnel` (upgraded).
+
+    headers: without content-length, transfer-encoding, connection and date, which the server writes. length: the
+    content-length of a streamed body, when known. last_words: what a stream says when it fails after the commit;
+    without it the connection is cut, so that the client sees the loss. ends: run once, before the last byte is
+    released.
+    """
+
+    __slots__ = ("body", "ends", "headers", "last_words", "length", "reason", "source", "status", "tunnel")
+
+    def __init__(
+        self,
+        status: int,
+        headers: list[tuple[bytes, bytes]],
+        body: bytes = b"",
+        *,
+        source: Source | None = None,
+        length: int | None = None,
+        tunnel: Duplex | None = None,
+        reason: str = Reason.DIRECT_RESPONSE,
+        ends: list[End] | None = None,
+        last_words: Callable[[Failure], bytes] | None = None,
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+        self.source = source
+        self.length = length
+        self.tunnel = tunnel
+        self.reason = reason
+        self.ends = ends
+        self.last_words = last_words
+
+
+def problem(failure: Failure, request: Request) -> Response:
+    """A Failure as RFC 9457 problem+json: the shape for plain routes."""
+    fields: dict[str, Any] = {"title": failure.message, "status": failure.status}
+    if failure.code is not None:
+        fields["code"] = failure.code
+    headers = [(b"content-type", b"application/problem+json"), *failure.headers]
+    return Response(failure.status, headers, msgspec.json.encode(fields), reason=failure.reason)

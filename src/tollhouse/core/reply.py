@@ -1,0 +1,42 @@
+"""Reply: the events that answer a Call. Returning one is the commit point.
+
+A backend returns a Reply at its first event; before that failures raise, so retry and failover need only
+`try: await next(call)`. Afterwards a failure is the stream's last event. Whoever receives a Reply returns it, adds
+to its `taps` and `ends`, or closes it. Nobody wraps the source for work per event or at the end: a tap is a plain
+function of the event's bytes, an end is a callback that runs once, before the last byte is released.
+"""
+
+from collections.abc import Callable
+
+from tollhouse.core.http import End, Ending, Source, finish
+
+__all__ = ["Reply", "Tap"]
+
+Tap = Callable[[bytes], bytes]
+
+
+class Reply:
+    """status, headers: of the answer as the upstream gave them, filtered. first: the whole answer when `source` is
+    None, else what came up to now, which `source` does not give again. What passes `first`, `taps` and `source` is one
+    or more whole events (LLM: raw SSE events; MCP: exactly one JSON-RPC message). taps: whoever makes the Reply a
+    Response applies them to `first`, a source that streams to what comes after it; its Reply then comes with the list
+    it reads, so append to a list that is there and never put another one in its place."""
+
+    __slots__ = ("ends", "first", "headers", "source", "status", "taps")
+
+    def __init__(
+        self, status: int, headers: list[tuple[bytes, bytes]], first: bytes, source: Source | None = None
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self.first = first
+        self.source = source
+        self.taps: list[Tap] | None = None
+        self.ends: list[End] = []
+
+    def close(self, ending: Ending) -> None:
+        """Not wanted after all: stop the upstream, run what was due."""
+        source, self.source, self.taps = self.source, None, None
+        if source is not None:
+            source.close()
+        finish(self.ends, ending)
