@@ -1,0 +1,199 @@
+"""Anthropic messages: `POST /v1/messages`, an object or a stream of named events.
+
+A stream begins with `message_start`, whose usage has the input, and ends with `message_stop`; the usage of
+`message_delta` is cumulative and replaces what it names. `input_tokens` excludes what was read from and written to
+the cache. An error in a stream is an `error` event; `ping` may come at any time.
+"""
+
+import re
+from typing import Annotated
+
+import msgspec
+
+from tollhouse.core.call import Usage
+from tollhouse.core.errors import Failure
+from tollhouse.wire.llm.dialect import Dialect, StreamFailure, text_of
+from tollhouse.wire.sse import frame, parse, split
+
+__all__ = ["AnthropicMessages", "MessagesReader"]
+
+Raw = msgspec.Raw
+_ABSENT = Raw()  # a union with Raw does not decode
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+_NOTABLE = re.compile(rb'"(?:text|thinking|partial_json|usage|error)"\s*:\s*(?:"[^"\\]*(?:\\.[^"\\]*)*"|\{)')
+_KEY = len('"text":""')
+_OBJECT = 0x7B
+_STOP = b"message_stop"
+
+
+class _OutputDetails(msgspec.Struct, gc=False):
+    thinking_tokens: _Count | None = None
+    reasoning_tokens: _Count | None = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    input_tokens: _Count | None = None
+    output_tokens: _Count | None = None
+    cache_read_input_tokens: _Count | None = None
+    cache_creation_input_tokens: _Count | None = None
+    output_tokens_details: _OutputDetails | None = None
+
+
+class _Message(msgspec.Struct, gc=False):
+    model: str | None = None
+    usage: _Usage | None = None
+
+
+class _Error(msgspec.Struct, gc=False):
+    type: Raw = _ABSENT
+    message: Raw = _ABSENT
+
+
+class _Event(msgspec.Struct, gc=False):
+    type: str = ""
+    message: _Message | None = None
+    usage: _Usage | None = None
+    error: _Error | None = None
+
+
+_message = msgspec.json.Decoder(_Message, strict=False).decode
+_event = msgspec.json.Decoder(_Event, strict=False).decode
+_encode = msgspec.json.Encoder().encode
+
+_TYPES = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+_STATUSES = {"rate_limit_error": 429, "overloaded_error": 503, "timeout_error": 504}
+
+
+class AnthropicMessages(Dialect):
+    """`POST /v1/messages`."""
+
+    __slots__ = ()
+
+    family = "anthropic"
+    operation = "messages"
+    path = b"/v1/messages"
+    id_header = b"request-id"
+    output_bounds = ("max_tokens",)
+
+    def answer(self, body: bytes) -> tuple[Usage | None, str]:
+        try:
+            answer = _message(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None, ""
+        if answer.usage is None or (answer.usage.input_tokens is None and answer.usage.output_tokens is None):
+            return None, answer.model or ""
+        usage = Usage()
+        _merge(usage, answer.usage)
+        return usage, answer.model or ""
+
+    def error(self, failure: Failure, request_id: str) -> bytes:
+        kind = _TYPES.get(failure.status) or ("invalid_request_error" if failure.status < 500 else "api_error")
+        return _encode(
+            {
+                "type": "error",
+                "error": {"type": kind, "message": failure.message},
+                "request_id": request_id or None,
+            }
+        )
+
+    def error_event(self, failure: Failure, request_id: str) -> bytes:
+        return frame(self.error(failure, request_id), b"error")
+
+    def reader(self, *, strip: bool) -> "MessagesReader":
+        return MessagesReader()
+
+
+class MessagesReader:
+    """StreamReader of message events."""
+
+    __slots__ = ("began", "counted", "failure", "finished", "model", "text", "usage")
+
+    def __init__(self) -> None:
+        self.began = False
+        self.finished = False
+        self.failure: StreamFailure | None = None
+        self.usage: Usage | None = None
+        self.counted = False
+        self.model = ""
+        self.text = 0
+
+    def read(self, block: bytes) -> bytes:
+        look = not self.began
+        for match in _NOTABLE.findall(block):
+            if match[-1] == _OBJECT or match.startswith(b'"error"'):
+                look = True
+            else:
+                self.text += max(len(match) - _KEY, 0)
+        if look or _STOP in block:
+            return self._look(block)
+        return block
+
+    def _look(self, block: bytes) -> bytes:
+        passed = 0
+        for raw in split(block):
+            name, data = parse(raw)
+            if data and name != b"ping":
+                try:
+                    event = _event(data)
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                    if name == b"error":
+                        self.failure = StreamFailure(502, "the provider failed", raw)
+                        return block[:passed]
+                    self.began = True  # not for us to judge; it passes
+                else:
+                    if event.type == "error" or name == b"error":
+                        self.failure = _told(event.error, raw)
+                        return block[:passed]
+                    if event.type != "ping":
+                        self._note(event)
+            passed += len(raw)
+        return block
+
+    def _note(self, event: _Event) -> None:
+        self.began = True
+        kind = event.type
+        if kind == "message_start" and event.message is not None:
+            self.model = event.message.model or ""
+            if event.message.usage is not None:
+                self.usage = Usage()
+                _merge(self.usage, event.message.usage)
+        elif kind == "message_delta" and event.usage is not None:
+            if self.usage is None:
+                self.usage = Usage()
+            _merge(self.usage, event.usage)
+            self.counted = event.usage.output_tokens is not None
+        elif kind == "message_stop":
+            self.finished = True
+
+
+def _merge(usage: Usage, told: _Usage) -> None:
+    """Put what the provider told in place of what was known; what it left out stays."""
+    if told.input_tokens is not None:
+        usage.input = told.input_tokens
+    if told.output_tokens is not None:
+        usage.output = told.output_tokens
+    if told.cache_read_input_tokens is not None:
+        usage.cache_read = told.cache_read_input_tokens
+    if told.cache_creation_input_tokens is not None:
+        usage.cache_write = told.cache_creation_input_tokens
+    details = told.output_tokens_details
+    if details is not None:
+        usage.reasoning = details.thinking_tokens or details.reasoning_tokens or 0
+
+
+def _told(error: _Error | None, raw: bytes) -> StreamFailure:
+    kind = text_of(error.type) if error is not None else ""
+    message = text_of(error.message) if error is not None else ""
+    status = _STATUSES.get(kind, 502)
+    return StreamFailure(status, "the provider failed", raw, detail=f"{kind or 'error'}: {message}"[:500])

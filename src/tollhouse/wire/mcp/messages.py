@@ -1,0 +1,119 @@
+"""A server's messages in an agent's words: its id, its progress token, its names, its era.
+
+Rule: nothing of one side crosses to the other unwrapped. One Translation is made for each request of an agent, and
+knows all that differs.
+"""
+
+import msgspec
+
+from tollhouse.wire import jsonrpc
+from tollhouse.wire.mcp import names, revisions
+
+__all__ = ["LEVELS", "Translation", "is_tool_error", "log_allowed", "updated_uri"]
+
+LEVELS = {
+    level: rank
+    for rank, level in enumerate(("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"))
+}
+"""Log levels (RFC 5424), least severe first."""
+
+
+class _ToolResult(msgspec.Struct, gc=False):
+    isError: bool = False
+
+
+class _Log(msgspec.Struct, gc=False):
+    level: str = ""
+
+
+_tool_result = msgspec.json.Decoder(_ToolResult)
+_log = msgspec.json.Decoder(_Log)
+
+
+class Translation:
+    """For one request. id: the agent's, raw. server: whose answer it is. wrap: names and URIs carry their server.
+    token: the agent's progress token, raw, empty for none. level: the least log level it wants, "" for none. asked:
+    the URI of a `resources/read`, as the server knows it. server_info: raw, for results to the new era."""
+
+    __slots__ = ("asked", "id", "level", "method", "new", "server", "server_info", "token", "wrap")
+
+    def __init__(
+        self,
+        id: bytes,
+        method: str,
+        server: str,
+        *,
+        new: bool,
+        wrap: bool,
+        token: bytes = b"",
+        level: str = "",
+        asked: str = "",
+        server_info: bytes = b"",
+    ) -> None:
+        self.id = id
+        self.method = method
+        self.server = server
+        self.new = new
+        self.wrap = wrap
+        self.token = token
+        self.level = level
+        self.asked = asked
+        self.server_info = server_info
+
+    def response(self, message: jsonrpc.Message) -> tuple[bytes, int]:
+        """The final answer, and its error code, 0 for a result. Raises Malformed for a result that cannot be told."""
+        if len(message.error):
+            code, error = revisions.error_for(self.method, message.error, new=self.new, asked=self.asked)
+            return jsonrpc.failed(self.id, error), code
+        result = revisions.result_for(self.method, message.result, new=self.new, server_info=self.server_info)
+        if self.wrap:
+            result = names.rewrite_uris(self.method, result, self.server)
+        return jsonrpc.result(self.id, result), 0
+
+    def notification(self, message: jsonrpc.Message) -> bytes | None:
+        """A notification that came within the request; None when this agent is not to have it."""
+        method = message.method
+        if method == "notifications/progress":
+            if not self.token:
+                return None
+            fields = jsonrpc.decode_fields(message.params)
+            fields["progressToken"] = msgspec.Raw(self.token)
+            return jsonrpc.notification(method, jsonrpc.encode_fields(fields))
+        if method == "notifications/message":
+            return jsonrpc.notification(method, message.params) if log_allowed(message.params, self.level) else None
+        if method == "notifications/resources/updated":
+            return None if self.new else updated_uri(message, self.server if self.wrap else "")[1]
+        if self.new or method == "notifications/cancelled":
+            return None
+        return jsonrpc.notification(method, message.params)
+
+
+def log_allowed(params: msgspec.Raw | bytes, level: str) -> bool:
+    """Whether a log message is at least of `level`."""
+    if not level:
+        return False
+    try:
+        return LEVELS.get(_log.decode(params).level, 0) >= LEVELS.get(level, 0)
+    except msgspec.DecodeError:
+        return False
+
+
+def updated_uri(message: jsonrpc.Message, server: str) -> tuple[str, bytes]:
+    """The URI of a `notifications/resources/updated` as agents know it, and the notification with it. server: "" where
+    URIs do not carry it. Raises Malformed."""
+    fields = jsonrpc.decode_fields(message.params)
+    uri = jsonrpc.decode_string(fields.get("uri")) or ""
+    if server:
+        uri = names.exposed_uri(server, uri)
+        fields["uri"] = msgspec.Raw(msgspec.json.encode(uri))
+    return uri, jsonrpc.notification(message.method, jsonrpc.encode_fields(fields))
+
+
+def is_tool_error(result: msgspec.Raw | bytes) -> bool:
+    """Whether a tool's result says that the tool failed."""
+    if b"isError" not in bytes(result):
+        return False
+    try:
+        return _tool_result.decode(result).isError
+    except msgspec.DecodeError:
+        return False

@@ -1,0 +1,278 @@
+"""Tokens: everything that must not be accepted, and that what must be is."""
+
+import base64
+import hmac
+import json
+from typing import Any
+
+import jwt as pyjwt
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from joserfc import jws
+from joserfc.jwk import ECKey, OKPKey, RSAKey
+
+from tollhouse.wire.jose import ALGORITHMS, DEFAULT_ALGORITHMS, MAX_KEYS, Flaw, Keys, Token, check_claims, parse, verify
+
+NOW = 1_800_000_000.0
+ISSUER = "https://idp.example.com"
+EC = ECKey.generate_key("P-256", {"kid": "ec"})
+EC384 = ECKey.generate_key("P-384", {"kid": "ec384"})
+EC521 = ECKey.generate_key("P-521", {"kid": "ec521"})
+RSA = RSAKey.generate_key(2048, {"kid": "rsa"})
+ED = OKPKey.generate_key("Ed25519", {"kid": "ed"})
+ALL = (EC, EC384, EC521, RSA, ED)
+OF = {
+    "ES256": EC, "ES384": EC384, "ES512": EC521, "EdDSA": ED, "Ed25519": ED,
+    **dict.fromkeys(("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"), RSA),
+}  # fmt: skip
+CLAIMS: dict[str, Any] = {"iss": ISSUER, "aud": "tollhouse", "sub": "ada", "exp": NOW + 300}
+
+
+def jwks(*keys: Any, **more: Any) -> bytes:
+    return json.dumps({"keys": [k if isinstance(k, dict) else k.as_dict(private=False) | more for k in keys]}).encode()
+
+
+def b64(value: Any) -> bytes:
+    raw = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return base64.urlsafe_b64encode(raw).rstrip(b"=")
+
+
+def sign(header: dict[str, Any], key: Any, claims: Any = CLAIMS) -> bytes:
+    """Any header, signed by the algorithm it names."""
+    signed = b64(header) + b"." + b64(claims)
+    return signed + b"." + b64(jws.JWSRegistry.algorithms[header["alg"]].sign(signed, key))
+
+
+def judge(token: bytes, keys: bytes, algorithms: Any = DEFAULT_ALGORITHMS) -> Flaw | None:
+    parsed = parse(token)
+    return parsed if isinstance(parsed, Flaw) else verify(parsed, Keys.parse(keys), algorithms)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_verifies_its_own_key(algorithm: str) -> None:
+    key = OF[algorithm]
+    token = sign({"alg": algorithm, "kid": key.kid}, key)
+    assert judge(token, jwks(*ALL), [algorithm]) is None
+    parsed = parse(token)
+    assert isinstance(parsed, Token)
+    assert parsed.claims == CLAIMS
+    flipped = token[:-10] + (b"A" if token[-10:-9] != b"A" else b"B") + token[-9:]
+    assert judge(flipped, jwks(*ALL), [algorithm]) is Flaw.SIGNATURE
+
+
+def test_a_foreign_library_agrees() -> None:
+    token = pyjwt.encode(CLAIMS, EC.as_pem(private=True), algorithm="ES256", headers={"kid": "ec"})
+    assert judge(token.encode(), jwks(*ALL)) is None
+
+
+PEM = RSA.as_pem(private=False)
+
+
+def shared_secret(secret: bytes) -> bytes:
+    signed = b64({"alg": "HS256", "kid": "rsa"}) + b"." + b64(CLAIMS)
+    return signed + b"." + b64(hmac.digest(secret, signed, "sha256"))
+
+
+REFUSED: list[tuple[str, bytes, bytes, Flaw]] = [
+    ("none", b64({"alg": "none"}) + b"." + b64(CLAIMS) + b".", jwks(EC), Flaw.MALFORMED),
+    ("none with a signature", b64({"alg": "none"}) + b"." + b64(CLAIMS) + b".AAAA", jwks(EC), Flaw.ALGORITHM),
+    ("None", b64({"alg": "nOnE"}) + b"." + b64(CLAIMS) + b".AAAA", jwks(EC), Flaw.ALGORITHM),
+    ("public key as secret", shared_secret(PEM), jwks(RSA), Flaw.ALGORITHM),
+    ("not on the list", sign({"alg": "PS256", "kid": "rsa"}, RSA), jwks(RSA), Flaw.ALGORITHM),
+    ("no alg", b64({"kid": "ec"}) + b"." + b64(CLAIMS) + b".AAAA", jwks(EC), Flaw.MALFORMED),
+    ("alg no text", b64({"alg": ["ES256"]}) + b"." + b64(CLAIMS) + b".AAAA", jwks(EC), Flaw.MALFORMED),
+    ("kid no text", b64({"alg": "ES256", "kid": {}}) + b"." + b64(CLAIMS) + b".AAAA", jwks(EC), Flaw.MALFORMED),
+    ("unknown kid", sign({"alg": "ES256", "kid": "other"}, EC), jwks(EC), Flaw.NO_KEY),
+    ("kid of another type", sign({"alg": "ES256", "kid": "rsa"}, EC), jwks(EC, RSA), Flaw.NO_KEY),
+    ("another curve", sign({"alg": "ES256", "kid": "ec384"}, EC), jwks(EC384), Flaw.NO_KEY),
+    ("key bound to another alg", sign({"alg": "RS256", "kid": "rsa"}, RSA), jwks(RSA, alg="RS512"), Flaw.NO_KEY),
+    ("crit", sign({"alg": "ES256", "crit": ["b64"], "b64": False}, EC), jwks(EC), Flaw.CRITICAL),
+    ("empty crit", sign({"alg": "ES256", "crit": []}, EC), jwks(EC), Flaw.CRITICAL),
+    ("crit null", sign({"alg": "ES256", "crit": None}, EC), jwks(EC), Flaw.CRITICAL),
+    ("too large", b"a" * 16385, jwks(EC), Flaw.TOO_LARGE),
+    ("encrypted", b"a.b.c.d.e", jwks(EC), Flaw.MALFORMED),
+    ("two parts", b"a.b", jwks(EC), Flaw.MALFORMED),
+    ("empty", b"", jwks(EC), Flaw.MALFORMED),
+    ("padded", sign({"alg": "ES256"}, EC) + b"=", jwks(EC), Flaw.MALFORMED),
+    ("standard base64", sign({"alg": "ES256"}, EC)[:-4] + b"+/+/", jwks(EC), Flaw.MALFORMED),
+    ("newline", sign({"alg": "ES256"}, EC) + b"\n", jwks(EC), Flaw.MALFORMED),
+    ("claims a list", sign({"alg": "ES256"}, EC, [1]), jwks(EC), Flaw.MALFORMED),
+    ("claims no JSON", sign({"alg": "ES256"}, EC, b"{"), jwks(EC), Flaw.MALFORMED),
+    ("claims deep", sign({"alg": "ES256"}, EC, b'{"a":' + b"[" * 4000 + b"]" * 4000 + b"}"), jwks(EC), Flaw.MALFORMED),
+    ("claims not UTF-8", sign({"alg": "ES256"}, EC, b'{"a":"\xff"}'), jwks(EC), Flaw.MALFORMED),
+    ("no signature for EC", b64({"alg": "ES256"}) + b"." + b64(CLAIMS) + b".AA", jwks(EC), Flaw.SIGNATURE),
+    ("zero signature", b64({"alg": "ES256"}) + b"." + b64(CLAIMS) + b"." + b64(bytes(64)), jwks(EC), Flaw.SIGNATURE),
+    ("zero signature Ed", b64({"alg": "EdDSA"}) + b"." + b64(CLAIMS) + b"." + b64(bytes(64)), jwks(ED), Flaw.SIGNATURE),
+    ("long signature", b64({"alg": "RS256"}) + b"." + b64(CLAIMS) + b"." + b64(bytes(900)), jwks(RSA), Flaw.SIGNATURE),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("token, keys, flaw", [pytest.param(*row[1:], id=row[0]) for row in REFUSED])
+def test_refused(token: bytes, keys: bytes, flaw: Flaw) -> None:
+    assert judge(token, keys) is flaw
+
+
+@pytest.mark.parametrize("header", ["jwk", "jku", "x5u", "x5c"])
+def test_a_key_that_the_token_brings_along_is_not_looked_at(header: str) -> None:
+    mine = ECKey.generate_key("P-256", {"kid": "ec"})
+    nowhere = "http://127.0.0.1:1/jwks"
+    values: dict[str, Any] = {"jwk": mine.as_dict(private=False), "jku": nowhere, "x5u": nowhere, "x5c": ["x"]}
+    brought = values[header]
+    assert judge(sign({"alg": "ES256", "kid": "ec", header: brought}, mine), jwks(EC)) is Flaw.SIGNATURE
+    assert judge(sign({"alg": "ES256", "kid": "ec", header: brought}, EC), jwks(EC)) is None
+
+
+def test_keys_with_one_kid_are_all_tried() -> None:
+    other = ECKey.generate_key("P-256", {"kid": "ec"})
+    keys = jwks(other, EC, RSA.as_dict(private=False) | {"kid": "ec"})
+    assert judge(sign({"alg": "ES256", "kid": "ec"}, EC), keys) is None
+    assert judge(sign({"alg": "RS256", "kid": "ec"}, RSA), keys) is None
+
+
+def test_without_kid_few_keys_are_tried() -> None:
+    others = [ECKey.generate_key("P-256") for _ in range(3)]
+    assert judge(sign({"alg": "ES256"}, EC), jwks(*others, RSA, EC)) is None
+    more = [*others, ECKey.generate_key("P-256")]
+    assert judge(sign({"alg": "ES256"}, EC), jwks(*more, EC)) is Flaw.SIGNATURE
+
+
+def test_bad_keys_are_ignored() -> None:
+    public = EC.as_dict(private=False)
+    bad: list[Any] = [
+        None,
+        "x",
+        {},
+        {"kty": "oct", "k": "c2VjcmV0", "kid": "ec"},
+        {"kty": ["EC"]},
+        {"kty": "EC", "crv": ["P-256"], "x": "AA", "y": "AA"},
+        {"kty": "EC", "crv": "secp256k1", "x": "AA", "y": "AA"},
+        public | {"use": "enc"},
+        public | {"key_ops": ["sign"]},
+        public | {"key_ops": "verify"},
+        public | {"alg": "HS256"},
+        public | {"alg": 5},
+        public | {"x": "AA"},
+        public | {"x": 5},
+        {k: v for k, v in public.items() if k != "y"},
+        public | {"kid": 5},
+        RSAKey.generate_key(1024).as_dict(private=False),
+        {"kty": "RSA", "n": "", "e": "AQAB"},
+        {"kty": "RSA", "n": "AQAB", "e": "AQAB"},
+        {"kty": "OKP", "crv": "X25519", "x": base64.urlsafe_b64encode(bytes(32)).decode().rstrip("=")},
+        {"kty": "OKP", "crv": "Ed25519", "x": "AAAA"},
+    ]
+    keys = Keys.parse(jwks(*bad_dicts(bad), EC))
+    assert len(keys) == 1
+    assert keys.ignored == len(bad_dicts(bad))
+    with pytest.raises(ValueError, match="no public key for signatures"):
+        Keys.parse(json.dumps({"keys": bad}))
+
+
+def bad_dicts(bad: list[Any]) -> list[Any]:
+    return [key for key in bad if isinstance(key, dict)]
+
+
+def test_of_a_private_key_the_public_part_is_taken() -> None:
+    keys = Keys.parse(json.dumps({"keys": [EC.as_dict(private=True)]}))
+    [key] = keys.candidates("ES256", "ec")
+    assert not key.is_private
+
+
+@pytest.mark.parametrize(
+    "document",
+    [b"", b"{", b"[]", b"{}", b'{"keys": {}}', b'{"keys": []}', b'{"keys": 5}', b"5", b'{"keys":' + b"[" * 5000],
+)
+def test_what_is_no_key_set(document: bytes) -> None:
+    with pytest.raises(ValueError, match="key"):
+        Keys.parse(document)
+
+
+def test_a_key_set_is_bounded() -> None:
+    with pytest.raises(ValueError, match="100 are allowed"):
+        Keys.parse(json.dumps({"keys": [{}] * (MAX_KEYS + 1)}))
+
+
+@pytest.mark.parametrize(
+    "change, flaw",
+    [
+        ({}, None),
+        ({"aud": ["x", "tollhouse"]}, None),
+        ({"exp": NOW + 0.5}, None),
+        ({"exp": NOW - 59}, None),  # within the leeway
+        ({"exp": NOW - 60}, Flaw.EXPIRED),
+        ({"exp": None}, Flaw.CLAIM),
+        ({"exp": "1900000000"}, Flaw.CLAIM),
+        ({"exp": True}, Flaw.CLAIM),
+        ({"nbf": NOW + 59}, None),
+        ({"nbf": NOW + 61}, Flaw.NOT_YET),
+        ({"nbf": None}, Flaw.CLAIM),
+        ({"nbf": "x"}, Flaw.CLAIM),
+        ({"iat": NOW + 61}, Flaw.NOT_YET),
+        ({"iat": [1]}, Flaw.CLAIM),
+        ({"iss": ISSUER + "/"}, Flaw.ISSUER),
+        ({"iss": ISSUER.upper()}, Flaw.ISSUER),
+        ({"iss": [ISSUER]}, Flaw.ISSUER),
+        ({"iss": None}, Flaw.ISSUER),
+        ({"aud": "toll"}, Flaw.AUDIENCE),
+        ({"aud": "tollhouse2"}, Flaw.AUDIENCE),
+        ({"aud": []}, Flaw.AUDIENCE),
+        ({"aud": None}, Flaw.AUDIENCE),
+        ({"aud": {"tollhouse": 1}}, Flaw.AUDIENCE),
+        ({"aud": ["tollhouse", 5]}, Flaw.AUDIENCE),
+    ],
+)
+def test_claims(change: dict[str, Any], flaw: Flaw | None) -> None:
+    token = Token("ES256", None, None, CLAIMS | change, b"", b"")
+    assert check_claims(token, issuer=ISSUER, audiences=["tollhouse"], now=NOW) is flaw
+
+
+def test_exp_must_be_there() -> None:
+    token = Token("ES256", None, None, {"iss": ISSUER, "aud": "tollhouse"}, b"", b"")
+    assert check_claims(token, issuer=ISSUER, audiences=["tollhouse"], now=NOW) is Flaw.CLAIM
+
+
+def test_without_audiences_any_will_do() -> None:
+    token = Token("ES256", None, None, CLAIMS | {"aud": 5}, b"", b"")
+    assert check_claims(token, issuer=ISSUER, audiences=(), now=NOW) is None
+
+
+@pytest.mark.parametrize(
+    "typ, types, ok",
+    [
+        (None, None, True),
+        ("JWT", None, True),
+        ("at+jwt", None, True),
+        ("application/at+JWT", None, True),
+        ("dpop+jwt", None, False),
+        ("oauth-id-jag+jwt", None, False),
+        ("logout+jwt", None, False),
+        ("", None, False),
+        ("at+jwt", ["at+jwt"], True),
+        ("JWT", ["at+jwt"], False),
+        (None, ["at+jwt"], False),
+    ],
+)
+def test_type(typ: str | None, types: list[str] | None, ok: bool) -> None:
+    token = Token("ES256", None, typ, CLAIMS, b"", b"")
+    flaw = check_claims(token, issuer=ISSUER, audiences=["tollhouse"], now=NOW, types=types)
+    assert flaw is (None if ok else Flaw.TYPE)
+
+
+GOOD = sign({"alg": "ES256", "kid": "ec"}, EC)
+KEYS = Keys.parse(jwks(*ALL))
+
+
+@given(st.one_of(st.binary(max_size=200), st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255))))
+@example(b"..")
+def test_no_other_bytes_are_accepted_and_none_raise(change: bytes | tuple[int, int]) -> None:
+    if isinstance(change, tuple):
+        at, byte = change
+        token = GOOD[:at] + bytes([byte]) + GOOD[at + 1 :]
+    else:
+        token = change
+    parsed = parse(token)
+    if isinstance(parsed, Flaw):
+        return
+    if verify(parsed, KEYS) is None:
+        assert parsed.claims == CLAIMS  # the last bits of a base64 text mean nothing
