@@ -1,0 +1,186 @@
+"""A request whose body is still coming: what the parser stored, and who waits for it.
+
+Rule: the body is held, up to a bound, until somebody reads it whole (`read`) or asks for it as it comes (`start`);
+reading from the socket pauses meanwhile. A request refers to its connection only until its exchange is over.
+"""
+
+import asyncio
+from typing import Protocol
+
+from tollhouse.core.clock import FOREVER
+from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.http import Headers, Request, Sink, problem
+from tollhouse.net.head import Limits
+
+__all__ = ["Feeder", "Incoming"]
+
+_HIGH_WATER = 65_536  # bytes held before reading pauses
+
+
+class Feeder(Protocol):
+    """The connection as its requests see it."""
+
+    deadline: float
+    loop: asyncio.AbstractEventLoop
+    limits: Limits
+    busy: "Incoming | None"
+
+    def arm(self, seconds: float) -> None: ...
+
+    def wants_body(self, request: "Incoming") -> None: ...
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+class Incoming(Request):
+    """A request fed by its connection."""
+
+    __slots__ = ("_connection", "_error", "_limit", "_paused", "_sink", "_waiter", "chunked", "expects", "keep_alive")
+
+    def __init__(
+        self, connection: Feeder, listener: str, scheme: str, peer: str
+    ) -> None:  # on purpose not calling super: the head is yet to come
+        self.method = b""
+        self.target = b""
+        self.headers = Headers()
+        self.listener = listener
+        self.scheme = scheme
+        self.peer = peer
+        self.upgrade = False
+        self.parts = []
+        self.body_size = 0
+        self.complete = False
+        self.ends = []
+        self.render = problem
+        self.chunked = False
+        self.expects = False
+        self.keep_alive = False
+        self._connection: Feeder | None = connection
+        self._waiter: asyncio.Future[None] | None = None
+        self._sink: Sink | None = None
+        self._error: Failure | None = None
+        self._limit = connection.limits.body
+        self._paused = False
+
+    async def read(self, limit: int) -> bytes:
+        limit = self._limit = min(limit, self._limit)
+        if not self.complete:
+            connection = self._gone_if_none()
+            connection.wants_body(self)
+            while self._lacks(limit):
+                if self._error is not None:
+                    raise self._error
+                connection.arm(connection.limits.body_timeout)
+                self._waiter = waiter = connection.loop.create_future()
+                try:
+                    await waiter
+                finally:
+                    self._waiter = None
+                    connection.deadline = FOREVER
+        if self.body_size > limit:
+            self.keep_alive = False
+            raise Failure(413, Reason.INVALID_REQUEST, f"the request body is larger than {limit} bytes")
+        parts = self.parts
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def start(self, sink: Sink) -> None:
+        parts, self.parts = self.parts, []
+        for part in parts:
+            sink.send(part)
+        if self.complete:
+            sink.end()
+        elif self._error is not None:
+            sink.end(self._error)
+        else:
+            self._sink = sink
+            connection = self._gone_if_none()
+            connection.arm(connection.limits.body_timeout)
+            if not self._paused:
+                connection.wants_body(self)
+
+    def pause(self) -> None:
+        self._paused = True
+        if self._connection is not None:
+            self._connection.deadline = FOREVER  # it is not the client that is slow
+            self._connection.pause_reading()
+
+    def resume(self) -> None:
+        self._paused = False
+        if self._connection is not None and not self.complete:
+            if self._sink is not None:
+                self._connection.arm(self._connection.limits.body_timeout)
+            self._connection.resume_reading()
+
+    def close(self) -> None:
+        self._sink = None
+        self.parts = []
+        if self._connection is not None and self._connection.busy is self:
+            self._connection.deadline = FOREVER
+
+    # the connection's side
+    def feed(self, part: bytes) -> None:
+        self.body_size += len(part)
+        if self._sink is not None:
+            if self.body_size > self._limit:
+                self.keep_alive = False
+                self.fail(Failure(413, Reason.INVALID_REQUEST, f"the request body is larger than {self._limit} bytes"))
+                return
+            connection = self._connection
+            if connection is not None and not self._paused:
+                connection.arm(connection.limits.body_timeout)
+            self._sink.send(part)
+            return
+        self.parts.append(part)
+        waiter = self._waiter
+        if waiter is not None:
+            if self.body_size > self._limit:
+                self._wake()
+            elif self._connection is not None:
+                self._connection.arm(self._connection.limits.body_timeout)
+        elif self.body_size > _HIGH_WATER and self._connection is not None:
+            self._connection.pause_reading()
+
+    def finished(self) -> None:
+        self.complete = True
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            if self._connection is not None and self._connection.busy is self:
+                self._connection.deadline = FOREVER
+            sink.end()
+        self._wake()
+
+    def fail(self, error: Failure) -> None:
+        """The rest of the body will not come."""
+        self._error = error
+        self.keep_alive = False
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            sink.end(error)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(error)
+
+    def release(self) -> None:
+        """The exchange is over: cut what refers to the connection."""
+        self._connection = None
+        self._sink = None
+        self._error = None
+
+    def _lacks(self, limit: int) -> bool:
+        return not self.complete and self.body_size <= limit
+
+    @property
+    def waiting(self) -> bool:
+        return self._waiter is not None or self._sink is not None
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _gone_if_none(self) -> Feeder:
+        if self._connection is None:
+            raise Failure(499, Reason.CLIENT_GONE, "the connection is gone")
+        return self._connection

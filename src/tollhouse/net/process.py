@@ -1,0 +1,230 @@
+"""A child process that is spoken to in lines: spawned with pipes, bounded, and gone with all its children at the end.
+
+Rule: whoever spawns a child owns it and calls `close`, which does not return before the process has been reaped.
+The child gets its own process group, so that what it started goes with it, and dies with this process even when
+this one is killed (Linux: PR_SET_PDEATHSIG).
+"""
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, cast
+
+from tollhouse.core.errors import Failure, Reason
+
+__all__ = ["INHERITED", "Child", "Listener", "clean_environment", "spawn"]
+
+INHERITED = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER")
+"""What a child sees of our environment; everything else, secrets among it, must be given."""
+
+MAX_LINE = 1 << 20
+_STDERR_LINE = 4096
+_MAX_UNSENT = 8 << 20
+_PR_SET_PDEATHSIG = 1
+
+
+class Listener(Protocol):
+    """Hears a child. `line` is one line of its output without the line end; `exited` comes once, after the last line,
+    with the exit code (negative: the signal), or with why we gave it up."""
+
+    def line(self, data: bytes) -> None: ...
+
+    def exited(self, code: int | None, why: str) -> None: ...
+
+
+def clean_environment(given: Mapping[str, str], source: Mapping[str, str] | None = None) -> dict[str, str]:
+    """INHERITED of our environment, and what is given."""
+    own = os.environ if source is None else source
+    return {**{name: own[name] for name in INHERITED if name in own}, **given}
+
+
+async def spawn(
+    command: Sequence[str],
+    listener: Listener,
+    *,
+    env: Mapping[str, str],
+    cwd: str | None = None,
+    max_line: int = MAX_LINE,
+    stderr: Callable[[str], None],
+) -> "Child":
+    """Start `command`. env: all of the child's environment. stderr: called with each line of it, cut at 4 KiB.
+
+    Raises Failure 503 when it cannot be started.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        _, child = await loop.subprocess_exec(
+            lambda: Child(listener, max_line, stderr),
+            *command,
+            env=dict(env),
+            cwd=cwd,
+            start_new_session=True,
+            preexec_fn=_die_with_parent(),
+        )
+    except (OSError, ValueError) as error:
+        raise Failure(
+            503, Reason.UPSTREAM_FAILURE, f"cannot start {command[0]!r}", detail=str(error), retry=True
+        ) from None
+    return child
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None).prctl  # looked up before the fork: afterwards only the call itself is safe
+    parent = os.getpid()
+
+    def die_with_parent() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died in between
+            os._exit(1)
+
+    return die_with_parent
+
+
+class Child(asyncio.SubprocessProtocol):
+    """A running process. `send` writes a line; `close` ends it."""
+
+    __slots__ = ("_errors", "_gone", "_line", "_listener", "_max_line", "_stderr", "_transport", "_why", "code", "pid")
+
+    def __init__(self, listener: Listener, max_line: int, stderr: Callable[[str], None]) -> None:
+        self._listener: Listener | None = listener
+        self._max_line = max_line
+        self._stderr = stderr
+        self._line: list[bytes] = []
+        self._errors = b""
+        self._gone = asyncio.get_running_loop().create_future()
+        self._transport: asyncio.SubprocessTransport | None = None
+        self._why = ""
+        self.code: int | None = None
+        self.pid = 0
+
+    @property
+    def running(self) -> bool:
+        """False once it has exited or was given up."""
+        return self._listener is not None and self._transport is not None
+
+    def send(self, line: bytes) -> None:
+        """Write `line`, which has no line end in it. Raises Failure 503 when the child does not read, 502 when it has
+        exited."""
+        pipe = self._stdin()
+        if pipe is None or self._listener is None:
+            raise Failure(502, Reason.UPSTREAM_FAILURE, "the server's process has exited", retry=True)
+        if pipe.get_write_buffer_size() > _MAX_UNSENT:
+            raise Failure(503, Reason.UPSTREAM_FAILURE, "the server's process does not read its input", retry=True)
+        pipe.write(line + b"\n")
+
+    async def close(self, grace: float = 2.0) -> None:
+        """End it: close its input, then TERM, then KILL, each after `grace` seconds; then whatever it left behind."""
+        self._give_up("it was closed")
+        if self._transport is None:
+            return
+        try:
+            pipe = self._stdin()
+            if pipe is not None:
+                pipe.close()
+            if not await self._ended(grace):
+                self._signal(signal.SIGTERM)
+                if not await self._ended(grace):
+                    self._signal(signal.SIGKILL)
+                    await self._ended(grace)
+        finally:
+            self._signal(signal.SIGKILL)  # grandchildren that ignored it, or a cancelled close
+            self._transport.close()
+
+    def _stdin(self) -> asyncio.WriteTransport | None:
+        transport = self._transport
+        if transport is None:
+            return None
+        pipe = cast("asyncio.WriteTransport | None", transport.get_pipe_transport(0))
+        return None if pipe is None or pipe.is_closing() else pipe
+
+    async def _ended(self, seconds: float) -> bool:
+        done, _ = await asyncio.wait([self._gone], timeout=seconds)
+        return bool(done)
+
+    def _signal(self, number: int) -> None:
+        try:
+            os.killpg(self.pid, number)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+    def _give_up(self, why: str) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.exited(self.code, why)
+
+    # transport callbacks
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.SubprocessTransport, transport)
+        self.pid = self._transport.get_pid()
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        if fd == 2:
+            self._stderr_received(data)
+            return
+        listener = self._listener
+        if listener is None:
+            return
+        at = 0
+        end = data.find(b"\n")
+        while end >= 0:
+            part = data[at:end]
+            if self._line:
+                self._line.append(part)
+                part = b"".join(self._line)
+                self._line = []
+            if len(part) > self._max_line:
+                break
+            if part.endswith(b"\r"):
+                part = part[:-1]
+            if part:
+                listener.line(part)
+                if self._listener is None:
+                    return
+            at = end + 1
+            end = data.find(b"\n", at)
+        else:
+            if at < len(data):
+                self._line.append(data[at:] if at else data)
+                if len(self._line) > 64:
+                    self._line = [b"".join(self._line)]
+                if sum(map(len, self._line)) <= self._max_line:
+                    return
+            else:
+                return
+        self._line = []
+        self._give_up(f"it sent a line of more than {self._max_line} bytes")
+        self._signal(signal.SIGKILL)
+
+    def _stderr_received(self, data: bytes) -> None:
+        *lines, rest = (self._errors + data).split(b"\n")
+        if len(rest) > _STDERR_LINE:
+            lines.append(rest)
+            rest = b""
+        self._errors = rest
+        for line in lines:
+            text = line[:_STDERR_LINE].decode(errors="replace").rstrip()
+            if text:
+                self._stderr(text)
+
+    def process_exited(self) -> None:
+        if self._transport is not None:
+            self.code = self._transport.get_returncode()
+        self._signal(signal.SIGKILL)  # what it started and left behind
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The process has exited and its pipes are at their end."""
+        if self._errors:
+            self._stderr_received(b"\n")
+        code = self.code
+        if code is None:
+            why = "it exited"
+        else:
+            why = f"it was killed by signal {-code}" if code < 0 else f"it exited with code {code}"
+        self._give_up(why)
+        if not self._gone.done():
+            self._gone.set_result(None)
