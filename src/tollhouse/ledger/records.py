@@ -1,0 +1,97 @@
+"""The records of the ledger. A record says what was asked, by whom, how it ended and what it used; nothing of its text.
+
+Rule: (journal, seq) is a record's identity, given when it is appended; the id is computed from it and the time of
+admission, so that every replay of a journal gives the same id, and ids sort by time. Fields are added, never renamed.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+__all__ = ["OUTCOMES", "USAGE", "Outcome", "UsageRecord", "identify"]
+
+USAGE: Final = 1
+"""The journal's kind of a UsageRecord. Further kinds (audit, intent, adjust) take the next numbers."""
+
+
+class Outcome(StrEnum):
+    """How a call ended."""
+
+    OK = "ok"
+    DENIED = "denied"  # by a rule, a limit, a budget, a guard, or for missing credentials
+    INVALID = "invalid"  # the request made no sense: unknown model or tool, bad body
+    CLIENT_GONE = "client_gone"
+    UPSTREAM_ERROR = "upstream_error"
+    TIMEOUT = "timeout"
+    TOOL_ERROR = "tool_error"  # the tool answered, and its answer says that it failed
+    CUT = "cut"  # the upstream died after its first event
+    ERROR = "error"  # ours
+    LOST = "lost"  # the worker died; written by whoever adopts its journal
+
+
+OUTCOMES = frozenset(Outcome)
+
+
+class UsageRecord(msgspec.Struct, gc=False, omit_defaults=True, kw_only=True):
+    """One call. Times are microseconds: since 1970 (UTC) in `..._at`, spans in `..._us`.
+
+    Tokens: input excludes what came from or went into the provider's cache, output includes reasoning. estimated: the
+    provider did not say. cost_nano: nano-dollars, None while no price is known (never 0 for "unknown").
+    journal, seq and id are filled in when the record is read back; they are not in its body.
+    """
+
+    id: str = ""
+    journal: str = ""
+    seq: int = 0
+    admitted_at: int
+    ended_at: int
+    request_id: str = ""
+    attempt: int = 1
+    org: str = ""
+    team: str = ""
+    user: str = ""
+    key: str = ""
+    agent: str = ""
+    route: str = ""
+    dialect: str = ""
+    operation: str = ""
+    model_asked: str = ""
+    model_answered: str = ""
+    provider: str = ""
+    backend: str = ""
+    server: str = ""
+    tool: str = ""
+    outcome: str = "ok"
+    reason: str = ""
+    status: int = 0
+    input: int = 0
+    output: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
+    reasoning: int = 0
+    estimated: bool = False
+    cost_nano: int | None = None
+    ttft_us: int = 0
+    total_us: int = 0
+    upstream_us: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    stream: bool = False
+
+
+def identify(journal: str, seq: int, at: int) -> str:
+    """The id of a record: a UUID of version 7 (RFC 9562 section 5.7) without a new random number.
+
+    48 bits of milliseconds from `at` (microseconds), 12 + 22 bits of `seq`, 40 bits of the journal's random id (hex).
+    Two records can only get the same one within the same millisecond, with the same seq, in two journals whose random
+    40 bits agree.
+    """
+    number = (at // 1000 & (1 << 48) - 1) << 80
+    number |= 7 << 76
+    number |= (seq >> 22 & 0xFFF) << 64
+    number |= 2 << 62
+    number |= (seq & 0x3FFFFF) << 40
+    number |= int(journal[:10], 16)
+    text = f"{number:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -1,0 +1,221 @@
+"""The shipper: takes records from the journal to the ledger, in a thread of its own.
+
+Rule: at least once from the journal, at most once into the ledger, because a batch and the journal's position are one
+transaction. A segment is deleted only after everything in it is stored. Nothing here is waited for by a request:
+while the ledger is away the journal grows, up to its bound.
+
+At start, and every `adopt_every` seconds, the journals of processes that are gone are shipped and deleted as well.
+"""
+
+import logging
+import os
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+from threading import Event, Thread
+from time import monotonic
+from typing import NamedTuple
+
+from tollhouse.ledger.base import Ledger, LedgerError
+from tollhouse.ledger.journal import Journal
+from tollhouse.ledger.segment import Reader, claim, journals, lock_path, segments, spare_path
+
+__all__ = ["Adopted", "Shipper", "adopt"]
+
+log = logging.getLogger("tollhouse.ledger")
+
+
+class Shipper:
+    """Ships one process's journal. `start`, then `stop` before `journal.close`.
+
+    ledger: used by the shipper's thread alone, which opens and closes it. batch: records in one transaction.
+    interval: seconds between looks at the journal. Counts are plain numbers, to be read at any time.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        ledger: Ledger,
+        *,
+        batch: int = 500,
+        interval: float = 0.2,
+        adopt_every: float = 60.0,
+        slowest: float = 5.0,
+    ) -> None:
+        self.position = 0
+        """The last seq of the journal that is in the ledger."""
+        self.shipped = 0
+        """Records newly stored, adopted ones included."""
+        self.adopted = 0
+        """Records of these that came from journals of dead processes."""
+        self.damaged = 0
+        """Segments that broke off where they must not."""
+        self.missing = 0
+        """Records that are gone with that."""
+        self.rejected = 0
+        """Entries that the ledger could not store and keeps aside."""
+        self.failures = 0
+        """Times the ledger could not be used."""
+        self.error = ""
+        """Why, the last time; "" when it works."""
+        self._journal = journal
+        self._ledger = ledger
+        self._batch = batch
+        self._interval = interval
+        self._adopt_every = adopt_every
+        self._slowest = slowest
+        self._ending = Event()
+        self._drained = False
+        self._even = monotonic()
+        self._adopt_at = 0.0
+        self._reader: Reader | None = None
+        self._thread: Thread | None = None
+
+    @property
+    def lag(self) -> float:
+        """Seconds since everything was shipped; 0 when everything is."""
+        return 0.0 if self._journal.seq <= self.position else monotonic() - self._even
+
+    def start(self) -> None:
+        self._even = monotonic()
+        self._thread = Thread(target=self._run, name="ledger", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout: float = 10.0) -> bool:
+        """Seal the journal, ship what is left, close the ledger. False when that did not succeed in time: the rest is
+        in the journal's files and the next process ships it. Blocks up to `timeout`: not for the event loop."""
+        self._journal.seal()
+        self._ending.set()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join(timeout)
+        return self._drained
+
+    def _run(self) -> None:
+        pause, is_open = self._interval, False
+        while True:
+            ending = self._ending.is_set()
+            try:
+                if not is_open:
+                    self._ledger.open()
+                    is_open = True
+                    self.error = ""
+                self._ship(ending)
+                if monotonic() >= self._adopt_at and not ending:
+                    self._adopt_at = monotonic() + self._adopt_every
+                    self._adopt()
+                pause = self._interval
+                self._drained = ending
+            except (LedgerError, OSError) as error:
+                self.failures += 1
+                if not self.error:
+                    log.warning("the ledger cannot be used, records stay in the journal: %s", error)
+                self.error = str(error)
+                self._drop_reader()
+                self._ledger.close()
+                is_open = False
+                pause = min(pause * 2, self._slowest)
+            if ending:
+                break
+            self._ending.wait(pause)
+        self._drop_reader()
+        self._ledger.close()
+
+    def _ship(self, ending: bool) -> None:
+        """Everything the journal has now."""
+        journal = self._journal
+        if journal.seq <= self.position and not ending:
+            self._even = monotonic()
+            return
+        reader = self._reader
+        if reader is None:
+            self.position = self._ledger.position(journal.id)
+            reader = self._reader = Reader(journal.directory, journal.id, self.position, live=True)
+        if ending:
+            reader.end()
+        while entries := reader.read(self._batch):
+            self.shipped += self._ledger.ship(journal.id, entries)
+            self.position = entries[-1].seq
+            self._clear(reader)
+            if journal.seq <= self.position:
+                self._even = monotonic()
+        self._clear(reader)
+        self._count(reader)
+        reader.damaged = reader.missing = 0
+        self.rejected = self._ledger.rejected()
+        if ending:
+            self._ledger.forget(journal.id)
+
+    def _clear(self, reader: Reader) -> None:
+        """Delete the segments that are shipped whole."""
+        for number, path in reader.done:
+            path.unlink(missing_ok=True)
+            self._journal.release(number)
+        reader.done.clear()
+
+    def _count(self, damage: "Reader | Adopted") -> None:
+        if damage.damaged or damage.missing:
+            log.error(
+                "journal %s: %d damaged segments, %d records missing", damage.journal, damage.damaged, damage.missing
+            )
+        self.damaged += damage.damaged
+        self.missing += damage.missing
+
+    def _drop_reader(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.close()
+
+    def _adopt(self) -> None:
+        with closing(adopt(self._journal.directory, self._ledger, batch=self._batch)) as steps:
+            for step in steps:
+                self.shipped += step.stored
+                self.adopted += step.stored
+                self._count(step)
+                self._ship(False)  # a long journal of the dead must not hold up the living
+                if self._ending.is_set():
+                    return
+
+
+class Adopted(NamedTuple):
+    """One step of an adoption: records newly stored, and damage found at the journal's end."""
+
+    journal: str
+    stored: int
+    damaged: int = 0
+    missing: int = 0
+
+
+def adopt(directory: Path, ledger: Ledger, *, batch: int = 500) -> Generator[Adopted, None, None]:
+    """Ship the journals in `directory` whose process is gone, and delete them. A step is one batch, or the end of one
+    journal. Raises LedgerError; what is then not shipped stays. A journal that cannot be read is left and logged.
+
+    Also for commands that look at the ledger while no gateway runs. `ledger` must be open.
+    """
+    for journal in journals(directory):
+        try:
+            lock = claim(directory, journal)
+            if lock is None:
+                continue
+            try:
+                yield from _adopt_one(directory, journal, ledger, batch)
+            finally:
+                os.close(lock)
+        except OSError as error:
+            log.error("journal %s cannot be read and is left: %s", journal, error)
+
+
+def _adopt_one(directory: Path, journal: str, ledger: Ledger, batch: int) -> Generator[Adopted, None, None]:
+    reader = Reader(directory, journal, ledger.position(journal), live=False)
+    try:
+        while entries := reader.read(batch):
+            yield Adopted(journal, ledger.ship(journal, entries))
+        for _, path in reader.done:
+            path.unlink(missing_ok=True)
+        if not segments(directory, journal):
+            ledger.forget(journal)
+            spare_path(directory, journal).unlink(missing_ok=True)
+            lock_path(directory, journal).unlink(missing_ok=True)
+        yield Adopted(journal, 0, reader.damaged, reader.missing)
+    finally:
+        reader.close()
