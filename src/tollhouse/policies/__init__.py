@@ -1,0 +1,69 @@
+"""The policies, and their order: place in these tuples is place in the chain, outermost first.
+
+Config switches a policy on and sets it, and cannot reorder it. `gateway.build` puts what records a request before the
+first of REQUEST and what meters a call before the first of CALL.
+"""
+
+from typing import Final
+
+from pydantic import Field
+
+from tollhouse.core.call import Call
+from tollhouse.core.http import Request, Response
+from tollhouse.core.reply import Reply
+from tollhouse.core.spec import Spec
+from tollhouse.policies.address import ADDRESS, AddressSpec
+from tollhouse.policies.authenticate import AUTHENTICATE, AuthenticateSpec
+from tollhouse.policies.authorize import AUTHORIZE, AUTHORIZE_ROUTE, AuthorizeSpec
+from tollhouse.policies.base import Kind
+from tollhouse.policies.cors import CORS, CorsSpec
+from tollhouse.policies.headers import HEADERS, HeadersSpec
+from tollhouse.policies.limits import LIMITS, LIMITS_ROUTE, LimitSpec
+from tollhouse.policies.retry import RETRY, RetrySpec
+from tollhouse.policies.timeout import TIMEOUT, TimeoutSpec
+
+__all__ = ["CALL", "REQUEST", "CallScope", "EntranceScope", "RuledScope", "Scope"]
+
+REQUEST: Final[tuple[Kind[Request, Response], ...]] = (
+    CORS,  # first: a preflight carries no credentials, and a page must be able to read every refusal
+    ADDRESS,  # before anything that costs: what comes from outside the allowed networks is not looked at
+    AUTHENTICATE,  # before all that asks who it is
+    AUTHORIZE_ROUTE,  # before limits: what is forbidden must not use up anybody's share
+    LIMITS_ROUTE,  # before the deadline begins to matter, and before the upstream is touched
+    TIMEOUT,
+    HEADERS,  # last: rules see the request as it came, the upstream sees it as it was changed
+)
+
+CALL: Final[tuple[Kind[Call, Reply], ...]] = (
+    AUTHORIZE,  # first: what is forbidden must not use up anybody's share
+    LIMITS,  # outside retries: a call counts once, however often it is tried
+    RETRY,  # innermost: only the backend is asked again
+)
+
+
+class RuledScope(Spec):
+    """What may be set in every scope. It adds to what the wider scopes say."""
+
+    authorize: AuthorizeSpec | None = Field(default=None, description="who may do what: rules in CEL")
+    limits: tuple[LimitSpec, ...] | None = Field(default=None, min_length=1, description="rate limits")
+
+
+class CallScope(RuledScope):
+    """What may be set on a model or an MCP server."""
+
+    retry: RetrySpec | None = Field(default=None, description="when a failed call to a model or tool is made again")
+
+
+class EntranceScope(RuledScope):
+    """What may be set on a route or a virtual MCP endpoint. It replaces what the top says, where it does not add."""
+
+    address: AddressSpec | None = Field(default=None, description="from which addresses requests are taken")
+    authenticate: AuthenticateSpec | None = Field(default=None, description="who may call; absent: everybody")
+    cors: CorsSpec | None = Field(default=None, description="which web pages may call")
+    headers: HeadersSpec | None = Field(default=None, description="header fields set, added and removed")
+
+
+class Scope(EntranceScope, CallScope):
+    """What may be set at the top, for everything."""
+
+    timeout: TimeoutSpec | None = Field(default=None, description="how long a request may take")

@@ -1,0 +1,96 @@
+"""What a policy is made from: a Kind says where it may be configured and how it is built.
+
+Rule: a policy knows neither its neighbours nor where it stands; the order is the two tuples of `policies`, and `Parts`
+is all it gets. What must outlive a configuration (counters are `counter`; key sets, remembered tokens, retry budgets)
+is asked of `Parts.shared` by a key that holds everything it was made from.
+"""
+
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from tollhouse.core.clock import Clock
+from tollhouse.core.errors import ConfigError, Problem
+from tollhouse.core.forwarded import Forwarding
+from tollhouse.core.handler import Policy
+from tollhouse.net.client import Client
+from tollhouse.observe.families import Families
+from tollhouse.store.base import Counter
+
+__all__ = ["ENTRANCES", "EVERYWHERE", "Entrance", "Kind", "Layer", "Level", "Parts", "Shared", "wrong"]
+
+Level = Literal["top", "model", "server", "tool", "endpoint", "route"]
+Entrance = Literal["llm", "mcp", "http"]
+
+EVERYWHERE: frozenset[Level] = frozenset(("top", "model", "server", "tool", "endpoint", "route"))
+ENTRANCES: frozenset[Entrance] = frozenset(("llm", "mcp", "http"))
+
+T = TypeVar("T")
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+
+class Shared(Protocol):
+    """`gateway.keep.Tenure.get`: the part of that key, made if there is none; closed when no Snapshot uses it."""
+
+    def __call__(
+        self, key: Hashable, make: Callable[[], T], close: Callable[[T], Awaitable[None]] | None = None, /
+    ) -> T: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What config says about one policy in one scope. name: of the model, server, ... ("" at the top)."""
+
+    level: Level
+    name: str
+    spec: Any
+
+    @property
+    def where(self) -> str:
+        """`top`, `model smart`."""
+        return f"{self.level} {self.name}" if self.name else self.level
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What policies may use. entrance: what the chain stands before. public_url: of the gateway, as clients see it,
+    without a slash at the end. forwarding: which proxies are trusted, None for none."""
+
+    clock: Clock
+    families: Families
+    counter: Counter
+    client: Client
+    shared: Shared
+    entrance: Entrance = "http"
+    public_url: str = ""
+    forwarding: Forwarding | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[Q, R]):
+    """A kind of policy.
+
+    name: the config key. levels: where it may stand. adds: layers add up; else the narrowest one replaces the wider.
+    build: from the layers, widest first, as they are in force for one chain (for one that does not add, only the
+    narrowest counts); None when there is nothing to do. Raises ConfigError. entrances: before what it is of use.
+    always: is built without layers too.
+    """
+
+    name: str
+    levels: frozenset[Level]
+    adds: bool
+    build: Callable[[tuple[Layer, ...], Parts], Policy[Q, R] | None]
+    entrances: frozenset[Entrance] = ENTRANCES
+    always: bool = False
+
+    def make(self, layers: tuple[Layer, ...], parts: Parts) -> Policy[Q, R] | None:
+        """The policy of one chain, or None. layers: of this kind, widest first, those without a spec left out."""
+        if parts.entrance not in self.entrances or not (layers or self.always):
+            return None
+        return self.build(layers, parts)
+
+
+def wrong(layer: Layer, path: str, message: str) -> ConfigError:
+    """A setting that cannot be used, found only while building."""
+    return ConfigError([Problem(message, path=f"{layer.where}: {path}")])

@@ -1,0 +1,396 @@
+"""Rate limits: requests, calls and tokens per caller, model, tool, address or anything CEL can name.
+
+Rule: all or nothing. A request is admitted by every limit or taken from none, in one step of the counter. Tokens are
+not known before the answer: an estimate is taken first, and corrected in the reply's `ends` to what was used; it is
+given back when there was no answer. A refusal says which limit, and when to come back.
+
+Limits of LLM and MCP run on the call floor, where the model or tool is known; those of plain routes on the request
+floor. Both are this one class.
+"""
+
+from collections.abc import Callable, Sequence
+from math import inf
+from random import random
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from tollhouse.core.call import Call, ModelCall, Principal, ToolCall
+from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.expr import Expression, Undecided
+from tollhouse.core.handler import Handler
+from tollhouse.core.http import Ending, Request, Response
+from tollhouse.core.reply import Reply
+from tollhouse.core.spec import Duration, Spec
+from tollhouse.observe.families import Families
+from tollhouse.policies.base import EVERYWHERE, Kind, Layer, Parts, wrong
+from tollhouse.store.base import Charge, Counter, Rate
+
+__all__ = ["LIMITS", "LIMITS_ROUTE", "LimitSpec", "Limits"]
+
+Key = Callable[[Call], str | None]
+"""Whose bucket a call takes from; None when the limit does not concern it."""
+
+_LONGEST_KEY = 256
+_REMEMBERED = 4096
+
+
+def _user(call: Call) -> str | None:
+    principal = call.principal
+    return ANONYMOUS if principal is None else principal.user or _itself(principal)
+
+
+def _key(call: Call) -> str | None:
+    principal = call.principal
+    return ANONYMOUS if principal is None else principal.key or _itself(principal)
+
+
+def _agent(call: Call) -> str | None:
+    principal = call.principal
+    return ANONYMOUS if principal is None else principal.agent or _itself(principal)
+
+
+def _org(call: Call) -> str | None:
+    principal = call.principal
+    return "" if principal is None else principal.org
+
+
+ANONYMOUS = "\0anonymous"
+
+
+def _itself(principal: Principal) -> str:
+    # No user can have this name, or one could empty the bucket of a caller who has none.
+    return "\0" + principal.id
+
+
+def _model(call: Call) -> str | None:
+    # The configured name: asking for ever new names under a `*` must not give ever new buckets.
+    return call.label if isinstance(call, ModelCall) else None
+
+
+def _tool(call: Call) -> str | None:
+    return f"{call.server}/{call.name}" if isinstance(call, ToolCall) and call.method == "tools/call" else None
+
+
+def _server(call: Call) -> str | None:
+    return call.server if isinstance(call, ToolCall) else None
+
+
+def _ip(call: Call) -> str | None:
+    client = call.context.client or call.request.peer
+    # One customer has a whole /64 of IPv6 addresses.
+    return str(client) if ":" not in client else _prefix(client)
+
+
+def _prefix(address: str) -> str:
+    """The first four groups of an IPv6 address."""
+    head, gap, tail = address.partition("%")[0].partition("::")
+    groups = head.split(":") if head else []
+    if gap:
+        last = tail.split(":") if tail else []
+        room = 8 - len(groups) - len(last) - ("." in tail)
+        groups += ["0"] * room + last
+    if groups[:5] == ["0"] * 5 and "." in groups[-1]:
+        return groups[-1]  # an IPv4 address in IPv6's clothes
+    return ":".join(group.lstrip("0").lower() or "0" for group in groups[:4]) + "::/64"
+
+
+_KEYS: dict[str, Key] = {
+    "user": _user,
+    "key": _key,
+    "org": _org,
+    "agent": _agent,
+    "model": _model,
+    "tool": _tool,
+    "server": _server,
+    "ip": _ip,
+}
+
+
+def _per(value: str) -> str:
+    if value not in _KEYS:
+        try:
+            Expression(value)
+        except ValueError as error:
+            raise ValueError(f"neither one of {', '.join(_KEYS)} nor a CEL expression: {error}") from None
+    return value
+
+
+class LimitSpec(Spec):
+    """So many requests, calls or tokens in a window, for each of something."""
+
+    per: Annotated[str, AfterValidator(_per)] = Field(
+        description="user, key, org, agent, model, tool, server, ip (IPv6: its /64), or a CEL expression",
+        examples=["user", "model", 'request.headers["x-team"]'],
+    )
+    requests: int | None = Field(default=None, ge=1, description="whatever arrives, MCP's lists and pings included")
+    calls: int | None = Field(default=None, ge=1, description="calls of models and tools")
+    tokens: int | None = Field(default=None, ge=1, description="tokens of models, in and out")
+    window: Duration = Field(gt=0.0, le=86400.0 * 31, description="the time in which so many come back")
+    burst: int | None = Field(default=None, ge=1, description="how many at once; default: all of them")
+    name: str = Field(
+        default="", max_length=64, pattern=r"^[A-Za-z0-9_.:-]*$", description="in headers, metrics and errors"
+    )
+    headers: bool = Field(default=True, description="answers say what is left, in the header RateLimit")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if sum(n is not None for n in (self.requests, self.calls, self.tokens)) != 1:
+            raise ValueError("a limit has exactly one of `requests`, `calls`, `tokens`")
+        return self
+
+    @property
+    def unit(self) -> str:
+        return "requests" if self.requests is not None else "calls" if self.calls is not None else "tokens"
+
+    @property
+    def amount(self) -> int:
+        return self.requests or self.calls or self.tokens or 0
+
+
+class _Limit:
+    """One limit, ready to be asked."""
+
+    __slots__ = ("hits", "key", "name", "near", "over", "policy", "rate", "shown", "unit", "warn")
+
+    def __init__(self, spec: LimitSpec, name: str, rate: Rate, descriptor: str, families: Families) -> None:
+        self.name = name
+        self.unit = spec.unit
+        self.rate = rate
+        self.key = _KEYS.get(spec.per) or _expression(spec.per)
+        self.warn = rate.tolerance * 0.8
+        self.shown = spec.headers
+        self.policy = b'"%b";q=%d;w=%d' % (name.encode(), rate.amount, max(1, round(rate.window)))
+        self.hits = families.limit_hits.child(descriptor)
+        self.over = families.limit_over.child(descriptor)
+        self.near = families.limit_near.child(descriptor)
+
+    def amount(self, call: Call) -> int:
+        """Units this call takes; 0 when they are none of this limit's."""
+        if self.unit == "requests":
+            return 1
+        if isinstance(call, ModelCall):
+            return 1 if self.unit == "calls" else max(1, call.estimate)
+        return 1 if self.unit == "calls" and isinstance(call, ToolCall) and call.method == "tools/call" else 0
+
+    def state(self, behind: float) -> bytes:
+        """The limit's item of the header RateLimit: what is left, and when all of it is."""
+        left = int((self.rate.tolerance - behind) / self.rate.step + 1e-6)
+        return b'"%b";r=%d;t=%d' % (self.name.encode(), max(0, left), -int(-behind // 1))
+
+
+def _expression(source: str) -> Key:
+    expression = Expression(source)
+
+    def key(call: Call) -> str | None:
+        try:
+            return expression.text(call, _LONGEST_KEY)
+        except Undecided:
+            # Without the header or claim it is about, everybody is in one bucket, not in none.
+            return None if expression.apart(call) else ""
+
+    return key
+
+
+class Limits:
+    """The limits that are in force for one chain."""
+
+    def __init__(self, limits: Sequence[_Limit], counter: Counter) -> None:
+        self._limits = tuple(limits)
+        self._counter = counter
+        self._settles = any(limit.unit == "tokens" for limit in limits)
+        self._shows = any(limit.shown for limit in limits)
+
+    async def handle(self, call: Call, next: Handler[Call, Reply]) -> Reply:
+        """Raises Failure 429."""
+        charges: list[Charge] = []
+        limits = self._charge(call, charges)
+        if not limits:
+            return await next(call)
+        verdict = await self._counter.admit(call.context.request_id, charges)
+        behind = verdict.behind
+        if verdict.refused >= 0:
+            raise self._refuse(limits, charges, verdict.refused, verdict.wait, behind)
+        self._count(limits, behind)
+        if self._settles:
+            reply = await self._reserved(call, next, limits, charges)
+        else:
+            reply = await next(call)
+        if self._shows:
+            state = _header(limits, behind)
+            if state is not None:
+                reply.headers = [*reply.headers, state]
+        return reply
+
+    async def handle_request(self, request: Request, next: Handler[Request, Response]) -> Response:
+        """The same for a plain route. Raises Failure 429."""
+        context = request.context
+        charges: list[Charge] = []
+        limits = self._charge(Call(request, context), charges)
+        if not limits:
+            return await next(request)
+        verdict = await self._counter.admit(context.request_id, charges)
+        behind = verdict.behind
+        if verdict.refused >= 0:
+            raise self._refuse(limits, charges, verdict.refused, verdict.wait, behind)
+        self._count(limits, behind)
+        response = await next(request)
+        if self._shows:
+            state = _header(limits, behind)
+            if state is not None:
+                response.headers = [*response.headers, state]
+        return response
+
+    def _charge(self, call: Call, charges: list[Charge]) -> list[_Limit]:
+        """Fill `charges`; the limits they are of, in the same order."""
+        limits = []
+        for limit in self._limits:
+            amount = limit.amount(call)
+            if amount:
+                key = limit.key(call)
+                if key is not None:
+                    charges.append(Charge(limit.rate, key, amount))
+                    limits.append(limit)
+        return limits
+
+    def _count(self, limits: list[_Limit], behind: list[float]) -> None:
+        for limit, ahead in zip(limits, behind, strict=True):
+            limit.hits.inc()
+            if ahead > limit.warn:
+                limit.near.inc()
+
+    async def _reserved(
+        self, call: Call, next: Handler[Call, Reply], limits: list[_Limit], charges: list[Charge]
+    ) -> Reply:
+        tokens = [charge for limit, charge in zip(limits, charges, strict=True) if limit.unit == "tokens"]
+        if not tokens:
+            return await next(call)
+        counter, context = self._counter, call.context
+        try:
+            reply = await next(call)
+        except BaseException:  # whatever ended it, there was no answer to pay for
+            counter.settle(context.request_id, tokens, [0] * len(tokens))
+            raise
+
+        def settle(ending: Ending) -> None:
+            usage = context.usage
+            if usage is not None:
+                used = usage.total
+            elif ending.status >= 400:
+                used = 0
+            else:
+                return  # nobody counted: the estimate stays
+            counter.settle(context.request_id, tokens, [used] * len(tokens))
+
+        reply.ends.append(settle)
+        return reply
+
+    def _refuse(
+        self, limits: list[_Limit], charges: list[Charge], refused: int, wait: float, behind: list[float]
+    ) -> Failure:
+        limit, charge = limits[refused], charges[refused]
+        for asked in limits:
+            asked.hits.inc()
+        limit.over.inc()
+        rate = limit.rate
+        allowed = f"{rate.amount} {limit.unit} in {_seconds(rate.window)}"
+        headers = [(b"ratelimit-policy", limit.policy), (b"ratelimit", limit.state(behind[refused]))]
+        detail = f"limit {rate.name} key {charge.key!r}"
+        if wait == inf:
+            message = (
+                f"this request needs about {charge.amount} {limit.unit}, and the limit `{limit.name}` ({allowed}) "
+                f"never allows more than {rate.burst} at once; ask for less"
+            )
+            return Failure(
+                429, Reason.RATE_LIMIT, message, code="rate_limit_exceeded", detail=detail, headers=tuple(headers)
+            )
+        # Up to a tenth later, so that those who were refused together do not come back together.
+        after = -int(-wait * (1.0 + 0.1 * random()) // 1) or 1  # noqa: S311 - spreads load
+        headers.append((b"retry-after", b"%d" % after))
+        return Failure(
+            429,
+            Reason.RATE_LIMIT,
+            f"the limit `{limit.name}` ({allowed}) is used up; try again in {after} s",
+            code="rate_limit_exceeded",
+            detail=detail,
+            retry_after=float(after),
+            headers=tuple(headers),
+        )
+
+
+def _header(limits: list[_Limit], behind: list[float]) -> tuple[bytes, bytes] | None:
+    states = [limit.state(ahead) for limit, ahead in zip(limits, behind, strict=True) if limit.shown]
+    return (b"ratelimit", b", ".join(states)) if states else None
+
+
+def _seconds(window: float) -> str:
+    for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s")):
+        if window >= size and window % size == 0:
+            return f"{window / size:g} {unit}"
+    return f"{window:g} s"
+
+
+# What a limit cannot be about, by the scope it stands in.
+_NEVER = {
+    "model": ("tool", "server"),
+    "server": ("model",),
+    "tool": ("model",),
+    "endpoint": ("model",),
+    "route": ("model", "tool", "server"),
+}
+
+
+def _limits(layers: tuple[Layer, ...], parts: Parts) -> list[_Limit]:
+    limits: list[_Limit] = []
+    names: set[str] = set()
+    rates: set[str] = set()
+    for layer in layers:
+        specs: tuple[LimitSpec, ...] = layer.spec
+        for number, spec in enumerate(specs):
+            _check(layer, number, spec)
+            if parts.entrance == "http" and (spec.unit != "requests" or spec.per in _NEVER["route"]):
+                continue  # of the top: it is about models and tools
+            per = spec.per if spec.per in _KEYS else "expression"
+            name = _unused(spec.name or f"{per}-{spec.unit}", names)
+            # Not the amount: raising a limit must not empty everybody's bucket.
+            rate = _unused(f"{layer.where}/{spec.name or spec.per}/{spec.unit}/{spec.window:g}", rates)
+            descriptor = name if layer.level == "top" else f"{layer.where.replace(' ', ':')}/{name}"
+            made = Rate(rate, spec.amount, spec.window, spec.burst)
+            limits.append(_Limit(spec, name, made, descriptor, parts.families))
+    return limits
+
+
+def _check(layer: Layer, number: int, spec: LimitSpec) -> None:
+    path = f"limits[{number}]"
+    if spec.per in _NEVER.get(layer.level, ()):
+        raise wrong(layer, path, f"`per: {spec.per}` can have no effect on a {layer.level}")
+    if layer.level != "top" and layer.level != "model" and spec.unit == "tokens":
+        raise wrong(layer, path, f"`tokens` can have no effect on a {layer.level}: only models use tokens")
+    if layer.level == "route" and spec.unit == "calls":
+        raise wrong(layer, path, "`calls` can have no effect on a route; write `requests`")
+
+
+def _unused(name: str, names: set[str]) -> str:
+    made, n = name, 1
+    while made in names:
+        n += 1
+        made = f"{name}-{n}"
+    names.add(made)
+    return made
+
+
+def _build(layers: tuple[Layer, ...], parts: Parts) -> Any:
+    return Limits(_limits(layers, parts), parts.counter).handle
+
+
+def _build_route(layers: tuple[Layer, ...], parts: Parts) -> Any:
+    limits = _limits(layers, parts)
+    return Limits(limits, parts.counter).handle_request if limits else None
+
+
+LIMITS: Kind[Call, Reply] = Kind(
+    "limits", EVERYWHERE - {"route"}, adds=True, build=_build, entrances=frozenset(("llm", "mcp"))
+)
+LIMITS_ROUTE: Kind[Request, Response] = Kind(
+    "limits", frozenset(("top", "route")), adds=True, build=_build_route, entrances=frozenset(("http",))
+)

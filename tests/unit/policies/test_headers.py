@@ -1,0 +1,85 @@
+"""Header rules: what they do, and what they may not touch."""
+
+from typing import Any
+
+import pytest
+from tests.unit.policies.floor import layer, parts, request
+
+from tollhouse.core.handler import compose
+from tollhouse.core.http import Request, Response
+from tollhouse.policies.headers import HEADERS, HeadersSpec
+
+pytestmark = pytest.mark.anyio
+
+# What an upstream's handler may give to every answer; policies must not change it.
+SHARED = [(b"server", b"x"), (b"x-a", b"1"), (b"x-b", b"2")]
+
+
+async def echo(request: Request) -> Response:
+    return Response(200, SHARED)
+
+
+async def changed(rules: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+    policy = HEADERS.make((layer(HeadersSpec.model_validate(rules)),), parts())
+    assert policy is not None
+    asked = request(b"GET", b"/", (b"host", b"h"), (b"x-a", b"1"), (b"x-a", b"2"))
+    response = await compose((policy,), echo)(asked)
+    return list(asked.headers), response.headers
+
+
+@pytest.mark.parametrize(
+    "rules, now",
+    [
+        ({"set": {"X-A": "9"}}, [(b"host", b"h"), (b"x-a", b"9")]),
+        ({"add": {"x-a": "9"}}, [(b"host", b"h"), (b"x-a", b"1"), (b"x-a", b"2"), (b"x-a", b"9")]),
+        ({"remove": ["X-A", "x-none"]}, [(b"host", b"h")]),
+        (
+            {"remove": ["x-a"], "set": {"x-c": " v\t"}, "add": {"x-c": "w"}},
+            [(b"host", b"h"), (b"x-c", b"v"), (b"x-c", b"w")],
+        ),
+    ],
+)
+async def test_of_requests(rules: dict[str, Any], now: list[Any]) -> None:
+    asked, answered = await changed({"request": rules})
+    assert asked == now
+    assert answered == SHARED
+
+
+async def test_of_answers() -> None:
+    asked, answered = await changed({"response": {"remove": ["server"], "set": {"x-b": "3"}, "add": {"x-a": "2"}}})
+    assert len(asked) == 3
+    assert answered == [(b"x-a", b"1"), (b"x-b", b"3"), (b"x-a", b"2")]
+    assert SHARED == [(b"server", b"x"), (b"x-a", b"1"), (b"x-b", b"2")]
+
+
+@pytest.mark.parametrize(
+    "name", ["Content-Length", "transfer-encoding", "Connection", "Host", "TE", "upgrade", "trailer"]
+)
+@pytest.mark.parametrize("rule", [lambda n: {"remove": [n]}, lambda n: {"set": {n: "x"}}, lambda n: {"add": {n: "x"}}])
+@pytest.mark.parametrize("direction", ["request", "response"])
+def test_framing_is_not_a_rules_business(name: str, rule: Any, direction: str) -> None:
+    with pytest.raises(ValueError, match="frames the message"):
+        HeadersSpec.model_validate({direction: rule(name)})
+
+
+@pytest.mark.parametrize("name", ["Authorization", "x-api-key", "api-key"])
+def test_nor_are_credentials(name: str) -> None:
+    with pytest.raises(ValueError, match="never goes upstream"):
+        HeadersSpec.model_validate({"request": {"set": {name: "x"}}})
+
+
+@pytest.mark.parametrize("value", ["a\r\nb: c", "a\nb", "a\x00b", "\x7f", "é"])
+def test_values_are_safe(value: str) -> None:
+    with pytest.raises(ValueError, match="no line breaks"):
+        HeadersSpec.model_validate({"response": {"set": {"x-a": value}}})
+
+
+@pytest.mark.parametrize("name", ["x a", "x:a", "", "x\r\n", "é"])
+def test_names_are_tokens(name: str) -> None:
+    with pytest.raises(ValueError, match="not a header name"):
+        HeadersSpec.model_validate({"response": {"set": {name: "x"}}})
+
+
+def test_what_contradicts_itself() -> None:
+    with pytest.raises(ValueError, match="both removed and set"):
+        HeadersSpec.model_validate({"response": {"set": {"X-A": "x"}, "remove": ["x-a"]}})

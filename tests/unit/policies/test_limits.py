@@ -1,0 +1,323 @@
+"""Limits: whose bucket, all or nothing, tokens reserved and settled, and what a refusal says."""
+
+import gc
+import ipaddress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.policies.floor import Time, answer, counted, end, layer, model, parts, request, respond, tool, who
+
+from tollhouse.core.call import Call, Usage
+from tollhouse.core.errors import ConfigError, Failure, Reason
+from tollhouse.core.handler import Handler, compose
+from tollhouse.core.reply import Reply
+from tollhouse.policies.base import Layer, Parts
+from tollhouse.policies.limits import LIMITS, LIMITS_ROUTE, LimitSpec, _prefix
+
+pytestmark = pytest.mark.anyio
+
+
+def limits(*specs: dict[str, Any], level: Any = "top", name: str = "") -> Layer:
+    return layer(tuple(LimitSpec.model_validate({"window": "1m"} | spec) for spec in specs), level, name)
+
+
+def chain(p: Parts, *layers: Layer, backend: Handler[Call, Reply] = answer) -> Handler[Call, Reply]:
+    policy = LIMITS.make(layers, p)
+    assert policy is not None
+    return compose((policy,), backend)
+
+
+async def outcome(handler: Handler[Call, Reply], call: Call) -> int:
+    try:
+        reply = await handler(call)
+    except Failure as failure:
+        return failure.status
+    end(reply, call, Usage(1, 1))
+    return 200
+
+
+async def test_requests_per_user() -> None:
+    time = Time()
+    handler = chain(parts(time, entrance="llm"), limits({"per": "user", "requests": 2}))
+    assert [await outcome(handler, model(principal=who(id="ada"))) for _ in range(3)] == [200, 200, 429]
+    assert await outcome(handler, tool(principal=who(id="ada"))) == 429  # one bucket for models and tools
+    assert await outcome(handler, model(principal=who(id="bob"))) == 200
+    time.advance(30.1)
+    assert [await outcome(handler, model(principal=who(id="ada"))) for _ in range(2)] == [200, 429]
+
+
+ONE = who("key", "ci", key="ci", user="u", org="o", agent="a")
+KEYS: list[tuple[str, Any, Any, bool]] = [
+    ("user", model(principal=ONE), model(principal=who(user="u")), True),
+    ("user", model(principal=ONE), model(principal=who(user="v")), False),
+    ("user", model(principal=who(id="x", user="")), model(principal=who(id="y", user="")), False),
+    ("user", model(principal=who(id="x", user="")), model(principal=who(user="jwt:x")), False),
+    ("key", model(principal=ONE), model(principal=who("key", "x", key="ci")), True),
+    ("key", model(principal=ONE), model(principal=who("key", "x", key="other")), False),
+    ("key", model(principal=who(id="x")), model(principal=who(id="y")), False),
+    ("org", model(principal=ONE), model(principal=who(org="o")), True),
+    ("org", model(principal=ONE), model(principal=who(org="p")), False),
+    ("agent", model(principal=ONE), model(principal=who(agent="a")), True),
+    ("agent", model(principal=ONE), model(principal=who(agent="b")), False),
+    ("model", model("m"), model("m", who(id="x")), True),
+    ("model", model("m"), model("n"), False),
+    ("model", model("p/x", label="p/*"), model("p/y", label="p/*"), True),
+    ("tool", tool("t"), tool("t", who(id="x")), True),
+    ("tool", tool("t"), tool("t", server="other"), False),
+    ("server", tool("t"), tool("u"), True),
+    ("server", tool("t"), tool("t", server="other"), False),
+    ("ip", model(), tool(), True),
+    ("principal.org", model(principal=ONE), model(principal=who(org="o")), True),
+    ("principal.org", model(principal=ONE), model(principal=who(org="p")), False),
+    ('request.headers["x-team"]', model(), model(), True),  # without the header: one bucket for all of them
+    ("mcp.arguments.customer", tool(customer=1), tool(customer=1), True),
+    ("mcp.arguments.customer", tool(customer=1), tool(customer=2), False),
+]
+
+
+@pytest.mark.parametrize("per, one, other, same", KEYS)
+async def test_whose_bucket(per: str, one: Any, other: Any, same: bool) -> None:
+    handler = chain(parts(Time(), entrance="mcp"), limits({"per": per, "requests": 1}))
+    assert await outcome(handler, one) == 200
+    assert await outcome(handler, other) == (429 if same else 200)
+
+
+@pytest.mark.parametrize(
+    "spec, call",
+    [
+        ({"per": "model", "requests": 1}, tool()),
+        ({"per": "tool", "requests": 1}, model()),
+        ({"per": "tool", "requests": 1}, tool("", method="tools/list")),
+        ({"per": "user", "tokens": 1}, tool()),
+        ({"per": "user", "calls": 1}, tool("", method="tools/list")),
+        ({"per": "mcp.tool.name", "requests": 1}, model()),
+        ({"per": "llm.model", "requests": 1}, tool()),
+    ],
+)
+async def test_what_a_limit_does_not_concern(spec: dict[str, Any], call: Any) -> None:
+    handler = chain(parts(Time(), entrance="mcp"), limits(spec))
+    assert [await outcome(handler, call) for _ in range(3)] == [200] * 3
+
+
+async def test_calls_are_of_models_and_tools() -> None:
+    handler = chain(parts(Time(), entrance="mcp"), limits({"per": "user", "calls": 1}))
+    assert await outcome(handler, tool()) == 200
+    assert await outcome(handler, model()) == 429
+
+
+async def test_limits_of_scopes_add_up_and_a_refusal_takes_from_none() -> None:
+    p = parts(Time(), entrance="llm")
+    top = limits({"per": "user", "requests": 3})
+    one = chain(p, top, limits({"per": "user", "requests": 1}, level="model", name="one"))
+    other = chain(p, top)
+    assert [await outcome(one, model()) for _ in range(5)] == [200, 429, 429, 429, 429]
+    assert [await outcome(other, model()) for _ in range(3)] == [200, 200, 429]  # the top's bucket is one
+
+
+async def test_tokens_are_reserved_and_settled() -> None:
+    p = parts(Time(), entrance="llm")
+    handler = chain(p, limits({"per": "user", "tokens": 100}))
+    call = model(estimate=60)
+    reply = await handler(call)
+    assert await outcome(handler, model(estimate=60)) == 429  # under way counts
+    end(reply, call, Usage(20, 10, cache_read=5, cache_write=5))
+    call = model(estimate=60)
+    reply = await handler(call)
+    end(reply, call, Usage(100, 60))
+    with pytest.raises(Failure) as caught:
+        await handler(model(estimate=1))
+    assert caught.value.retry_after is not None
+    assert 61 <= caught.value.retry_after <= 67.1  # 101 over 100, and up to a tenth
+
+
+@pytest.mark.parametrize("usage, status, left", [(None, 200, 40), (None, 400, 100), (Usage(0, 0), 200, 100)])
+async def test_what_nobody_counted(usage: Usage | None, status: int, left: int) -> None:
+    handler = chain(parts(Time(), entrance="llm"), limits({"per": "user", "tokens": 100}))
+    call = model(estimate=60)
+    end(await handler(call), call, usage, status)
+    assert await outcome(handler, model(estimate=left + 1)) == 429
+    assert await outcome(handler, model(estimate=left)) == 200
+
+
+@pytest.mark.parametrize("error", [Failure(502, Reason.UPSTREAM_FAILURE, "x"), KeyboardInterrupt(), ValueError()])
+async def test_what_was_not_answered_is_given_back(error: BaseException) -> None:
+    async def fail(call: Call) -> Reply:
+        raise error
+
+    p = parts(Time(), entrance="llm")
+    layers = limits({"per": "user", "tokens": 100}, {"per": "user", "requests": 5})
+    with pytest.raises(type(error)):
+        await chain(p, layers, backend=fail)(model(estimate=100))
+    handler = chain(p, layers)
+    assert await outcome(handler, model(estimate=100)) == 200
+    assert [await outcome(handler, model(estimate=1)) for _ in range(4)] == [200] * 3 + [429]  # requests stay counted
+
+
+async def test_an_estimate_of_nothing_is_one() -> None:
+    handler = chain(parts(Time(), entrance="llm"), limits({"per": "user", "tokens": 1}))
+    await handler(model(estimate=0))
+    with pytest.raises(Failure):
+        await handler(model(estimate=0))
+
+
+async def test_what_a_refusal_says() -> None:
+    p = parts(Time(), entrance="llm")
+    handler = chain(p, limits({"per": "user", "requests": 1, "name": "user-rpm"}))
+    await handler(model())
+    with pytest.raises(Failure) as caught:
+        await handler(model())
+    failure = caught.value
+    assert (failure.status, failure.reason, failure.code) == (429, Reason.RATE_LIMIT, "rate_limit_exceeded")
+    assert not failure.retry
+    headers = dict(failure.headers)
+    assert headers[b"ratelimit-policy"] == b'"user-rpm";q=1;w=60'
+    assert headers[b"ratelimit"] == b'"user-rpm";r=0;t=60'
+    assert 60 <= int(headers[b"retry-after"]) <= 66
+    assert failure.retry_after == int(headers[b"retry-after"])
+    assert "`user-rpm` (1 requests in 1 min) is used up" in failure.message
+    assert "ada" not in failure.message
+    assert "ada" in failure.detail
+    assert counted(p, "ratelimit_hits_total") == {("user-rpm",): 2}
+    assert counted(p, "ratelimit_over_limit_total") == {("user-rpm",): 1}
+    assert counted(p, "ratelimit_near_limit_total") == {("user-rpm",): 1}
+
+
+async def test_what_never_fits_says_so() -> None:
+    handler = chain(parts(Time(), entrance="llm"), limits({"per": "user", "tokens": 100, "burst": 50}))
+    with pytest.raises(Failure, match="never allows more than 50 at once") as caught:
+        await handler(model(estimate=51))
+    assert caught.value.retry_after is None
+    assert b"retry-after" not in dict(caught.value.headers)
+
+
+async def test_retry_after_is_at_least_a_second() -> None:
+    handler = chain(parts(Time(), entrance="llm"), limits({"per": "user", "requests": 10, "window": "1s", "burst": 1}))
+    await handler(model())
+    with pytest.raises(Failure) as caught:
+        await handler(model())
+    assert caught.value.retry_after == 1
+
+
+async def test_answers_say_what_is_left() -> None:
+    layers = limits(
+        {"per": "user", "requests": 5},
+        {"per": "user", "requests": 9, "window": "1h"},
+        {"per": "org", "requests": 7, "headers": False},
+        {"per": "tool", "requests": 7},
+    )
+    reply = await chain(parts(Time(), entrance="llm"), layers)(model())
+    assert dict(reply.headers)[b"ratelimit"] == b'"user-requests";r=4;t=12, "user-requests-2";r=8;t=400'
+    quiet = await chain(parts(Time(), entrance="llm"), limits({"per": "org", "requests": 7, "headers": False}))(model())
+    assert quiet.headers == [(b"content-type", b"application/json")]
+
+
+async def test_a_changed_amount_keeps_the_bucket() -> None:
+    p = parts(Time(), entrance="llm")
+    before = chain(p, limits({"per": "user", "requests": 10}))
+    assert [await outcome(before, model()) for _ in range(10)] == [200] * 10
+    after = chain(p, limits({"per": "user", "requests": 20}))
+    assert await outcome(after, model()) == 429
+    assert await outcome(chain(p, limits({"per": "user", "requests": 10, "window": "1h"})), model()) == 200
+
+
+async def test_scopes_do_not_share() -> None:
+    p = parts(Time(), entrance="llm")
+    for name in ("a", "b"):
+        handler = chain(p, limits({"per": "user", "requests": 1}, level="model", name=name))
+        assert await outcome(handler, model()) == 200
+    assert set(counted(p, "ratelimit_hits_total")) == {("model:a/user-requests",), ("model:b/user-requests",)}
+
+
+async def test_plain_routes() -> None:
+    p = parts(Time(), entrance="http")
+    layers = (
+        limits({"per": "ip", "requests": 3}, {"per": "user", "tokens": 1}, {"per": "tool", "requests": 1}),
+        limits({"per": "request.path", "requests": 1}, level="route", name="r"),
+    )
+    policy = LIMITS_ROUTE.make(layers, p)
+    assert policy is not None
+    handler = compose((policy,), respond)
+    response = await handler(request(b"GET", b"/a"))
+    assert dict(response.headers)[b"ratelimit"].startswith(b'"ip-requests";r=2')
+    for target, status in ((b"/a", 429), (b"/b", 200), (b"/c", 200), (b"/d", 429)):
+        if status == 429:
+            with pytest.raises(Failure):
+                await handler(request(b"GET", target))
+        else:
+            await handler(request(b"GET", target))
+    assert LIMITS.make(layers, p) is None
+    assert LIMITS_ROUTE.make((limits({"per": "user", "tokens": 1}),), p) is None
+
+
+@pytest.mark.parametrize(
+    "level, spec",
+    [
+        ("model", {"per": "tool", "requests": 1}),
+        ("server", {"per": "model", "requests": 1}),
+        ("server", {"per": "user", "tokens": 1}),
+        ("tool", {"per": "user", "tokens": 1}),
+    ],
+)
+def test_what_can_have_no_effect_is_an_error(level: str, spec: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="can have no effect"):
+        LIMITS.make((limits(spec, level=level, name="x"),), parts(entrance="mcp"))
+
+
+def test_nor_on_routes() -> None:
+    for spec in ({"per": "user", "tokens": 1}, {"per": "user", "calls": 1}, {"per": "model", "requests": 1}):
+        with pytest.raises(ConfigError, match=r"route x: limits\[0\]"):
+            LIMITS_ROUTE.make((limits(spec, level="route", name="x"),), parts())
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"per": "user"}, "exactly one of"),
+        ({"per": "user", "requests": 1, "tokens": 1}, "exactly one of"),
+        ({"per": "usr", "requests": 1}, "neither one of user, key, org"),
+        ({"per": "user", "requests": 0}, "greater than or equal to 1"),
+        ({"per": "user", "requests": 1, "window": "0s"}, "greater than 0"),
+        ({"per": "user", "requests": 1, "name": 'a"b'}, "pattern"),
+    ],
+)
+def test_bad_limits_are_refused(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        LimitSpec.model_validate({"window": "1m"} | wrong)
+
+
+@given(st.ip_addresses(v=6))
+def test_an_ipv6_client_is_its_network(address: ipaddress.IPv6Address) -> None:
+    network = ipaddress.IPv6Network((int(address) >> 64 << 64, 64))
+    expected = ":".join(f"{group:x}" for group in _groups(network.network_address)[:4]) + "::/64"
+    assert _prefix(str(address)) == expected
+    assert _prefix(address.exploded) == expected
+    assert _prefix(f"{address}%eth0") == expected
+
+
+def test_an_ipv4_client_in_ipv6s_clothes_is_itself() -> None:
+    assert _prefix("::ffff:192.0.2.7") == "192.0.2.7"
+
+
+def _groups(address: ipaddress.IPv6Address) -> list[int]:
+    return [int(group, 16) for group in address.exploded.split(":")]
+
+
+async def test_no_cycles() -> None:
+    handler = chain(
+        parts(Time(), entrance="llm"), limits({"per": "user", "tokens": 1000}, {"per": "org", "requests": 9})
+    )
+
+    async def ask() -> None:
+        call = model()
+        end(await handler(call), call, Usage(1, 1))
+        try:
+            await handler(model(estimate=5000))
+        except Failure as failure:
+            failure.__traceback__ = None
+
+    await ask()
+    gc.collect()
+    await ask()
+    assert gc.collect() == 0
