@@ -1,0 +1,220 @@
+"""The lists of an endpoint: every server's catalogue, asked at once, merged, and filtered for who asks.
+
+Rule: who may not use a thing does not see it, by the same rules. Equal answers are rendered once: what a caller may
+see is a string of bits, and the encoded page is remembered for those bits and these versions of the catalogues.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from time import monotonic
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from tollhouse.core.call import ToolCall
+from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.handler import Handler
+from tollhouse.core.http import Request
+from tollhouse.core.reply import Reply
+from tollhouse.wire import jsonrpc
+from tollhouse.wire.mcp import names
+from tollhouse.wire.mcp.catalogue import KINDS, Cursors, Kind, Listing, select
+
+__all__ = ["Lists", "Permitted", "Server", "Upstream"]
+
+_VIEWS = 256
+_TTL_UNAVAILABLE = 2000  # milliseconds; a server that is missing now may be back soon
+UNAVAILABLE = "dev.tollhouse/unavailable"
+
+Permitted = Callable[[ToolCall], bool]
+"""Whether this caller may do what the call would do: the rules that guard the call itself."""
+
+
+class Features(Protocol):
+    @property
+    def capabilities(self) -> Mapping[str, Any]: ...
+
+    @property
+    def instructions(self) -> str: ...
+
+
+class Upstream(Protocol):
+    """What an endpoint needs of a server beside calling it (`backends.mcp.Upstream`)."""
+
+    @property
+    def features(self) -> Features | None:
+        """What it said of itself; None while it was never reached."""
+        ...
+
+    async def listing(self, kind: Kind, agent: Any, principal: str) -> Listing: ...
+
+    def known(self, kind: Kind, agent: Any) -> Listing | None: ...
+
+    def level_changed(self, agent: Any) -> None: ...
+
+    def roots_changed(self, agent: Any) -> None: ...
+
+
+class Server:
+    """A server behind an endpoint. chain: policies and backend; tools: the same for tools with policies of their own.
+    permitted: None when nothing is ever refused."""
+
+    __slots__ = ("chain", "name", "permitted", "tools", "upstream")
+
+    def __init__(
+        self,
+        name: str,
+        upstream: Upstream,
+        chain: Handler[ToolCall, Reply],
+        *,
+        tools: Mapping[str, Handler[ToolCall, Reply]] | None = None,
+        permitted: Permitted | None = None,
+    ) -> None:
+        self.name = name
+        self.upstream = upstream
+        self.chain = chain
+        self.tools = dict(tools) if tools else {}
+        self.permitted = permitted
+
+
+class Lists:
+    """failure: "open" leaves a server out that does not answer, and says so; "closed" refuses the list. page: entries
+    of one page."""
+
+    __slots__ = ("_cursors", "_endpoint", "_failure", "_page", "_servers", "_views", "_wrap")
+
+    def __init__(
+        self,
+        servers: Mapping[str, Server],
+        *,
+        endpoint: str,
+        wrap: bool,
+        wrap_uris: bool,
+        failure: Literal["open", "closed"],
+        cursors: Cursors,
+        page: int,
+    ) -> None:
+        self._servers = servers
+        self._endpoint = endpoint
+        self._wrap = {kind.method: wrap if kind.key == "name" else wrap_uris for kind in KINDS.values()}
+        self._failure = failure
+        self._cursors = cursors
+        self._page = page
+        self._views: dict[tuple[Any, ...], bytes] = {}
+
+    async def catalogue(self, kind: Kind, agent: Any, principal: str) -> tuple[list[tuple[Server, Listing]], list[str]]:
+        """Each server's listing in order of configuration, and the servers that have none. Raises Failure."""
+        servers = list(self._servers.values())
+        now = monotonic()
+        found: dict[str, Listing] = {}
+        missing = []
+        for server in servers:
+            known = server.upstream.known(kind, agent)
+            if known is not None and now < known.until:
+                found[server.name] = known
+            else:
+                missing.append(server)
+        unavailable = []
+        if missing:
+            answers = await asyncio.gather(
+                *(server.upstream.listing(kind, agent, principal) for server in missing), return_exceptions=True
+            )
+            for server, answer in zip(missing, answers, strict=True):
+                if isinstance(answer, Listing):
+                    found[server.name] = answer
+                elif not isinstance(answer, Failure) or self._failure == "closed":
+                    raise answer
+                else:
+                    unavailable.append(server.name)
+        if unavailable and not found:
+            raise Failure(503, Reason.UPSTREAM_FAILURE, f"no server answers: {', '.join(unavailable)}", retry=True)
+        return [(server, found[server.name]) for server in servers if server.name in found], unavailable
+
+    async def result(
+        self, kind: Kind, request: Request, agent: Any, principal: str, cursor: str | None, *, new: bool
+    ) -> bytes:
+        """The encoded result of a list request. Raises Failure, and Malformed for a bad cursor."""
+        bound = f"{principal}\0{kind.method}\0{self._endpoint}"
+        after = self._cursors.open(bound, cursor) if cursor is not None else None
+        parts, unavailable = await self.catalogue(kind, agent, principal)
+        visible = [self._visible(kind, server, listing, request, agent) for server, listing in parts]
+        view: tuple[Any, ...] = ()
+        if after is None:
+            shown = tuple((s.name, li.version, v) for (s, li), v in zip(parts, visible, strict=True))
+            view = (kind.method, shown)
+            entries = self._views.get(view)
+            if entries is not None:
+                return self._render(kind, entries, None, parts, unavailable, new=new)
+        chosen, rest = select(
+            kind,
+            [(server.name, listing, shown) for (server, listing), shown in zip(parts, visible, strict=True)],
+            wrap=self._wrap[kind.method],
+            after=after,
+            size=self._page,
+        )
+        entries = b"[%b]" % b",".join(chosen)
+        if view and rest is None:
+            if len(self._views) >= _VIEWS:
+                self._views.pop(next(iter(self._views)))
+            self._views[view] = entries
+        onward = None if rest is None else self._cursors.seal(bound, *rest)
+        return self._render(kind, entries, onward, parts, unavailable, new=new)
+
+    def _visible(self, kind: Kind, server: Server, listing: Listing, request: Request, agent: Any) -> bytes:
+        permitted = server.permitted
+        if permitted is None:
+            return b"\1" * len(listing.entries)
+        context = request.context
+        return bytes(
+            permitted(
+                ToolCall(
+                    request,
+                    context,
+                    server=server.name,
+                    method=kind.asked_by,
+                    name=entry.name,
+                    params={},
+                    session=agent,
+                )
+            )
+            for entry in listing.entries
+        )
+
+    def _render(
+        self,
+        kind: Kind,
+        entries: bytes,
+        onward: str | None,
+        parts: list[tuple[Server, Listing]],
+        unavailable: list[str],
+        *,
+        new: bool,
+    ) -> bytes:
+        fields: dict[str, Any] = {kind.member: msgspec.Raw(entries)}
+        if onward is not None:
+            fields["nextCursor"] = onward
+        if unavailable:
+            fields["_meta"] = {UNAVAILABLE: unavailable}
+        if new:
+            now = monotonic()
+            ttl = min((max(0, int((listing.until - now) * 1000)) for _, listing in parts), default=_TTL_UNAVAILABLE)
+            fields["resultType"] = "complete"
+            fields["ttlMs"] = min(ttl, _TTL_UNAVAILABLE) if unavailable else ttl
+            fields["cacheScope"] = "private"
+        return jsonrpc.encode_fields(fields)
+
+    # ---- names
+    async def owner(self, kind: Kind, name: str, agent: Any, principal: str) -> tuple[Server, str] | None:
+        """The server of an exposed name (a URI for resources), and the name there; None when nobody has it."""
+        if self._wrap[kind.method]:
+            if kind.key == "name":
+                prefix, original = names.split(name)
+                server = self._servers.get(prefix)
+            else:
+                prefix, original = names.original_uri(name)
+                server = next((s for s in self._servers.values() if s.name.lower() == prefix), None)
+            return (server, original) if server is not None and original else None
+        if len(self._servers) == 1:
+            return next(iter(self._servers.values())), name
+        parts, _ = await self.catalogue(kind, agent, principal)
+        return next(((server, name) for server, listing in parts if name in listing.index), None)

@@ -1,0 +1,213 @@
+"""The names clients may ask for: finding one, and listing them at `/v1/models`.
+
+Rule: finding a name costs the same whatever the number of names; a name that may not be asked for is not shown,
+neither in a list nor by its id nor as a suggestion.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from tollhouse.core.call import ModelCall, Principal
+from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.handler import Handler
+from tollhouse.core.http import Headers, Request, Response
+from tollhouse.core.reply import Reply
+from tollhouse.wire.llm import CHAT, MESSAGES
+from tollhouse.wire.llm.dialect import Dialect
+
+__all__ = ["Model", "Models", "ModelsEndpoint", "Permitted", "unknown_model"]
+
+Permitted = Callable[[Principal | None, str], bool]
+"""Whether this principal may ask for that model: the configured name."""
+
+_LONGEST = 256  # characters of a name worth a suggestion
+_AROUND = 32  # names looked at for suggestions, on either side in the alphabet
+_PAGE = 1000
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Model(msgspec.Struct, frozen=True):
+    """A configured model. name: exact, or with one `*`. handler: its whole call chain. created: unix seconds."""
+
+    name: str
+    handler: Handler[ModelCall, Reply]
+    owned_by: str = "tollhouse"
+    created: int = 0
+
+
+class Models:
+    """Finds the Model for a name: the exact one, else the wildcard with the longest prefix, then suffix.
+
+    Exact names are one dict lookup. Wildcards are grouped by the length of their prefix: one slice and one lookup for
+    each length there is, however many wildcards.
+    """
+
+    __slots__ = ("_exact", "_names", "_prefixes", "_sizes")
+
+    def __init__(self, models: Iterable[Model]) -> None:
+        """Raises ValueError for a name with several `*`, and for one that comes twice."""
+        self._exact: dict[str, Model] = {}
+        self._prefixes: dict[str, list[tuple[str, Model]]] = {}
+        names: set[str] = set()
+        for model in models:
+            prefix, star, suffix = model.name.partition("*")
+            if "*" in suffix:
+                raise ValueError(f"the model name {model.name!r} has more than one *")
+            if model.name in names:
+                raise ValueError(f"the model {model.name!r} is there twice")
+            names.add(model.name)
+            if star:
+                self._prefixes.setdefault(prefix, []).append((suffix, model))
+            else:
+                self._exact[model.name] = model
+        for group in self._prefixes.values():
+            group.sort(key=lambda pair: -len(pair[0]))
+        self._sizes = sorted({len(prefix) for prefix in self._prefixes}, reverse=True)
+        self._names = sorted(self._exact)
+
+    def __len__(self) -> int:
+        return len(self._exact) + sum(map(len, self._prefixes.values()))
+
+    def find(self, name: str) -> Model | None:
+        """The Model that answers for `name`."""
+        model = self._exact.get(name)
+        if model is None and self._sizes:
+            return self._wild(name)
+        return model
+
+    def _wild(self, name: str) -> Model | None:
+        size = len(name)
+        for length in self._sizes:
+            if length > size:
+                continue
+            group = self._prefixes.get(name[:length])
+            if group is not None:
+                for suffix, model in group:
+                    if length + len(suffix) <= size and name.endswith(suffix):
+                        return model
+        return None
+
+    def all(self) -> list[Model]:
+        """Exact names in alphabetical order, then wildcards as they are matched."""
+        exact = [self._exact[name] for name in self._names]
+        wild = [
+            model
+            for length in self._sizes
+            for prefix in sorted(p for p in self._prefixes if len(p) == length)
+            for _, model in self._prefixes[prefix]
+        ]
+        return exact + wild
+
+    def nearest(self, name: str, permitted: Callable[[str], bool], count: int = 3) -> list[str]:
+        """Permitted names that `name` may have been meant for, the best first. Looks at few, however many there are."""
+        if len(name) > _LONGEST:
+            return []
+        names = self._names
+        if len(names) > 2 * _AROUND:
+            at = bisect_left(names, name)
+            names = names[max(at - _AROUND, 0) : at + _AROUND]
+        close = get_close_matches(name, [n for n in names if len(n) <= _LONGEST], n=count + 5, cutoff=0.6)
+        return [n for n in close if permitted(n)][:count]
+
+
+def unknown_model(models: Models, name: str, permitted: Callable[[str], bool]) -> Failure:
+    """404 for a name that is not there, with those that may have been meant."""
+    shown = name if len(name) <= 100 else name[:100] + "..."
+    near = models.nearest(name, permitted)
+    if near:
+        hint = "did you mean " + " or ".join(map(repr, near)) + "?"
+    else:
+        hint = "GET /v1/models lists those that are."
+    return Failure(404, Reason.NOT_FOUND, f"the model {shown!r} is not there: {hint}", code="model_not_found")
+
+
+class ModelsEndpoint:
+    """`GET /v1/models` and `GET /v1/models/{id}`, in Anthropic's shape for a caller who sends `anthropic-version`, else
+    in OpenAI's. Wildcards are listed by their pattern, last; a name that a wildcard matches can be asked for by id."""
+
+    __slots__ = ("_models", "_path", "_permitted")
+
+    def __init__(self, models: Models, permitted: Permitted, *, path: bytes = b"/v1/models") -> None:
+        self._models = models
+        self._permitted = permitted
+        self._path = path
+
+    async def handle(self, request: Request) -> Response:
+        """Raises Failure 404 for an unknown id, 405 for another method, 400 for a bad query."""
+        if request.method not in (b"GET", b"HEAD"):
+            headers = ((b"allow", b"GET, HEAD"),)
+            raise Failure(405, Reason.INVALID_REQUEST, "models are read with GET", headers=headers)
+        anthropic = request.header(b"anthropic-version") is not None
+        rest = request.path[len(self._path) :].strip(b"/")
+        if rest:
+            name = unquote_to_bytes(rest).decode("utf-8", "replace")
+            content = self._one(name, request.context.principal, anthropic)
+        else:
+            content = self._list(request, anthropic)
+        return Response(200, Headers([(b"content-type", b"application/json")]), _encode(content))
+
+    @staticmethod
+    def render(failure: Failure, request: Request) -> Response:
+        """A Failure in the shape the caller reads."""
+        dialect: Dialect = MESSAGES if request.header(b"anthropic-version") is not None else CHAT
+        return dialect.render(failure, request)
+
+    def _one(self, name: str, principal: Principal | None, anthropic: bool) -> dict[str, object]:
+        model = self._models.find(name)
+        if model is None or not self._permitted(principal, model.name):
+            raise unknown_model(self._models, name, lambda n: self._permitted(principal, n))
+        return _shape(model, name, anthropic)
+
+    def _list(self, request: Request, anthropic: bool) -> dict[str, object]:
+        principal = request.context.principal
+        models = [m for m in self._models.all() if self._permitted(principal, m.name)]
+        if not anthropic:
+            return {"object": "list", "data": [_shape(m, m.name, False) for m in models]}
+        page, more = _page(models, request)
+        return {
+            "data": [_shape(m, m.name, True) for m in page],
+            "has_more": more,
+            "first_id": page[0].name if page else None,
+            "last_id": page[-1].name if page else None,
+        }
+
+
+def _shape(model: Model, name: str, anthropic: bool) -> dict[str, object]:
+    if anthropic:
+        return {"type": "model", "id": name, "display_name": name, "created_at": _date(model.created)}
+    return {"id": name, "object": "model", "created": model.created, "owned_by": model.owned_by}
+
+
+def _date(seconds: int) -> str:
+    """RFC 3339."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _page(models: list[Model], request: Request) -> tuple[list[Model], bool]:
+    """Anthropic's cursors: `after_id` or `before_id`, and `limit` (20 unless given, 1000 at most)."""
+    query = dict(pair.partition(b"=")[::2] for pair in request.query.split(b"&"))
+    limit = query.get(b"limit", b"20")
+    if not limit.isdigit() or len(limit) > 4 or not 1 <= int(limit) <= _PAGE:
+        raise Failure(400, Reason.INVALID_REQUEST, f"limit must be a number from 1 to {_PAGE}")
+    size = int(limit)
+    names = [m.name for m in models]
+    if b"before_id" in query:
+        end = _place(names, query[b"before_id"])
+        begin = max(end - size, 0)
+        return models[begin:end], begin > 0
+    begin = _place(names, query[b"after_id"]) + 1 if b"after_id" in query else 0
+    return models[begin : begin + size], begin + size < len(models)
+
+
+def _place(names: list[str], raw: bytes) -> int:
+    name = unquote_to_bytes(raw.replace(b"+", b" ")).decode("utf-8", "replace")
+    try:
+        return names.index(name)
+    except ValueError:
+        raise Failure(400, Reason.INVALID_REQUEST, f"no model has the id {name[:100]!r}") from None

@@ -1,0 +1,292 @@
+"""Servers on standard input and output, through the whole path: real children, real sockets."""
+
+import asyncio
+import json
+import os
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from tests.fixtures.mcp_gateway import Gateway, child, gateway
+
+from tollhouse.backends.mcp_stdio import StdioServerSpec
+
+pytestmark = pytest.mark.anyio
+
+
+def children(running: Gateway) -> list[Any]:
+    return [session for upstream in running.servers.all for session in upstream.sessions]
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_call_in_each_era() -> None:
+    async with gateway({"c": child()}) as running:
+        agent = await running.agent()
+        answer = await agent.call("echo", {"message": "hi\n\r\u2028 é"})
+        assert (answer.status, answer.streamed, answer.text) == (200, False, "hi\n\r\u2028 é")
+        assert (await running.stateless().call("echo", {"message": "hi"})).text == "hi"
+        assert len(children(running)) == 1  # what cannot be asked anything shares a child
+
+
+async def test_pretty_printed_json_is_one_line() -> None:
+    async with gateway({"c": child()}) as running:
+        agent = await running.agent()
+        body = json.dumps(agent.request("tools/call", {"name": "echo", "arguments": {"message": "a"}}), indent=2)
+        assert (await running.send(body.encode(), agent.headers)).text == "a"
+
+
+async def test_a_stateless_server() -> None:
+    async with gateway({"c": child("new")}) as running:
+        assert (await running.stateless().call("echo", {"message": "hi"})).text == "hi"
+        assert (await (await running.agent()).call("echo", {"message": "hi"})).text == "hi"
+
+
+async def test_progress_goes_to_the_call_that_asked() -> None:
+    async with gateway({"c": child()}) as running:
+        agents = [await running.agent() for _ in range(3)]
+        answers = await asyncio.gather(
+            *(
+                agent.call("progress", {"steps": n + 1}, _meta={"progressToken": "same"})
+                for n, agent in enumerate(agents)
+            )
+        )
+        for n, answer in enumerate(answers):
+            *progress, last = answer.messages
+            assert answer.streamed
+            assert [note["params"] for note in progress] == [
+                {"progressToken": "same", "progress": step + 1} for step in range(n + 1)
+            ]
+            assert last["id"] == agents[n].ids
+        assert not (await agents[0].call("progress")).streamed  # nobody asked
+
+
+async def test_a_token_under_an_escaped_name_reaches_nobody_else() -> None:
+    async with gateway({"c": child()}) as running:
+        agent = await running.agent()
+        body = json.dumps(agent.request("tools/call", {"name": "progress", "_meta": {"progressToken": 1}}))
+        answer = await running.send(body.replace("progressToken", "progress\\u0054oken").encode(), agent.headers)
+        assert [note["params"]["progressToken"] for note in answer.messages[:-1]] == [1, 1]
+
+
+async def test_lines_that_are_no_messages_are_left_out() -> None:
+    async with gateway({"c": child()}) as running:
+        agent = await running.agent()
+        assert (await agent.call("garbage")).text == "survived"
+        assert (await agent.call("echo", {"message": "still"})).text == "still"
+
+
+async def test_a_child_that_dies_fails_its_calls_and_is_started_again() -> None:
+    async with gateway({"c": child()}) as running:
+        agent = await running.agent()
+        first = (await agent.call("pid")).text
+        waiting = asyncio.create_task(agent.call("never"))
+        await until(lambda: children(running)[0].active == 1)
+        died = await agent.call("die")
+        lost = await waiting
+        for answer in (died, lost):
+            assert answer.error == (200, -32603)
+            assert "exited with code 7" in answer.message["error"]["message"]
+            assert answer.headers["x-tollhouse-reason"] == "UpstreamFailure"
+        assert (await agent.call("pid")).text != first
+
+
+async def test_a_line_too_long() -> None:
+    async with gateway({"c": child(max_line=100_000)}) as running:
+        agent = await running.agent()
+        answer = await agent.call("huge", {"size": 200_000})
+        assert answer.error == (200, -32603)
+        assert "more than 100000 bytes" in answer.message["error"]["message"]
+        assert (await agent.call("echo", {"message": "again"})).text == "again"
+
+
+async def test_a_child_that_does_not_start() -> None:
+    specs = {"c": child("dies"), "d": StdioServerSpec(command="no-such-program-here")}
+    async with gateway(specs) as running:
+        agent = await running.agent()
+        for name in ("c", "d"):
+            answer = await agent.call(f"{name}__echo")
+            assert answer.error == (200, -32603)
+            assert "Traceback" not in answer.body.decode()
+        for _ in range(6):
+            answer = await agent.call("d__echo")
+        assert "does not come up" in answer.message["error"]["message"]
+        assert answer.message["error"]["data"]["retryAfter"] > 0
+
+
+async def test_a_call_that_takes_too_long() -> None:
+    async with gateway({"c": child(timeout=0.3)}) as running:
+        agent = await running.agent()
+        answer = await agent.call("never")
+        assert answer.error == (200, -32603)
+        assert answer.message["error"]["data"]["reason"] == "Timeout"
+        seen = json.loads((await agent.call("seen")).text)
+        assert [note["method"] for note in seen if "method" in note][-1] == "notifications/cancelled"
+
+
+async def cancelled(running: Gateway) -> None:
+    session = children(running)[0]
+    await until(lambda: not session._calls and session.active == 0)
+
+
+async def test_an_agent_that_leaves_cancels() -> None:
+    async with gateway({"c": child()}) as running:
+        agent = await running.agent()
+        stateless = running.stateless()
+        for one in (agent, stateless):
+            stream = await one.start("tools/call", {"name": "never", "arguments": {}})
+            await until(lambda: children(running) and children(running)[0].active == 1)
+            await stream.close()
+            await cancelled(running)
+        seen = json.loads((await agent.call("seen")).text)
+        assert [note["method"] for note in seen].count("notifications/cancelled") == 2
+        assert not next(iter(running.sessions._open.values())).calls
+
+
+async def test_an_agent_that_cancels() -> None:
+    async with gateway({"c": child()}) as running:
+        agent = await running.agent()
+        waiting = asyncio.create_task(agent.call("never"))
+        await until(lambda: children(running) and children(running)[0].active == 1)
+        assert (await agent.tell("notifications/cancelled", {"requestId": agent.ids})).status == 202
+        answer = await waiting
+        assert answer.message["error"]["data"]["reason"] == "ClientGone"
+        await cancelled(running)
+        assert (await agent.call("echo", {"message": "on"})).text == "on"
+        await agent.tell("notifications/cancelled", {"requestId": 12345})
+        await agent.tell("notifications/cancelled", {})
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "capabilities", "result"),
+    [
+        ("sampling/createMessage", {"messages": [], "maxTokens": 1}, {"sampling": {}}, {"role": "assistant"}),
+        ("elicitation/create", {"message": "who?"}, {"elicitation": {}}, {"action": "accept"}),
+        ("roots/list", {}, {"roots": {}}, {"roots": []}),
+    ],
+)
+async def test_a_server_asks_its_agent(method: str, params: Any, capabilities: Any, result: Any) -> None:
+    async with gateway({"c": child()}) as running:
+        agent = await running.agent(capabilities)
+        stream = await agent.start("tools/call", {"name": "ask", "arguments": {"method": method, "params": params}})
+        await stream.head()
+        request = await stream.next()
+        assert request["method"] == method
+        assert request.get("params", {}) == params
+        assert request["id"] != 99
+        other = await running.agent(capabilities)
+        assert (await other.answer(request["id"], {"stolen": True})).status == 202  # not its question: dropped
+        assert (await agent.answer(request["id"], result)).status == 202
+        assert json.loads((await stream.next())["result"]["content"][0]["text"]) == result
+        assert await stream.next() is None
+        assert (await agent.answer(request["id"], result)).status == 202  # twice: nobody waits
+        await stream.close()
+
+
+async def test_what_an_agent_did_not_declare_is_refused_for_it() -> None:
+    async with gateway({"c": child()}) as running:
+        ask = {"method": "sampling/createMessage"}
+        for agent in (await running.agent(), await running.agent({"elicitation": {}}), running.stateless()):
+            answer = await agent.call("ask", ask)
+            assert json.loads(answer.text)["code"] == -32601
+        assert (await running.stateless().call("ask", {"method": "ping"})).text == "{}"
+
+
+async def test_agents_that_can_be_asked_have_their_own_child_which_goes_with_them() -> None:
+    async with gateway({"c": child()}) as running:
+        agents = [await running.agent({"roots": {}}) for _ in range(2)]
+        pids = [int((await agent.call("pid")).text) for agent in agents]
+        assert pids[0] != pids[1]
+        assert await agents[0].end() == 204
+        await until(lambda: len(children(running)) == 1)
+        assert children(running)[0].key[1] == agents[1].id
+        await until(lambda: not running.servers.all[0]._tasks)
+        with pytest.raises(ProcessLookupError):
+            os.kill(pids[0], 0)
+
+
+async def test_principals_do_not_share_a_child() -> None:
+    async with gateway({"c": child()}) as running:
+        pids = {who: (await running.stateless(who=who).call("pid")).text for who in ("ada", "bob", "")}
+        assert len(set(pids.values())) == 3
+        assert (await (await running.agent(who="ada")).call("pid")).text == pids["ada"]
+
+
+async def test_children_are_bounded() -> None:
+    async with gateway({"c": child(max_children=2)}) as running:
+        for who in ("a", "b", "c"):
+            assert (await running.stateless(who=who).call("echo", {"message": who})).text == who
+        await until(lambda: len(children(running)) == 2)
+        never = {"name": "never", "arguments": {}}
+        busy = [await running.stateless(who=who).start("tools/call", never) for who in ("b", "c")]
+        await until(lambda: [s.active for s in children(running)] == [1, 1])
+        answer = await running.stateless(who="d").call("echo")
+        assert "in use" in answer.message["error"]["message"]
+        for stream in busy:
+            await stream.close()
+
+
+async def test_logs_as_loud_as_the_agent_wants() -> None:
+    async with gateway({"c": child()}) as running:
+        agent = await running.agent()
+        stream = await agent.listen()
+        await agent.call("log")
+        assert (await stream.next())["params"] == {"level": "info", "data": "hello"}
+        assert (await agent.ask("logging/setLevel", {"level": "warning"})).message["result"] == {}
+        await agent.call("log")
+        await agent.ask("logging/setLevel", {"level": "info"})
+        await agent.call("log")
+        note = await stream.next()
+        assert note["params"] == {"level": "info", "data": "hello"}
+        seen = json.loads((await agent.call("seen")).text)
+        levels = [note["params"]["level"] for note in seen if note.get("method") == "logging/setLevel"]
+        assert levels == ["warning", "info"]
+        await stream.close()
+        quiet = await running.stateless(who="z").call("log")
+        assert not quiet.streamed
+        level = {"io.modelcontextprotocol/logLevel": "debug"}
+        loud = await running.stateless(who="z").call("log", _meta=level)
+        assert [m.get("method") for m in loud.messages] == ["notifications/message", None]
+
+
+async def test_the_environment_is_clean() -> None:
+    os.environ["GATEWAY_SECRET"] = "x"
+    try:
+        async with gateway({"c": child(env={"GIVEN": "1"})}) as running:
+            env = json.loads((await running.stateless().call("env")).text)
+    finally:
+        del os.environ["GATEWAY_SECRET"]
+    assert env["GIVEN"] == "1"
+    assert "GATEWAY_SECRET" not in env
+
+
+async def test_a_server_that_never_answers_holds_up_no_list_for_long() -> None:
+    async with gateway({"c": child(), "deaf": child("deaf", list_timeout=0.3)}) as running:
+        agent = await running.agent()
+        answer = await agent.ask("tools/list")
+        result = answer.message["result"]
+        assert result["_meta"] == {"dev.tollhouse/unavailable": ["deaf"]}
+        assert result["tools"][0]["name"] == "c__echo"
+
+
+async def test_a_slow_start_is_waited_for() -> None:
+    async with gateway({"c": child("slow")}) as running:
+        assert (await running.stateless().call("echo", {"message": "hi"})).text == "hi"
+
+
+def test_specs() -> None:
+    spec = StdioServerSpec.model_validate({"command": "npx", "args": ["-y", "x"], "max_line": "2MiB", "timeout": "5s"})
+    assert (spec.max_line, spec.timeout) == (2 << 20, 5.0)
+    for wrong in (
+        {},
+        {"command": ""},
+        {"command": "a\0b"},
+        {"command": "a", "args": ["\0"]},
+        {"command": "a", "shell": True},
+    ):
+        with pytest.raises(ValidationError):
+            StdioServerSpec.model_validate(wrong)

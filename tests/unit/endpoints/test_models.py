@@ -1,0 +1,239 @@
+"""Finding a model by name, suggestions, and `/v1/models` in both shapes."""
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tollhouse.core.call import ModelCall, Principal
+from tollhouse.core.errors import Failure
+from tollhouse.core.http import Headers, Request
+from tollhouse.core.reply import Reply
+from tollhouse.endpoints.models import Model, Models, ModelsEndpoint, unknown_model
+
+pytestmark = pytest.mark.anyio
+
+
+async def nobody(call: ModelCall) -> Reply:
+    raise AssertionError("nobody is asked here")
+
+
+def models(*names: str) -> Models:
+    return Models(Model(name, nobody) for name in names)
+
+
+def everything(name: str) -> bool:
+    return True
+
+
+def found(it: Models, name: str) -> str | None:
+    model = it.find(name)
+    return None if model is None else model.name
+
+
+def test_the_most_specific_name_answers() -> None:
+    it = models("*", "openai/*", "openai/gpt-*", "openai/gpt-*-mini", "openai/gpt-4o", "*-fast")
+    for name, model in {
+        "openai/gpt-4o": "openai/gpt-4o",
+        "openai/gpt-5": "openai/gpt-*",
+        "openai/gpt-5-mini": "openai/gpt-*-mini",
+        "openai/o3": "openai/*",
+        "claude-fast": "*-fast",
+        "claude": "*",
+        "": "*",
+    }.items():
+        assert found(it, name) == model
+    assert len(it) == 6
+
+
+def test_a_wildcard_does_not_overlap_itself() -> None:
+    it = models("ab*ba")
+    assert found(it, "aba") is None
+    assert found(it, "abba") == "ab*ba"
+
+
+def test_nothing_is_there() -> None:
+    assert found(models(), "x") is None
+    assert found(models("a", "b*"), "x") is None
+
+
+@pytest.mark.parametrize("names, says", [(("a**",), "more than one"), (("a", "a"), "twice"), (("a*", "a*"), "twice")])
+def test_bad_names(names: tuple[str, ...], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        models(*names)
+
+
+short = st.text("ab-", max_size=5)
+patterns = st.sets(st.one_of(short, st.tuples(short, short).map("*".join)), max_size=12)
+
+
+@given(patterns, short)
+def test_finding_is_as_defined(names: set[str], asked: str) -> None:
+    """Against the definition, tried one by one."""
+    best: tuple[int, int] | None = None
+    name = asked if asked in names else None
+    if name is None:
+        for pattern in names:
+            prefix, star, suffix = pattern.partition("*")
+            fits = asked.startswith(prefix) and asked.endswith(suffix) and len(asked) >= len(prefix) + len(suffix)
+            if star and fits and (best is None or (len(prefix), len(suffix)) > best):
+                best, name = (len(prefix), len(suffix)), pattern
+    assert found(models(*names), asked) == name
+
+
+def test_finding_among_5000_costs_the_same() -> None:
+    def cost(it: Models, asked: list[str]) -> float:
+        times = []
+        for _ in range(5):
+            began = perf_counter()
+            for name in asked:
+                it.find(name)
+            times.append(perf_counter() - began)
+        return min(times)
+
+    few = models("m0", "w0/*")
+    many = models(*(f"m{n}" for n in range(5000)), *(f"w{n:04}/*" for n in range(5000)))
+    assert cost(many, ["m7"] * 2000) < 5 * cost(few, ["m0"] * 2000)
+    assert cost(many, ["w0007/x"] * 2000) < 5 * cost(few, ["w0/x"] * 2000)
+    began = perf_counter()
+    many.nearest("m49999", everything)
+    assert perf_counter() - began < 0.1
+
+
+def test_near_names() -> None:
+    it = models("gpt-4o", "gpt-4o-mini", "gpt-4.1", "claude-sonnet-4-5", "gpt-*")
+    assert it.nearest("gpt4o", everything)[0] == "gpt-4o"
+    assert it.nearest("claude-sonet-4-5", everything) == ["claude-sonnet-4-5"]
+    assert it.nearest("gpt4o", lambda n: n == "gpt-4o-mini") == ["gpt-4o-mini"]
+    assert it.nearest("zzz", everything) == []
+    assert it.nearest("g" * 100_000, everything) == []
+
+
+def test_near_names_among_many() -> None:
+    it = models(*(f"model-{n:04}" for n in range(5000)))
+    near = it.nearest("model-123", everything)
+    assert len(near) == 3
+    assert all(name.startswith("model-12") for name in near)
+
+
+def test_what_an_unknown_model_is_told() -> None:
+    failure = unknown_model(models("smart"), "smrt", everything)
+    assert (failure.status, failure.code) == (404, "model_not_found")
+    assert failure.message == "the model 'smrt' is not there: did you mean 'smart'?"
+    failure = unknown_model(models("smart"), "x" * 1000, everything)
+    assert "GET /v1/models" in failure.message
+    assert len(failure.message) < 250
+
+
+# ---- the endpoint
+IT = Models(
+    [
+        Model("org/big:7b", nobody, owned_by="ours", created=1760000000),
+        Model("secret", nobody),
+        Model("smart", nobody),
+        Model("openai/*", nobody),
+    ]
+)
+
+
+def endpoint(hidden: str = "secret") -> ModelsEndpoint:
+    def permitted(principal: Principal | None, name: str) -> bool:
+        return name != hidden or (principal is not None and principal.id == "root")
+
+    return ModelsEndpoint(IT, permitted)
+
+
+async def get(
+    target: bytes = b"/v1/models", *, anthropic: bool = False, principal: Principal | None = None
+) -> dict[str, Any]:
+    headers = Headers([(b"anthropic-version", b"2023-06-01")] if anthropic else [])
+    request = Request(b"GET", target, headers)
+    request.context.principal = principal
+    response = await endpoint().handle(request)
+    assert response.status == 200
+    assert response.headers == [(b"content-type", b"application/json")]
+    content: dict[str, Any] = msgspec.json.decode(response.body)
+    return content
+
+
+async def test_the_list_in_openais_shape() -> None:
+    assert await get() == {
+        "object": "list",
+        "data": [
+            {"id": "org/big:7b", "object": "model", "created": 1760000000, "owned_by": "ours"},
+            {"id": "smart", "object": "model", "created": 0, "owned_by": "tollhouse"},
+            {"id": "openai/*", "object": "model", "created": 0, "owned_by": "tollhouse"},
+        ],
+    }
+
+
+async def test_the_list_in_anthropics_shape() -> None:
+    listed = await get(anthropic=True)
+    assert listed["data"][0] == {
+        "type": "model",
+        "id": "org/big:7b",
+        "display_name": "org/big:7b",
+        "created_at": "2025-10-09T08:53:20Z",
+    }
+    assert (listed["has_more"], listed["first_id"], listed["last_id"]) == (False, "org/big:7b", "openai/*")
+
+
+async def test_pages() -> None:
+    first = await get(b"/v1/models?limit=2", anthropic=True)
+    assert ([m["id"] for m in first["data"]], first["has_more"]) == (["org/big:7b", "smart"], True)
+    rest = await get(b"/v1/models?limit=2&after_id=smart", anthropic=True)
+    assert ([m["id"] for m in rest["data"]], rest["has_more"]) == (["openai/*"], False)
+    before = await get(b"/v1/models?limit=1&before_id=openai%2F%2A", anthropic=True)
+    assert ([m["id"] for m in before["data"]], before["has_more"]) == (["smart"], True)
+    empty = await get(b"/v1/models?after_id=openai/*", anthropic=True)
+    assert (empty["data"], empty["first_id"]) == ([], None)
+
+
+@pytest.mark.parametrize("query", [b"limit=0", b"limit=1001", b"limit=x", b"limit=00001000", b"after_id=none"])
+async def test_bad_pages(query: bytes) -> None:
+    with pytest.raises(Failure) as caught:
+        await get(b"/v1/models?" + query, anthropic=True)
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("path, name", [(b"org%2Fbig%3A7b", "org/big:7b"), (b"org/big:7b", "org/big:7b")])
+async def test_one_by_its_id(path: bytes, name: str) -> None:
+    assert (await get(b"/v1/models/" + path))["id"] == name
+    assert (await get(b"/v1/models/" + path, anthropic=True))["id"] == name
+
+
+async def test_one_that_a_wildcard_matches() -> None:
+    assert (await get(b"/v1/models/openai/gpt-4o"))["id"] == "openai/gpt-4o"
+
+
+async def test_what_may_not_be_asked_for_is_not_there() -> None:
+    root = Principal("root", source="key")
+    assert (await get(b"/v1/models/secret", principal=root))["id"] == "secret"
+    assert "secret" in str(await get(principal=root))
+    for target in (b"/v1/models/secret", b"/v1/models/secre"):
+        with pytest.raises(Failure) as caught:
+            await get(target)
+        assert caught.value.status == 404
+        assert "did you mean" not in caught.value.message
+
+
+async def test_only_get() -> None:
+    with pytest.raises(Failure) as caught:
+        await endpoint().handle(Request(b"POST", b"/v1/models", Headers()))
+    assert caught.value.status == 405
+    assert caught.value.headers == ((b"allow", b"GET, HEAD"),)
+
+
+@pytest.mark.parametrize(
+    "headers, shape", [([], {"error"}), ([(b"anthropic-version", b"x")], {"type", "error", "request_id"})]
+)
+async def test_failures_in_the_shape_that_was_asked(headers: list[tuple[bytes, bytes]], shape: set[str]) -> None:
+    render: Callable[..., Any] = endpoint().render
+    request = Request(b"GET", b"/v1/models/x", Headers(headers))
+    with pytest.raises(Failure) as caught:
+        await endpoint().handle(request)
+    assert set(msgspec.json.decode(render(caught.value, request).body)) == shape
