@@ -1,0 +1,179 @@
+"""The commands. Each one parses its arguments, calls one thing below, and says in plain words what went wrong.
+
+Exit status: 0 done, 1 failed, 2 a configuration or an argument that cannot be used.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+
+from tollhouse.backends.local import install_local_model
+from tollhouse.config.schema import schema
+from tollhouse.core.errors import ConfigError
+from tollhouse.gateway.build import validate
+from tollhouse.gateway.serve import demo_path, ledger_of, load_config, serve
+from tollhouse.ledger.base import BY, LedgerError
+
+__all__ = ["main"]
+
+_DEFAULT = "tollhouse.yaml"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except ConfigError as error:
+        count = len(error.problems)
+        print(error, file=sys.stderr)
+        print(f"{count} problem{'' if count == 1 else 's'} in the configuration", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    about = "A gateway between AI agents and everything they call."
+    parser = argparse.ArgumentParser(prog="tollhouse", description=about)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(command=command)
+        return sub
+
+    sub = add("serve", _serve, "Serve. Without CONFIG: ./tollhouse.yaml, else a built-in demo that needs no key.")
+    sub.add_argument("config", nargs="?", help="the configuration file")
+    levels = ["debug", "info", "warning", "error"]
+    sub.add_argument("--log-level", default="info", choices=levels, help="of the program's own log, on stderr")
+
+    sub = add("check", _check, "Read and build a configuration without serving it; print everything that is wrong.")
+    sub.add_argument("config", help="the configuration file")
+
+    add("schema", _schema, "Print the JSON Schema of the configuration, for editors.")
+
+    sub = add("init", _init, "Write a first tollhouse.yaml, or install the local model.")
+    sub.add_argument("path", nargs="?", default=_DEFAULT, help="the file to write")
+    what = "install the weights of the small local model (98 MB) instead"
+    sub.add_argument("--local-model", action="store_true", help=what)
+
+    sub = add("usage", _usage, "Print what was used, from the ledger.")
+    sub.add_argument("config", nargs="?", help="the configuration file that names the ledger")
+    sub.add_argument("--by", default="model", help=f"comma-separated: {', '.join(BY)}")
+    sub.add_argument("--since", default="1d", help="how far back, like 6h or 30d, or a date like 2026-11-01")
+    sub.add_argument("--json", action="store_true", help="one JSON object a line")
+
+    add("version", _version, "Print the version.")
+    return parser
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    logging.basicConfig(
+        level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    return serve(_config_path(arguments.config))
+
+
+def _config_path(given: str | None) -> Path | None:
+    """The file, or None for the built-in demo."""
+    if given is not None:
+        return Path(given)
+    return Path(_DEFAULT) if Path(_DEFAULT).exists() else None
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    loaded = load_config(Path(arguments.config))
+    try:
+        validate(loaded.config)
+    except ConfigError as error:
+        raise ConfigError(loaded.complete(error.problems)) from None
+    print(f"{arguments.config}: fine")
+    return 0
+
+
+def _schema(_: argparse.Namespace) -> int:
+    print(json.dumps(schema(), indent=2))
+    return 0
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    if arguments.local_model:
+        return 1 if install_local_model() else 0
+    path = Path(arguments.path)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(demo_path().read_text(encoding="utf-8"))
+    except FileExistsError:
+        print(f"{path} is already there; name another file or remove it first", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"cannot write {path}: {error.strerror}", file=sys.stderr)
+        return 1
+    print(f"wrote {path}; now: tollhouse serve {path}")
+    return 0
+
+
+def _usage(arguments: argparse.Namespace) -> int:
+    by = tuple(word.strip() for word in arguments.by.split(",") if word.strip())
+    unknown = [word for word in by if word not in BY]
+    if unknown:
+        print(f"cannot group by {', '.join(unknown)}; use some of: {', '.join(BY)}", file=sys.stderr)
+        return 2
+    now = datetime.now(UTC)
+    since = _since(arguments.since, now)
+    if since is None:
+        print(f"not a time: {arguments.since!r}; write 6h, 30d or a date like 2026-11-01", file=sys.stderr)
+        return 2
+    config = load_config(_config_path(arguments.config)).config
+    try:
+        ledger = ledger_of(config)
+        if ledger is None:
+            print("this configuration keeps no ledger", file=sys.stderr)
+            return 1
+        ledger.open()
+        try:
+            rows = ledger.usage(int(since.timestamp()), int(now.timestamp()) + 1, by)
+        finally:
+            ledger.close()
+    except LedgerError as error:
+        print(f"the ledger cannot be read: {error}", file=sys.stderr)
+        return 1
+    numbers = ("requests", "errors", "input", "output", "cache_read", "cache_write", "reasoning")
+    if arguments.json:
+        for row in rows:
+            print(json.dumps({**dict(zip(by, row.by, strict=True)), **{n: getattr(row, n) for n in numbers}}))
+        return 0
+    table = [(*by, *numbers), *((*row.by, *(f"{getattr(row, n):,}" for n in numbers)) for row in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+    for line in table:
+        cells = [c.ljust(w) if i < len(by) else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        print("  ".join(cells).rstrip())
+    return 0
+
+
+def _since(text: str, now: datetime) -> datetime | None:
+    unit = {"h": "hours", "d": "days", "m": "minutes"}.get(text[-1:])
+    if unit is not None and text[:-1].isdigit():
+        return now - timedelta(**{unit: int(text[:-1])})
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
+def _version(_: argparse.Namespace) -> int:
+    print(version("tollhouse"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

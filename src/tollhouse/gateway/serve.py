@@ -1,0 +1,350 @@
+"""A worker: the parts of a process, brought up in order and taken down in the reverse order.
+
+Rule: what is started here is ended here. Nothing is served before everything is built, and the ledger is the last to
+go, so that the record of the last answer finds it.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from contextlib import AsyncExitStack
+from functools import partial
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+import uvloop
+
+from tollhouse.config.parse import Loaded, load, parse
+from tollhouse.config.server import ListenSpec
+from tollhouse.config.sources.file import FileSource
+from tollhouse.config.spec import Config
+from tollhouse.core.clock import Clock
+from tollhouse.core.errors import ConfigError, Problem
+from tollhouse.gateway.build import Builder, Fixtures
+from tollhouse.gateway.drain import Drain
+from tollhouse.gateway.operate import Operations
+from tollhouse.gateway.runtime import Runtime
+from tollhouse.gateway.supervise import Supervisor
+from tollhouse.ledger.journal import Journal
+from tollhouse.ledger.ship import Shipper
+from tollhouse.ledger.sqlite import SqliteLedger
+from tollhouse.net.client import Client
+from tollhouse.net.head import Limits
+from tollhouse.net.listen import Address, Listener, bind
+from tollhouse.net.server import Server
+from tollhouse.net.timer import Timer
+from tollhouse.net.tls import CertificateError, ClientAuth, ServerTLS
+from tollhouse.observe.access_log import AccessLog
+from tollhouse.observe.connections import Connections
+from tollhouse.observe.families import Families, names_for
+from tollhouse.observe.metrics import Metrics, Share
+from tollhouse.observe.runtime import Runtime as RuntimeMetrics
+from tollhouse.store.memory import MemoryCounter
+
+__all__ = ["Worker", "demo_path", "ledger_of", "load_config", "serve"]
+
+log = logging.getLogger("tollhouse")
+
+
+class _Bound(NamedTuple):
+    """A listener's Spec, its name and its sockets."""
+
+    spec: ListenSpec
+    name: str
+    sockets: list[socket.socket]
+
+
+def demo_path() -> Path:
+    """The built-in configuration that needs no key, no network and no server."""
+    return Path(str(files("tollhouse.config") / "demo.yaml"))
+
+
+def load_config(path: Path | None, before: Loaded | None = None) -> Loaded:
+    """Read the configuration in `path`, or the built-in demo, whose files are then in the working directory.
+
+    `${TOLLHOUSE_PYTHON}` is this interpreter unless the environment says otherwise. Raises ConfigError.
+    """
+    env = {"TOLLHOUSE_PYTHON": sys.executable, **os.environ}
+    if path is None:
+        return parse(demo_path().read_text(encoding="utf-8"), "demo.yaml", env, before)
+    return load(str(path), env, before)
+
+
+def ledger_of(config: Config) -> SqliteLedger | None:
+    """The ledger that `config` names."""
+    return None if config.ledger is None else SqliteLedger(ledger_path(config.ledger))
+
+
+def ledger_path(url: str) -> Path:
+    """The file of `sqlite:PATH`."""
+    return Path(url.removeprefix("sqlite:"))
+
+
+def serve(path: Path | None) -> int:
+    """Serve the configuration in `path` (None: the demo) until TERM or INT: the exit status. Raises ConfigError before
+    serving."""
+    loaded = load_config(path)
+    server = loaded.config.server
+    if server.workers == 1:
+        return _run(path, loaded, 0, None)
+    shared = Path(tempfile.mkdtemp(prefix="tollhouse-"))
+    try:
+        grace = server.shutdown.max + 15.0  # the hard end, then the ledger
+        return Supervisor(server.workers, partial(_forked, path, loaded, shared), grace).run()
+    finally:
+        shutil.rmtree(shared, ignore_errors=True)
+
+
+def _forked(path: Path | None, loaded: Loaded, shared: Path, index: int) -> int:
+    try:
+        return _run(path, loaded, index, shared)
+    except ConfigError as error:
+        log.error("the configuration cannot be served:\n%s", error)
+        return 2
+
+
+def _run(path: Path | None, loaded: Loaded, index: int, shared: Path | None) -> int:
+    return uvloop.run(Worker(path, loaded, index, shared).run())
+
+
+class Worker:
+    """One serving process. index: its place among several. shared: the directory where several add up their metrics.
+
+    listening: set once requests are taken; then `listeners` have their ports.
+    """
+
+    def __init__(self, path: Path | None, loaded: Loaded, index: int = 0, shared: Path | None = None) -> None:
+        self._path = path
+        self._loaded = loaded
+        self._index = index
+        self._shared = shared
+        self._tls: list[ServerTLS] = []
+        self.listeners: list[Listener] = []
+        self.metrics_listener: Listener | None = None
+        self.listening = asyncio.Event()
+        self.drain: Drain | None = None
+
+    async def run(self) -> int:
+        """Serve until told to stop; the exit status. Raises ConfigError when the configuration cannot be served."""
+        async with AsyncExitStack() as stack:
+            await self._serve(stack)
+        return 0
+
+    async def _serve(self, stack: AsyncExitStack) -> None:
+        config = self._loaded.config
+        clock = Clock()
+        families = self._families(config)
+        journal = self._journal(config, families, stack)
+        access_log = self._access_log(config, clock, families, stack)
+        client = Client(clock, on_connect=lambda kind, seconds: families.connect_duration.child(kind).observe(seconds))
+        stack.push_async_callback(client.close)
+        operations = Operations(families.metrics, self._share(families.metrics, clock, stack), journal)
+        bound = self._bind(config, stack)
+        names = tuple((name, "https" if spec.tls else "http") for spec, name, _ in bound)
+        fixtures = Fixtures(
+            clock, families, client, MemoryCounter(clock), operations, journal, access_log, listeners=names
+        )
+        builder = Builder(fixtures)
+        stack.push_async_callback(builder.close)
+        runtime = Runtime(self._loaded, self._load, builder.build, families, partial(self._applied, builder))
+        stack.push_async_callback(runtime.close)
+        self._listen(config, runtime, clock, families, bound)
+        if config.server.metrics is not None:
+            self.metrics_listener = self._metrics_listener(config.server.metrics, operations, clock, stack)
+        metrics = RuntimeMetrics(clock, families, worker=str(self._index))
+        timer = Timer(clock)
+        timer.start()
+        stack.callback(timer.stop)
+        metrics.start()
+        stack.callback(metrics.stop)
+        times = config.server.shutdown
+        drain = self.drain = Drain(self.listeners, times.min, times.max, builder.finish_streams)
+        for listener in (*self.listeners, *((self.metrics_listener,) if self.metrics_listener else ())):
+            await listener.start()
+        self._signals(drain, runtime, access_log, operations)
+        runtime.start(FileSource() if self._path is not None else None)
+        operations.ready = True
+        self.listening.set()
+        for listener in self.listeners:
+            log.info("listening on %s://%s", listener.server.scheme, listener.server.name)
+        if self.metrics_listener is not None:
+            log.info("metrics on http://%s/metrics", self.metrics_listener.server.name)
+        await drain.run()
+        if self.metrics_listener is not None:
+            self.metrics_listener.stop()
+            self.metrics_listener.server.abort()
+            await self.metrics_listener.server.wait_closed()
+
+    # ---- parts
+    def _families(self, config: Config) -> Families:
+        namespace = config.telemetry.metrics.namespace
+        worker = str(self._index) if self._shared is not None else ""
+        metrics = Metrics(namespace, names=names_for(namespace), worker=worker)
+        families = Families(metrics)
+        families.build_info(version("tollhouse"))
+        return families
+
+    def _share(self, metrics: Metrics, clock: Clock, stack: AsyncExitStack) -> Share | None:
+        if self._shared is None:
+            return None
+        share = Share(self._shared, metrics)
+        clock.every_turn(share.turn)
+        stack.callback(share.flush)
+        return share
+
+    def _journal(self, config: Config, families: Families, stack: AsyncExitStack) -> Journal | None:
+        ledger = ledger_of(config)
+        if config.ledger is None or ledger is None:
+            return None
+        path = ledger_path(config.ledger)
+        journal = Journal(path.with_name(path.name + ".journal"))
+        try:
+            journal.open()
+        except OSError as error:
+            message = f"the ledger's journal cannot be written in {journal.directory}: {error.strerror}"
+            raise ConfigError([Problem(message, path="ledger")]) from None
+        stack.callback(journal.close)
+        shipper = Shipper(journal, ledger)
+        shipper.start()
+        stack.push_async_callback(_stop_shipper, shipper)
+        families.ledger_lag.reads(lambda: shipper.lag, "sqlite")
+        families.journal_bytes.reads(lambda: float(journal.size), "journal")
+        families.ledger_records.reads(lambda: float(shipper.shipped), "usage", "sqlite")
+        families.ledger_errors.reads(lambda: float(shipper.rejected), "rejected", "sqlite")
+        families.ledger_errors.reads(lambda: float(shipper.damaged), "damaged", "journal")
+        families.ledger_errors.reads(lambda: float(journal.failures), "failed", "journal")
+        return journal
+
+    def _access_log(self, config: Config, clock: Clock, families: Families, stack: AsyncExitStack) -> AccessLog | None:
+        spec = config.telemetry.access_log
+        if spec is None:
+            return None
+        access_log = AccessLog(spec.path, format=spec.format)
+        try:
+            access_log.start()
+        except OSError as error:
+            message = f"cannot be opened: {error.strerror}"
+            raise ConfigError([Problem(message, path="telemetry.access_log.path")]) from None
+        stack.callback(access_log.close)
+        clock.every_turn(access_log.flush)
+        families.log_dropped.reads(lambda: float(access_log.dropped))
+        return access_log
+
+    def _bind(self, config: Config, stack: AsyncExitStack) -> "list[_Bound]":
+        several = self._shared is not None
+        bound: list[_Bound] = []
+        for spec in config.server.listen:
+            try:
+                sockets = bind(Address.parse(spec.address), shared=several)
+            except OSError as error:
+                message = f"cannot listen on {spec.address}: {error.strerror}"
+                raise ConfigError([Problem(message, path="server.listen")]) from None
+            for sock in sockets:
+                stack.callback(sock.close)
+            bound.append(_Bound(spec, _name(spec.address, sockets), sockets))
+        return bound
+
+    def _listen(
+        self, config: Config, runtime: Runtime, clock: Clock, families: Families, bound: "list[_Bound]"
+    ) -> None:
+        limits = limits_of(config)
+        for spec, name, sockets in bound:
+            tls = None
+            if spec.tls is not None:
+                auth = ClientAuth(spec.tls.client_auth) if spec.tls.client_ca else ClientAuth.NONE
+                try:
+                    tls = ServerTLS(spec.tls.cert, spec.tls.key, spec.tls.client_ca, auth)
+                except CertificateError as error:
+                    raise ConfigError([Problem(str(error), path="server.listen")]) from None
+                self._tls.append(tls)
+            scheme = "https" if tls else "http"
+            server = Server(
+                runtime.handle, clock, limits, name=name, scheme=scheme, observer=Connections(families, name, scheme)
+            )
+            families.connections_open.reads(partial(_count, server), *Connections.labels(name, scheme))
+            self.listeners.append(Listener(server, sockets, tls.context if tls else None))
+
+    def _metrics_listener(self, address: str, operations: Operations, clock: Clock, stack: AsyncExitStack) -> Listener:
+        try:
+            sockets = bind(Address.parse(address), shared=self._shared is not None)
+        except OSError as error:
+            message = f"cannot listen on {address}: {error.strerror}"
+            raise ConfigError([Problem(message, path="server.metrics")]) from None
+        for sock in sockets:
+            stack.callback(sock.close)
+        limits = Limits(connections=256, body=4096)
+        return Listener(Server(operations.serve_metrics, clock, limits, name=_name(address, sockets)), sockets)
+
+    # ---- while it runs
+    def _load(self, before: Loaded | None) -> Loaded:
+        return load_config(self._path, before)
+
+    def _applied(self, builder: Builder, config: Config) -> None:
+        builder.applied(config)
+        limits = limits_of(config)
+        for listener in self.listeners:
+            listener.server.limits = limits
+
+    def _reload_certificates(self) -> None:
+        for tls in self._tls:
+            try:
+                if tls.reload():
+                    log.info("a certificate was replaced")
+            except CertificateError as error:
+                log.error("%s; the old certificate keeps serving", error)
+
+    def _signals(self, drain: Drain, runtime: Runtime, access_log: AccessLog | None, operations: Operations) -> None:
+        loop = asyncio.get_running_loop()
+
+        def stop(now: bool) -> None:
+            log.info("stopping")
+            operations.draining = True
+            drain.begin(now=now)
+
+        def again() -> None:
+            runtime.reload()
+            self._reload_certificates()
+            if access_log is not None:
+                access_log.reopen()
+
+        loop.add_signal_handler(signal.SIGTERM, stop, False)
+        loop.add_signal_handler(signal.SIGINT, stop, True)
+        loop.add_signal_handler(signal.SIGHUP, again)
+
+
+def limits_of(config: Config) -> Limits:
+    """What a client may cost, as the server takes it."""
+    server = config.server
+    times = server.timeouts
+    return Limits(
+        target=server.max_target,
+        head=server.max_head,
+        headers=server.max_headers,
+        body=server.max_body,
+        connections=server.max_connections,
+        head_timeout=times.head,
+        body_timeout=times.body,
+        idle_timeout=times.idle,
+        write_timeout=times.write,
+    )
+
+
+def _name(address: str, sockets: list[socket.socket]) -> str:
+    """A listener's name: its address with the port it really has."""
+    return str(Address(Address.parse(address).host, sockets[0].getsockname()[1]))
+
+
+def _count(server: Server) -> float:
+    return float(len(server.connections))
+
+
+async def _stop_shipper(shipper: Shipper) -> None:
+    if not await asyncio.to_thread(shipper.stop):
+        log.warning("the ledger did not take every record in time; the next start ships them from the journal")
