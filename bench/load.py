@@ -1,0 +1,228 @@
+"""Load on a proxy and what it costs: one measurement of one candidate, and the figures of several rounds of them.
+
+Rule: what is compared was measured in the same round, one after the other, each started afresh.
+"""
+
+import http.client
+import json
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import install
+import machine
+from candidates import CLIENT_KEY, Candidate, Place, Traffic
+from machine import LOAD_CORE, PROXY_CORE, Program, free_port
+
+BENCH = Path(__file__).resolve().parent
+CONNECTIONS = 32
+WARM_UP_SECONDS = 1
+CHAT = "/v1/chat/completions"
+SESSION = "Mcp-Session-Id"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of load. upstream: a mode of upstream.py, or nginx. whole: what each whole answer holds, and how often."""
+
+    name: str
+    title: str
+    traffic: Traffic
+    upstream: str
+    body: str
+    whole: tuple[bytes, int]
+    path: str = CHAT
+    slow: bool = False  # an answer takes long enough that those cut off at the end count: by their bytes
+
+
+CASES = (
+    Case("unary", "Unary call, 1.1 KB in, 0.7 KB out", "unary", "nginx", "unary.json", (b'"total_tokens"', 1)),
+    Case("paced", "Stream of 50 events, 5 ms apart", "stream", "paced", "stream.json", (b"data: {", 50), slow=True),
+    Case("burst", "Stream of 50 events at once", "stream", "burst", "stream.json", (b"data: {", 50)),
+    Case("mcp", "MCP tools/call", "mcp", "mcp", "mcp.json", (b'"42"', 1), "/mcp"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. cpu_us: the proxy's CPU time per answer. others: the part of its core that others took."""
+
+    case: str
+    round: int
+    candidate: str
+    answers: float
+    errors: int
+    cpu_us: float
+    per_second: float
+    p50_ms: float
+    p99_ms: float
+    rss_mb: float
+    others: float
+
+
+@contextmanager
+def directory() -> Iterator[Path]:
+    """A directory on disk, inside the clone, for one run of one program."""
+    install.CACHE.mkdir(parents=True, exist_ok=True)
+    path = Path(tempfile.mkdtemp(prefix="run-", dir=install.CACHE))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def upstream(mode: str) -> Iterator[int]:
+    """The port of a running upstream."""
+    with directory() as path:
+        port = free_port()
+        if mode == "nginx":
+            config = Place(path, port, 0, "unary").render("upstream.conf")
+            command: list[str | Path] = ["nginx", "-p", path, "-c", config]
+        else:
+            command = [install.tollhouse() / "python", BENCH / "upstream.py", mode, str(port)]
+        with Program(command, core=LOAD_CORE, log=path / "upstream.log") as program:
+            program.wait_until_it_listens(port)
+            yield port
+
+
+@contextmanager
+def proxy(
+    candidate: Candidate, traffic: Traffic, upstream_port: int, files: int = 4096
+) -> Iterator[tuple[Program, Place]]:
+    """A freshly started candidate in front of an upstream."""
+    with directory() as path:
+        place = Place(path, free_port(), upstream_port, traffic, files)
+        with candidate.start(place) as program:
+            program.wait_until_it_listens(place.port, 120)
+            yield program, place
+
+
+def call(port: int, path: str, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
+    """One request on a connection of its own: status, headers in lower case, body."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request("POST", path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
+def raw_call(port: int, path: str, headers: dict[str, str], body: bytes) -> tuple[int, int, bytes]:
+    """One request on a connection of its own: status, bytes received, and these bytes (chunked or not)."""
+    lines = [f"POST {path} HTTP/1.1", "Host: bench", "Connection: close", f"Content-Length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    with socket.create_connection(("127.0.0.1", port), 60) as connection:
+        connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+    return int(received[9:12] or 0), len(received), received
+
+
+def headers_for(candidate: Candidate, place: Place) -> dict[str, str]:
+    """What each request carries. For MCP a session is opened first."""
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {CLIENT_KEY}", **candidate.headers(place)}
+    if place.traffic == "mcp":
+        headers["Accept"] = "application/json, text/event-stream"
+        hello = {
+            "protocolVersion": "2025-11-25",
+            "capabilities": {},
+            "clientInfo": {"name": "bench", "version": "1"},
+        }
+        message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
+        status, answered, body = call(place.port, "/mcp", headers, json.dumps(message).encode())
+        if status != 200 or SESSION.lower() not in answered:
+            raise RuntimeError(f"{candidate.name}: no MCP session: {status} {body[:500]!r}")
+        headers[SESSION] = answered[SESSION.lower()]
+        headers["MCP-Protocol-Version"] = "2025-11-25"
+        call(place.port, "/mcp", headers, b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
+    return headers
+
+
+def verify(candidate: Candidate, case: Case, place: Place, headers: dict[str, str]) -> int:
+    """One request answered whole, before anything is measured: its bytes on the wire. Raises RuntimeError."""
+    body = (BENCH / "bodies" / case.body).read_bytes().replace(b"@ID@", b"7")
+    end = time.monotonic() + 20  # a candidate may still be getting ready
+    while True:
+        status, size, answer = raw_call(place.port, case.path, headers, body)
+        if status == 200 and answer.count(case.whole[0]) == case.whole[1]:
+            return size
+        if time.monotonic() > end:
+            raise RuntimeError(f"{candidate.name}: no whole answer to {case.name}: {status} {answer[:1000]!r}")
+        time.sleep(0.2)
+
+
+def wrk(case: Case, port: int, headers: dict[str, str], seconds: float) -> dict[str, int]:
+    """Load for some seconds: requests, duration, p50, p99 (microseconds), errors."""
+    command = [
+        *machine.on_core(LOAD_CORE),
+        "wrk",
+        "-t1",
+        f"-c{CONNECTIONS}",
+        f"-d{seconds:g}s",
+        "--timeout",
+        "60s",
+        "-s",
+        str(BENCH / "load.lua"),
+    ]
+    command += [f"http://127.0.0.1:{port}{case.path}", "--", str(BENCH / "bodies" / case.body)]
+    command += [f"{name}={value}" for name, value in headers.items()]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=seconds + 120,
+    )
+    for line in done.stdout.splitlines():
+        if line.startswith("RESULT "):
+            result: dict[str, int] = json.loads(line[7:])
+            return result
+    raise RuntimeError(f"wrk: {done.stdout}{done.stderr}")
+
+
+def measure(candidate: Candidate, case: Case, upstream_port: int, round: int, seconds: float) -> Row:
+    """Start, verify, warm up, measure, stop."""
+    with proxy(candidate, case.traffic, upstream_port) as (program, place):
+        headers = headers_for(candidate, place)
+        size = verify(candidate, case, place, headers)
+        wrk(case, place.port, headers, WARM_UP_SECONDS)
+        cpu, core, began = program.cpu_seconds(), machine.core_busy_seconds(PROXY_CORE), time.monotonic()
+        result = wrk(case, place.port, headers, seconds)
+        spent = program.cpu_seconds() - cpu
+        elapsed = time.monotonic() - began
+        others = machine.core_busy_seconds(PROXY_CORE) - core - spent
+        answers = max(result["bytes"] / size if case.slow else result["requests"], 1)
+        return Row(
+            case=case.name,
+            round=round,
+            candidate=candidate.name,
+            answers=round_to(answers),
+            errors=result["errors"],
+            cpu_us=round_to(spent / answers * 1e6),
+            per_second=round_to(answers / result["duration"] * 1e6),
+            p50_ms=round_to(result["p50"] / 1000),
+            p99_ms=round_to(result["p99"] / 1000),
+            rss_mb=round_to(program.rss_mb()),
+            others=round_to(max(others / elapsed, 0.0)),
+        )
+
+
+def round_to(value: float) -> float:
+    """Four significant digits: there are no more."""
+    return float(f"{value:.4g}")
+
+
+def rounds(case: Case, candidates: list[Candidate], count: int, seconds: float) -> Iterator[Row]:
+    """All candidates in each round; each round begins with another one, so that none always has the quiet moment."""
+    able = [candidate for candidate in candidates if case.traffic in candidate.handles]
+    with upstream(case.upstream) as port:
+        for number in range(count):
+            turn = number % len(able)
+            for candidate in able[turn:] + able[:turn]:
+                yield measure(candidate, case, port, number + 1, seconds)

@@ -1,0 +1,134 @@
+"""Measure the gateway beside nginx, Envoy and other gateways: python bench/run.py (see README.md there).
+
+Rule: one command, on any Linux machine with Python 3.11 to 3.13; it installs what it needs, sends traffic to loopback
+only, ends by itself, and leaves nothing running.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import candidates
+import install
+import machine
+import probes
+import report
+from load import CASES, Row, rounds
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PROBES = ("first", "idle", "change", "gc")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure the gateway beside nginx, Envoy and other gateways.")
+    parser.add_argument("--rounds", type=int, default=4, help="how often each candidate is measured (default 4)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of load in each measurement (default 5)")
+    known = [*(case.name for case in CASES), *PROBES]
+    parser.add_argument("--only", default=",".join(known), help=f"comma-separated, of: {', '.join(known)}")
+    parser.add_argument("--candidates", help="comma-separated beginnings of names, like nginx,tollhouse; nginx is kept")
+    parser.add_argument("--peers", action="store_true", help="measure LiteLLM and Portkey too (unary and streams)")
+    parser.add_argument("--gate", action="store_true", help="exit with 1 when a promise is not kept")
+    parser.add_argument("--dry", action="store_true", help="print only; write nothing to results/")
+    chosen = parser.parse_args()
+    chosen.only = [word.strip() for word in chosen.only.split(",") if word.strip()]
+    if unknown := sorted(set(chosen.only) - set(known)):
+        parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
+    if chosen.rounds < 1 or chosen.seconds < 1:
+        parser.error("at least one round of one second")
+    return chosen
+
+
+def choose(names: str | None, peers: bool) -> list[candidates.Candidate]:
+    """The candidates of this run, installed."""
+    makers: dict[str, Callable[[], candidates.Candidate]] = {
+        "nginx": candidates.nginx,
+        "envoy": candidates.envoy,
+        "tollhouse bare": lambda: candidates.tollhouse("bare"),
+        "tollhouse full": lambda: candidates.tollhouse("full"),
+        report.MODELS: lambda: candidates.tollhouse("full", candidates.MODELS),
+    }
+    if peers:
+        makers |= {"portkey": candidates.portkey, "litellm": candidates.litellm}
+    wanted = tuple(word.strip() for word in names.split(",")) if names else ("",)
+    return [make() for name, make in makers.items() if name == "nginx" or name.startswith(wanted)]
+
+
+def probe(name: str) -> dict[str, probes.Figures]:
+    """One probe, of the candidates it is about."""
+    full = candidates.tollhouse("full")
+    if name == "first":
+        return {
+            "no proxy": probes.first_event(None),
+            "nginx": probes.first_event(candidates.nginx()),
+            full.name: probes.first_event(full),
+        }
+    if name == "idle":
+        return {proxy.name: probes.idle_streams(proxy) for proxy in (candidates.nginx(), full)}
+    if name == "change":
+        many = candidates.tollhouse("full", candidates.MODELS)
+        return {many.name: probes.change(many)}
+    return {f"tollhouse {kind}": probes.cycles(kind) for kind in ("bare", "full")}
+
+
+def store(text: str, figures: dict[str, object]) -> Path:
+    """results/<date>.json and .md, numbered where the day has some already."""
+    day = datetime.now(UTC).date().isoformat()
+    path, number = RESULTS / f"{day}.json", 1
+    while path.exists():
+        number += 1
+        path = RESULTS / f"{day}-{number}.json"
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text(json.dumps(figures, indent=1) + "\n")
+    path.with_suffix(".md").write_text(f"# Measured on {day}\n\n{text}")
+    return path
+
+
+def main() -> int:
+    options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended on the way out
+    install.system_tools()
+    measured = choose(options.candidates, options.peers)
+    described = machine.describe()
+    versions = candidates.versions(measured)
+    machine.raise_file_limit(20_000)
+    if machine.PINNED:
+        os.sched_setaffinity(0, {machine.LOAD_CORE})
+    rows: list[Row] = []
+    probed: report.Probes = {}
+    for case in CASES:
+        if case.name in options.only:
+            for row in rounds(case, measured, options.rounds, options.seconds):
+                rows.append(row)
+                print(f"{case.name} {row.round}/{options.rounds} {report.line(row)}", flush=True)
+    for name in PROBES:
+        if name in options.only:
+            print(f"probe: {name}", flush=True)
+            probed[name] = probe(name)
+    text = report.markdown(described, versions, rows, probed)
+    print(f"\n{text}")
+    if not options.dry:
+        settings = {"rounds": options.rounds, "seconds": options.seconds, "warm_up_seconds": 1, "connections": 32}
+        figures: dict[str, object] = {
+            "machine": described,
+            "versions": versions,
+            "settings": settings,
+            "rows": [asdict(row) for row in rows],
+            "probes": probed,
+            "promises": [asdict(promise) for promise in report.promises(rows, probed)],
+        }
+        print(f"stored: {store(text, figures).relative_to(RESULTS.parent.parent)}")
+    return 1 if options.gate and not all(promise.kept for promise in report.promises(rows, probed)) else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except install.Missing as missing:
+        print(missing, file=sys.stderr)
+        sys.exit(1)
