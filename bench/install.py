@@ -41,7 +41,7 @@ def system_tools() -> None:
 
 
 def _environment(name: str, *installs: Sequence[str], key: str) -> Path:
-    """The bin directory of a virtual environment that pip was given each of `installs` in; made anew when `key` changes."""
+    """The bin directory of an environment in which pip was given each of `installs`; made anew when `key` changes."""
     home = CACHE / name
     stamp = home / ".made-of"
     wanted = f"{home}\n{sys.version}\n{key}"

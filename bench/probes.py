@@ -147,11 +147,11 @@ def change(candidate: Candidate) -> Figures:
     with upstream("nginx") as port, proxy(candidate, "unary", port) as (_, place):
         headers = headers_for(candidate, place)
         file = place.directory / "tollhouse.yaml"
-        line = candidates.model(MODELS // 2)
+        line = original = candidates.model(MODELS // 2)
         time.sleep(1)
         for number in range(_CHANGES):
             name = f"changed-{number}"
-            changed = line.replace(f"model-{MODELS // 2:04}", name)
+            changed = original.replace(f"model-{MODELS // 2:04}", name)
             text = file.read_text().replace(line, changed)
             line = changed
             fresh = file.with_suffix(".new")

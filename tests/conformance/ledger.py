@@ -26,6 +26,7 @@ def record(n: int = 0, **fields: Any) -> UsageRecord:
         "key": "ci",
         "model_asked": "smart",
         "provider": "openai",
+        "outcome": "ok",
         "input": 10,
         "output": 5,
     }

@@ -38,6 +38,10 @@ _FAILURES = 5  # opening failures in a row after which callers fail at once unti
 Connect = Callable[["Upstream", Key], Session]
 
 
+_SHARED: Key = ("principal", "", 0)
+"""A stateless server keeps nothing between requests, so there is nothing that could be shared by mistake."""
+
+
 class Upstream:
     """A configured server. `handle` is the end of its call chain; `listing` reads its catalogue.
 
@@ -100,7 +104,7 @@ class Upstream:
                 session.attach(agent)
             level = agent.level if agent is not None else call.level
             if level and level != session.level:
-                await session.ensure_level(level)
+                await self._quietly(session.ensure_level(level))
             try:
                 return await session.call(call, deadline)
             except Expired:
@@ -118,8 +122,8 @@ class Upstream:
             context.upstream_ended = monotonic()
 
     def _key(self, call: ToolCall) -> Key:
-        if self.new and self._own:
-            return ("principal", "", 0)  # nothing is kept between requests, so there is nothing to share
+        if self.new:
+            return _SHARED
         agent = call.session
         if agent is not None and (self._own or agent.profile):
             return ("agent", agent.id, agent.profile)
@@ -178,11 +182,17 @@ class Upstream:
         finally:
             self._opening.pop(key, None)
         self._failures = 0
-        features = session.features
-        if features is not None:
-            self.features = features
-            self._on_sessions(features.revision, 1)
+        if session.features is not None:
+            self.features = session.features
+        if self.new:
+            key = session.key = _SHARED
+            first = self._sessions.get(key)
+            if first is not None and not first.lost:  # two found out at once
+                self.discard(session)
+                return first
         self._sessions[key] = session
+        if session.features is not None:
+            self._on_sessions(session.features.revision, 1)
         return session
 
     def _make_room(self) -> None:
@@ -241,8 +251,10 @@ class Upstream:
         task = self._fetching.get(slot)
         behind = task is not None and known is not None  # somebody waits already, and something can be shown
         if task is None:
-            if self._own:
-                key: Key = ("catalogue", "", profile)
+            if self.new:
+                key: Key = _SHARED
+            elif self._own:
+                key = ("catalogue", "", profile)
             elif profile and agent is not None:
                 key = ("agent", agent.id, profile)
             else:
@@ -385,7 +397,7 @@ class Upstream:
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
         """Run `work` as a task of this server; `close` waits for it. Raises Failure 503 when far too many run."""
-        if len(self._tasks) >= _MAX_TASKS:
+        if len(self._tasks) - len(self._sessions) >= _MAX_TASKS:  # every session may have one for its stream
             work.close()
             raise Failure(503, Reason.UPSTREAM_FAILURE, f"{self.name}: too much is waiting for the server", retry=True)
         task = asyncio.get_running_loop().create_task(work)

@@ -25,12 +25,13 @@ from yaml.events import (
 )
 
 from tollhouse.config.places import Path, events, render
+from tollhouse.config.secrets import LIMIT
 from tollhouse.config.suggest import did_you_mean
 from tollhouse.core.errors import Problem
 
 __all__ = ["MAX_DEPTH", "MAX_NODES", "MAX_SIZE", "Document", "read"]
 
-MAX_SIZE: Final = 32 << 20  # characters of one document
+MAX_SIZE: Final = LIMIT  # characters of one document
 MAX_NODES: Final = 2_000_000  # values, with every alias unfolded
 MAX_DEPTH: Final = 64
 

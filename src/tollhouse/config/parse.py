@@ -11,7 +11,7 @@ import os
 import sys
 from collections import ChainMap
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any, Final
 
@@ -19,9 +19,9 @@ import msgspec
 from pydantic import ValidationError
 
 from tollhouse.config import checks
-from tollhouse.config.document import MAX_SIZE, read
+from tollhouse.config.document import read
 from tollhouse.config.places import Path, Places, render, unrender
-from tollhouse.config.secrets import ABSENT, Secrets, digest, read_limited
+from tollhouse.config.secrets import ABSENT, Secrets, content_of, digest, digest_of
 from tollhouse.config.spec import Config, ModelSpec
 from tollhouse.config.wording import Finding, explain, pointless
 from tollhouse.core.errors import ConfigError, Problem
@@ -30,7 +30,6 @@ from tollhouse.core.spec import Reading
 __all__ = ["LoadError", "Loaded", "Positions", "load", "parse"]
 
 _ROUNDS: Final = 12  # of leaving out and trying again; each finds at least one mistake that another one hid
-_MAX_REFERENCED: Final = 8 << 20
 
 
 class Positions:
@@ -64,7 +63,8 @@ class Loaded:
     config: Config
     files: Mapping[str, str]
     positions: Positions
-    _models: Mapping[bytes, ModelSpec] = field(default_factory=dict)
+    _secrets: Secrets
+    _models: Mapping[bytes, ModelSpec]
 
     def __repr__(self) -> str:
         return f"<Loaded: {self.positions.file}>"
@@ -72,12 +72,14 @@ class Loaded:
     def complete(self, problems: Iterable[Problem]) -> list[Problem]:
         """`problems` of building this configuration in the order of its file; those without a line get one.
 
-        Their paths are those of settings (`models[0].name`), or say whose setting it is: `model smart: limits`.
+        Their paths are those of settings (`models[0].name`), or say whose setting it is: `model smart: limits`,
+        `models.smart`.
         """
         complete = []
         for problem in problems:
             if not problem.line:
-                problem = self.positions.problem(self._path(problem.path), problem.message)
+                message = self._secrets.redact(problem.message)
+                problem = self.positions.problem(self._path(problem.path), message)
             complete.append(problem)
         return _in_order(complete)
 
@@ -85,15 +87,17 @@ class Loaded:
         owner, _, setting = written.partition(": ")
         level, _, name = owner.partition(" ")
         config = self.config
-        base: Path | None = None
-        if level == "model":
+        base: Path | None = () if owner == "top" else None
+        if level == "model" or owner.startswith("models."):
+            name = name or owner.removeprefix("models.")
             base = next((("models", n) for n, model in enumerate(config.models) if model.name == name), None)
         elif level == "route":
             base = next((("routes", n) for n, route in enumerate(config.routes) if route.name == name), None)
         elif level == "server" and name:
             base = ("mcp", "servers", name)
-        elif written.startswith("top: "):
-            base = ()
+        elif level == "tool":
+            server, _, tool = name.partition("/")
+            base = ("mcp", "servers", server, "tools", tool)
         return unrender(written) if base is None else (*base, *unrender(setting))
 
 
@@ -109,10 +113,11 @@ def load(path: str, env: Mapping[str, str] = os.environ, previous: Loaded | None
     """The configuration in the file `path`. Raises LoadError. Blocking: it reads files."""
     name = str(FilePath(path).absolute())
     try:
-        content = read_limited(path, MAX_SIZE)
+        piped = FilePath(path).is_fifo()
+        content = FilePath(path).read_bytes() if piped else content_of(path)
     except OSError as error:
         raise LoadError([Problem(f"cannot be read: {error.strerror}", file=path)], {name: ABSENT}) from None
-    own = {name: digest(content)}
+    own = {} if piped else {name: digest(content)}  # a pipe says something once
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -143,7 +148,7 @@ def parse(text: str, file: str, env: Mapping[str, str], previous: Loaded | None 
     rest = _Rest(_reuse(raw, previous._models if previous is not None else {}), document.unresolved)
     findings = pointless(Config, raw, document.empty)
     config = rest.settle(reading, findings)
-    files = {**{name: _digest_of(name) for name in reading.files}, **secrets.files}
+    files = {**{name: digest_of(name) for name in reading.files}, **secrets.files}
     if config is not None:
         findings += checks.check(config, raw, rest.left_out)
     if findings or problems:
@@ -154,19 +159,12 @@ def parse(text: str, file: str, env: Mapping[str, str], previous: Loaded | None 
             problems.append(Problem(message, file=file, line=line, column=column, path=render(found.path)))
         raise LoadError(_in_order(problems), files)
     assert config is not None  # every round without a Config leaves a finding
-    return Loaded(config, files, Positions(text, file), _known(raw, config))
+    return Loaded(config, files, Positions(text, file), secrets, _known(raw, config))
 
 
 def _in_order(problems: list[Problem]) -> list[Problem]:
     unique = {(p.line, p.column, p.path, p.message): p for p in problems}
     return [unique[key] for key in sorted(unique)]
-
-
-def _digest_of(name: str) -> str:
-    try:
-        return digest(read_limited(name, _MAX_REFERENCED))
-    except OSError:
-        return ABSENT
 
 
 # ---- models that stayed the same

@@ -5,20 +5,26 @@ without `redact`. References are replaced after the YAML was read, so what a sec
 structure; `$${` writes a literal `${`.
 """
 
+import errno
 import hashlib
 import re
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ABSENT", "Secrets", "digest", "read_limited"]
+__all__ = ["ABSENT", "LIMIT", "Secrets", "content_of", "digest", "digest_of"]
 
 ABSENT = ""
 """The digest of a file that cannot be read."""
 
+LIMIT = 32 << 20
+"""Bytes of a file that are read, and compared, at most. It is the same for whoever reads a file, so that all agree on
+its digest."""
+
 _REFERENCE = re.compile(r"\$\$\{|\$\{([^{}]*)(\}?)")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_MAX_FILE = 1 << 20
+_MAX_SECRET = 1 << 20
 _FILE = "file:"
 
 
@@ -27,10 +33,24 @@ def digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def read_limited(path: str, limit: int) -> bytes:
-    """At most `limit` + 1 bytes of the regular file `path`. Raises OSError."""
-    with Path(path).open("rb") as file:
-        return file.read(limit + 1)
+def content_of(name: str) -> bytes:
+    """The first LIMIT + 1 bytes of a file. Raises OSError, also for what is no file: a pipe might never answer."""
+    try:
+        path = Path(name)
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError(errno.EINVAL, "it is not a file")
+        with path.open("rb") as file:
+            return file.read(LIMIT + 1)
+    except ValueError:  # NUL in the name
+        raise OSError(errno.EINVAL, "it is not the name of a file") from None
+
+
+def digest_of(name: str) -> str:
+    """The digest of a file's content, or ABSENT."""
+    try:
+        return digest(content_of(name))
+    except OSError:
+        return ABSENT
 
 
 class Secrets:
@@ -96,13 +116,12 @@ class Secrets:
             self._contents[path] = None
             self.files[path] = ABSENT
             try:
-                content = read_limited(path, _MAX_FILE)
-            except (OSError, ValueError) as error:
-                why = error.strerror if isinstance(error, OSError) else "not a path"
-                report(f"the file `{name}` cannot be read: {why}")
+                content = content_of(path)
+            except OSError as error:
+                report(f"the file `{name}` cannot be read: {error.strerror}")
                 return None
             self.files[path] = digest(content)
-            if len(content) > _MAX_FILE:
+            if len(content) > _MAX_SECRET:
                 report(f"the file `{name}` is larger than 1 MiB, so it is no secret")
                 return None
             try:

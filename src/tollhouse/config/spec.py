@@ -141,10 +141,6 @@ class _Server(CallScope):
 class StdioServer(StdioServerSpec, _Server):
     """An MCP server that the gateway starts and speaks to over its standard input and output."""
 
-    def plain(self) -> StdioServerSpec:
-        """What the server is, without what may be done with it: while this is the same, it is the same server."""
-        return StdioServerSpec.model_construct(**{name: getattr(self, name) for name in StdioServerSpec.model_fields})
-
 
 class HttpServer(HttpServerSpec, _Server):
     """An MCP server with a URL (Streamable HTTP).
@@ -152,10 +148,6 @@ class HttpServer(HttpServerSpec, _Server):
     url: where it is spoken to. tls: how its certificate is verified, and what the gateway shows. proxy: an HTTP proxy
     on the way to it.
     """
-
-    def plain(self) -> HttpServerSpec:
-        """As of StdioServer."""
-        return HttpServerSpec.model_construct(**{name: getattr(self, name) for name in HttpServerSpec.model_fields})
 
 
 def _transport(value: Any) -> str | None:

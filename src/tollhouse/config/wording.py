@@ -254,7 +254,7 @@ def _wrong_kind(path: Path, raw: Any, context: Mapping[str, Any]) -> Finding:
     name = str(context.get("discriminator", "")).strip("'")
     choices = re.findall(r"'([^']*)'", str(context.get("expected_tags", "")))
     given = raw.get(name) if isinstance(raw, dict) else None
-    if given in LATER_KINDS:
+    if isinstance(given, str) and given in LATER_KINDS:
         return Finding(
             (*path, name), f"`{given}` is not available in this version; use {_one_of(choices)}", near=given, prune=path
         )

@@ -87,7 +87,11 @@ def _file(value: str, info: ValidationInfo) -> str:
     if isinstance(info.context, Reading):
         path = Path(info.context.directory, value)
         info.context.files.add(str(path))
-        if not path.is_file():
+        try:
+            is_there = path.is_file()
+        except (OSError, ValueError):  # a name that is too long, or no name at all
+            is_there = False
+        if not is_there:
             raise ValueError(f"there is no file {str(path)!r}")
         return str(path)
     return value

@@ -157,14 +157,14 @@ class McpEndpoint:
             message = jsonrpc.decode(body)
             id = bytes(message.id) or id
             version = headers.get(b"mcp-protocol-version", b"").decode("latin-1")
+            method = context.mcp_method = message.method
+            handshake = method == "initialize"
+            new = not handshake and revisions.is_new(version)
             fields = jsonrpc.decode_fields(message.params)
             raw_meta = fields.pop("_meta", None)
             meta = jsonrpc.decode_fields(raw_meta) if raw_meta is not None else None
-            method = context.mcp_method = message.method
-            handshake = method == "initialize"
-            new = not handshake and (
-                revisions.is_new(version) or (meta is not None and revisions.PROTOCOL_VERSION in meta)
-            )
+            if meta is not None and revisions.PROTOCOL_VERSION in meta and not handshake:
+                new = True
             if new:
                 if not message.is_request:
                     return self._new_aside(message, version)

@@ -33,6 +33,12 @@ class Drain:
         self._impatience = asyncio.Event()
         self._begun = asyncio.Event()
 
+    def times(self, minimum: float, maximum: float) -> None:
+        """Other times, for an end that has not begun."""
+        if not self._begun.is_set():
+            self._minimum = minimum
+            self._maximum = max(minimum, maximum)
+
     @property
     def begun(self) -> bool:
         return self._begun.is_set()

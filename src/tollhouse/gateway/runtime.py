@@ -8,6 +8,7 @@ worked on at a time; changes that arrive meanwhile are one further change.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from time import perf_counter
 
 from tollhouse.config.parse import Loaded, LoadError
@@ -20,14 +21,24 @@ from tollhouse.gateway.keep import Keep, Tenure
 from tollhouse.gateway.snapshot import Snapshot
 from tollhouse.observe.families import Families
 
-__all__ = ["Runtime"]
+__all__ = ["Runtime", "fixed"]
 
 log = logging.getLogger("tollhouse.config")
 
 Build = Callable[[Config, Tenure], Handler[Request, Response]]
 """Makes the request floor of one configuration. Raises ConfigError."""
 
-_FIXED = ("server.listen", "server.metrics", "server.workers", "state", "ledger", "telemetry.metrics.namespace")
+_FIXED = (
+    "server.listen",
+    "server.metrics",
+    "server.workers",
+    "state",
+    "ledger",
+    "egress",
+    "telemetry.metrics.namespace",
+    "telemetry.access_log.path",
+    "telemetry.access_log.format",
+)
 
 Load = Callable[[Loaded | None], Loaded]
 """Reads the configuration again, given the one that serves. Blocks; runs in a thread. Raises ConfigError."""
@@ -36,7 +47,8 @@ Load = Callable[[Loaded | None], Loaded]
 class Runtime:
     """Holds the Snapshot that serves. `handle` is the server's handler.
 
-    load, build: see their types. applied: told of each configuration that begins to serve.
+    load, build: see their types. applied: told of each configuration that begins to serve. looked: told each time the
+    files were read again, whatever was found.
     """
 
     def __init__(
@@ -46,12 +58,14 @@ class Runtime:
         build: Build,
         families: Families,
         applied: Callable[[Config], None] = lambda _: None,
+        looked: Callable[[], None] = lambda: None,
     ) -> None:
         self._loaded = loaded
         self._load = load
         self._build = build
         self._families = families
         self._applied = applied
+        self._looked = looked
         self._keep = Keep()
         self._tenures: dict[Snapshot, Tenure] = {}
         self._again = asyncio.Event()
@@ -107,14 +121,14 @@ class Runtime:
         result = "error"
         try:
             loaded = await self._read()
-            if loaded.config == self._loaded.config:
+            if loaded.config == self._loaded.config and _named(loaded) == _named(self._loaded):
                 self._loaded = loaded
                 result = "unchanged"
                 return
             began = perf_counter()
-            problems = _fixed(self._loaded.config, loaded.config)
+            problems = fixed(self._loaded.config, loaded.config)
             if problems:
-                raise ConfigError(problems)
+                raise ConfigError(loaded.complete(problems))
             self._swap(loaded)
             self.apply_seconds = perf_counter() - began
             result = "ok"
@@ -133,6 +147,8 @@ class Runtime:
         except LoadError as error:
             self._watch(error.files)  # the next change of any of them is another try
             raise
+        finally:
+            self._looked()
         self._watch(loaded.files)
         return loaded
 
@@ -166,10 +182,17 @@ class Runtime:
         self._tenures.pop(snapshot).end()
 
 
-def _fixed(old: Config, new: Config) -> list[Problem]:
-    """Settings that a running process cannot change."""
+def fixed(old: Config, new: Config) -> list[Problem]:
+    """Settings that differ, and that a running process cannot change."""
     message = "cannot change while the gateway runs; restart it to apply this"
-    return [Problem(message, path=path) for path in _FIXED if _at(old, path) != _at(new, path)]
+    paths = _FIXED if old.server.workers == 1 else (*_FIXED, "server.shutdown.max")  # which the supervisor reckons with
+    return [Problem(message, path=path) for path in paths if _at(old, path) != _at(new, path)]
+
+
+def _named(loaded: Loaded) -> dict[str, str]:
+    """The files that the configuration names, with their digests."""
+    own = str(Path(loaded.positions.file).absolute())
+    return {name: digest for name, digest in loaded.files.items() if name != own}
 
 
 def _at(config: Config, path: str) -> object:

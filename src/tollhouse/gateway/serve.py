@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import tempfile
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
@@ -30,12 +30,13 @@ from tollhouse.core.errors import ConfigError, Problem
 from tollhouse.gateway.build import Builder, Fixtures
 from tollhouse.gateway.drain import Drain
 from tollhouse.gateway.operate import Operations
-from tollhouse.gateway.runtime import Runtime
+from tollhouse.gateway.runtime import Runtime, fixed
 from tollhouse.gateway.supervise import Supervisor
 from tollhouse.ledger.journal import Journal
 from tollhouse.ledger.ship import Shipper
 from tollhouse.ledger.sqlite import SqliteLedger
 from tollhouse.net.client import Client
+from tollhouse.net.egress import Egress
 from tollhouse.net.head import Limits
 from tollhouse.net.listen import Address, Listener, bind
 from tollhouse.net.server import Server
@@ -59,6 +60,16 @@ class _Bound(NamedTuple):
     spec: ListenSpec
     name: str
     sockets: list[socket.socket]
+
+
+class _Shared(NamedTuple):
+    """What several workers have in common. directory: where they add up their metrics. addresses: of the listeners and
+    of the metrics, with their ports. supervisor: its process."""
+
+    directory: Path
+    addresses: list[str]
+    metrics: str | None
+    supervisor: int
 
 
 def demo_path() -> Path:
@@ -91,36 +102,85 @@ def serve(path: Path | None) -> int:
     """Serve the configuration in `path` (None: the demo) until TERM or INT: the exit status. Raises ConfigError before
     serving."""
     loaded = load_config(path)
-    server = loaded.config.server
-    if server.workers == 1:
+    if loaded.config.server.workers == 1:
         return _run(path, loaded, 0, None)
-    shared = Path(tempfile.mkdtemp(prefix="tollhouse-"))
     try:
+        return _several(path, loaded)
+    except ConfigError as error:
+        raise ConfigError(loaded.complete(error.problems)) from None
+
+
+def _several(path: Path | None, loaded: Loaded) -> int:
+    server = loaded.config.server
+    with ExitStack() as stack:
+        addresses, metrics = _reserve(loaded.config, stack)
+        directory = Path(tempfile.mkdtemp(prefix="tollhouse-"))
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        shared = _Shared(directory, addresses, metrics, os.getpid())
         grace = server.shutdown.max + 15.0  # the hard end, then the ledger
         return Supervisor(server.workers, partial(_forked, path, loaded, shared), grace).run()
-    finally:
-        shutil.rmtree(shared, ignore_errors=True)
 
 
-def _forked(path: Path | None, loaded: Loaded, shared: Path, index: int) -> int:
+def _reserve(config: Config, stack: ExitStack) -> tuple[list[str], str | None]:
+    """Hold every address for the workers, so that one that cannot be had is said once, before any of them starts, and
+    port 0 is the same port for all: the addresses of the listeners, and that of the metrics."""
+    held = []
+    for address, path in _addresses(config):
+        for sock in _bind(address, path):  # alone at first: what is shared would also share with another gateway
+            sock.close()
+        sockets = _bind(address, path, shared=True)
+        for sock in sockets:
+            stack.callback(sock.close)
+        held.append(_name(address, sockets))
+    metrics = held.pop() if config.server.metrics is not None else None
+    return held, metrics
+
+
+def _addresses(config: Config) -> list[tuple[str, str]]:
+    """Each address to listen on, with the setting that names it; that of the metrics last."""
+    found = [(spec.address, "server.listen") for spec in config.server.listen]
+    return [*found, (config.server.metrics, "server.metrics")] if config.server.metrics is not None else found
+
+
+def _bind(address: str, path: str, *, shared: bool = False) -> list[socket.socket]:
     try:
-        return _run(path, loaded, index, shared)
+        return bind(Address.parse(address), shared=shared)
+    except OSError as error:
+        raise ConfigError([Problem(f"cannot listen on {address}: {error.strerror}", path=path)]) from None
+
+
+def _forked(path: Path | None, loaded: Loaded, shared: _Shared, index: int) -> int:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is listened to: what it would say is read anyway
+    try:
+        return _run(path, _newest(path, loaded), index, shared)
     except ConfigError as error:
         log.error("the configuration cannot be served:\n%s", error)
         return 2
 
 
-def _run(path: Path | None, loaded: Loaded, index: int, shared: Path | None) -> int:
-    return uvloop.run(Worker(path, loaded, index, shared).run())
+def _newest(path: Path | None, loaded: Loaded) -> Loaded:
+    """For a worker that takes a dead one's place: the configuration as it is now, where it can serve beside others."""
+    try:
+        fresh = load_config(path, loaded)
+    except ConfigError:
+        return loaded  # the file's watcher says what is wrong
+    return loaded if fixed(loaded.config, fresh.config) else fresh
+
+
+def _run(path: Path | None, loaded: Loaded, index: int, shared: _Shared | None) -> int:
+    try:
+        return uvloop.run(Worker(path, loaded, index, shared).run())
+    except ConfigError as error:
+        raise ConfigError(loaded.complete(error.problems)) from None
 
 
 class Worker:
-    """One serving process. index: its place among several. shared: the directory where several add up their metrics.
+    """One serving process. index: its place among several. shared: what it has in common with them.
 
     listening: set once requests are taken; then `listeners` have their ports.
     """
 
-    def __init__(self, path: Path | None, loaded: Loaded, index: int = 0, shared: Path | None = None) -> None:
+    def __init__(self, path: Path | None, loaded: Loaded, index: int = 0, shared: _Shared | None = None) -> None:
         self._path = path
         self._loaded = loaded
         self._index = index
@@ -143,17 +203,28 @@ class Worker:
         families = self._families(config)
         journal = self._journal(config, families, stack)
         access_log = self._access_log(config, clock, families, stack)
-        client = Client(clock, on_connect=lambda kind, seconds: families.connect_duration.child(kind).observe(seconds))
+        client = Client(
+            clock,
+            egress=Egress(config.egress.allow),
+            on_connect=lambda kind, seconds: families.connect_duration.child(kind).observe(seconds),
+        )
         stack.push_async_callback(client.close)
         operations = Operations(families.metrics, self._share(families.metrics, clock, stack), journal)
-        bound = self._bind(config, stack)
+        bound = self._bound(config, stack)
         names = tuple((name, "https" if spec.tls else "http") for spec, name, _ in bound)
         fixtures = Fixtures(
             clock, families, client, MemoryCounter(clock), operations, journal, access_log, listeners=names
         )
         builder = Builder(fixtures)
         stack.push_async_callback(builder.close)
-        runtime = Runtime(self._loaded, self._load, builder.build, families, partial(self._applied, builder))
+        runtime = Runtime(
+            self._loaded,
+            self._load,
+            builder.build,
+            families,
+            partial(self._applied, builder),
+            self._reload_certificates,
+        )
         stack.push_async_callback(runtime.close)
         self._listen(config, runtime, clock, families, bound)
         if config.server.metrics is not None:
@@ -166,6 +237,8 @@ class Worker:
         stack.callback(metrics.stop)
         times = config.server.shutdown
         drain = self.drain = Drain(self.listeners, times.min, times.max, builder.finish_streams)
+        if self._shared is not None:
+            clock.every_turn(partial(self._end_with, self._shared.supervisor))
         for listener in (*self.listeners, *((self.metrics_listener,) if self.metrics_listener else ())):
             await listener.start()
         self._signals(drain, runtime, access_log, operations)
@@ -194,7 +267,7 @@ class Worker:
     def _share(self, metrics: Metrics, clock: Clock, stack: AsyncExitStack) -> Share | None:
         if self._shared is None:
             return None
-        share = Share(self._shared, metrics)
+        share = Share(self._shared.directory, metrics)
         clock.every_turn(share.turn)
         stack.callback(share.flush)
         return share
@@ -237,18 +310,15 @@ class Worker:
         families.log_dropped.reads(lambda: float(access_log.dropped))
         return access_log
 
-    def _bind(self, config: Config, stack: AsyncExitStack) -> "list[_Bound]":
-        several = self._shared is not None
+    def _bound(self, config: Config, stack: AsyncExitStack) -> "list[_Bound]":
+        shared = self._shared
         bound: list[_Bound] = []
-        for spec in config.server.listen:
-            try:
-                sockets = bind(Address.parse(spec.address), shared=several)
-            except OSError as error:
-                message = f"cannot listen on {spec.address}: {error.strerror}"
-                raise ConfigError([Problem(message, path="server.listen")]) from None
+        for n, spec in enumerate(config.server.listen):
+            address = shared.addresses[n] if shared is not None else spec.address
+            sockets = _bind(address, "server.listen", shared=shared is not None)
             for sock in sockets:
                 stack.callback(sock.close)
-            bound.append(_Bound(spec, _name(spec.address, sockets), sockets))
+            bound.append(_Bound(spec, _name(address, sockets), sockets))
         return bound
 
     def _listen(
@@ -272,11 +342,9 @@ class Worker:
             self.listeners.append(Listener(server, sockets, tls.context if tls else None))
 
     def _metrics_listener(self, address: str, operations: Operations, clock: Clock, stack: AsyncExitStack) -> Listener:
-        try:
-            sockets = bind(Address.parse(address), shared=self._shared is not None)
-        except OSError as error:
-            message = f"cannot listen on {address}: {error.strerror}"
-            raise ConfigError([Problem(message, path="server.metrics")]) from None
+        if self._shared is not None and self._shared.metrics is not None:
+            address = self._shared.metrics
+        sockets = _bind(address, "server.metrics", shared=self._shared is not None)
         for sock in sockets:
             stack.callback(sock.close)
         limits = Limits(connections=256, body=4096)
@@ -291,6 +359,14 @@ class Worker:
         limits = limits_of(config)
         for listener in self.listeners:
             listener.server.limits = limits
+        if self.drain is not None:
+            self.drain.times(config.server.shutdown.min, config.server.shutdown.max)
+
+    def _end_with(self, supervisor: int) -> None:
+        """A worker must not outlive its supervisor: nobody could stop it, and the next one would share its port."""
+        if os.getppid() != supervisor and self.drain is not None and not self.drain.begun:
+            log.error("the supervisor is gone; stopping")
+            self.drain.begin(now=True)
 
     def _reload_certificates(self) -> None:
         for tls in self._tls:
@@ -310,7 +386,6 @@ class Worker:
 
         def again() -> None:
             runtime.reload()
-            self._reload_certificates()
             if access_log is not None:
                 access_log.reopen()
 

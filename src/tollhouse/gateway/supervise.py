@@ -52,6 +52,7 @@ class Supervisor:
         if pid == 0:
             status = 1
             try:
+                os.setpgid(0, 0)  # a terminal's Ctrl-C comes from us, once: twice would be a hurry
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
                 status = self._work(index)
             finally:

@@ -5,7 +5,7 @@ the event loop. `ship` is one transaction: the records, their sums and the journ
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -20,7 +20,7 @@ class LedgerError(Exception):
         self.lasting = lasting
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """A record as it stands in a journal: its number, its kind (`records.USAGE`) and its encoded body."""
 
     seq: int

@@ -39,6 +39,9 @@ class UsageRecord(msgspec.Struct, gc=False, omit_defaults=True, kw_only=True):
     Tokens: input excludes what came from or went into the provider's cache, output includes reasoning. estimated: the
     provider did not say. cost_nano: nano-dollars, None while no price is known (never 0 for "unknown").
     journal, seq and id are filled in when the record is read back; they are not in its body.
+
+    The order is that of the encoded body: first what is each call's own, then, from `outcome` on (which is always
+    there), the labels: what many calls have in common, and a ledger may keep once.
     """
 
     id: str = ""
@@ -47,6 +50,20 @@ class UsageRecord(msgspec.Struct, gc=False, omit_defaults=True, kw_only=True):
     admitted_at: int
     ended_at: int
     request_id: str = ""
+    input: int = 0
+    output: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
+    reasoning: int = 0
+    cost_nano: int | None = None
+    ttft_us: int = 0
+    total_us: int = 0
+    upstream_us: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    outcome: str
+    reason: str = ""
+    status: int = 0
     attempt: int = 1
     org: str = ""
     team: str = ""
@@ -62,21 +79,7 @@ class UsageRecord(msgspec.Struct, gc=False, omit_defaults=True, kw_only=True):
     backend: str = ""
     server: str = ""
     tool: str = ""
-    outcome: str = "ok"
-    reason: str = ""
-    status: int = 0
-    input: int = 0
-    output: int = 0
-    cache_read: int = 0
-    cache_write: int = 0
-    reasoning: int = 0
     estimated: bool = False
-    cost_nano: int | None = None
-    ttft_us: int = 0
-    total_us: int = 0
-    upstream_us: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
     stream: bool = False
 
 

@@ -23,10 +23,11 @@ from tollhouse.ledger.base import Entry
 __all__ = ["FRAME", "Reader", "claim", "header", "journals", "lock_path", "name_of", "segments", "spare_path"]
 
 FRAME = struct.Struct("<IIQB")
+_HEAD = FRAME.size
 _HEADER = struct.Struct("<4sB3x16sQI")
 _MAGIC, _FORMAT = b"TLHJ", 1
 _LARGEST = 16 << 20  # a damaged length must not make the reader swallow the rest
-_CHUNK = 256 << 10
+_CHUNK = 64 << 10  # small, because the interpreter is held while it is taken apart
 
 
 def name_of(journal: str, number: int, first: int) -> str:
@@ -153,34 +154,36 @@ class Reader:
             if not _is_header(os.pread(self._fd, _HEADER.size, 0), self.journal):
                 return _End.TORN
             self._at = _HEADER.size
-        want = _CHUNK
+        want, last = _CHUNK, self._seq
         while True:
             chunk = os.pread(self._fd, want, self._at)
             view, at, have = memoryview(chunk), 0, len(chunk)
-            while have - at >= FRAME.size:
+            end = None
+            while have - at >= _HEAD:
                 size, crc, seq, kind = FRAME.unpack_from(chunk, at)
-                if size == 0:
-                    self._at += at
-                    return _End.CLEAN
-                stop = at + FRAME.size + size
-                if size > _LARGEST:
-                    self._at += at
-                    return _End.TORN
+                body = at + _HEAD
+                stop = body + size
+                if not 0 < size <= _LARGEST:
+                    end = _End.TORN if size else _End.CLEAN
+                    break
                 if stop > have:
                     break
                 if crc32(view[at + 8 : stop]) != crc:
-                    self._at += at
-                    return _End.TORN
-                if seq > self._seq:
-                    if self._seq and seq > self._seq + 1:
-                        self.missing += seq - self._seq - 1
-                    self._seq = seq
-                    entries.append(Entry(seq, kind, chunk[at + FRAME.size : stop]))
+                    end = _End.TORN
+                    break
                 at = stop
-                if len(entries) >= limit:
-                    self._at += at
-                    return _End.LIMIT
+                if seq > last:
+                    if seq != last + 1 and last:
+                        self.missing += seq - last - 1
+                    last = seq
+                    entries.append(Entry(seq, kind, chunk[body:stop]))
+                    if len(entries) >= limit:
+                        end = _End.LIMIT
+                        break
             self._at += at
+            self._seq = last
+            if end is not None:
+                return end
             if have < want:
                 return _End.TORN if any(view[at:]) else _End.CLEAN
-            want = _CHUNK if at else _LARGEST + FRAME.size
+            want = _CHUNK if at else _LARGEST + _HEAD

@@ -37,8 +37,8 @@ class Shipper:
         journal: Journal,
         ledger: Ledger,
         *,
-        batch: int = 500,
-        interval: float = 0.2,
+        batch: int = 2000,
+        interval: float = 0.5,
         adopt_every: float = 60.0,
         slowest: float = 5.0,
     ) -> None:
@@ -139,6 +139,8 @@ class Shipper:
             self._clear(reader)
             if journal.seq <= self.position:
                 self._even = monotonic()
+            if len(entries) < self._batch:
+                break  # what came meanwhile is for the next look: small transactions cost as much as large ones
         self._clear(reader)
         self._count(reader)
         reader.damaged = reader.missing = 0
@@ -186,7 +188,7 @@ class Adopted(NamedTuple):
     missing: int = 0
 
 
-def adopt(directory: Path, ledger: Ledger, *, batch: int = 500) -> Generator[Adopted, None, None]:
+def adopt(directory: Path, ledger: Ledger, *, batch: int = 2000) -> Generator[Adopted, None, None]:
     """Ship the journals in `directory` whose process is gone, and delete them. A step is one batch, or the end of one
     journal. Raises LedgerError; what is then not shipped stays. A journal that cannot be read is left and logged.
 

@@ -4,87 +4,184 @@ Rule: one transaction a batch (BEGIN IMMEDIATE): records, hourly sums and the jo
 never waits for writing, and synchronous=FULL, because a committed batch lets its journal segment be deleted. Several
 workers may write to one file; each waits up to `busy` seconds for its turn, in its shipper's thread.
 
+What many calls have in common, the labels (who, what, where, how it ended), is stored once and named by a number; a
+call's row is that number and what is its own. So a row is small, a label is decoded once per process and not once per
+call, and an hourly sum is found by (hour, labels). To be read as one: the views `usage` and `usage_hour`.
+
 Tables (times in microseconds since 1970, UTC):
-    usage      one row a UsageRecord; the column names are the record's. Ids begin with the time: a range of ids is a
-               range of time, so no further index is kept
-    usage_hour sums by hour (hours since 1970) and who, what and outcome; kept in the same transaction as `usage`
-    positions  journal -> last seq stored
-    rejected   entries that could not be stored, with their bytes and why
-    migrations version -> when it was applied
+    usage_facts  one row a UsageRecord; its key (admitted_at, journal, seq) is what its id is computed from
+    usage_labels the distinct labels; digest finds them. Never deleted from: writers remember the numbers
+    usage_sums   sums by hour (hours since 1970) and labels, kept in the same transaction as `usage_facts`
+    journals     number -> journal, and the last seq stored (0: forgotten)
+    rejected     entries that could not be stored, with their bytes and why
+    migrations   version -> when it was applied
+Views:
+    usage        one row a UsageRecord, with the record's names and order
+    usage_hour   usage_sums with its labels
 """
 
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from operator import itemgetter
+from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from time import monotonic, sleep, time
-from typing import Any
+from typing import Annotated
 
 import msgspec
 
 from tollhouse.ledger.base import BY, Entry, LedgerError, UsageRow
-from tollhouse.ledger.records import USAGE, Outcome, UsageRecord, identify
+from tollhouse.ledger.records import USAGE, Outcome
 
 __all__ = ["SqliteLedger"]
 
 _USAGE_1 = """
-CREATE TABLE usage (
-  id TEXT PRIMARY KEY, journal TEXT NOT NULL, seq INTEGER NOT NULL,
-  admitted_at INTEGER NOT NULL, ended_at INTEGER NOT NULL, request_id TEXT NOT NULL, attempt INTEGER NOT NULL,
+CREATE TABLE usage_labels (
+  labels INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE,
+  outcome TEXT NOT NULL, reason TEXT NOT NULL, status INTEGER NOT NULL, attempt INTEGER NOT NULL,
   org TEXT NOT NULL, team TEXT NOT NULL, user TEXT NOT NULL, key TEXT NOT NULL, agent TEXT NOT NULL,
   route TEXT NOT NULL, dialect TEXT NOT NULL, operation TEXT NOT NULL,
   model_asked TEXT NOT NULL, model_answered TEXT NOT NULL, provider TEXT NOT NULL, backend TEXT NOT NULL,
-  server TEXT NOT NULL, tool TEXT NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL, status INTEGER NOT NULL,
+  server TEXT NOT NULL, tool TEXT NOT NULL, estimated INTEGER NOT NULL, stream INTEGER NOT NULL
+);
+CREATE TABLE usage_facts (
+  journal INTEGER NOT NULL, seq INTEGER NOT NULL, labels INTEGER NOT NULL,
+  admitted_at INTEGER NOT NULL, ended_at INTEGER NOT NULL, request_id TEXT NOT NULL,
   input INTEGER NOT NULL, output INTEGER NOT NULL, cache_read INTEGER NOT NULL, cache_write INTEGER NOT NULL,
-  reasoning INTEGER NOT NULL, estimated INTEGER NOT NULL, cost_nano INTEGER,
+  reasoning INTEGER NOT NULL, cost_nano INTEGER,
   ttft_us INTEGER NOT NULL, total_us INTEGER NOT NULL, upstream_us INTEGER NOT NULL,
-  bytes_in INTEGER NOT NULL, bytes_out INTEGER NOT NULL, stream INTEGER NOT NULL
+  bytes_in INTEGER NOT NULL, bytes_out INTEGER NOT NULL,
+  PRIMARY KEY (admitted_at, journal, seq)
 ) WITHOUT ROWID;
-CREATE TABLE usage_hour (
-  hour INTEGER NOT NULL, org TEXT NOT NULL, team TEXT NOT NULL, user TEXT NOT NULL, key TEXT NOT NULL,
-  agent TEXT NOT NULL, route TEXT NOT NULL, model TEXT NOT NULL, provider TEXT NOT NULL, server TEXT NOT NULL,
-  tool TEXT NOT NULL, outcome TEXT NOT NULL,
+CREATE TABLE usage_sums (
+  hour INTEGER NOT NULL, labels INTEGER NOT NULL,
   requests INTEGER NOT NULL, input INTEGER NOT NULL, output INTEGER NOT NULL, cache_read INTEGER NOT NULL,
   cache_write INTEGER NOT NULL, reasoning INTEGER NOT NULL, cost_nano INTEGER NOT NULL, unpriced INTEGER NOT NULL,
-  PRIMARY KEY (hour, org, team, user, key, agent, route, model, provider, server, tool, outcome)
+  PRIMARY KEY (hour, labels)
 ) WITHOUT ROWID;
-CREATE TABLE positions (journal TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE journals (number INTEGER PRIMARY KEY, journal TEXT NOT NULL UNIQUE, seq INTEGER NOT NULL);
 CREATE TABLE rejected (
   journal TEXT NOT NULL, seq INTEGER NOT NULL, kind INTEGER NOT NULL, body BLOB NOT NULL, why TEXT NOT NULL,
   at INTEGER NOT NULL, PRIMARY KEY (journal, seq)
 ) WITHOUT ROWID;
+CREATE VIEW usage AS SELECT
+  printf('%08x-%04x-7%03x-%04x-%02x%s',
+    (f.admitted_at / 1000 >> 16) & 0xffffffff, f.admitted_at / 1000 & 0xffff, (f.seq >> 22) & 0xfff,
+    0x8000 | ((f.seq >> 8) & 0x3fff), f.seq & 0xff, substr(j.journal, 1, 10)) AS id,
+  j.journal AS journal, f.seq AS seq, f.admitted_at, f.ended_at, f.request_id,
+  f.input, f.output, f.cache_read, f.cache_write, f.reasoning, f.cost_nano,
+  f.ttft_us, f.total_us, f.upstream_us, f.bytes_in, f.bytes_out,
+  l.outcome, l.reason, l.status, l.attempt, l.org, l.team, l.user, l.key, l.agent, l.route, l.dialect, l.operation,
+  l.model_asked, l.model_answered, l.provider, l.backend, l.server, l.tool, l.estimated, l.stream
+  FROM usage_facts f CROSS JOIN usage_labels l ON l.labels = f.labels CROSS JOIN journals j ON j.number = f.journal;
+CREATE VIEW usage_hour AS SELECT
+  s.hour, l.outcome, l.reason, l.status, l.attempt, l.org, l.team, l.user, l.key, l.agent, l.route, l.dialect,
+  l.operation, l.model_asked, l.model_answered, l.provider, l.backend, l.server, l.tool, l.estimated, l.stream,
+  s.requests, s.input, s.output, s.cache_read, s.cache_write, s.reasoning, s.cost_nano, s.unpriced
+  FROM usage_sums s CROSS JOIN usage_labels l ON l.labels = s.labels;
 """
 
 _MIGRATIONS: tuple[str, ...] = (_USAGE_1,)
 """Applied in order, each once; what has been released is never changed."""
 
-_COLUMNS = UsageRecord.__struct_fields__
-_INSERT = f"INSERT INTO usage ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) ON CONFLICT DO NOTHING"  # noqa: S608
-_GROUP = (
-    "hour", "org", "team", "user", "key", "agent", "route", "model", "provider", "server", "tool", "outcome",
-)  # fmt: skip
+_Int = Annotated[int, msgspec.Meta(ge=-(1 << 53), le=1 << 53)]
+"""What a table can hold and add up: no call uses 2^53 of anything, and sums of it do not leave 64 bits."""
+
+
+_Time = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+
+
+class _Facts(msgspec.Struct, kw_only=True, gc=False):
+    """A row of `usage_facts`, in the order of its columns. journal, seq and labels are not from a record's body."""
+
+    journal: int = 0
+    seq: int = 0
+    labels: int = 0
+    admitted_at: _Time
+    ended_at: _Int
+    request_id: str = ""
+    input: _Int = 0
+    output: _Int = 0
+    cache_read: _Int = 0
+    cache_write: _Int = 0
+    reasoning: _Int = 0
+    cost_nano: _Int | None = None
+    ttft_us: _Int = 0
+    total_us: _Int = 0
+    upstream_us: _Int = 0
+    bytes_in: _Int = 0
+    bytes_out: _Int = 0
+
+
+class _Labels(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+    """A row of `usage_labels`, without its number and digest. The digest is that of the JSON without defaults, so that
+    a label added at the end leaves the digests of the rows that do not have it."""
+
+    outcome: str = Outcome.OK
+    reason: str = ""
+    status: _Int = 0
+    attempt: _Int = 1
+    org: str = ""
+    team: str = ""
+    user: str = ""
+    key: str = ""
+    agent: str = ""
+    route: str = ""
+    dialect: str = ""
+    operation: str = ""
+    model_asked: str = ""
+    model_answered: str = ""
+    provider: str = ""
+    backend: str = ""
+    server: str = ""
+    tool: str = ""
+    estimated: bool = False
+    stream: bool = False
+
+
+class _OnlyFacts(_Facts, kw_only=True, gc=False, forbid_unknown_fields=True):
+    """The first half of a body, up to _MARK, if nothing of the other half is in it."""
+
+
+class _OnlyLabels(_Labels, kw_only=True, omit_defaults=True, gc=False, forbid_unknown_fields=True):
+    """The second half."""
+
+
+_MARK = b',"outcome":'
+"""Where the labels of a body begin. Inside of a JSON string it cannot stand: a quote there has a backslash."""
+_AT_ONCE = 50  # rows in a statement; the interpreter is free for the event loop while SQLite takes them
+_REMEMBERED = 8192  # labels whose numbers are known
+
+
+def _insert(table: str, columns: tuple[str, ...], rows: int = 1) -> str:
+    values = ", ".join([f"({', '.join('?' * len(columns))})"] * rows)
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES {values}"  # noqa: S608
+
+
+_FACTS = _Facts.__struct_fields__
+_LABELS = ("digest", *_Labels.__struct_fields__)
 _SUMS = ("requests", "input", "output", "cache_read", "cache_write", "reasoning", "cost_nano", "unpriced")
+_INSERT = f"{_insert('usage_facts', _FACTS)} ON CONFLICT DO NOTHING"
+_INSERT_MANY = f"{_insert('usage_facts', _FACTS, _AT_ONCE)} ON CONFLICT DO NOTHING"
+_LABEL = _insert("usage_labels", _LABELS)
 _ADD = (
-    f"INSERT INTO usage_hour ({', '.join(_GROUP + _SUMS)}) VALUES ({', '.join('?' * len(_GROUP + _SUMS))}) "  # noqa: S608
+    f"{_insert('usage_sums', ('hour', 'labels', *_SUMS))} "
     f"ON CONFLICT DO UPDATE SET {', '.join(f'{s} = {s} + excluded.{s}' for s in _SUMS)}"
 )
-_POSITION = "INSERT INTO positions VALUES (?, ?) ON CONFLICT DO UPDATE SET seq = excluded.seq"
 _REJECT = "INSERT INTO rejected VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 _ERRORS = ", ".join(
     f"'{o}'" for o in (Outcome.UPSTREAM_ERROR, Outcome.TIMEOUT, Outcome.CUT, Outcome.ERROR, Outcome.LOST)
 )
-_ADMITTED = _COLUMNS.index("admitted_at")
-_COST = _COLUMNS.index("cost_nano")
-_WHO = itemgetter(*(_COLUMNS.index({"model": "model_asked"}.get(name, name)) for name in _GROUP[1:]))
-_TOKENS = itemgetter(*(_COLUMNS.index(name) for name in _SUMS[1:6]))
 _HOUR_US = 3_600_000_000
-_TIMES = {
+_GROUPS = {
+    "model": "model_asked",
     "hour": "strftime('%Y-%m-%dT%H:00:00Z', hour * 3600, 'unixepoch')",
     "day": "strftime('%Y-%m-%dT00:00:00Z', hour * 3600, 'unixepoch')",
 }
 
-Row = tuple[Any, ...]
+Sums = dict[tuple[int, int], list[int]]
+"""(hour, labels) -> what _SUMS names."""
 
 
 class SqliteLedger:
@@ -94,7 +191,12 @@ class SqliteLedger:
         self.path = Path(path)
         self._busy = busy
         self._db: sqlite3.Connection | None = None
-        self._decode: Callable[[bytes], UsageRecord] = msgspec.json.Decoder(UsageRecord).decode
+        self._facts: Callable[[bytes], _Facts] = msgspec.json.Decoder(_OnlyFacts).decode
+        self._any_facts: Callable[[bytes], _Facts] = msgspec.json.Decoder(_Facts).decode
+        self._labels: Callable[[bytes], _Labels] = msgspec.json.Decoder(_OnlyLabels).decode
+        self._any_labels: Callable[[bytes], _Labels] = msgspec.json.Decoder(_Labels).decode
+        self._numbers: dict[bytes, int] = {}
+        """The second half of a body -> the number of its labels; only of what is committed, or is being written."""
 
     def open(self) -> None:
         if self._db is not None:
@@ -116,6 +218,7 @@ class SqliteLedger:
             db.close()
             raise
         self._db = db
+        self._numbers.clear()  # it may be another file by now
 
     def close(self) -> None:
         db, self._db = self._db, None
@@ -124,26 +227,26 @@ class SqliteLedger:
 
     def position(self, journal: str) -> int:
         try:
-            return self._position(self._open(), journal)
+            row = self._open().execute("SELECT seq FROM journals WHERE journal = ?", (journal,)).fetchone()
         except sqlite3.Error as error:
             raise _translated(self.path, error) from error
+        return 0 if row is None else int(row[0])
 
     def ship(self, journal: str, entries: Sequence[Entry]) -> int:
         db = self._open()
+        if not entries:
+            return 0
         try:
-            return self._whole(db, journal, entries)
-        except _UNUSUAL:
-            pass  # look at each
-        except sqlite3.Error as error:
-            raise _translated(self.path, error) from error
-        try:
-            return self._one_by_one(db, journal, entries)
+            try:
+                return self._in_one(db, self._whole, journal, entries)
+            except _UNUSUAL:
+                return self._in_one(db, self._one_by_one, journal, entries)
         except sqlite3.Error as error:
             raise _translated(self.path, error) from error
 
     def forget(self, journal: str) -> None:
         try:
-            self._open().execute("DELETE FROM positions WHERE journal = ?", (journal,))
+            self._open().execute("UPDATE journals SET seq = 0 WHERE journal = ?", (journal,))
         except sqlite3.Error as error:
             raise _translated(self.path, error) from error
 
@@ -157,11 +260,11 @@ class SqliteLedger:
         for name in by:
             if name not in BY:
                 raise ValueError(f"usage cannot be grouped by {name!r}; by {', '.join(BY)} it can")
-        group = [_TIMES.get(name, name) for name in by]
+        group = [_GROUPS.get(name, name) for name in by]
         sums = ", ".join(f"sum({s})" for s in _SUMS)
         query = (
             f"SELECT {''.join(g + ', ' for g in group)}{sums}, sum(requests * (outcome IN ({_ERRORS}))) "  # noqa: S608
-            "FROM usage_hour WHERE hour >= ? AND hour < ?"
+            "FROM usage_sums JOIN usage_labels USING (labels) WHERE hour >= ? AND hour < ?"
         )
         if group:
             numbers = ", ".join(str(n + 1) for n in range(len(group)))
@@ -213,82 +316,100 @@ class SqliteLedger:
             _roll_back(db)
             raise
 
-    @staticmethod
-    def _position(db: sqlite3.Connection, journal: str) -> int:
-        row = db.execute("SELECT seq FROM positions WHERE journal = ?", (journal,)).fetchone()
-        return 0 if row is None else int(row[0])
+    def _in_one(
+        self,
+        db: sqlite3.Connection,
+        store: Callable[[sqlite3.Connection, int, Sequence[Entry], Sums], int],
+        journal: str,
+        entries: Sequence[Entry],
+    ) -> int:
+        """One transaction: `store` puts away what is new of `entries` and says what is to be summed up."""
+        last = entries[-1].seq
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            row = db.execute("SELECT number, seq FROM journals WHERE journal = ?", (journal,)).fetchone()
+            if row is None:
+                row = (db.execute("INSERT INTO journals (journal, seq) VALUES (?, 0)", (journal,)).lastrowid, 0)
+            number, position = row
+            stored = 0
+            if last > position:
+                if entries[0].seq <= position:
+                    entries = [entry for entry in entries if entry.seq > position]
+                sums: Sums = {}
+                stored = store(db, number, entries, sums)
+                db.executemany(_ADD, [(*group, *values) for group, values in sums.items()])
+                db.execute("UPDATE journals SET seq = ? WHERE number = ?", (last, number))
+            db.execute("COMMIT")
+        except BaseException:
+            self._numbers.clear()  # some may name rows that are not there now
+            _roll_back(db)
+            raise
+        return stored
 
-    def _row(self, journal: str, entry: Entry) -> Row:
-        """The columns of one entry. Raises one of _POISON when it is not a record this table can hold."""
-        if entry.kind != USAGE:
-            raise ValueError(f"unknown kind of record: {entry.kind}")
-        record = self._decode(entry.body)
-        record.journal = journal
-        record.seq = entry.seq
-        record.id = identify(journal, entry.seq, record.admitted_at)
-        return msgspec.structs.astuple(record)
-
-    def _whole(self, db: sqlite3.Connection, journal: str, entries: Sequence[Entry]) -> int:
+    def _whole(self, db: sqlite3.Connection, journal: int, entries: Sequence[Entry], sums: Sums) -> int:
         """The usual case: all are new and good."""
-        sums: dict[Row, list[int]] = {}
-        position = 0
-
-        def rows() -> Any:
-            # Row by row while SQLite takes them: between two steps the interpreter is free for the event loop.
-            for entry in entries:
-                if entry.seq > position:
-                    row = self._row(journal, entry)
-                    _sum_up(sums, row)
-                    yield row
-
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            position = self._position(db, journal)
-            before = db.total_changes
-            db.executemany(_INSERT, rows())
-            stored = db.total_changes - before
-            if stored != sum(s[0] for s in sums.values()):
-                raise _Doubtful  # some were there already; which ones is not known
-            db.executemany(_ADD, [(*group, *values) for group, values in sums.items()])
-            self._advance(db, journal, position, entries)
-            db.execute("COMMIT")
-        except BaseException:
-            _roll_back(db)
-            raise
+        decode, numbers = self._facts, self._numbers
+        stored = 0
+        for start in range(0, len(entries), _AT_ONCE):
+            rows = []
+            for entry in entries[start : start + _AT_ONCE]:
+                body = entry.body
+                cut = body.find(_MARK)
+                if cut < 0 or entry.kind != USAGE:
+                    raise _Doubtful
+                facts = decode(body[:cut] + b"}")
+                second = body[cut:]
+                labels = numbers.get(second)
+                if labels is None:
+                    labels = self._number(db, self._labels(b"{" + second[1:]))
+                    if len(numbers) >= _REMEMBERED:
+                        numbers.clear()
+                    numbers[second] = labels
+                facts.journal = journal
+                facts.seq = entry.seq
+                facts.labels = labels
+                rows.append(msgspec.structs.astuple(facts))
+                _sum_up(sums, facts)
+            if len(rows) == _AT_ONCE:
+                stored += db.execute(_INSERT_MANY, list(chain.from_iterable(rows))).rowcount
+            else:
+                stored += db.executemany(_INSERT, rows).rowcount
+        if stored != len(entries):
+            raise _Doubtful  # some were there already; which ones is not known
         return stored
 
-    def _one_by_one(self, db: sqlite3.Connection, journal: str, entries: Sequence[Entry]) -> int:
-        """With rows that are there already, or cannot be stored."""
-        sums: dict[Row, list[int]] = {}
+    def _one_by_one(self, db: sqlite3.Connection, journal: int, entries: Sequence[Entry], sums: Sums) -> int:
+        """With rows that are there already, cannot be stored, or are written in another way."""
         stored = 0
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            position = self._position(db, journal)
-            for entry in entries:
-                if entry.seq <= position:
-                    continue
-                try:
-                    row = self._row(journal, entry)
-                    new = db.execute(_INSERT, row).rowcount == 1
-                except _POISON as error:
-                    why = f"{type(error).__name__}: {error}"[:500]
-                    db.execute(_REJECT, (journal, entry.seq, entry.kind, entry.body, why, int(time() * 1e6)))
-                    continue
-                if new:
-                    stored += 1
-                    _sum_up(sums, row)
-            db.executemany(_ADD, [(*group, *values) for group, values in sums.items()])
-            self._advance(db, journal, position, entries)
-            db.execute("COMMIT")
-        except BaseException:
-            _roll_back(db)
-            raise
+        for entry in entries:
+            try:
+                if entry.kind != USAGE:
+                    raise ValueError(f"unknown kind of record: {entry.kind}")
+                facts = self._any_facts(entry.body)
+                facts.journal = journal
+                facts.seq = entry.seq
+                facts.labels = self._number(db, self._any_labels(entry.body))
+                new = db.execute(_INSERT, msgspec.structs.astuple(facts)).rowcount == 1
+            except _POISON as error:
+                why = f"{type(error).__name__}: {error}"[:500]
+                name = db.execute("SELECT journal FROM journals WHERE number = ?", (journal,)).fetchone()[0]
+                db.execute(_REJECT, (name, entry.seq, entry.kind, entry.body, why, int(time() * 1e6)))
+                continue
+            if new:
+                stored += 1
+                _sum_up(sums, facts)
         return stored
 
     @staticmethod
-    def _advance(db: sqlite3.Connection, journal: str, position: int, entries: Sequence[Entry]) -> None:
-        if entries and entries[-1].seq > position:
-            db.execute(_POSITION, (journal, entries[-1].seq))
+    def _number(db: sqlite3.Connection, labels: _Labels) -> int:
+        """The number of these labels; they are stored when they are new."""
+        digest = blake2b(msgspec.json.encode(labels), digest_size=16).digest()
+        row = db.execute("SELECT labels FROM usage_labels WHERE digest = ?", (digest,)).fetchone()
+        if row is not None:
+            return int(row[0])
+        number = db.execute(_LABEL, (digest, *msgspec.structs.astuple(labels))).lastrowid
+        assert number is not None
+        return number
 
 
 class _Doubtful(Exception):
@@ -307,20 +428,25 @@ _POISON: tuple[type[Exception], ...] = (
 _UNUSUAL: tuple[type[Exception], ...] = (_Doubtful, *_POISON)
 
 
-def _sum_up(sums: dict[Row, list[int]], row: Row) -> None:
-    """Add one row of `usage` to the sums of its hour and group."""
-    cost = row[_COST]
-    group = (row[_ADMITTED] // _HOUR_US, *_WHO(row))
-    tokens = _TOKENS(row)
+def _sum_up(sums: Sums, facts: _Facts) -> None:
+    """Add one row to the sums of its hour and labels."""
+    group = (facts.admitted_at // _HOUR_US, facts.labels)
     have = sums.get(group)
     if have is None:
-        sums[group] = [1, *tokens, cost or 0, cost is None]
-        return
+        have = sums[group] = [0, 0, 0, 0, 0, 0, 0, 0]
     have[0] += 1
-    for n, count in enumerate(tokens, 1):
-        have[n] += count
-    have[6] += cost or 0
-    have[7] += cost is None
+    have[1] += facts.input
+    have[2] += facts.output
+    if facts.cache_read:
+        have[3] += facts.cache_read
+    if facts.cache_write:
+        have[4] += facts.cache_write
+    if facts.reasoning:
+        have[5] += facts.reasoning
+    if facts.cost_nano is None:
+        have[7] += 1
+    else:
+        have[6] += facts.cost_nano
 
 
 def _roll_back(db: sqlite3.Connection) -> None:

@@ -38,14 +38,37 @@ _NO_BODY = frozenset((204, 304))
 _CHUNKED, _LENGTH, _UNTIL_CLOSE = 0, 1, 2  # how an answer's end is told
 
 
+class Tally(Protocol):
+    """Something that is counted; added to on the hot path."""
+
+    value: float
+
+
 class Observer(Protocol):
-    """Told of connections and bytes; called on the hot path."""
+    """What a server counts: connections, and bytes both ways. `refused`: an answer to what never became a request."""
 
-    def connected(self) -> None: ...
+    @property
+    def connections(self) -> Tally: ...
 
-    def received(self, size: int) -> None: ...
+    @property
+    def received(self) -> Tally: ...
 
-    def sent(self, size: int) -> None: ...
+    @property
+    def sent(self) -> Tally: ...
+
+    def refused(self, status: int) -> None: ...
+
+
+class _Unobserved:
+    """Counts for nobody."""
+
+    class _Tally:
+        value = 0.0
+
+    def __init__(self) -> None:
+        self.connections: Tally = self._Tally()
+        self.received: Tally = self._Tally()
+        self.sent: Tally = self._Tally()
 
     def refused(self, status: int) -> None: ...
 
@@ -71,7 +94,7 @@ class Server:
         self.limits = limits if limits is not None else Limits()
         self.name = name
         self.scheme = scheme
-        self.observer = observer
+        self.observer: Observer = observer if observer is not None else _Unobserved()
         self.draining = False
         self.connections: set[Connection] = set()
         self._date = b""
@@ -111,6 +134,7 @@ class Connection(asyncio.Protocol):
     transport: asyncio.Transport
 
     __slots__ = (
+        "_aside",
         "_drained",
         "_fault",
         "_finished",
@@ -123,8 +147,10 @@ class Connection(asyncio.Protocol):
         "_out",
         "_queue",
         "_read_paused",
+        "_received",
         "_response",
         "_segment",
+        "_sent",
         "_served",
         "_source",
         "_tail_bytes",
@@ -161,7 +187,10 @@ class Connection(asyncio.Protocol):
         self._segment = 0
         self._served = False
         self._fault = 0
+        self._aside = False  # what comes is not for the parser
         self._lost = False
+        self._received = server.observer.received
+        self._sent = server.observer.sent
         self._read_paused = False
         self._write_paused = False
         self._drained: asyncio.Future[None] | None = None
@@ -178,12 +207,10 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         server = self.server
-        if server.observer is not None:
-            server.observer.connected()
+        server.observer.connections.value += 1
         if len(server.connections) >= self.limits.connections:
             self._lost = True
-            if server.observer is not None:
-                server.observer.refused(503)
+            server.observer.refused(503)
             self.transport.write(refusal(503, server.date()))
             self.transport.close()
             return
@@ -197,57 +224,59 @@ class Connection(asyncio.Protocol):
         self.task = self.loop.create_task(self._run())
 
     def data_received(self, data: bytes) -> None:
-        if self.server.observer is not None:
-            self.server.observer.received(len(data))
-        if self._tunnel is not None:
-            self._tunnel.send(data)
+        size = len(data)
+        self._received.value += size
+        parser = self.parser
+        if self._aside or parser is None:
+            self._set_aside(data)
             return
-        if self._fault or self._lost:
-            return
-        if self._upgraded is not None:
-            self._upgraded += data
-            if len(self._upgraded) > _HIGH_WATER:
-                self.pause_reading()
-            return
-        self._segment = len(data)
+        self._segment = size
         incoming = self._incoming
-        size = incoming.body_size if incoming is not None else 0
-        self._feed(data)
-        incoming_now = self._incoming
-        if incoming_now is not None:
-            if self._in_head:  # the parser itself has no bound
-                self._head_bytes += len(data)
-                if self._head_bytes > self.limits.head:
-                    self._refuse_with(431)
-            elif incoming_now is incoming and incoming.chunked:
-                self._tail_bytes += len(data) - (incoming.body_size - size)
-                if self._tail_bytes > _CHUNK_OVERHEAD + 8 * incoming.body_size:
-                    self._fault = 400
-        fault = self._fault
-        if fault and incoming_now is not None and not self._in_head:  # also where its head came just now
-            incoming_now.fail(Failure(400, Reason.INVALID_REQUEST, "the request body is malformed"))
+        had = 0 if incoming is None else incoming.body_size
+        try:
+            parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._upgrade(data[upgrade.args[0] :])
+        except (httptools.HttpParserError, httptools.HttpParserCallbackError):
+            self._refuse_with(400)
+        if self._incoming is not None:
+            self._unfinished(self._incoming, incoming, size, had)
         waiter = self._waiter
-        if waiter is not None and (self._queue or fault):
+        if waiter is not None and (self._queue or self._fault):
             self._waiter = None
             if not waiter.done():
                 waiter.set_result(None)
         elif len(self._queue) >= _MAX_PIPELINE:
             self.pause_reading()
 
-    def _refuse_with(self, status: int) -> None:
-        """The first fault is the one that is told."""
-        self._fault = self._fault or status
+    def _set_aside(self, data: bytes) -> None:
+        """Bytes that are not for the parser: a tunnel's, or of a client that is being turned away."""
+        if self._tunnel is not None:
+            self._tunnel.send(data)
+        elif self._upgraded is not None:
+            self._upgraded += data
+            if len(self._upgraded) > _HIGH_WATER:
+                self.pause_reading()
 
-    def _feed(self, data: bytes) -> None:
-        parser = self.parser
-        if parser is None:
+    def _unfinished(self, incoming: Incoming, before: Incoming | None, size: int, had: int) -> None:
+        """A request goes on beyond this read: bound what the parser does not."""
+        if self._in_head:
+            self._head_bytes += size
+            if self._head_bytes > self.limits.head:
+                self._refuse_with(431)
             return
-        try:
-            parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._upgrade(data[upgrade.args[0] :])
-        except (httptools.HttpParserError, httptools.HttpParserCallbackError):
-            self._fault = self._fault or 400
+        if incoming is before and incoming.chunked:
+            self._tail_bytes += size - (incoming.body_size - had)
+            if self._tail_bytes > _CHUNK_OVERHEAD + 8 * incoming.body_size:
+                self._refuse_with(400)
+        if self._fault:  # also where its head came just now
+            incoming.fail(Failure(400, Reason.INVALID_REQUEST, "the request body is malformed"))
+
+    def _refuse_with(self, status: int) -> None:
+        """No more requests on this connection. The first fault is the one that is told."""
+        if not self._fault:
+            self._fault = status
+        self._aside = True
 
     def _upgrade(self, rest: bytes) -> None:
         """The parser stops after a request that asks for another protocol (or for CONNECT)."""
@@ -256,11 +285,17 @@ class Connection(asyncio.Protocol):
             return
         if request.upgrade:
             self._upgraded = rest
+            self._aside = True
             return
         # An Upgrade we do not speak is ignored (RFC 9110 section 7.8); the parser has stopped, so a new one goes on.
-        self.parser = httptools.HttpRequestParser(self)
+        self.parser = parser = httptools.HttpRequestParser(self)
         if rest:
-            self._feed(rest)
+            try:
+                parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                self._upgrade(rest[upgrade.args[0] :])
+            except (httptools.HttpParserError, httptools.HttpParserCallbackError):
+                self._refuse_with(400)
 
     def eof_received(self) -> None:
         """The client went away. A half-closed client is taken for gone: nothing else could cancel its work in time."""
@@ -311,7 +346,7 @@ class Connection(asyncio.Protocol):
         elif self.busy is not None and not self.busy.complete and self.busy.waiting:
             self.busy.fail(Failure(408, Reason.TIMEOUT, "the request body did not come in time"))
         elif self._waiter is not None and self._in_head and not self._fault:
-            self._fault = 408
+            self._refuse_with(408)
             waiter, self._waiter = self._waiter, None
             if not waiter.done():
                 waiter.set_result(None)
@@ -331,7 +366,7 @@ class Connection(asyncio.Protocol):
         if incoming is not None:
             incoming.target += url  # comes in pieces when the head does
             if len(incoming.target) > self.limits.target:
-                self._fault = 414
+                self._refuse_with(414)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # trailer fields are dropped
@@ -351,19 +386,24 @@ class Connection(asyncio.Protocol):
         request.keep_alive = parser.should_keep_alive() and request.version == "1.1"
         fault = head_fault(request, self.limits, self._segment, parser.should_upgrade())
         if fault:
-            self._fault = fault
+            self._refuse_with(fault)
             return
         request.context = Context()
         self._queue.append(request)
 
     def on_body(self, body: bytes) -> None:
-        if self._incoming is not None and not self._fault:
-            self._incoming.feed(body)
+        incoming = self._incoming
+        if incoming is not None and not self._fault:
+            incoming.feed(body)
 
     def on_message_complete(self) -> None:
-        incoming, self._incoming = self._incoming, None
+        incoming = self._incoming
+        self._incoming = None
         if incoming is not None and not self._fault:
-            incoming.finished()
+            if incoming.waiting:
+                incoming.finished()
+            else:
+                incoming.complete = True
 
     # ---- reading
     def pause_reading(self) -> None:
@@ -556,6 +596,7 @@ class Connection(asyncio.Protocol):
         rest, self._upgraded = self._upgraded, None
         self._source = tunnel
         self._tunnel = tunnel
+        self._aside = True
         self.resume_reading()
         tunnel.feed(self)
         tunnel.start(self)
@@ -623,8 +664,7 @@ class Connection(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         if self._lost:
             return
-        if self.server.observer is not None:
-            self.server.observer.sent(len(data))
+        self._sent.value += len(data)
         self.transport.write(data)
 
     def _head(self, request: Incoming, response: Response) -> bytes:
@@ -645,8 +685,7 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self) -> None:
         status = self._fault
-        if self.server.observer is not None:
-            self.server.observer.refused(status)
+        self.server.observer.refused(status)
         self._write(refusal(status, self.server.date()))
 
     def close_if_idle(self) -> None:

@@ -9,7 +9,7 @@ __all__ = ["Connections"]
 class Connections:
     """A server's observer. name: the listener's address. protocol: http or https."""
 
-    __slots__ = ("_count", "_families", "_labels", "_received", "_sent")
+    __slots__ = ("_families", "_labels", "connections", "received", "sent")
 
     @staticmethod
     def labels(name: str, protocol: str) -> tuple[str, str, str, str]:
@@ -18,20 +18,11 @@ class Connections:
 
     def __init__(self, families: Families, name: str, protocol: str) -> None:
         labels = self.labels(name, protocol)
-        self._count = families.connections.child(*labels)
-        self._received = families.received_bytes.child(*labels)
-        self._sent = families.sent_bytes.child(*labels)
+        self.connections = families.connections.child(*labels)
+        self.received = families.received_bytes.child(*labels)
+        self.sent = families.sent_bytes.child(*labels)
         self._families = families
         self._labels = labels
-
-    def connected(self) -> None:
-        self._count.value += 1
-
-    def received(self, size: int) -> None:
-        self._received.value += size
-
-    def sent(self, size: int) -> None:
-        self._sent.value += size
 
     def refused(self, status: int) -> None:
         """Never became a request: counted here, because no policy saw it."""

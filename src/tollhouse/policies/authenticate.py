@@ -142,7 +142,8 @@ def _presented(headers: Headers) -> bytes | None:
     key: bytes | None = None
     for name, value in headers:
         if name == b"authorization":
-            return value[7:].strip() if value[:7].lower() == b"bearer " else b""
+            scheme = value[:7]
+            return value[7:].strip() if scheme == b"Bearer " or scheme.lower() == b"bearer " else b""
         if name == b"x-api-key" or (name == b"api-key" and key is None):
             key = value
     return key

@@ -9,7 +9,7 @@ floor. Both are this one class.
 """
 
 from collections.abc import Callable, Sequence
-from math import inf
+from math import ceil, inf
 from random import random
 from typing import Annotated, Any, Self
 
@@ -151,32 +151,33 @@ class LimitSpec(Spec):
 class _Limit:
     """One limit, ready to be asked."""
 
-    __slots__ = ("hits", "key", "name", "near", "over", "policy", "rate", "shown", "unit", "warn")
+    __slots__ = ("_item", "always", "hits", "key", "name", "near", "over", "policy", "rate", "shown", "unit", "warn")
 
     def __init__(self, spec: LimitSpec, name: str, rate: Rate, descriptor: str, families: Families) -> None:
         self.name = name
         self.unit = spec.unit
+        self.always = spec.unit == "requests"
         self.rate = rate
         self.key = _KEYS.get(spec.per) or _expression(spec.per)
         self.warn = rate.tolerance * 0.8
         self.shown = spec.headers
         self.policy = b'"%b";q=%d;w=%d' % (name.encode(), rate.amount, max(1, round(rate.window)))
+        self._item = b'"%b";r=%%d;t=%%d' % name.encode()
         self.hits = families.limit_hits.child(descriptor)
         self.over = families.limit_over.child(descriptor)
         self.near = families.limit_near.child(descriptor)
 
     def amount(self, call: Call) -> int:
-        """Units this call takes; 0 when they are none of this limit's."""
-        if self.unit == "requests":
-            return 1
+        """Units this call takes where they are not `always` one; 0 when they are none of this limit's."""
         if isinstance(call, ModelCall):
             return 1 if self.unit == "calls" else max(1, call.estimate)
         return 1 if self.unit == "calls" and isinstance(call, ToolCall) and call.method == "tools/call" else 0
 
     def state(self, behind: float) -> bytes:
         """The limit's item of the header RateLimit: what is left, and when all of it is."""
-        left = int((self.rate.tolerance - behind) / self.rate.step + 1e-6)
-        return b'"%b";r=%d;t=%d' % (self.name.encode(), max(0, left), -int(-behind // 1))
+        rate = self.rate
+        left = int((rate.tolerance - behind) / rate.step + 1e-6)
+        return self._item % (left if left > 0 else 0, ceil(behind))
 
 
 def _expression(source: str) -> Key:
@@ -199,7 +200,6 @@ class Limits:
         self._limits = tuple(limits)
         self._counter = counter
         self._settles = any(limit.unit == "tokens" for limit in limits)
-        self._shows = any(limit.shown for limit in limits)
 
     async def handle(self, call: Call, next: Handler[Call, Reply]) -> Reply:
         """Raises Failure 429."""
@@ -211,15 +211,13 @@ class Limits:
         behind = verdict.behind
         if verdict.refused >= 0:
             raise self._refuse(limits, charges, verdict.refused, verdict.wait, behind)
-        self._count(limits, behind)
+        state = self._admitted(limits, behind)
         if self._settles:
             reply = await self._reserved(call, next, limits, charges)
         else:
             reply = await next(call)
-        if self._shows:
-            state = _header(limits, behind)
-            if state is not None:
-                reply.headers = [*reply.headers, state]
+        if state is not None:
+            reply.headers = [*reply.headers, state]
         return reply
 
     async def handle_request(self, request: Request, next: Handler[Request, Response]) -> Response:
@@ -233,19 +231,17 @@ class Limits:
         behind = verdict.behind
         if verdict.refused >= 0:
             raise self._refuse(limits, charges, verdict.refused, verdict.wait, behind)
-        self._count(limits, behind)
+        state = self._admitted(limits, behind)
         response = await next(request)
-        if self._shows:
-            state = _header(limits, behind)
-            if state is not None:
-                response.headers = [*response.headers, state]
+        if state is not None:
+            response.headers = [*response.headers, state]
         return response
 
     def _charge(self, call: Call, charges: list[Charge]) -> list[_Limit]:
         """Fill `charges`; the limits they are of, in the same order."""
         limits = []
         for limit in self._limits:
-            amount = limit.amount(call)
+            amount = 1 if limit.always else limit.amount(call)
             if amount:
                 key = limit.key(call)
                 if key is not None:
@@ -253,11 +249,16 @@ class Limits:
                     limits.append(limit)
         return limits
 
-    def _count(self, limits: list[_Limit], behind: list[float]) -> None:
+    def _admitted(self, limits: list[_Limit], behind: list[float]) -> tuple[bytes, bytes] | None:
+        """Count it; the header RateLimit, if it is wanted."""
+        states = []
         for limit, ahead in zip(limits, behind, strict=True):
             limit.hits.inc()
             if ahead > limit.warn:
                 limit.near.inc()
+            if limit.shown:
+                states.append(limit.state(ahead))
+        return (b"ratelimit", b", ".join(states)) if states else None
 
     async def _reserved(
         self, call: Call, next: Handler[Call, Reply], limits: list[_Limit], charges: list[Charge]
@@ -305,7 +306,7 @@ class Limits:
                 429, Reason.RATE_LIMIT, message, code="rate_limit_exceeded", detail=detail, headers=tuple(headers)
             )
         # Up to a tenth later, so that those who were refused together do not come back together.
-        after = -int(-wait * (1.0 + 0.1 * random()) // 1) or 1  # noqa: S311 - spreads load
+        after = ceil(wait * (1.0 + 0.1 * random())) or 1  # noqa: S311 - spreads load
         headers.append((b"retry-after", b"%d" % after))
         return Failure(
             429,
@@ -316,11 +317,6 @@ class Limits:
             retry_after=float(after),
             headers=tuple(headers),
         )
-
-
-def _header(limits: list[_Limit], behind: list[float]) -> tuple[bytes, bytes] | None:
-    states = [limit.state(ahead) for limit, ahead in zip(limits, behind, strict=True) if limit.shown]
-    return (b"ratelimit", b", ".join(states)) if states else None
 
 
 def _seconds(window: float) -> str:

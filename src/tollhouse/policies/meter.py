@@ -202,13 +202,12 @@ class Meter:
         context = call.context
         at = int(admitted * 1e6)
         total = int((now - began) * 1e6)
-        record = UsageRecord(admitted_at=at, ended_at=at + total)
+        record = UsageRecord(admitted_at=at, ended_at=at + total, outcome=outcome)
         record.request_id = context.request_id
         record.route = context.route
         record.dialect = context.dialect
         record.operation = context.operation
         record.backend = context.backend
-        record.outcome = outcome
         record.reason = reason
         record.status = status
         record.total_us = total

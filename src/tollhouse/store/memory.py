@@ -44,27 +44,27 @@ class MemoryCounter:
 
     async def admit(self, id: str, charges: Sequence[Charge]) -> Verdict:
         now = self._clock.now
+        tables = self._tables
         behind: list[float] = []
-        for index, charge in enumerate(charges):
-            rate = charge.rate
-            table = self._tables.get(rate.name)
-            if table is None:
-                table = self._tables[rate.name] = {}
-            tat = table.get(charge.key)
-            if tat is None:
-                tat = now if len(table) < self._limit else table.get(_SHARED, now)
+        writes: list[tuple[dict[str, float], str, float]] = []
+        for charge in charges:
+            rate, key = charge.rate, charge.key
             ahead = charge.amount * rate.step
-            if tat > now:
+            table = tables.get(rate.name)
+            if table is None:
+                table = tables[rate.name] = {}
+            tat = table.get(key)
+            if tat is None and len(table) >= self._limit:
+                key = _SHARED
+                tat = table.get(key)
+            if tat is not None and tat > now:
                 ahead += tat - now
             if ahead > rate.tolerance + _SLACK and charge.amount:
-                return self._refuse(charges, index, ahead - rate.tolerance, now)
+                return self._refuse(charges, len(behind), ahead - rate.tolerance, now)
             behind.append(ahead)
-        for charge, ahead in zip(charges, behind, strict=True):
-            table = self._tables[charge.rate.name]
-            if len(table) < self._limit or charge.key in table:
-                table[charge.key] = now + ahead
-            else:
-                table[_SHARED] = now + ahead
+            writes.append((table, key, now + ahead))
+        for table, key, tat in writes:
+            table[key] = tat
         return Verdict(-1, 0.0, behind)
 
     def _refuse(self, charges: Sequence[Charge], index: int, wait: float, now: float) -> Verdict:

@@ -47,32 +47,36 @@ def grow_old(running: Gateway) -> None:
 @pytest.mark.parametrize("mode", ["down", "hangs"])
 async def test_an_old_list_is_better_than_none(mode: str) -> None:
     flaky = Flaky()
-    async with upstream(Old(tools_list=flaky)) as server:
-        async with gateway({"u": HttpServerSpec(url=server.url, list_timeout=0.2)}) as running:
-            agent = await running.agent()
-            assert names(await agent.ask("tools/list")) == ["echo"]
-            flaky.mode = mode
-            grow_old(running)
-            assert names(await agent.ask("tools/list")) == ["echo"]
-            for known in running.servers.all:
-                for listing in known._listings.values():
-                    listing.at -= mcp.STALE
-            assert (await agent.ask("tools/list")).error == (200, -32603)
+    async with (
+        upstream(Old(tools_list=flaky)) as server,
+        gateway({"u": HttpServerSpec(url=server.url, list_timeout=0.2)}) as running,
+    ):
+        agent = await running.agent()
+        assert names(await agent.ask("tools/list")) == ["echo"]
+        flaky.mode = mode
+        grow_old(running)
+        assert names(await agent.ask("tools/list")) == ["echo"]
+        for known in running.servers.all:
+            for listing in known._listings.values():
+                listing.at -= mcp.STALE
+        assert (await agent.ask("tools/list")).error == (200, -32603)
 
 
 async def test_after_one_timeout_nobody_waits() -> None:
     flaky = Flaky()
-    async with upstream(Old(tools_list=flaky)) as server:
-        async with gateway({"u": HttpServerSpec(url=server.url, list_timeout=0.3)}) as running:
-            agent = await running.agent()
-            await agent.ask("tools/list")
-            flaky.mode = "hangs"
-            grow_old(running)
-            loop = asyncio.get_running_loop()
-            await agent.ask("tools/list")
-            began = loop.time()
-            await agent.ask("tools/list")
-            assert loop.time() - began < 0.2
+    async with (
+        upstream(Old(tools_list=flaky)) as server,
+        gateway({"u": HttpServerSpec(url=server.url, list_timeout=0.3)}) as running,
+    ):
+        agent = await running.agent()
+        await agent.ask("tools/list")
+        flaky.mode = "hangs"
+        grow_old(running)
+        loop = asyncio.get_running_loop()
+        await agent.ask("tools/list")
+        began = loop.time()
+        await agent.ask("tools/list")
+        assert loop.time() - began < 0.2
 
 
 @pytest.mark.parametrize("failure", ["open", "closed"])

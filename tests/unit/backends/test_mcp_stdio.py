@@ -44,6 +44,9 @@ async def test_a_stateless_server() -> None:
     async with gateway({"c": child("new")}) as running:
         assert (await running.stateless().call("echo", {"message": "hi"})).text == "hi"
         assert (await (await running.agent()).call("echo", {"message": "hi"})).text == "hi"
+        both = [running.stateless(who=who).call("pid") for who in ("ada", "bob")]
+        assert len({answer.text for answer in await asyncio.gather(*both)}) == 1  # there is nothing to keep apart
+        await until(lambda: len(children(running)) == 1)
 
 
 async def test_progress_goes_to_the_call_that_asked() -> None:

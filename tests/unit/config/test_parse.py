@@ -2,15 +2,22 @@
 
 # ruff: noqa: E501 - problems are one line each
 
+import copy
 import gc
+import json
+import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tollhouse.config.parse import Loaded, LoadError, load, parse
-from tollhouse.config.secrets import ABSENT, digest
+from tollhouse.config.secrets import ABSENT, LIMIT, digest, digest_of
 from tollhouse.core.errors import Problem
 
 ENV = {"OPENAI_API_KEY": "sk-very-secret-1234", "SHORT": "x7"}
@@ -291,6 +298,26 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert str(error.value) == f"{path}:2:4: not UTF-8 text"
 
 
+def test_a_file_that_is_too_large_has_the_digest_that_everybody_sees(tmp_path: Path) -> None:
+    path = tmp_path / "tollhouse.yaml"
+    path.write_bytes(b"#" * (LIMIT + 100))
+    with pytest.raises(LoadError, match="larger than 32 MiB") as error:
+        load(str(path), {})
+    assert error.value.files == {str(path): digest_of(str(path))}
+
+
+def test_a_pipe_is_read_once_and_not_followed(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("ledger: sqlite:x.db\n",))
+    writer.start()
+    loaded = load(str(pipe), {})
+    writer.join()
+    assert loaded.config.ledger is not None
+    assert loaded.files == {}
+    assert digest_of(str(pipe)) == ABSENT  # at once, although nobody writes
+
+
 def test_settings_may_be_references() -> None:
     text = "server: {listen: '127.0.0.1:${PORT}', workers: '${N}', max_body: '${SIZE}'}\nroutes: []\n"
     server = parse(text, "t.yaml", {"PORT": "0", "N": "2", "SIZE": "1MiB"}).config.server
@@ -336,16 +363,18 @@ def test_problems_found_later_get_their_place() -> None:
     loaded = parse(GOOD, "t.yaml", ENV)
     found = [
         Problem("b", path="model openai/*: targets[0].provider"),
-        Problem("a", path="providers.openai.api_key"),
+        Problem("not sk-very-secret-1234", path="providers.openai.api_key"),
         Problem("c", path="top: models"),
+        Problem("f", path="models.openai/*"),
         Problem("e", path="somewhere else"),
         Problem("d", file="other.yaml", line=3, column=1, path="x"),
     ]
     assert [str(problem) for problem in loaded.complete(found)] == [
         "t.yaml:1:1: somewhere: e",
-        "t.yaml:2:35: providers.openai.api_key: a",
+        "t.yaml:2:35: providers.openai.api_key: not ${OPENAI_API_KEY}",
         "other.yaml:3:1: x: d",
         "t.yaml:5:3: models: c",
+        "t.yaml:9:5: models[1]: f",
         "t.yaml:9:45: models[1].targets[0].provider: b",
     ]
     assert str(loaded.positions.problem("models[0].name", "x")) == "t.yaml:5:11: models[0].name: x"
@@ -380,3 +409,84 @@ def test_nothing_of_the_text_is_kept_alive_in_cycles() -> None:
     assert loaded is not None
     del loaded
     assert gc.collect() == 0
+
+
+BASE: dict[str, Any] = yaml.safe_load(GOOD) | {
+    "server": {
+        "listen": [{"address": "127.0.0.1:0"}],
+        "workers": 1,
+        "shutdown": {"min": "1s"},
+        "trusted_proxies": ["::1"],
+    },
+    "mcp": {
+        "servers": {"a": {"command": "x", "args": ["y"], "env": {"k": "v"}}, "b": {"url": "http://127.0.0.1:1/mcp"}}
+    },
+    "routes": [
+        {
+            "name": "r",
+            "path": "/r",
+            "to": [{"url": "http://127.0.0.1:1", "weight": 2}],
+            "match": {"query": {"q": ["a"]}},
+        }
+    ],
+    "authenticate": {"jwt": [{"issuer": "i", "audiences": ["a"], "jwks": "https://idp.example.com/jwks"}]},
+    "authorize": {"rules": [{"allow": "jwt.sub == 'x'"}]},
+    "limits": [{"per": "user", "tokens": 10, "window": "1m"}],
+    "cors": {"origins": ["https://example.com"]},
+    "headers": {"response": {"set": {"x-a": "b"}}},
+    "retry": {"attempts": 2, "on": ["429"]},
+    "telemetry": {"metrics": {"labels": {"org": "jwt.org"}}, "access_log": {"fields": {"user": "jwt.email"}}},
+}
+
+strange = st.sampled_from(
+    [None, True, 0, -1, 7, 1.5, 10**17, "", " ", "*", "a*b*", "1m", "http://", "http://[", "://", "[::1", "\\", "ü", "x" * 300,
+     "jwt.", "%00", [], [[]], [None], {}, {"": ""}, {"kind": []}, {"model": {}}, [{"provider": 1}]]
+)  # fmt: skip
+
+
+@st.composite
+def disturbed(draw: st.DrawFn) -> dict[str, Any]:
+    document = copy.deepcopy(BASE)
+    for _ in range(draw(st.integers(1, 4))):
+        at: Any = document
+        while True:
+            steps = list(at) if isinstance(at, dict) else list(range(len(at)))
+            if not steps:
+                break
+            step = draw(st.sampled_from(steps))
+            if isinstance(at[step], (dict, list)) and draw(st.booleans()):
+                at = at[step]
+                continue
+            how = draw(st.sampled_from(["replace", "rename", "drop", "twice"]))
+            if how == "drop":
+                del at[step]
+            elif how == "replace":
+                at[step] = copy.deepcopy(draw(strange))
+            elif isinstance(at, list):
+                at.append(copy.deepcopy(at[step]))
+            else:
+                at[draw(st.sampled_from(["nam", "budgets", "cors", "", "a b", "models", "kind"]))] = copy.deepcopy(
+                    at[step]
+                )
+            break
+    return document
+
+
+def test_the_undisturbed_is_right() -> None:
+    parse(json.dumps(BASE), "t.yaml", ENV)
+
+
+@given(disturbed())
+@settings(max_examples=150, deadline=None)
+def test_whatever_is_written_is_taken_or_refused_with_a_place(document: dict[str, Any]) -> None:
+    text = json.dumps(document, indent=1)
+    lines = text.splitlines()
+    found: list[Problem] = []
+    try:
+        parse(text, "t.yaml", ENV)
+    except LoadError as error:
+        found = error.problems or [Problem("refused, and nobody knows why")]
+    for problem in found:
+        assert 1 <= problem.line <= len(lines)
+        assert 1 <= problem.column <= len(lines[problem.line - 1])
+        assert problem.message

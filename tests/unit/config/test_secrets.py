@@ -39,11 +39,11 @@ def test_references_are_replaced(text: str, becomes: str) -> None:
         ("${ A }", "`${...}` holds neither a name nor a file"),
         ("${file:}", "`${file:}` names no file"),
         ("${file:missing}", "the file `missing` cannot be read: No such file or directory"),
-        ("${file:.}", "the file `.` cannot be read: Is a directory"),
+        ("${file:.}", "the file `.` cannot be read: it is not a file"),
         ("${file:empty}", "the file `empty` is empty"),
         ("${file:binary}", "the file `binary` is not UTF-8 text"),
         ("${file:large}", "the file `large` is larger than 1 MiB, so it is no secret"),
-        ("${file:a\0b}", "the file `a\0b` cannot be read: not a path"),
+        ("${file:a\0b}", "the file `a\0b` cannot be read: it is not the name of a file"),
     ],
 )
 def test_what_cannot_be_resolved_is_said_and_left(text: str, said: str, tmp_path: Path) -> None:

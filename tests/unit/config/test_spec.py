@@ -1,34 +1,11 @@
 """What Specs of this package do by themselves."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tollhouse.config.parse import parse
 from tollhouse.config.spec import Config
-
-SERVERS = """\
-mcp:
-  servers:
-    a: {command: npx, args: [-y, x], env: {K: v}, limits: [{per: user, calls: %d, window: 1m}]}
-    b: {url: http://127.0.0.1:1/mcp, headers: {x-key: "${K}"}, authorize: {rules: [{deny: mcp.tool.name == "%d"}]}}
-"""
-
-
-def servers(n: int, key: str = "k") -> tuple[Any, Any]:
-    mcp = parse(SERVERS % (n, n), "t.yaml", {"K": key}).config.mcp
-    assert mcp is not None
-    return mcp.servers["a"], mcp.servers["b"]
-
-
-def test_a_server_is_the_same_whatever_its_policies() -> None:
-    (a, b), (other_a, other_b) = servers(1), servers(2)
-    assert a != other_a
-    assert b != other_b
-    assert a.plain() == other_a.plain()
-    assert b.plain().fingerprint() == other_b.plain().fingerprint()
-    assert b.plain().fingerprint() != servers(1, "another")[1].plain().fingerprint()
 
 
 @pytest.mark.parametrize(

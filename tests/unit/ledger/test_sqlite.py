@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tests.conformance.ledger import JOURNAL, T0, LedgerConformance, entry
 
-from tollhouse.ledger.base import Ledger, LedgerError
-from tollhouse.ledger.records import UsageRecord
+from tollhouse.ledger.base import Entry, Ledger, LedgerError
+from tollhouse.ledger.records import USAGE, UsageRecord
 from tollhouse.ledger.sqlite import SqliteLedger
 
 
@@ -55,7 +55,7 @@ def test_the_hourly_sums_are_the_sums_of_the_rows(tmp_path: Path) -> None:
 def test_rejected_entries_keep_their_bytes(tmp_path: Path) -> None:
     ledger = SqliteLedger(tmp_path / "l.db")
     ledger.open()
-    ledger.ship(JOURNAL, [entry(1)._replace(body=b"\xff\x00{")])
+    ledger.ship(JOURNAL, [Entry(1, USAGE, b"\xff\x00{")])
     ledger.close()
     ((seq, body, why),) = rows(tmp_path / "l.db", "SELECT seq, body, why FROM rejected")
     assert (seq, body) == (1, b"\xff\x00{")

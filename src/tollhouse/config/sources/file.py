@@ -17,14 +17,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from tollhouse.config.secrets import ABSENT, digest, read_limited
+from tollhouse.config.secrets import ABSENT, digest_of
 from tollhouse.config.sources.inotify import CREATED, LOST, WRITTEN, Inotify
 
 __all__ = ["FileSource"]
 
 log = logging.getLogger("tollhouse.config")
 
-_LIMIT: Final = 64 << 20
 _HOPS: Final = 40  # symbolic links on the way to one file, as in Linux
 _PATIENCE: Final = 10  # how often a burst of events may put off the look that follows it
 
@@ -159,7 +158,7 @@ class FileSource:
         changed = False
         for name in names:
             stamp = _stamp(name)
-            now = _digest_of(name)
+            now = digest_of(name)
             if now == ABSENT and not believe_absence:
                 continue
             self._stamps[name] = stamp
@@ -171,17 +170,10 @@ class FileSource:
             self._changed()
 
 
-def _digest_of(name: str) -> str:
-    try:
-        return digest(read_limited(name, _LIMIT))
-    except OSError:
-        return ABSENT
-
-
 def _stamp(name: str) -> _Stamp:
     try:
         status = Path(name).stat()
-    except OSError:
+    except (OSError, ValueError):
         return None
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
@@ -208,7 +200,7 @@ def _way(name: str) -> set[tuple[str, str]]:
                 continue
             try:
                 target = str(Path(at, part).readlink())
-            except OSError:
+            except (OSError, ValueError):
                 if not rest:
                     entries.add((at, part))
                 at = str(Path(at, part))
