@@ -31,6 +31,7 @@ from tollhouse.core.match import normalise
 from tollhouse.core.spec import Duration, Spec
 from tollhouse.net.egress import Egress
 from tollhouse.policies import CallScope, EntranceScope, Scope
+from tollhouse.wire.mcp.names import SERVER_NAME
 
 __all__ = [
     "Config",
@@ -169,7 +170,7 @@ McpServer = Annotated[
 ]
 """Which kind a server is, its keys say."""
 
-ServerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64), AfterValidator(_server_name)]
+ServerName = Annotated[str, Field(pattern=f"^{SERVER_NAME.pattern}$", max_length=64), AfterValidator(_server_name)]
 """A word that can stand in a path and before `__` in a tool's name."""
 
 

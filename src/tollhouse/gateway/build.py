@@ -20,7 +20,7 @@ from tollhouse.backends.local import LocalProvider
 from tollhouse.backends.mcp_servers import Servers
 from tollhouse.backends.pool import pool
 from tollhouse.config.spec import Config, ModelSpec, RouteSpec
-from tollhouse.core.call import Call, Context, ModelCall, Principal
+from tollhouse.core.call import Call, Context, ModelCall, Principal, ToolCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import ConfigError, Problem
 from tollhouse.core.expr import Expression
@@ -143,6 +143,7 @@ class Builder:
     def applied(self, config: Config) -> None:
         """`config` serves now: let go of what only the one before had."""
         self._servers.retain(config.mcp.servers if config.mcp is not None else {})
+        self._sessions.all_changed()
 
     def reusable(self, config: Config) -> dict[str, tuple[ModelSpec, Model, Authorize | None]]:
         """Models of the configuration before, if nothing that all models share has changed."""
@@ -308,11 +309,14 @@ class _Build:
                 scopes = self._top.below("server", name, one)
                 policies, guard = self._call_floor(scopes, parts)
                 tools = {}
-                for tool, own in (getattr(one, "tools", None) or {}).items():
-                    more, _ = self._call_floor(scopes.below("tool", f"{name}/{tool}", own), parts)
+                guards = {}
+                for tool, own in one.tools.items():
+                    more, own_guard = self._call_floor(scopes.below("tool", f"{name}/{tool}", own), parts)
                     tools[tool] = _chain(more, upstream.handle)
+                    if own_guard is not None:
+                        guards[tool] = own_guard
                 chain = _chain(policies, upstream.handle)
-                visible = guard.permitted if guard is not None else None
+                visible = _visible(guard, guards)
                 servers[name] = Server(name, upstream, chain, tools=tools, permitted=visible)
         self._builder._sessions.timeout = spec.session_timeout
         routes = [self._mcp_route("mcp", spec.path, servers, spec.prefix)]
@@ -399,6 +403,18 @@ def _bare(spec: ModelSpec) -> bool:
 def _chain(policies: Sequence[Policy[Call, Reply]], last: Handler[Any, Reply]) -> Handler[Any, Reply]:
     """A call chain. Its policies take any Call, its last Handler the kind that its endpoint makes."""
     return compose(policies, last)
+
+
+def _visible(guard: Authorize | None, tools: dict[str, Authorize]) -> Callable[[ToolCall], bool] | None:
+    """What a server's lists show: the server's rules, and for tools with rules of their own those."""
+    if not tools:
+        return None if guard is None else guard.permitted
+
+    def permitted(probe: ToolCall) -> bool:
+        decides = tools.get(probe.name, guard) if probe.method == "tools/call" else guard
+        return decides is None or decides.permitted(probe)
+
+    return permitted
 
 
 def _probe(principal: Principal | None, model: str) -> ModelCall:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from pathlib import Path
 from time import perf_counter
 
 from tollhouse.config.parse import Loaded, LoadError
@@ -140,6 +141,12 @@ class Runtime:
             families.config_updates.child("file", result).inc()
             families.reconciliations.child("file", result).inc()
             families.config_apply.child("file", result).observe(perf_counter() - began)
+
+    def _other_files(self, loaded: Loaded) -> bool:
+        """Whether a file that the configuration names (a key set, a certificate) has other contents."""
+        own = str(Path(loaded.positions.file).absolute())
+        before = self._loaded.files
+        return any(before.get(name) != digest for name, digest in loaded.files.items() if name != own)
 
     async def _read(self) -> Loaded:
         try:

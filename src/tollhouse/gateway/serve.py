@@ -37,6 +37,7 @@ from tollhouse.ledger.ship import Shipper
 from tollhouse.ledger.sqlite import SqliteLedger
 from tollhouse.net.client import Client
 from tollhouse.net.egress import Egress
+from tollhouse.net.egress import Egress
 from tollhouse.net.head import Limits
 from tollhouse.net.listen import Address, Listener, bind
 from tollhouse.net.server import Server
@@ -356,6 +357,7 @@ class Worker:
 
     def _applied(self, builder: Builder, config: Config) -> None:
         builder.applied(config)
+        self._reload_certificates()
         limits = limits_of(config)
         for listener in self.listeners:
             listener.server.limits = limits

@@ -24,12 +24,12 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from hashlib import blake2b
-from itertools import chain
 from pathlib import Path
 from time import monotonic, sleep, time
 from typing import Annotated
 
 import msgspec
+from msgspec.structs import astuple
 
 from tollhouse.ledger.base import BY, Entry, LedgerError, UsageRow
 from tollhouse.ledger.records import USAGE, Outcome
@@ -150,7 +150,9 @@ class _OnlyLabels(_Labels, kw_only=True, omit_defaults=True, gc=False, forbid_un
 
 _MARK = b',"outcome":'
 """Where the labels of a body begin. Inside of a JSON string it cannot stand: a quote there has a backslash."""
-_AT_ONCE = 50  # rows in a statement; the interpreter is free for the event loop while SQLite takes them
+_AT_ONCE = 50
+"""Rows in a statement: while SQLite takes them the interpreter is free for the event loop, and it changes hands twice a
+statement, not twice a row. An SQLite before 3.32 binds at most 999 values."""
 _REMEMBERED = 8192  # labels whose numbers are known
 
 
@@ -160,6 +162,7 @@ def _insert(table: str, columns: tuple[str, ...], rows: int = 1) -> str:
 
 
 _FACTS = _Facts.__struct_fields__
+_WIDTH = len(_FACTS)
 _LABELS = ("digest", *_Labels.__struct_fields__)
 _SUMS = ("requests", "input", "output", "cache_read", "cache_write", "reasoning", "cost_nano", "unpriced")
 _INSERT = f"{_insert('usage_facts', _FACTS)} ON CONFLICT DO NOTHING"
@@ -348,31 +351,27 @@ class SqliteLedger:
 
     def _whole(self, db: sqlite3.Connection, journal: int, entries: Sequence[Entry], sums: Sums) -> int:
         """The usual case: all are new and good."""
-        decode, numbers = self._facts, self._numbers
+        decode, known = self._facts, self._numbers
         stored = 0
         for start in range(0, len(entries), _AT_ONCE):
-            rows = []
+            values: list[int | str | None] = []
             for entry in entries[start : start + _AT_ONCE]:
-                body = entry.body
-                cut = body.find(_MARK)
-                if cut < 0 or entry.kind != USAGE:
-                    raise _Doubtful
-                facts = decode(body[:cut] + b"}")
-                second = body[cut:]
-                labels = numbers.get(second)
+                first, _, second = entry.body.partition(_MARK)
+                labels = known.get(second)
                 if labels is None:
-                    labels = self._number(db, self._labels(b"{" + second[1:]))
-                    if len(numbers) >= _REMEMBERED:
-                        numbers.clear()
-                    numbers[second] = labels
+                    labels = self._learn(db, second)
+                if entry.kind != USAGE:
+                    raise _Doubtful
+                facts = decode(first + b"}")
                 facts.journal = journal
                 facts.seq = entry.seq
                 facts.labels = labels
-                rows.append(msgspec.structs.astuple(facts))
+                values += astuple(facts)
                 _sum_up(sums, facts)
-            if len(rows) == _AT_ONCE:
-                stored += db.execute(_INSERT_MANY, list(chain.from_iterable(rows))).rowcount
+            if len(values) == _AT_ONCE * _WIDTH:
+                stored += db.execute(_INSERT_MANY, values).rowcount
             else:
+                rows = [values[n : n + _WIDTH] for n in range(0, len(values), _WIDTH)]
                 stored += db.executemany(_INSERT, rows).rowcount
         if stored != len(entries):
             raise _Doubtful  # some were there already; which ones is not known
@@ -389,7 +388,7 @@ class SqliteLedger:
                 facts.journal = journal
                 facts.seq = entry.seq
                 facts.labels = self._number(db, self._any_labels(entry.body))
-                new = db.execute(_INSERT, msgspec.structs.astuple(facts)).rowcount == 1
+                new = db.execute(_INSERT, astuple(facts)).rowcount == 1
             except _POISON as error:
                 why = f"{type(error).__name__}: {error}"[:500]
                 name = db.execute("SELECT journal FROM journals WHERE number = ?", (journal,)).fetchone()[0]
@@ -400,6 +399,16 @@ class SqliteLedger:
                 _sum_up(sums, facts)
         return stored
 
+    def _learn(self, db: sqlite3.Connection, second: bytes) -> int:
+        """The number of the labels in the second half of a body, remembered. Raises _Doubtful when it is no such."""
+        if not second:
+            raise _Doubtful
+        number = self._number(db, self._labels(b'{"outcome":' + second))
+        if len(self._numbers) >= _REMEMBERED:
+            self._numbers.clear()
+        self._numbers[second] = number
+        return number
+
     @staticmethod
     def _number(db: sqlite3.Connection, labels: _Labels) -> int:
         """The number of these labels; they are stored when they are new."""
@@ -407,7 +416,7 @@ class SqliteLedger:
         row = db.execute("SELECT labels FROM usage_labels WHERE digest = ?", (digest,)).fetchone()
         if row is not None:
             return int(row[0])
-        number = db.execute(_LABEL, (digest, *msgspec.structs.astuple(labels))).lastrowid
+        number = db.execute(_LABEL, (digest, *astuple(labels))).lastrowid
         assert number is not None
         return number
 

@@ -30,6 +30,7 @@ log = logging.getLogger("tollhouse.net.server")
 _HIGH_WATER = 65_536  # bytes of a body, or of unsent answer, before the producer is asked to pause
 _MAX_PIPELINE = 16  # requests waiting on one connection before reading pauses
 _CHUNK_OVERHEAD = 65_536  # bytes of chunk extensions and trailers, beyond 8 for each byte of body
+_LINGER = 2.0  # seconds a client gets to read our last answer while it still sends
 _UNREAD = 65_536  # an unread body up to this size is thrown away to keep the connection
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -143,6 +144,7 @@ class Connection(asyncio.Protocol):
         "_in_head",
         "_incoming",
         "_left",
+        "_lingering",
         "_lost",
         "_out",
         "_queue",
@@ -189,6 +191,7 @@ class Connection(asyncio.Protocol):
         self._fault = 0
         self._aside = False  # what comes is not for the parser
         self._lost = False
+        self._lingering = False
         self._received = server.observer.received
         self._sent = server.observer.sent
         self._read_paused = False
@@ -341,7 +344,7 @@ class Connection(asyncio.Protocol):
 
     def expire(self) -> None:
         self.deadline = FOREVER
-        if self._write_paused:
+        if self._write_paused or self._lingering:
             self.transport.abort()
         elif self.busy is not None and not self.busy.complete and self.busy.waiting:
             self.busy.fail(Failure(408, Reason.TIMEOUT, "the request body did not come in time"))
@@ -467,9 +470,21 @@ class Connection(asyncio.Protocol):
             self.busy = None
             self.task = None
             queue.clear()
+            unread = self._incoming is not None or self._fault
             self._incoming = None
             if not self._lost:
-                self.transport.close()
+                self._linger() if unread else self.transport.close()
+
+    def _linger(self) -> None:
+        """Close, but not while bytes are on their way to us: the kernel would answer them with a reset, and the client
+        might lose our last answer with that (RFC 9112 section 9.6)."""
+        if not self.transport.can_write_eof() or self.transport.is_closing():
+            self.transport.close()
+            return
+        self._aside = self._lingering = True
+        self.resume_reading()
+        self.transport.write_eof()
+        self.arm(_LINGER)
 
     async def _discard(self, request: Incoming) -> bool:
         """An unread body is thrown away when it is small; else the connection ends."""

@@ -408,6 +408,17 @@ async def test_a_body_above_the_limit_is_413_with_or_without_a_length() -> None:
         assert (await answer(reader))[0] == 413
 
 
+async def test_a_refusal_reaches_a_client_that_is_still_sending() -> None:
+    async with serving(echo, Limits(body=1000)) as listener:
+        reader, writer = await connect(listener)
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 50000000\r\n\r\n")
+        for _ in range(50):
+            writer.write(b"x" * 100_000)
+        assert (await answer(reader))[0] == 413
+        assert await reader.read() == b""
+        writer.close()
+
+
 async def test_a_bug_is_a_500_without_a_traceback_and_the_connection_lives() -> None:
     async def handler(request: Request) -> Response:
         if request.target == b"/bug":

@@ -176,6 +176,12 @@ class Wire(asyncio.Transport):
 
     abort = close
 
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.close()  # this client closes when it has read the end
+
     def lose(self) -> None:
         protocol, self.protocol = self.protocol, None
         if protocol is not None:
