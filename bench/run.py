@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,7 +20,7 @@ import install
 import machine
 import probes
 import report
-from load import CASES, Row, rounds
+from load import CASES, Failed, Row, rounds
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PROBES = ("first", "idle", "change", "gc")
@@ -100,17 +101,28 @@ def main() -> int:
     if machine.PINNED:
         os.sched_setaffinity(0, {machine.LOAD_CORE})
     rows: list[Row] = []
+    failures: list[Failed] = []
     probed: report.Probes = {}
     for case in CASES:
         if case.name in options.only:
             for row in rounds(case, measured, options.rounds, options.seconds):
-                rows.append(row)
-                print(f"{case.name} {row.round}/{options.rounds} {report.line(row)}", flush=True)
+                if isinstance(row, Failed):
+                    failures.append(row)
+                    print(f"FAILED: {row.what}: {row.why}", flush=True)
+                else:
+                    rows.append(row)
+                    print(f"{case.name} {row.round}/{options.rounds} {report.line(row)}", flush=True)
     for name in PROBES:
         if name in options.only:
             print(f"probe: {name}", flush=True)
-            probed[name] = probe(name)
+            try:
+                probed[name] = probe(name)
+            except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+                failures.append(Failed(name, str(error)))
+                print(f"FAILED: {name}: {error}", flush=True)
     text = report.markdown(described, versions, rows, probed)
+    if failures:
+        text += "\nNot measured: " + ", ".join(failure.what for failure in failures) + ".\n"
     print(f"\n{text}")
     if not options.dry:
         settings = {"rounds": options.rounds, "seconds": options.seconds, "warm_up_seconds": 1, "connections": 32}
@@ -120,10 +132,12 @@ def main() -> int:
             "settings": settings,
             "rows": [asdict(row) for row in rows],
             "probes": probed,
+            "failed": [asdict(failure) for failure in failures],
             "promises": [asdict(promise) for promise in report.promises(rows, probed)],
         }
         print(f"stored: {store(text, figures).relative_to(RESULTS.parent.parent)}")
-    return 1 if options.gate and not all(promise.kept for promise in report.promises(rows, probed)) else 0
+    missed = options.gate and not all(promise.kept for promise in report.promises(rows, probed))
+    return 1 if failures or missed else 0
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import cel
-import msgspec
 
 from tollhouse.core.call import Call, Context, ModelCall, Principal, ToolCall
+from tollhouse.core.depth import decode
 from tollhouse.core.http import Request
 from tollhouse.core.match import host_of
 
@@ -87,7 +87,7 @@ def _of(methods: tuple[str, ...], read: Callable[[ToolCall], Any]) -> Read:
 
 
 def _arguments(call: ToolCall) -> Any:
-    return msgspec.json.decode(call.arguments) if call.arguments else {}
+    return decode(call.arguments) if call.arguments else {}
 
 
 _TOOL = ("tools/call",)
@@ -181,8 +181,8 @@ def prepare(principal: Principal) -> Prepared:
 
 
 def gather(facts: tuple[Fact, ...], call: Call) -> dict[str, Any]:
-    """The value of one variable: those of `facts` that the call has. Raises ValueError or RecursionError for
-    arguments that are not JSON."""
+    """The value of one variable: those of `facts` that the call has. Raises ValueError for
+    arguments that are not JSON, or too deep."""
     value: dict[str, Any] = {}
     for fact in facts:
         read = fact.read(call)

@@ -191,6 +191,7 @@ class Worker:
         self.metrics_listener: Listener | None = None
         self.listening = asyncio.Event()
         self.drain: Drain | None = None
+        self.runtime: Runtime | None = None
 
     async def run(self) -> int:
         """Serve until told to stop; the exit status. Raises ConfigError when the configuration cannot be served."""
@@ -218,7 +219,7 @@ class Worker:
         )
         builder = Builder(fixtures)
         stack.push_async_callback(builder.close)
-        runtime = Runtime(
+        runtime = self.runtime = Runtime(
             self._loaded,
             self._load,
             builder.build,

@@ -154,21 +154,22 @@ class Reader:
             if not _is_header(os.pread(self._fd, _HEADER.size, 0), self.journal):
                 return _End.TORN
             self._at = _HEADER.size
+        unpack, crc_of, add = FRAME.unpack_from, crc32, entries.append  # this loop is run for each record
         want, last = _CHUNK, self._seq
         while True:
             chunk = os.pread(self._fd, want, self._at)
-            view, at, have = memoryview(chunk), 0, len(chunk)
-            end = None
-            while have - at >= _HEAD:
-                size, crc, seq, kind = FRAME.unpack_from(chunk, at)
-                body = at + _HEAD
-                stop = body + size
+            at, have = 0, len(chunk)
+            latest, end = have - _HEAD, None
+            while at <= latest:
+                size, crc, seq, kind = unpack(chunk, at)
                 if not 0 < size <= _LARGEST:
                     end = _End.TORN if size else _End.CLEAN
                     break
+                stop = at + _HEAD + size
                 if stop > have:
                     break
-                if crc32(view[at + 8 : stop]) != crc:
+                checked = chunk[at + 8 : stop]
+                if crc_of(checked) != crc:
                     end = _End.TORN
                     break
                 at = stop
@@ -176,7 +177,7 @@ class Reader:
                     if seq != last + 1 and last:
                         self.missing += seq - last - 1
                     last = seq
-                    entries.append(Entry(seq, kind, chunk[body:stop]))
+                    add(Entry(seq, kind, checked[_HEAD - 8 :]))
                     if len(entries) >= limit:
                         end = _End.LIMIT
                         break
@@ -185,5 +186,5 @@ class Reader:
             if end is not None:
                 return end
             if have < want:
-                return _End.TORN if any(view[at:]) else _End.CLEAN
+                return _End.TORN if any(memoryview(chunk)[at:]) else _End.CLEAN
             want = _CHUNK if at else _LARGEST + _HEAD

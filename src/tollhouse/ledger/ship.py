@@ -20,7 +20,7 @@ from tollhouse.ledger.base import Ledger, LedgerError
 from tollhouse.ledger.journal import Journal
 from tollhouse.ledger.segment import Reader, claim, journals, lock_path, segments, spare_path
 
-__all__ = ["Adopted", "Shipper", "adopt"]
+__all__ = ["Adopted", "Shipper", "adopt", "catch_up"]
 
 log = logging.getLogger("tollhouse.ledger")
 
@@ -106,11 +106,13 @@ class Shipper:
                     self._adopt()
                 pause = self._interval
                 self._drained = ending
-            except (LedgerError, OSError) as error:
+            except Exception as error:  # the thread's root: whatever it is, the records wait and are tried again
                 self.failures += 1
-                if not self.error:
-                    log.warning("the ledger cannot be used, records stay in the journal: %s", error)
-                self.error = str(error)
+                expected = isinstance(error, LedgerError | OSError)
+                if not self.error or not expected:
+                    why = None if expected else error
+                    log.warning("the ledger cannot be used, records stay in the journal: %s", error, exc_info=why)
+                self.error = str(error) or type(error).__name__
                 self._drop_reader()
                 self._ledger.close()
                 is_open = False
@@ -192,7 +194,7 @@ def adopt(directory: Path, ledger: Ledger, *, batch: int = 2000) -> Generator[Ad
     """Ship the journals in `directory` whose process is gone, and delete them. A step is one batch, or the end of one
     journal. Raises LedgerError; what is then not shipped stays. A journal that cannot be read is left and logged.
 
-    Also for commands that look at the ledger while no gateway runs. `ledger` must be open.
+    `ledger` must be open.
     """
     for journal in journals(directory):
         try:
@@ -205,6 +207,16 @@ def adopt(directory: Path, ledger: Ledger, *, batch: int = 2000) -> Generator[Ad
                 os.close(lock)
         except OSError as error:
             log.error("journal %s cannot be read and is left: %s", journal, error)
+
+
+def catch_up(directory: Path, ledger: Ledger) -> int:
+    """Ship what processes that are gone have left in `directory`; how many records that were.
+
+    For a command that is about to look at the ledger: what a gateway that was killed had not shipped then counts. The
+    journals of living gateways are theirs. `ledger` must be open. Raises LedgerError.
+    """
+    with closing(adopt(directory, ledger)) as steps:
+        return sum(step.stored for step in steps)
 
 
 def _adopt_one(directory: Path, journal: str, ledger: Ledger, batch: int) -> Generator[Adopted, None, None]:

@@ -85,11 +85,11 @@ CREATE VIEW usage_hour AS SELECT
 _MIGRATIONS: tuple[str, ...] = (_USAGE_1,)
 """Applied in order, each once; what has been released is never changed."""
 
-_Int = Annotated[int, msgspec.Meta(ge=-(1 << 53), le=1 << 53)]
-"""What a table can hold and add up: no call uses 2^53 of anything, and sums of it do not leave 64 bits."""
-
-
 _Time = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+_Int = Annotated[int, msgspec.Meta(ge=-(1 << 53), le=1 << 53)]
+_Tokens = Annotated[int, msgspec.Meta(ge=-(1 << 40), le=1 << 40)]
+_Nano = Annotated[int, msgspec.Meta(ge=-(1 << 50), le=1 << 50)]
+"""What a call may have used of what is summed up: more is no number to be believed, and sums stay within 64 bits."""
 
 
 class _Facts(msgspec.Struct, kw_only=True, gc=False):
@@ -99,14 +99,14 @@ class _Facts(msgspec.Struct, kw_only=True, gc=False):
     seq: int = 0
     labels: int = 0
     admitted_at: _Time
-    ended_at: _Int
+    ended_at: _Time
     request_id: str = ""
-    input: _Int = 0
-    output: _Int = 0
-    cache_read: _Int = 0
-    cache_write: _Int = 0
-    reasoning: _Int = 0
-    cost_nano: _Int | None = None
+    input: _Tokens = 0
+    output: _Tokens = 0
+    cache_read: _Tokens = 0
+    cache_write: _Tokens = 0
+    reasoning: _Tokens = 0
+    cost_nano: _Nano | None = None
     ttft_us: _Int = 0
     total_us: _Int = 0
     upstream_us: _Int = 0

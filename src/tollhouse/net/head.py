@@ -14,12 +14,15 @@ import msgspec
 from tollhouse.core.errors import Reason
 from tollhouse.core.http import Headers
 
-__all__ = ["STATUS_LINES", "Limits", "head_fault", "refusal"]
+__all__ = ["STATUS_LINES", "Limits", "Seen", "head_fault", "refusal"]
 
 STATUS_LINES = {s.value: b"HTTP/1.1 %d %b\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
 
 # RFC 3986 section 3.2.2, without user information and without what only a generic URI may have
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+;=%]+)(?::\d*)?|")
+
+
+_REMEMBERED = 1024
 
 
 class Limits(msgspec.Struct, frozen=True, gc=False):
@@ -59,6 +62,29 @@ def refusal(status: int, date: bytes) -> bytes:
     )  # fmt: skip
 
 
+class Seen:
+    """What was looked at before and found right, remembered boundedly: most requests repeat it."""
+
+    __slots__ = ("hosts", "paths")
+
+    def __init__(self) -> None:
+        self.hosts: set[bytes] = set()
+        self.paths: set[bytes] = set()
+
+    def host(self, value: bytes) -> bool:
+        """Whether it is a valid Host."""
+        if _HOST.fullmatch(value) is None:
+            return False
+        if len(self.hosts) < _REMEMBERED:
+            self.hosts.add(value)
+        return True
+
+    def path(self, target: bytes) -> None:
+        """A target that is a path and nothing else."""
+        if len(self.paths) < _REMEMBERED:
+            self.paths.add(target)
+
+
 class Head(Protocol):
     """A request whose head is complete and not yet taken apart."""
 
@@ -73,80 +99,86 @@ class Head(Protocol):
     upgrade: bool
 
 
-def head_fault(request: Head, limits: Limits, segment: int, upgrades: bool) -> int:
+def head_fault(request: Head, limits: Limits, segment: int, upgrades: bool, seen: Seen) -> int:
     """What llhttp accepts and we do not: the status to refuse with, or 0. Takes the target apart.
 
     segment: bytes read at once, at most, while the head came in one piece. upgrades: the parser stops after this one.
+    seen: of this server.
     """
     headers = request.headers
-    if len(headers) > limits.headers:
+    count = len(headers)
+    if count > limits.headers:
         return 431
     if segment > limits.head and sum(len(n) + len(v) + 4 for n, v in headers) + len(request.target) > limits.head:
         return 431
-    if request.version != "1.1" and request.version != "1.0":
+    version = request.version
+    if version != "1.1" and version != "1.0":
         return 505
-    host: bytes | None = None
-    length: bytes | None = None
-    for name, value in headers:
-        size = len(name)
-        if size == 4:
-            if name == b"host":
-                if host is not None:
-                    return 400
-                host = value
-        elif size == 14:
-            if name == b"content-length":
-                length = value
-        elif size == 17:
-            if name == b"transfer-encoding":
-                if value.lower() != b"chunked":
-                    return 501
-                if request.version == "1.0":
-                    return 400
-                request.chunked = True
-        elif size == 6 and name == b"expect":
-            if value.lower() != b"100-continue":
-                return 417
-            request.expects = request.version == "1.1"
-    if length is not None and int(length) > limits.body:
-        return 413
-    if length is None and not request.chunked:
-        request.expects = False
-    target = request.target
-    if request.method == b"CONNECT":
+    fields = dict(headers)
+    host = fields.get(b"host")
+    if len(fields) != count:  # a name came twice
+        names = [name for name, _ in headers]
+        if names.count(b"host") > 1:
+            return 400
+        if names.count(b"transfer-encoding") > 1:
+            return 501
+    length = fields.get(b"content-length")
+    if length is not None:  # llhttp lets one through, of digits only
+        if int(length) > limits.body:
+            return 413
+    elif b"transfer-encoding" in fields:
+        if fields[b"transfer-encoding"].lower() != b"chunked":
+            return 501
+        if version == "1.0":
+            return 400
+        request.chunked = True
+    if b"expect" in fields:
+        if fields[b"expect"].lower() != b"100-continue":
+            return 417
+        request.expects = version == "1.1" and (length is not None or request.chunked)
+    if host is None:
+        if version == "1.1":
+            return 400
+    elif host not in seen.hosts and not seen.host(host):
+        return 400
+    method = request.method
+    if method == b"CONNECT":
         return 405
+    target = request.target
+    if target in seen.paths:
+        request.path = target
+    else:
+        fault = _take_apart(request, host, seen)
+        if fault:
+            return fault
+    if upgrades:
+        if (length is not None and int(length)) or request.chunked:
+            return 400  # the body of a request that asks to leave HTTP cannot be told from what follows it
+        upgrade = headers.get(b"upgrade")
+        request.upgrade = upgrade is not None and upgrade.lower() == b"websocket" and version == "1.1"
+    return 0
+
+
+def _take_apart(request: Head, host: bytes | None, seen: Seen) -> int:
+    """Set path and query from the target (RFC 9112 section 3.2)."""
+    target = request.target
     if target[:1] != b"/":
         if target[:7].lower() == b"http://" or target[:8].lower() == b"https://":
-            # absolute-form: its authority replaces Host (RFC 9112 section 3.2.2)
+            # absolute-form: its authority replaces Host (section 3.2.2)
             authority, slash, rest = target.partition(b"://")[2].partition(b"/")
             authority, question, query = authority.partition(b"?")
-            if not authority or (host is None and request.version == "1.1"):
+            if not authority or not seen.host(authority):
                 return 400
             if host is None:
-                headers.append((b"host", authority))
+                request.headers.append((b"host", authority))
             else:
-                headers[:] = [(n, authority if n == b"host" else v) for n, v in headers]
-            host = authority
+                request.headers[:] = [(n, authority if n == b"host" else v) for n, v in request.headers]
             target = request.target = b"/" + rest if slash else b"/" + question + query
         elif target != b"*" or request.method != b"OPTIONS":
             return 400
     if b"#" in target:
         return 400
-    if host is None:
-        if request.version == "1.1":
-            return 400
-    elif not _HOST.fullmatch(host):
-        return 400
-    at = target.find(b"?")
-    if at < 0:
-        request.path = target
-        request.query = b""
-    else:
-        request.path = target[:at]
-        request.query = target[at + 1 :]
-    if upgrades:
-        if (length is not None and int(length)) or request.chunked:
-            return 400  # the body of a request that asks to leave HTTP cannot be told from what follows it
-        upgrade = headers.get(b"upgrade")
-        request.upgrade = upgrade is not None and upgrade.lower() == b"websocket" and request.version == "1.1"
+    request.path, question, request.query = target.partition(b"?")
+    if not question:
+        seen.path(target)
     return 0

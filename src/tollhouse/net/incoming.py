@@ -37,13 +37,25 @@ class Feeder(Protocol):
 class Incoming(Request):
     """A request fed by its connection."""
 
-    __slots__ = ("_connection", "_error", "_limit", "_paused", "_sink", "_waiter", "chunked", "expects", "keep_alive")
+    __slots__ = (
+        "_connection",
+        "_error",
+        "_limit",
+        "_paused",
+        "_sink",
+        "_waiter",
+        "chunked",
+        "expects",
+        "keep_alive",
+        "wanted",
+    )
 
     def __init__(
         self, connection: Feeder, listener: str, scheme: str, peer: str
     ) -> None:  # on purpose not calling super: the head is yet to come
         self.method = b""
         self.target = b""
+        self.query = b""
         self.headers = Headers()
         self.listener = listener
         self.scheme = scheme
@@ -60,6 +72,7 @@ class Incoming(Request):
         self._connection: Feeder | None = connection
         self._waiter: asyncio.Future[None] | None = None
         self._sink: Sink | None = None
+        self.wanted = False  # somebody waits for the body, or takes it as it comes
         self._error: Failure | None = None
         self._limit = connection.limits.body
         self._paused = False
@@ -74,10 +87,12 @@ class Incoming(Request):
                     raise self._error
                 connection.arm(connection.limits.body_timeout)
                 self._waiter = waiter = connection.loop.create_future()
+                self.wanted = True
                 try:
                     await waiter
                 finally:
                     self._waiter = None
+                    self.wanted = False
                     connection.deadline = FOREVER
         if self.body_size > limit:
             self.keep_alive = False
@@ -95,6 +110,7 @@ class Incoming(Request):
             sink.end(self._error)
         else:
             self._sink = sink
+            self.wanted = True
             connection = self._gone_if_none()
             connection.arm(connection.limits.body_timeout)
             if not self._paused:
@@ -114,6 +130,7 @@ class Incoming(Request):
             self._connection.resume_reading()
 
     def close(self) -> None:
+        self.wanted = False
         self._sink = None
         self.parts = []
         if self._connection is not None and self._connection.busy is self:
@@ -122,6 +139,11 @@ class Incoming(Request):
     # the connection's side
     def feed(self, part: bytes) -> None:
         self.body_size += len(part)
+        if not self.wanted:  # mostly: it came with the head
+            self.parts.append(part)
+            if self.body_size > _HIGH_WATER and self._connection is not None:
+                self._connection.pause_reading()
+            return
         if self._sink is not None:
             if self.body_size > self._limit:
                 self.keep_alive = False
@@ -133,14 +155,10 @@ class Incoming(Request):
             self._sink.send(part)
             return
         self.parts.append(part)
-        waiter = self._waiter
-        if waiter is not None:
-            if self.body_size > self._limit:
-                self._wake()
-            elif self._connection is not None:
-                self._connection.arm(self._connection.limits.body_timeout)
-        elif self.body_size > _HIGH_WATER and self._connection is not None:
-            self._connection.pause_reading()
+        if self.body_size > self._limit:
+            self._wake()
+        elif self._connection is not None:
+            self._connection.arm(self._connection.limits.body_timeout)
 
     def finished(self) -> None:
         self.complete = True
@@ -154,6 +172,7 @@ class Incoming(Request):
     def fail(self, error: Failure) -> None:
         """The rest of the body will not come."""
         self._error = error
+        self.wanted = False
         self.keep_alive = False
         sink, self._sink = self._sink, None
         if sink is not None:
@@ -170,10 +189,6 @@ class Incoming(Request):
 
     def _lacks(self, limit: int) -> bool:
         return not self.complete and self.body_size <= limit
-
-    @property
-    def waiting(self) -> bool:
-        return self._waiter is not None or self._sink is not None
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None

@@ -20,7 +20,7 @@ from tollhouse.core.clock import FOREVER, Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import Duplex, Ending, Request, Response, Source, finish
-from tollhouse.net.head import STATUS_LINES, Limits, head_fault, refusal
+from tollhouse.net.head import STATUS_LINES, Limits, Seen, head_fault, refusal
 from tollhouse.net.incoming import Incoming
 
 __all__ = ["Connection", "Limits", "Observer", "Server"]
@@ -98,6 +98,7 @@ class Server:
         self.observer: Observer = observer if observer is not None else _Unobserved()
         self.draining = False
         self.connections: set[Connection] = set()
+        self.seen = Seen()
         self._date = b""
         self._date_until = 0.0
 
@@ -264,6 +265,8 @@ class Connection(asyncio.Protocol):
     def _unfinished(self, incoming: Incoming, before: Incoming | None, size: int, had: int) -> None:
         """A request goes on beyond this read: bound what the parser does not."""
         if self._in_head:
+            if not self._head_bytes and self.busy is None and not self._queue:
+                self.arm(self.limits.head_timeout)
             self._head_bytes += size
             if self._head_bytes > self.limits.head:
                 self._refuse_with(431)
@@ -346,7 +349,7 @@ class Connection(asyncio.Protocol):
         self.deadline = FOREVER
         if self._write_paused or self._lingering:
             self.transport.abort()
-        elif self.busy is not None and not self.busy.complete and self.busy.waiting:
+        elif self.busy is not None and not self.busy.complete and self.busy.wanted:
             self.busy.fail(Failure(408, Reason.TIMEOUT, "the request body did not come in time"))
         elif self._waiter is not None and self._in_head and not self._fault:
             self._refuse_with(408)
@@ -358,11 +361,10 @@ class Connection(asyncio.Protocol):
 
     # ---- parser callbacks: store, do not act
     def on_message_begin(self) -> None:
-        self._incoming = Incoming(self, self.server.name, self.server.scheme, self.peer)
+        server = self.server
+        self._incoming = Incoming(self, server.name, server.scheme, self.peer)
         self._in_head = True
         self._head_bytes = 0
-        if self.busy is None and not self._queue:
-            self.arm(self.limits.head_timeout)
 
     def on_url(self, url: bytes) -> None:
         incoming = self._incoming
@@ -387,7 +389,7 @@ class Connection(asyncio.Protocol):
         request.method = parser.get_method()
         request.version = parser.get_http_version()
         request.keep_alive = parser.should_keep_alive() and request.version == "1.1"
-        fault = head_fault(request, self.limits, self._segment, parser.should_upgrade())
+        fault = head_fault(request, self.limits, self._segment, parser.should_upgrade(), self.server.seen)
         if fault:
             self._refuse_with(fault)
             return
@@ -403,10 +405,9 @@ class Connection(asyncio.Protocol):
         incoming = self._incoming
         self._incoming = None
         if incoming is not None and not self._fault:
-            if incoming.waiting:
+            incoming.complete = True
+            if incoming.wanted:
                 incoming.finished()
-            else:
-                incoming.complete = True
 
     # ---- reading
     def pause_reading(self) -> None:
@@ -649,7 +650,6 @@ class Connection(asyncio.Protocol):
         if request is None or self._lost:
             return
         if failure is not None:
-            request.keep_alive = False
             if response is not None and response.last_words is not None and self._framing == _CHUNKED:
                 self.send(response.last_words(failure))
             else:

@@ -49,7 +49,7 @@ class RuledScope(Spec):
 
 
 class CallScope(RuledScope):
-    """What may be set on a model or an MCP server."""
+    """What may be set on a model, an MCP server or one of its tools."""
 
     retry: RetrySpec | None = Field(default=None, description="when a failed call to a model or tool is made again")
 

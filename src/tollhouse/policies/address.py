@@ -5,7 +5,7 @@ later (limits by ip, rules, logs) uses the address found here. Networks that are
 allowed; where any are allowed, the others are not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Annotated, Any
 
@@ -49,7 +49,7 @@ class Address:
         self._deny = tuple(map(ip_network, spec.deny)) if spec is not None else ()
         self._known: dict[str, bool] = {}
 
-    async def handle(self, request: Request, next: Handler[Request, Response]) -> Response:
+    def handle(self, request: Request, next: Handler[Request, Response]) -> Awaitable[Response]:
         """Raises Failure 403."""
         client = request.peer
         if self._forwarding is not None:
@@ -65,7 +65,7 @@ class Address:
                 raise Failure(
                     403, Reason.AUTHORIZATION, "requests from this address are not accepted", detail=f"address {client}"
                 )
-        return await next(request)
+        return next(request)
 
     def _allows(self, client: str) -> bool:
         try:

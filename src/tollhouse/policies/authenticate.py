@@ -8,6 +8,7 @@ Challenges follow RFC 6750 section 3; before MCP they name the resource's metada
 an agent finds out where to get a token.
 """
 
+from collections.abc import Awaitable
 from hashlib import sha256
 from typing import Any, Literal, Self
 
@@ -77,17 +78,25 @@ class Authenticate:
         self._metadata = f"{parts.public_url}{_WELL_KNOWN}" if spec.jwt and parts.entrance == "mcp" else ""
         self._scope = " ".join(spec.resource_metadata.scopes)
 
-    async def handle(self, request: Request, next: Handler[Request, Response]) -> Response:
+    def handle(self, request: Request, next: Handler[Request, Response]) -> Awaitable[Response]:
         """Raises Failure 401, and 503 while an issuer's keys cannot be had."""
         credential = _presented(request.headers)
         if credential is None:
             if self._strict:
                 raise self._refused(request, self._reason(), "a credential is needed", "")
             request.context.principal = self._anonymous
-        else:
-            digest = sha256(credential).digest()
-            principal = self._keys.find(digest) or self._issuers.remembered(digest)
-            request.context.principal = principal or await self._check(request, credential, digest)
+            return next(request)
+        digest = sha256(credential).digest()
+        principal = self._keys.find(digest) or self._issuers.remembered(digest)
+        if principal is None:
+            return self._new(request, next, credential, digest)
+        request.context.principal = principal
+        return next(request)
+
+    async def _new(
+        self, request: Request, next: Handler[Request, Response], credential: bytes, digest: bytes
+    ) -> Response:
+        request.context.principal = await self._check(request, credential, digest)
         return await next(request)
 
     async def _check(self, request: Request, credential: bytes, digest: bytes) -> Principal:
@@ -132,9 +141,9 @@ class Anonymous:
     def __init__(self) -> None:
         self._principal = Principal("anonymous", source="anonymous")
 
-    async def handle(self, request: Request, next: Handler[Request, Response]) -> Response:
+    def handle(self, request: Request, next: Handler[Request, Response]) -> Awaitable[Response]:
         request.context.principal = self._principal
-        return await next(request)
+        return next(request)
 
 
 def _presented(headers: Headers) -> bytes | None:

@@ -8,7 +8,7 @@ A rule that speaks of something the call is not about (`mcp.tool` on a model cal
 MCP requests that name nothing (initialize, lists) pass allow rules about names: what they answer with is filtered.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -96,22 +96,22 @@ class Authorize:
         self._allowed = allowed
         self._denied = denied
 
-    async def handle(self, call: Call, next: Handler[Call, Reply]) -> Reply:
+    def handle(self, call: Call, next: Handler[Call, Reply]) -> Awaitable[Reply]:
         """Raises Failure 403."""
         if self._memo.get(call) is True:
             self._allowed.inc()
         else:
             self.check(call)
-        return await next(call)
+        return next(call)
 
-    async def handle_request(self, request: Request, next: Handler[Request, Response]) -> Response:
+    def handle_request(self, request: Request, next: Handler[Request, Response]) -> Awaitable[Response]:
         """The same for a plain route. Raises Failure 403."""
         call = Call(request, request.context)
         if self._memo.get(call) is True:
             self._allowed.inc()
         else:
             self.check(call)
-        return await next(request)
+        return next(request)
 
     def check(self, call: Call) -> None:
         """Decide now, and remember it. Raises Failure 403."""

@@ -9,6 +9,7 @@ floor. Both are this one class.
 """
 
 from collections.abc import Callable, Sequence
+from ipaddress import IPv6Address
 from math import ceil, inf
 from random import random
 from typing import Annotated, Any, Self
@@ -32,7 +33,6 @@ Key = Callable[[Call], str | None]
 """Whose bucket a call takes from; None when the limit does not concern it."""
 
 _LONGEST_KEY = 256
-_REMEMBERED = 4096
 
 
 def _user(call: Call) -> str | None:
@@ -77,22 +77,18 @@ def _server(call: Call) -> str | None:
 
 
 def _ip(call: Call) -> str | None:
-    client = call.context.client or call.request.peer
-    # One customer has a whole /64 of IPv6 addresses.
-    return str(client) if ":" not in client else _prefix(client)
+    client: str = call.context.client or call.request.peer
+    return client if ":" not in client else _prefix(client)  # one customer has a whole /64 of IPv6 addresses
 
 
 def _prefix(address: str) -> str:
-    """The first four groups of an IPv6 address."""
-    head, gap, tail = address.partition("%")[0].partition("::")
-    groups = head.split(":") if head else []
-    if gap:
-        last = tail.split(":") if tail else []
-        room = 8 - len(groups) - len(last) - ("." in tail)
-        groups += ["0"] * room + last
-    if groups[:5] == ["0"] * 5 and "." in groups[-1]:
-        return groups[-1]  # an IPv4 address in IPv6's clothes
-    return ":".join(group.lstrip("0").lower() or "0" for group in groups[:4]) + "::/64"
+    """The /64 of an IPv6 address; an IPv4 address in IPv6's clothes is itself."""
+    try:
+        ip = IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    mapped = ip.ipv4_mapped
+    return str(mapped) if mapped is not None else f"{int(ip) >> 64:016x}/64"
 
 
 _KEYS: dict[str, Key] = {

@@ -116,5 +116,9 @@ def _build(layers: tuple[Layer, ...], parts: Parts) -> Any:
 
 
 RETRY: Kind[Call, Reply] = Kind(
-    "retry", frozenset(("top", "model", "server")), adds=False, build=_build, entrances=frozenset(("llm", "mcp"))
+    "retry",
+    frozenset(("top", "model", "server", "tool")),
+    adds=False,
+    build=_build,
+    entrances=frozenset(("llm", "mcp")),
 )

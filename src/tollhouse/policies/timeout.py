@@ -4,6 +4,7 @@ Rule: a deadline is an attribute that backends obey; nothing is started or cance
 nearer stays.
 """
 
+from collections.abc import Awaitable
 from time import monotonic
 from typing import Any
 
@@ -29,12 +30,12 @@ class Timeout:
     def __init__(self, total: float) -> None:
         self._total = total
 
-    async def handle(self, request: Request, next: Handler[Request, Response]) -> Response:
+    def handle(self, request: Request, next: Handler[Request, Response]) -> Awaitable[Response]:
         context = request.context
         deadline = (context.began or monotonic()) + self._total
         if deadline < context.deadline:
             context.deadline = deadline
-        return await next(request)
+        return next(request)
 
 
 def _build(layers: tuple[Layer, ...], parts: Parts) -> Any:

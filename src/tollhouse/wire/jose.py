@@ -17,6 +17,8 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 from joserfc.jws import JWSRegistry
 
+from tollhouse.core.depth import decode
+
 __all__ = ["ALGORITHMS", "DEFAULT_ALGORITHMS", "Flaw", "Keys", "Token", "check_claims", "parse", "verify"]
 
 MAX_TOKEN = 16 * 1024
@@ -108,14 +110,14 @@ class Keys:
         return len(self._all)
 
     @classmethod
-    def parse(cls, document: bytes | str) -> "Keys":
+    def parse(cls, document: bytes) -> "Keys":
         """A JWK Set (RFC 7517 section 5). As that section asks, keys of unknown type, with missing or bad members, for
         encryption, and symmetric ones are ignored; so are RSA keys under 2,048 bits. Of a private key only the
         public part is taken. Raises ValueError when it is no key set, has more than 100 keys, or none that can be used.
         """
         try:
-            keys = msgspec.json.decode(document)["keys"]
-        except (msgspec.DecodeError, LookupError, TypeError, RecursionError):
+            keys = decode(document)["keys"]
+        except (ValueError, LookupError, TypeError):
             raise ValueError("not a JWK Set: it must be a JSON object with the member `keys`") from None
         if not isinstance(keys, list):
             raise ValueError("not a JWK Set: `keys` must be a list")
@@ -177,9 +179,11 @@ def parse(token: bytes) -> Token | Flaw:
         return Flaw.MALFORMED
     try:
         header = msgspec.json.decode(_base64(parts[1]), type=_Header)
-        claims = msgspec.json.decode(_base64(parts[2]), type=dict[str, Any])
+        claims = decode(_base64(parts[2]))
         signature = _base64(parts[3])
     except (msgspec.DecodeError, ValueError, RecursionError):
+        return Flaw.MALFORMED
+    if not isinstance(claims, dict):
         return Flaw.MALFORMED
     if header.crit is not msgspec.UNSET:
         return Flaw.CRITICAL

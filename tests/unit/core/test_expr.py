@@ -215,7 +215,7 @@ def test_claims_that_cel_has_no_type_for_are_doubt() -> None:
 
 def test_arguments_that_are_not_json_are_doubt() -> None:
     call = tool()
-    for raw in (b"{", b"[" * 5000 + b"]" * 5000, b'{"a": 1e999}'):
+    for raw in (b"{", b"[" * 5000 + b"]" * 5000, b'{"a": 1e999}', b"[" * 101 + b"]" * 101):
         call.params = {"arguments": msgspec.Raw(raw)}
         assert Expression("mcp.arguments.x == 1 || mcp.tool.name == 'z'").ask(call) is DOUBT
         with pytest.raises(Undecided):

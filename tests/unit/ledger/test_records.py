@@ -40,7 +40,9 @@ def test_a_record_encodes_only_what_it_has_and_comes_back() -> None:
 
 
 def test_fields_of_a_later_version_are_no_error() -> None:
-    assert msgspec.json.decode(b'{"admitted_at":1,"ended_at":2,"new":[]}', type=UsageRecord).ended_at == 2
+    assert (
+        msgspec.json.decode(b'{"admitted_at":1,"ended_at":2,"outcome":"ok","new":[]}', type=UsageRecord).ended_at == 2
+    )
 
 
 def test_outcomes_are_their_words() -> None:

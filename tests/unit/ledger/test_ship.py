@@ -17,7 +17,7 @@ from tests.conformance.ledger import T0, record
 from tollhouse.ledger.base import Entry, LedgerError
 from tollhouse.ledger.journal import Journal
 from tollhouse.ledger.segment import segments
-from tollhouse.ledger.ship import Shipper, adopt
+from tollhouse.ledger.ship import Shipper, adopt, catch_up
 from tollhouse.ledger.sqlite import SqliteLedger
 
 
@@ -114,6 +114,45 @@ def test_a_living_journal_is_not_adopted(place: Place) -> None:
     assert sum(step.stored for step in adopt(place.journals, ledger)) == 1
     ledger.close()
     assert place.left() == []
+
+
+def test_a_command_catches_up(place: Place) -> None:
+    ledger = SqliteLedger(place.db)
+    ledger.open()
+    assert catch_up(place.journals, ledger) == 0  # there is no such directory yet
+    for _ in range(2):
+        journal = place.journal(segment_size=1000)
+        for n in range(1, 11):
+            journal.append(record(n))
+        journal.close()
+    living = place.journal()
+    living.append(record(1))
+    assert catch_up(place.journals, ledger) == 20
+    assert catch_up(place.journals, ledger) == 0
+    ledger.close()
+    living.close()
+
+
+def test_a_shipper_under_load_takes_whole_batches(place: Place) -> None:
+    """What comes while a batch is shipped waits for the next look, so that transactions stay large."""
+
+    class Counting(SqliteLedger):
+        def ship(self, journal: str, entries: Sequence[Entry]) -> int:
+            sizes.append(len(entries))
+            if len(sizes) <= 3:
+                live.append(record(1))  # one more comes meanwhile
+            return super().ship(journal, entries)
+
+    sizes: list[int] = []
+    live = place.journal()
+    for n in range(1, 251):
+        live.append(record(n))
+    shipper = Shipper(live, Counting(place.db), interval=60.0, batch=100)
+    shipper.start()
+    wait_for(lambda: shipper.position >= 250)
+    assert shipper.stop()
+    assert sizes == [100, 100, 52, 1]
+    live.close()
 
 
 def test_two_adopters_at_once(place: Place) -> None:
@@ -313,5 +352,5 @@ def test_kill_9_loses_no_acknowledged_record(place: Place) -> None:
     assert summed(place.db) == sum(map(len, found.values()))
     assert place.left() == []
     with contextlib.closing(sqlite3.connect(place.db)) as db:
-        assert db.execute("SELECT count(*) FROM positions").fetchone() == (0,)
+        assert db.execute("SELECT sum(seq) FROM journals").fetchone() == (0,)  # all forgotten
         assert db.execute("SELECT min(admitted_at) FROM usage").fetchone()[0] > T0 * 1_000_000

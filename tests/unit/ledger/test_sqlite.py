@@ -7,12 +7,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.conformance.ledger import JOURNAL, T0, LedgerConformance, entry
 
 from tollhouse.ledger.base import Entry, Ledger, LedgerError
-from tollhouse.ledger.records import USAGE, UsageRecord
-from tollhouse.ledger.sqlite import SqliteLedger
+from tollhouse.ledger.records import USAGE, UsageRecord, identify
+from tollhouse.ledger.sqlite import SqliteLedger, _Facts, _Labels
 
 
 class TestConformance(LedgerConformance):
@@ -144,4 +147,140 @@ def test_readers_do_not_wait_for_the_writer(tmp_path: Path) -> None:
     assert ledger.usage(T0, T0 + 1)[0].requests == 1
     assert time.monotonic() - began < 1.0
     writer.close()
+    ledger.close()
+
+
+def test_the_halves_are_the_record() -> None:
+    """Facts and labels have together the fields of a record, in its order, with its defaults."""
+    shown = {f.name: (f.default, f.default_factory) for f in msgspec.structs.fields(UsageRecord)}
+    parts = {f.name: f for part in (_Facts, _Labels) for f in msgspec.structs.fields(part)}
+    assert set(parts) == (set(shown) - {"id"}) | {"labels"}
+    for name in set(shown) - {"id", "journal", "outcome"}:
+        assert (parts[name].default, parts[name].default_factory) == shown[name], name
+    order = [name for name in shown if name not in {"id", "journal", "seq"}]
+    assert order == [name for name in parts if name not in {"labels", "journal", "seq"}]
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
+    [',"outcome":', '","outcome":"ok', '\\","outcome":', "}", "{"]
+)
+numbers = st.integers(0, 1 << 40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    records=st.lists(
+        st.builds(
+            UsageRecord,
+            admitted_at=st.integers(0, 1 << 50),
+            ended_at=st.integers(0, 1 << 50),
+            request_id=texts,
+            outcome=texts,
+            reason=texts,
+            org=texts,
+            user=texts,
+            tool=texts,
+            model_asked=texts,
+            input=numbers,
+            output=numbers,
+            cache_read=numbers,
+            cost_nano=st.none() | numbers,
+            status=st.integers(0, 599),
+            attempt=st.integers(1, 3),
+            stream=st.booleans(),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    first=st.integers(1, 1 << 33),
+    times=st.integers(1, 40),
+)
+def test_what_goes_in_comes_out(
+    records: list[UsageRecord], first: int, times: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whatever is in a record, in statements of many rows and of one: `usage` shows it, its id, and its sums."""
+    path = tmp_path_factory.mktemp("out") / "l.db"
+    ledger = SqliteLedger(path)
+    ledger.open()
+    sent = records * times
+    entries = [Entry(n, USAGE, msgspec.json.encode(r)) for n, r in enumerate(sent, first)]
+    assert ledger.ship(JOURNAL, entries) == len(sent)
+    assert ledger.rejected() == 0
+    got = rows(path, "SELECT * FROM usage ORDER BY seq")
+    for n, (r, row) in enumerate(zip(sent, got, strict=True), first):
+        r.id, r.journal, r.seq = identify(JOURNAL, n, r.admitted_at), JOURNAL, n
+        assert row == msgspec.structs.astuple(r)
+    (total,) = ledger.usage(0, 1 << 40)
+    assert (total.requests, total.input, total.output) == (
+        len(sent),
+        sum(r.input for r in sent),
+        sum(r.output for r in sent),
+    )
+    ledger.close()
+
+
+def test_a_body_written_in_another_way(tmp_path: Path) -> None:
+    """Fields in another order, unknown ones, or without an outcome, as another version may write them."""
+    ledger = SqliteLedger(tmp_path / "l.db")
+    ledger.open()
+    bodies = [
+        b'{"org":"a","admitted_at":7000000,"ended_at":2,"outcome":"cut","input":5}',
+        b'{"admitted_at":7000001,"ended_at":2,"org":"a","input":6}',
+        b'{"admitted_at":7000002,"ended_at":2,"input":7,"new":[1],"outcome":"cut","org":"a","newer":{"outcome":"x"}}',
+        b' { "admitted_at" : 7000003 , "ended_at" : 2 , "outcome" : "cut" , "org" : "a", "input" : 8 } ',
+        b'{"admitted_at":7000004,"ended_at":2,"outcome":"cut","org":"a"} trailing',
+    ]
+    assert ledger.ship(JOURNAL, [Entry(n, USAGE, body) for n, body in enumerate(bodies, 1)]) == 4
+    assert ledger.rejected() == 1
+    assert ledger.ship(JOURNAL, [Entry(9, USAGE, bodies[0])]) == 1
+    ledger.close()
+    assert rows(tmp_path / "l.db", "SELECT seq, org, outcome, input FROM usage ORDER BY seq") == [
+        (1, "a", "cut", 5), (2, "a", "ok", 6), (3, "a", "cut", 7), (4, "a", "cut", 8), (9, "a", "cut", 5),
+    ]  # fmt: skip
+    assert rows(tmp_path / "l.db", "SELECT count(*) FROM usage_labels") == [(2,)]
+
+
+def test_labels_are_stored_once(tmp_path: Path) -> None:
+    ledgers = [SqliteLedger(tmp_path / "l.db") for _ in range(2)]
+    for n, ledger in enumerate(ledgers):
+        ledger.open()
+        ledger.ship(f"{n}" * 32, [entry(k, org=f"o{k % 3}") for k in range(1, 121)])
+    for ledger in ledgers:
+        ledger.close()
+    assert rows(tmp_path / "l.db", "SELECT count(*) FROM usage_labels") == [(3,)]
+    assert rows(tmp_path / "l.db", "SELECT count(*) FROM usage") == [(240,)]
+
+
+def test_labels_of_a_batch_that_was_rolled_back_are_not_remembered(tmp_path: Path) -> None:
+    """The batch's new labels were given numbers, then it was looked at row by row."""
+    ledger = SqliteLedger(tmp_path / "l.db")
+    ledger.open()
+    ledger.ship(JOURNAL, [entry(1, org="a")])
+    assert ledger.ship(JOURNAL, [entry(2, org="b"), Entry(3, USAGE, b"{"), entry(4, org="c")]) == 2
+    assert ledger.ship(JOURNAL, [entry(5, org="c"), entry(6, org="b"), entry(7, org="d")]) == 3
+    ledger.close()
+    got = rows(tmp_path / "l.db", "SELECT seq, org FROM usage ORDER BY seq")
+    assert got == [(1, "a"), (2, "b"), (4, "c"), (5, "c"), (6, "b"), (7, "d")]
+
+
+def test_poison_in_the_middle_of_a_large_batch(tmp_path: Path) -> None:
+    ledger = SqliteLedger(tmp_path / "l.db")
+    ledger.open()
+    batch = [entry(n) for n in range(1, 401)]
+    batch[222] = entry(223, input=1 << 62)
+    batch[333] = entry(334, tool="x", admitted_at=-1)
+    assert ledger.ship(JOURNAL, batch) == 398
+    assert ledger.rejected() == 2
+    ledger.close()
+    assert rows(tmp_path / "l.db", "SELECT count(*), min(seq), max(seq) FROM usage") == [(398, 1, 400)]
+    assert rows(tmp_path / "l.db", "SELECT seq FROM rejected") == [(223,), (334,)]
+
+
+def test_more_labels_than_are_remembered(tmp_path: Path) -> None:
+    ledger = SqliteLedger(tmp_path / "l.db")
+    ledger.open()
+    for start in (1, 6001, 12001):
+        assert ledger.ship(JOURNAL, [entry(start + n, 0, user=f"u{n % 9000}") for n in range(6000)]) == 6000
+    assert ledger.usage(T0, T0 + 1)[0].requests == 18000
+    assert len(ledger.usage(T0, T0 + 1, ["user"])) == 6000
     ledger.close()

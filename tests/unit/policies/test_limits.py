@@ -287,21 +287,24 @@ def test_bad_limits_are_refused(wrong: dict[str, Any], said: str) -> None:
         LimitSpec.model_validate({"window": "1m"} | wrong)
 
 
-@given(st.ip_addresses(v=6))
-def test_an_ipv6_client_is_its_network(address: ipaddress.IPv6Address) -> None:
-    network = ipaddress.IPv6Network((int(address) >> 64 << 64, 64))
-    expected = ":".join(f"{group:x}" for group in _groups(network.network_address)[:4]) + "::/64"
-    assert _prefix(str(address)) == expected
-    assert _prefix(address.exploded) == expected
-    assert _prefix(f"{address}%eth0") == expected
+@given(st.ip_addresses(v=6), st.ip_addresses(v=6))
+def test_an_ipv6_client_is_its_network(one: ipaddress.IPv6Address, other: ipaddress.IPv6Address) -> None:
+    for address in (one, other):
+        written = {_prefix(text) for text in (str(address), address.exploded, f"{address}%eth0", str(address).upper())}
+        assert len(written) == 1
+    if one.ipv4_mapped is None and other.ipv4_mapped is None:
+        same = int(one) >> 64 == int(other) >> 64
+        assert (_prefix(str(one)) == _prefix(str(other))) is same
+
+
+def test_addresses_of_one_network_are_one() -> None:
+    assert _prefix("2001:db8::1") == _prefix("2001:db8:0:0:ffff::") == "20010db800000000/64"
+    assert _prefix("2001:db8:0:1::1") != _prefix("2001:db8::1")
 
 
 def test_an_ipv4_client_in_ipv6s_clothes_is_itself() -> None:
-    assert _prefix("::ffff:192.0.2.7") == "192.0.2.7"
-
-
-def _groups(address: ipaddress.IPv6Address) -> list[int]:
-    return [int(group, 16) for group in address.exploded.split(":")]
+    assert _prefix("::ffff:192.0.2.7") == _prefix("::ffff:c000:207") == "192.0.2.7"
+    assert _prefix("unix:/x") == "unix:/x"
 
 
 async def test_no_cycles() -> None:

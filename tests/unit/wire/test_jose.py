@@ -166,7 +166,7 @@ def test_bad_keys_are_ignored() -> None:
     assert len(keys) == 1
     assert keys.ignored == len(bad_dicts(bad))
     with pytest.raises(ValueError, match="no public key for signatures"):
-        Keys.parse(json.dumps({"keys": bad}))
+        Keys.parse(json.dumps({"keys": bad}).encode())
 
 
 def bad_dicts(bad: list[Any]) -> list[Any]:
@@ -174,7 +174,7 @@ def bad_dicts(bad: list[Any]) -> list[Any]:
 
 
 def test_of_a_private_key_the_public_part_is_taken() -> None:
-    keys = Keys.parse(json.dumps({"keys": [EC.as_dict(private=True)]}))
+    keys = Keys.parse(json.dumps({"keys": [EC.as_dict(private=True)]}).encode())
     [key] = keys.candidates("ES256", "ec")
     assert not key.is_private
 
@@ -190,7 +190,7 @@ def test_what_is_no_key_set(document: bytes) -> None:
 
 def test_a_key_set_is_bounded() -> None:
     with pytest.raises(ValueError, match="100 are allowed"):
-        Keys.parse(json.dumps({"keys": [{}] * (MAX_KEYS + 1)}))
+        Keys.parse(json.dumps({"keys": [{}] * (MAX_KEYS + 1)}).encode())
 
 
 @pytest.mark.parametrize(
