@@ -3,6 +3,7 @@ requests leave cycles behind. Each probe returns its figures by name.
 """
 
 import json
+import operator
 import os
 import re
 import socket
@@ -118,20 +119,18 @@ def idle_streams(candidate: Candidate) -> Figures:
         }
 
 
-def _parse_ms(config: Path, environment: dict[str, str]) -> float:
-    """What reading the file costs, without making anything of it."""
+def _parse_ms(old: Path, new: Path, environment: dict[str, str]) -> float:
+    """What reading and checking `new` costs a process that has read `old`, without making anything of it."""
     program = (
-        "import os, statistics, sys, time\n"
+        "import os, sys, time\n"
         "from tollhouse.config.parse import load\n"
-        "def once():\n"
-        "    began = time.perf_counter()\n"
-        "    load(sys.argv[1], os.environ)\n"
-        "    return time.perf_counter() - began\n"
-        "once()\n"
-        "print(statistics.median(once() for _ in range(5)) * 1000)\n"
+        "previous = load(sys.argv[1], os.environ)\n"
+        "began = time.perf_counter()\n"
+        "load(sys.argv[2], os.environ, previous)\n"
+        "print((time.perf_counter() - began) * 1000)\n"
     )
     done = subprocess.run(
-        [*machine.on_core(machine.PROXY_CORE), install.tollhouse() / "python", "-c", program, config],
+        [*machine.on_core(machine.PROXY_CORE), install.tollhouse() / "python", "-c", program, old, new],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -142,7 +141,7 @@ def _parse_ms(config: Path, environment: dict[str, str]) -> float:
 
 def change(candidate: Candidate) -> Figures:
     """One of 5,000 models gets another name: from the moment the file is in place to the first answer under it."""
-    totals, stalls = [], []
+    totals, parses, stalls = [], [], []
     unary = json.loads((BENCH / "bodies" / "unary.json").read_bytes())
     with upstream("nginx") as port, proxy(candidate, "unary", port) as (_, place):
         headers = headers_for(candidate, place)
@@ -152,7 +151,10 @@ def change(candidate: Candidate) -> Figures:
         for number in range(_CHANGES):
             name = f"changed-{number}"
             changed = original.replace(f"model-{MODELS // 2:04}", name)
-            text = file.read_text().replace(line, changed)
+            text = file.read_text()
+            old = file.with_suffix(".old")
+            old.write_text(text)
+            text = text.replace(line, changed)
             line = changed
             fresh = file.with_suffix(".new")
             fresh.write_text(text)
@@ -168,16 +170,15 @@ def change(candidate: Candidate) -> Figures:
                     longest = max(longest, time.monotonic() - asked)
                     if asked - began > 20:
                         raise RuntimeError(f"the change of a model is not live after 20 s: {status!r}")
-                    time.sleep(0.0005)
+                    time.sleep(0.001)
                 totals.append((time.monotonic() - began) * 1000)
                 stalls.append(longest * 1000)
-            time.sleep(1)
-        parse = _parse_ms(file, candidates.environment(place))
-    total = statistics.median(totals)
+            parses.append(_parse_ms(old, file, candidates.environment(place)))
+            time.sleep(0.5)
     return {
-        "total_ms": round_to(total),
-        "parse_ms": round_to(parse),
-        "on_top_ms": round_to(total - parse),
+        "total_ms": round_to(statistics.median(totals)),
+        "parse_ms": round_to(statistics.median(parses)),
+        "on_top_ms": round_to(statistics.median(map(operator.sub, totals, parses))),
         "longest_answer_meanwhile_ms": round_to(max(stalls)),
     }
 

@@ -29,11 +29,10 @@ import msgspec
 
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.ledger.records import USAGE
-from tollhouse.ledger.segment import FRAME, header, lock_path, name_of, segments, spare_path
+from tollhouse.ledger.segment import CHECKED, FRAME, LEADING, header, lock_path, name_of, segments, spare_path
 
 __all__ = ["Journal"]
 
-_HEAD = FRAME.size
 _NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
@@ -71,8 +70,7 @@ class Journal:
         self._fsync = fsync == "group"
         self._fsync_interval = fsync_interval
         self._sync: Callable[[int], None] = sync if sync is not None else getattr(os, "fdatasync", os.fsync)
-        self._encode_into: Callable[[msgspec.Struct, bytearray, int], None] = msgspec.json.Encoder().encode_into
-        self._buffer = bytearray(512)
+        self._encode: Callable[[msgspec.Struct], bytes] = msgspec.json.Encoder().encode
         self._lock_fd = -1
         self._fd = -1
         self._number = 0
@@ -104,25 +102,22 @@ class Journal:
 
         Raises Failure 503 when it cannot be written: the answer that caused it must then fail too.
         """
-        buffer = self._buffer
-        self._encode_into(record, buffer, _HEAD)
-        size = len(buffer)
+        body = self._encode(record)
         seq = self.seq + 1
-        FRAME.pack_into(buffer, 0, size - _HEAD, 0, seq, kind)
-        crc = crc32(memoryview(buffer)[8:])
-        buffer[4:8] = crc.to_bytes(4, "little")
+        checked = CHECKED.pack(seq, kind) + body
+        frame = LEADING.pack(len(body), crc32(checked)) + checked
         try:
-            written = os.write(self._fd, buffer)
+            written = os.write(self._fd, frame)
         except OSError as error:
-            self._repair(buffer, error)
+            self._repair(frame, error)
         else:
-            if written != size:
-                self._repair(buffer, OSError(errno.ENOSPC, "short write"))
+            if written != len(frame):
+                self._repair(frame, OSError(errno.ENOSPC, "short write"))
         self.seq = seq
-        self._at += size
-        self._written += size
+        self._at += len(frame)
+        self._written += len(frame)
         if self._syncer is not None:
-            self._after(bytes(buffer))
+            self._after(frame)
         if self._at >= self._rotate_at:
             self._rotate()
         return seq
@@ -208,7 +203,7 @@ class Journal:
             if error.errno in _NO_SPACE:
                 self._out_of_space()
 
-    def _repair(self, buffer: bytearray, error: OSError) -> None:
+    def _repair(self, frame: bytes, error: OSError) -> None:
         """A write failed or was short: take back what is there of it, and write it to another segment, or raise."""
         if self._fd < 0:
             raise _refusal("the journal is closed")
@@ -226,7 +221,7 @@ class Journal:
             raise _refusal(f"no space for the journal: {error.strerror}")
         try:
             self._begin(self.seq + 1, spare=spare)
-            if os.write(self._fd, buffer) != len(buffer):
+            if os.write(self._fd, frame) != len(frame):
                 raise OSError(errno.ENOSPC, "short write")
         except OSError as again:
             self._cut_back()

@@ -20,9 +20,14 @@ from zlib import crc32
 
 from tollhouse.ledger.base import Entry
 
-__all__ = ["FRAME", "Reader", "claim", "header", "journals", "lock_path", "name_of", "segments", "spare_path"]
+__all__ = [
+    "CHECKED", "FRAME", "LEADING", "Reader", "claim", "header", "journals", "lock_path", "name_of", "segments",
+    "spare_path",
+]  # fmt: skip
 
 FRAME = struct.Struct("<IIQB")
+LEADING, CHECKED = struct.Struct("<II"), struct.Struct("<QB")
+"""FRAME in two: the length and the CRC, and what is under the CRC."""
 _HEAD = FRAME.size
 _HEADER = struct.Struct("<4sB3x16sQI")
 _MAGIC, _FORMAT = b"TLHJ", 1

@@ -21,6 +21,9 @@ class Feeder(Protocol):
     """The connection as its requests see it."""
 
     deadline: float
+    listener: str
+    scheme: str
+    peer: str
     loop: asyncio.AbstractEventLoop
     limits: Limits
     busy: "Incoming | None"
@@ -50,16 +53,14 @@ class Incoming(Request):
         "wanted",
     )
 
-    def __init__(
-        self, connection: Feeder, listener: str, scheme: str, peer: str
-    ) -> None:  # on purpose not calling super: the head is yet to come
+    def __init__(self, connection: Feeder) -> None:  # on purpose not calling super: the head is yet to come
         self.method = b""
         self.target = b""
         self.query = b""
         self.headers = Headers()
-        self.listener = listener
-        self.scheme = scheme
-        self.peer = peer
+        self.listener = connection.listener
+        self.scheme = connection.scheme
+        self.peer = connection.peer
         self.upgrade = False
         self.parts = []
         self.body_size = 0

@@ -139,6 +139,7 @@ class Connection(asyncio.Protocol):
         "_aside",
         "_drained",
         "_fault",
+        "_fields",
         "_finished",
         "_framing",
         "_head_bytes",
@@ -164,9 +165,11 @@ class Connection(asyncio.Protocol):
         "busy",
         "deadline",
         "limits",
+        "listener",
         "loop",
         "parser",
         "peer",
+        "scheme",
         "server",
         "task",
         "transport",
@@ -178,12 +181,15 @@ class Connection(asyncio.Protocol):
         self.loop = loop
         self.parser: httptools.HttpRequestParser | None = None
         self.task: asyncio.Task[None] | None = None
+        self.listener = server.name
+        self.scheme = server.scheme
         self.peer = ""
         self.deadline = FOREVER
         self.busy: Incoming | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._queue: deque[Incoming] = deque()
         self._incoming: Incoming | None = None
+        self._fields: list[tuple[bytes, bytes]] = []  # where the header fields of this head go
         self._in_head = False
         self._head_bytes = 0
         self._tail_bytes = 0
@@ -361,21 +367,22 @@ class Connection(asyncio.Protocol):
 
     # ---- parser callbacks: store, do not act
     def on_message_begin(self) -> None:
-        server = self.server
-        self._incoming = Incoming(self, server.name, server.scheme, self.peer)
+        self._incoming = incoming = Incoming(self)
+        self._fields = incoming.headers
         self._in_head = True
         self._head_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         incoming = self._incoming
         if incoming is not None:
-            incoming.target += url  # comes in pieces when the head does
-            if len(incoming.target) > self.limits.target:
+            if incoming.target:
+                url = incoming.target + url  # comes in pieces when the head does
+            incoming.target = url
+            if len(url) > self.limits.target:
                 self._refuse_with(414)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # trailer fields are dropped
-            self._incoming.headers.append((name.lower(), value.rstrip()))  # type: ignore[union-attr]
+        self._fields.append((name.lower(), value.rstrip()))
 
     def on_headers_complete(self) -> None:
         request = self._incoming
@@ -383,12 +390,13 @@ class Connection(asyncio.Protocol):
         if request is None or parser is None:
             return
         self._in_head = False
+        self._fields = []  # what comes now are trailer fields, and dropped
         self._tail_bytes = 0
         if self._fault:
             return
         request.method = parser.get_method()
-        request.version = parser.get_http_version()
-        request.keep_alive = parser.should_keep_alive() and request.version == "1.1"
+        request.version = version = parser.get_http_version()
+        request.keep_alive = version == "1.1" and parser.should_keep_alive()
         fault = head_fault(request, self.limits, self._segment, parser.should_upgrade(), self.server.seen)
         if fault:
             self._refuse_with(fault)
@@ -455,6 +463,9 @@ class Connection(asyncio.Protocol):
                 self._served = True
                 if not request.keep_alive or not (request.complete or await self._discard(request)):
                     return
+                if self._write_paused:  # who does not take its answers gets no more of them, until its time is up
+                    self._drained = drained = self.loop.create_future()
+                    await drained
                 self.busy = None
                 request.release()
                 del request
