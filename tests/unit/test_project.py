@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import tollhouse
+from tollhouse.config.parse import parse
+from tollhouse.gateway.build import validate
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / "requirements"
@@ -96,6 +98,15 @@ def test_versions_agree() -> None:
 
 def test_the_package_is_typed() -> None:
     assert (Path(tollhouse.__file__).parent / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("serves", ["models", "mcp"])
+@pytest.mark.parametrize("kind", ["bare", "full"])
+def test_the_benchmark_runs_configurations_that_are_valid(kind: str, serves: str, tmp_path: Path) -> None:
+    environment = {"CLIENT_KEY": "sk-bench-0123456789abcdef", "DIRECTORY": str(tmp_path)}
+    environment |= {"METRICS_PORT": "2", "PORT": "1", "UPSTREAM": "3"}
+    text = "".join((ROOT / "bench" / "configs" / f"{part}.yaml").read_text() for part in (kind, serves))
+    validate(parse(text, str(tmp_path / "tollhouse.yaml"), environment).config)
 
 
 @pytest.mark.timeout(300)

@@ -9,7 +9,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from pathlib import Path
 from time import perf_counter
 
 from tollhouse.config.parse import Loaded, LoadError

@@ -37,7 +37,6 @@ from tollhouse.ledger.ship import Shipper
 from tollhouse.ledger.sqlite import SqliteLedger
 from tollhouse.net.client import Client
 from tollhouse.net.egress import Egress
-from tollhouse.net.egress import Egress
 from tollhouse.net.head import Limits
 from tollhouse.net.listen import Address, Listener, bind
 from tollhouse.net.server import Server

@@ -652,5 +652,3 @@ async def test_no_garbage_is_left_for_the_collector() -> None:
             gc.garbage.clear()
             gc.enable()
         assert ours == []
-
-

@@ -22,7 +22,9 @@ def test_every_policy_can_be_written_at_the_top_and_nothing_else() -> None:
     assert set(Scope.model_fields) == {kind.name for kind in KINDS}
 
 
-@pytest.mark.parametrize("scope, levels", [(CallScope, ("model", "server", "tool")), (EntranceScope, ("route", "endpoint"))])
+@pytest.mark.parametrize(
+    "scope, levels", [(CallScope, ("model", "server", "tool")), (EntranceScope, ("route", "endpoint"))]
+)
 def test_what_can_be_written_elsewhere_has_an_effect_there(scope: Any, levels: tuple[Any, ...]) -> None:
     for name in scope.model_fields:
         for level in levels:
