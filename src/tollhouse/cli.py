@@ -19,6 +19,7 @@ from tollhouse.core.errors import ConfigError
 from tollhouse.gateway.build import validate
 from tollhouse.gateway.serve import demo_path, ledger_of, load_config, serve
 from tollhouse.ledger.base import BY, LedgerError
+from tollhouse.ledger.ship import catch_up
 
 __all__ = ["main"]
 
@@ -141,6 +142,7 @@ def _usage(arguments: argparse.Namespace) -> int:
             return 1
         ledger.open()
         try:
+            catch_up(ledger.path.with_name(ledger.path.name + ".journal"), ledger)  # what a dead process left
             rows = ledger.usage(int(since.timestamp()), int(now.timestamp()) + 1, by)
         finally:
             ledger.close()

@@ -64,14 +64,17 @@ class Running:
 
 @asynccontextmanager
 async def running(where: Path) -> AsyncIterator[Running]:
-    async with provider() as models, service() as plain:
-        async with serving(CONFIG.format(port=models.port, url=plain.url), where) as gateway:
-            now = Running(gateway, models, plain)
-            yield now
-            await now.empty()
-            await now.healthy()
-            text = gateway.text()
-            assert "Traceback" not in text, text
+    async with (
+        provider() as models,
+        service() as plain,
+        serving(CONFIG.format(port=models.port, url=plain.url), where) as gateway,
+    ):
+        now = Running(gateway, models, plain)
+        yield now
+        await now.empty()
+        await now.healthy()
+        text = gateway.text()
+        assert "Traceback" not in text, text
 
 
 async def test_slow_clients_are_put_out_while_others_are_served(tmp_path: Path) -> None:
@@ -135,7 +138,8 @@ async def test_resets_and_half_closes_in_every_phase(tmp_path: Path) -> None:
         phases = [
             (b"", False), (b"GE", False), (unary[:60], False), (unary[:-9], False), (unary, False), (unary, True),
             (stream, False), (stream, True), (hang, False), (sse, False), (sse, True), (upload, False),
-            (upload + b"5\r\nhel", False), (upload + b"zz\r\n", False), (unary * 5, False), (unary + hang + unary, True),
+            (upload + b"5\r\nhel", False), (upload + b"zz\r\n", False), (unary * 5, False),
+            (unary + hang + unary, True),
             (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100), False), (b"\x00" * 200, False),
             (request("GET", "/plain/big/8"), True), (request("GET", "/plain/half"), True),
         ]  # fmt: skip
@@ -188,6 +192,7 @@ async def test_floods_cost_no_memory(tmp_path: Path) -> None:
             await now.healthy()
         before = rss(now.gateway.pid)
         block = b"a" * 65536
+        chunked = b"POST %b HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
 
         async def flood(start: bytes, part: bytes, size: int) -> None:
             try:
@@ -211,8 +216,14 @@ async def test_floods_cost_no_memory(tmp_path: Path) -> None:
             (b"GET /", block),  # a target without an end
             (b"GET / HTTP/1.1\r\nx: ", block),  # a field without an end
             (b"GET / HTTP/1.1\r\n", b"x: y\r\n" * 10_000),  # fields without an end
-            (b"POST " + CHAT.encode() + b" HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n", b"10000\r\n" + block + b"\r\n"),
-            (b"POST /plain/echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n", b"1;" + block + b"\r\na\r\n"),
+            (
+                b"POST " + CHAT.encode() + b" HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n",
+                b"10000\r\n" + block + b"\r\n",
+            ),
+            (
+                b"POST /plain/echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n",
+                b"1;" + block + b"\r\na\r\n",
+            ),
             (b"", request("GET", "/plain/big/1") * 100),  # pipelined, and never read
             (b"", request("GET", "/status") * 1000),
         ]

@@ -1,4 +1,4 @@
-"""A whole worker in this process: requests of every kind and end leave nothing to the cycle collector, and nothing open.
+"""A whole worker in this process: requests of every kind and end leave nothing to the collector, and nothing open.
 
 The worker runs on this loop, with real sockets on both sides. `gc.DEBUG_SAVEALL` keeps whatever only the collector
 could have freed; nothing of ours may be among it.
@@ -35,12 +35,17 @@ providers:
   one: {{kind: openai, base_url: "http://127.0.0.1:{port}/v1", api_key: k}}
   two: {{kind: anthropic, base_url: "http://127.0.0.1:{port}", api_key: k}}
 models:
-  - {{name: "one/*", targets: [{{provider: one, model: "*"}}], retry: {{attempts: 2, on: [5xx], backoff: 1ms}}, timeout: {{total: 300ms, first_event: 200ms}}}}
+  - name: one/*
+    targets: [{{provider: one, model: "*"}}]
+    retry: {{attempts: 2, on: [5xx], backoff: 1ms}}
+    timeout: {{total: 300ms, first_event: 200ms}}
   - {{name: "two/*", targets: [{{provider: two, model: "*"}}]}}
   - {{name: rescued, targets: [{{provider: one, model: drop}}], fallback: [{{provider: one, model: ok}}]}}
-  - {{name: scarce, targets: [{{provider: one, model: ok}}], limits: [{{per: user, requests: 1, window: 1h}}, {{per: key, tokens: 20, window: 1h}}]}}
+  - name: scarce
+    targets: [{{provider: one, model: ok}}]
+    limits: [{{per: user, requests: 1, window: 1h}}, {{per: key, tokens: 20, window: 1h}}]
 routes:
-  - {{name: plain, path: /plain, to: "{url}", strip_prefix: true, timeout: {{first_byte: 200ms}}, retry: {{backoff: 1ms}}}}
+  - {{name: plain, path: /plain, to: "{url}", strip_prefix: true, timeout: {{first_byte: 200ms}}, retry: {{attempts: 2}}}}
 {mcp}
 authenticate: {{keys: [{{name: ci, key: caller-key-0123456789, user: ada, org: acme}}]}}
 authorize: {{rules: [{{deny: 'llm.model == "one/secret"'}}]}}
@@ -73,14 +78,17 @@ async def working(where: Path, mcp: str = "") -> AsyncIterator[tuple[Worker, str
 
 
 def chat(model: str, stream: bool = False, **more: Any) -> bytes:
-    return json.dumps({"model": model, "stream": stream, "messages": [{"role": "user", "content": "hi"}], **more}).encode()
+    return json.dumps(
+        {"model": model, "stream": stream, "messages": [{"role": "user", "content": "hi"}], **more}
+    ).encode()
 
 
 async def unary(url: str) -> None:
     async with Wire(url) as wire:
         assert (await wire.ask("POST", CHAT, chat("one/ok"), KEY)).status == 200
         assert (await wire.ask("POST", "/v1/messages", chat("two/ok", max_tokens=9), KEY)).status == 200
-        assert (await wire.ask("POST", "/v1/embeddings", json.dumps({"model": "one/ok", "input": "x"}).encode(), KEY)).status == 200
+        embedding = json.dumps({"model": "one/ok", "input": "x"}).encode()
+        assert (await wire.ask("POST", "/v1/embeddings", embedding, KEY)).status == 200
         assert (await wire.ask("GET", "/v1/models", None, KEY)).status == 200
         assert (await wire.ask("POST", CHAT, chat("rescued"), KEY)).status == 200
         assert (await wire.ask("POST", "/plain/echo", b"x" * 100_000, KEY)).status == 200
@@ -98,8 +106,8 @@ async def streams(url: str) -> None:
         assert (await wire.ask("POST", CHAT, chat("one/ok", True), KEY)).body.endswith(b"[DONE]\n\n")
         assert b"message_stop" in (await wire.ask("POST", "/v1/messages", chat("two/ok", True, max_tokens=9), KEY)).body
         assert len((await wire.ask("GET", "/plain/big/1", None, KEY)).body) == 1 << 20
-        head = b"POST /plain/echo HTTP/1.1\r\nhost: x\r\nx-api-key: caller-key-0123456789\r\ntransfer-encoding: chunked\r\n\r\n"
-        await wire.send(head + b"5\r\nhello\r\n")
+        head = b"POST /plain/echo HTTP/1.1\r\nhost: x\r\nx-api-key: caller-key-0123456789\r\n"
+        await wire.send(head + b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n")
         await asyncio.sleep(0)
         await wire.send(b"0\r\n\r\n")
         assert (await wire.answer()).json()["size"] == 5

@@ -263,13 +263,13 @@ telemetry: {{metrics: {{labels: {{team: 'request.headers["x-team"]'}}}}}}
             assert re.search(r'tollhouse_requests_total\{[^}]*group="blue"[^}]*\} 1', text)
 
 
-async def test_hup_reopens_the_access_log_and_reads_the_file(tmp_path: Path) -> None:
+async def test_hup_reopens_the_access_log(tmp_path: Path) -> None:
     async with running(tmp_path) as now:
         await now.asked()
         await until(lambda: len(now.gateway.lines()) == 1)
         (tmp_path / "access.log").rename(tmp_path / "access.log.1")
         os.kill(now.gateway.pid, signal.SIGHUP)
-        await until(lambda: (tmp_path / "access.log").exists())
+        await until((tmp_path / "access.log").exists)
         await now.asked()
         await until(lambda: len(now.gateway.lines()) == 1)
         assert len((tmp_path / "access.log.1").read_text().splitlines()) == 1

@@ -24,7 +24,10 @@ cors: {{origins: ["https://app.test"], expose: [x-secret]}}
 routes:
   - {{name: plain, path: /plain, to: "{a}"}}
   - {{name: stripped, path: /stripped/, to: "{a}/base", strip_prefix: true}}
-  - {{name: rewritten, path: /old, to: "{a}", rewrite: {{prefix: /echo/new, headers: {{x-key: inner}}, query: {{set: {{v: "2"}}, remove: [debug]}}}}}}
+  - name: rewritten
+    path: /old
+    to: "{a}"
+    rewrite: {{prefix: /echo/new, headers: {{x-key: inner}}, query: {{set: {{v: "2"}}, remove: [debug]}}}}
   - {{name: host, path: /where, host: "*.tenant.test", to: "{a}/tenant"}}
   - {{name: query, path: /where, match: {{query: {{beta: "1"}}}}, to: "{a}/beta"}}
   - {{name: header, path: /where, match: {{headers: {{x-canary: true}}}}, to: "{a}/canary"}}
@@ -111,8 +114,9 @@ async def test_which_route_and_what_the_upstream_sees(tmp_path: Path) -> None:
 
         # Who came, and what belongs to one connection.
         spoofed = {
-            "x-forwarded-for": "8.8.8.8", "forwarded": "for=8.8.8.8", "x-forwarded-proto": "https", "x-real-ip": "8.8.8.8",
-            "x_forwarded_for": "8.8.8.8", "x-forwarded-host": "evil.test", "connection": "keep-alive, x-hop", "x-hop": "1",
+            "x-forwarded-for": "8.8.8.8", "forwarded": "for=8.8.8.8", "x-forwarded-proto": "https",
+            "x-real-ip": "8.8.8.8", "x_forwarded_for": "8.8.8.8", "x-forwarded-host": "evil.test",
+            "connection": "keep-alive, x-hop", "x-hop": "1",
             "te": "trailers", "keep-alive": "timeout=5", "proxy-authorization": "Basic eDp5", "upgrade": "h2c",
             "x-end": "kept", "host": "front.test", "authorization": "Bearer the-callers-own",
         }  # fmt: skip

@@ -31,7 +31,7 @@ def test_status_readiness_and_metrics_of_both_listeners(tmp_path: Path) -> None:
         assert running.get(running.metrics_url + "/other")[0] == 404
         status, headers, body = running.exchange("GET", running.metrics_url + "/metrics")
         assert (status, headers["content-type"].split(";")[0]) == (200, "text/plain")
-        assert b'tollhouse_requests_total{' in body
+        assert b"tollhouse_requests_total{" in body
         assert b"tollhouse_build_info{" in body
         # The port is taken: whoever comes second is told so, and the first one is not disturbed.
         address = running.url.removeprefix("http://")

@@ -2,7 +2,8 @@
 
 Rule: every contract here can be kept by one process (`memory`) and by a server on the network alike, and one suite
 (`tests/conformance`) proves both. So whatever decides may suspend, and whatever happens at the end of an answer may
-not: a store on the network keeps it and sends it in batches.
+not: a store on the network keeps it and sends it in batches. A store whose state is in this process shows it as
+`Buckets`, so that its callers need not even be coroutines.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,9 @@ from typing import Protocol
 
 import msgspec
 
-__all__ = ["Charge", "Counter", "Rate", "Verdict"]
+__all__ = ["Buckets", "Charge", "Counter", "Rate", "Verdict"]
+
+_SLACK = 1e-4  # of a unit: sums of floats must not refuse the last one of a burst
 
 
 class Rate:
@@ -18,10 +21,10 @@ class Rate:
     unit, and may be at most `tolerance` seconds ahead of now.
 
     name: what holds the state; equal names share it. amount: units that come back in `window` seconds. burst: units
-    that can be taken at once, `amount` when not given.
+    that can be taken at once, `amount` when not given. most: `tolerance` and a trifle: what is further ahead is refused.
     """
 
-    __slots__ = ("amount", "burst", "name", "step", "tolerance", "window")
+    __slots__ = ("amount", "burst", "most", "name", "step", "tolerance", "window")
 
     def __init__(self, name: str, amount: int, window: float, burst: int | None = None) -> None:
         if amount < 1 or window <= 0 or (burst is not None and burst < 1):
@@ -32,6 +35,7 @@ class Rate:
         self.burst = amount if burst is None else burst
         self.step = window / amount
         self.tolerance = self.step * self.burst
+        self.most = self.tolerance + max(1e-9, self.step * _SLACK)
 
 
 class Charge(msgspec.Struct, gc=False):
@@ -52,8 +56,26 @@ class Verdict(msgspec.Struct, gc=False):
     behind: list[float]
 
 
+class Buckets(Protocol):
+    """All keys of one Rate, kept in this process. Nothing here suspends or raises."""
+
+    def take(self, key: str, amount: int) -> float:
+        """Take `amount` units (1 or more) and say how many seconds the key's TAT is ahead of now then. Where that is
+        above the rate's `most` they did not fit, and nothing was taken."""
+        ...
+
+    def move(self, key: str, units: int) -> None:
+        """Take so many more, fit or not; below 0 is given back, which never makes a burst larger than the rate's."""
+        ...
+
+
 class Counter(Protocol):
     """Rates, all or nothing."""
+
+    def buckets(self, rate: Rate) -> Buckets | None:
+        """The rate's state, where it is in this process: what is taken and moved there, `admit` and `settle` see. None
+        where one has to wait for it."""
+        ...
 
     async def admit(self, id: str, charges: Sequence[Charge]) -> Verdict:
         """Take every charge, or none when one of them does not fit.

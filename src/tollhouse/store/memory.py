@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from math import inf
 
 from tollhouse.core.clock import Clock
-from tollhouse.store.base import Charge, Verdict
+from tollhouse.store.base import Charge, Rate, Verdict
 
 __all__ = ["MemoryCounter"]
 
@@ -17,10 +17,6 @@ _SHARED = "\0"
 
 _SWEPT = 512
 """Keys looked at in one turn of the clock."""
-
-_SLACK = 1e-9
-"""Seconds: sums of floats must not refuse the last unit of a burst."""
-
 
 class MemoryCounter:
     """A `store.base.Counter`. limit: keys each rate may have."""
@@ -42,63 +38,24 @@ class MemoryCounter:
         """Keys remembered."""
         return sum(map(len, self._tables.values()))
 
+    def buckets(self, rate: Rate) -> "_Buckets":
+        return _Buckets(rate, self._clock, self._tables, self._limit)
+
     async def admit(self, id: str, charges: Sequence[Charge]) -> Verdict:
-        now = self._clock.now
-        tables = self._tables
         behind: list[float] = []
-        writes: list[tuple[dict[str, float], str, float]] = []
         for charge in charges:
-            rate, key = charge.rate, charge.key
-            ahead = charge.amount * rate.step
-            table = tables.get(rate.name)
-            if table is None:
-                table = tables[rate.name] = {}
-            tat = table.get(key)
-            if tat is None and len(table) >= self._limit:
-                key = _SHARED
-                tat = table.get(key)
-            if tat is not None and tat > now:
-                ahead += tat - now
-            if ahead > rate.tolerance + _SLACK and charge.amount:
-                return self._refuse(charges, len(behind), ahead - rate.tolerance, now)
+            rate, amount = charge.rate, charge.amount
+            ahead = self.buckets(rate).take(charge.key, amount)
+            if amount and ahead > rate.most:
+                self.settle(id, charges[: len(behind)], [0] * len(behind))
+                wait = inf if amount > rate.burst else ahead - rate.tolerance
+                return Verdict(len(behind), wait, [self.buckets(c.rate).ahead(c.key) for c in charges])
             behind.append(ahead)
-            writes.append((table, key, now + ahead))
-        for table, key, tat in writes:
-            table[key] = tat
         return Verdict(-1, 0.0, behind)
 
-    def _refuse(self, charges: Sequence[Charge], index: int, wait: float, now: float) -> Verdict:
-        charge = charges[index]
-        if charge.amount > charge.rate.burst:
-            wait = inf
-        return Verdict(index, wait, [max(0.0, self._tat(c, now) - now) for c in charges])
-
-    def _tat(self, charge: Charge, now: float) -> float:
-        table = self._tables.get(charge.rate.name, {})
-        tat = table.get(charge.key)
-        if tat is None:
-            tat = now if len(table) < self._limit else table.get(_SHARED, now)
-        return tat
-
     def settle(self, id: str, charges: Sequence[Charge], amounts: Sequence[int]) -> None:
-        now = self._clock.now
         for charge, amount in zip(charges, amounts, strict=True):
-            change = (amount - charge.amount) * charge.rate.step
-            tat = self._tat(charge, now)
-            if change < 0.0:
-                tat += change  # a TAT in the past is read as now
-            elif change > 0.0:
-                tat = max(tat, now) + change
-            else:
-                continue
-            table = self._tables.setdefault(charge.rate.name, {})
-            key = charge.key
-            if key not in table:
-                if tat <= now:
-                    continue
-                if len(table) >= self._limit:
-                    key = _SHARED
-            table[key] = tat
+            self.buckets(charge.rate).move(charge.key, amount - charge.amount)
 
     def _sweep(self) -> None:
         """Forget what has lapsed, some of it in each turn: a TAT in the past says no more than none."""
@@ -120,3 +77,54 @@ class MemoryCounter:
                 name = self._names.pop()
                 if not table:
                     del self._tables[name]
+
+
+class _Buckets:
+    """A `store.base.Buckets`. The table is asked for by name each time: one that has lapsed is let go of."""
+
+    __slots__ = ("_clock", "_limit", "_most", "_name", "_step", "_tables")
+
+    def __init__(self, rate: Rate, clock: Clock, tables: dict[str, dict[str, float]], limit: int) -> None:
+        self._clock = clock
+        self._limit = limit
+        self._most = rate.most
+        self._name = rate.name
+        self._step = rate.step
+        self._tables = tables
+
+    def take(self, key: str, amount: int) -> float:
+        table = self._tables.get(self._name)
+        if table is None:
+            table = self._tables[self._name] = {}
+        tat = table.get(key)
+        if tat is None and len(table) >= self._limit:
+            key = _SHARED
+            tat = table.get(key)
+        now = self._clock.now
+        ahead = amount * self._step
+        if tat is not None and tat > now:
+            ahead += tat - now
+        if ahead <= self._most:
+            table[key] = now + ahead
+        return ahead
+
+    def move(self, key: str, units: int) -> None:
+        table = self._tables.setdefault(self._name, {})
+        tat = table.get(key)
+        if tat is None and len(table) >= self._limit:
+            key = _SHARED
+            tat = table.get(key)
+        if units > 0:
+            now = self._clock.now
+            table[key] = units * self._step + (now if tat is None or tat < now else tat)
+        elif tat is not None:
+            table[key] = tat + units * self._step  # a TAT in the past is read as now
+
+    def ahead(self, key: str) -> float:
+        """Seconds that the key's TAT is ahead of now."""
+        table = self._tables.get(self._name, {})
+        now = self._clock.now
+        tat = table.get(key)
+        if tat is None:
+            tat = now if len(table) < self._limit else table.get(_SHARED, now)
+        return max(0.0, tat - now)

@@ -22,19 +22,23 @@ def config(where: Path, server: str) -> Path:
 
 
 def test_addresses_are_held_for_all_workers(tmp_path: Path) -> None:
-    loaded = load_config(config(tmp_path, "{listen: ['127.0.0.1:0', '127.0.0.1:0'], metrics: '127.0.0.1:0', workers: 2}"))
+    loaded = load_config(
+        config(tmp_path, "{listen: ['127.0.0.1:0', '127.0.0.1:0'], metrics: '127.0.0.1:0', workers: 2}")
+    )
     with ExitStack() as stack:
         addresses, metrics = _reserve(loaded.config, stack)
         assert metrics is not None
         assert len({*addresses, metrics}) == 3
         for address in (*addresses, metrics):
             assert not address.endswith(":0")
-            # A worker gets it, and a stranger does not.
-            for sock in bind(Address.parse(address), shared=True):
+            # Every worker gets it, and a stranger does not.
+            workers = [sock for _ in range(2) for sock in bind(Address.parse(address), shared=True)]
+            for sock in workers:
                 sock.listen()
-                sock.close()
             with pytest.raises(OSError, match="in use"):
                 bind(Address.parse(address))
+            for sock in workers:
+                sock.close()
     for address in (*addresses, metrics):
         for sock in bind(Address.parse(address)):
             sock.close()
@@ -76,4 +80,10 @@ def test_a_port_of_both_families_is_one_port() -> None:
 def test_limits_are_those_of_the_configuration(tmp_path: Path) -> None:
     path = config(tmp_path, "{max_body: 1KiB, max_head: 2KiB, max_target: 1KiB, timeouts: {idle: 3s, head: 2s}}")
     limits = limits_of(load_config(path).config)
-    assert (limits.body, limits.head, limits.target, limits.idle_timeout, limits.head_timeout) == (1024, 2048, 1024, 3, 2)
+    assert (limits.body, limits.head, limits.target, limits.idle_timeout, limits.head_timeout) == (
+        1024,
+        2048,
+        1024,
+        3,
+        2,
+    )

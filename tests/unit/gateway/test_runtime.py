@@ -123,9 +123,7 @@ async def test_a_change_is_swapped_in_and_the_old_one_ends_with_its_last_request
 
 
 @pytest.mark.parametrize("text", ["server: [", TEXT + "nonsense: 1\n", TEXT.replace("jwks.json", "missing.json")])
-async def test_what_cannot_be_read_changes_nothing(
-    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_what_cannot_be_read_changes_nothing(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
     async with following(tmp_path) as program:
         before = program.runtime.current
         program.write(text)
@@ -150,7 +148,7 @@ async def test_what_cannot_be_built_changes_nothing_and_keeps_nothing(
         await program.until(lambda: program.updates("error"))
         assert await program.answer() == b"http://one.test"
         await program.until(lambda: program.parts["http://two.test"].closed)
-        assert "tollhouse.yaml:2:53: server.public_url: not like this" in caplog.text
+        assert "tollhouse.yaml:2:65: server.public_url: not like this" in caplog.text
         program.refuses = ""
         program.runtime.reload()
         await program.until(lambda: program.updates("ok"))
