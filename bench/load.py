@@ -23,6 +23,8 @@ from machine import LOAD_CORE, PROXY_CORE, Program, free_port
 BENCH = Path(__file__).resolve().parent
 CONNECTIONS = 32
 WARM_UP_SECONDS = 1
+DISTURBED = 0.1
+TRIES = 3
 CHAT = "/v1/chat/completions"
 SESSION = "Mcp-Session-Id"
 
@@ -222,6 +224,16 @@ def measure(candidate: Candidate, case: Case, upstream_port: int, round: int, se
         )
 
 
+def undisturbed(candidate: Candidate, case: Case, upstream_port: int, round: int, seconds: float) -> Row:
+    """A measurement during which others left the proxy's core alone, or the least disturbed of a few."""
+    rows = []
+    for _ in range(TRIES):
+        rows.append(measure(candidate, case, upstream_port, round, seconds))
+        if rows[-1].others <= DISTURBED:
+            break
+    return min(rows, key=lambda row: row.others)
+
+
 def round_to(value: float) -> float:
     """Four significant digits: there are no more."""
     return float(f"{value:.4g}")
@@ -235,6 +247,6 @@ def rounds(case: Case, candidates: list[Candidate], count: int, seconds: float) 
             turn = number % len(able)
             for candidate in able[turn:] + able[:turn]:
                 try:
-                    yield measure(candidate, case, port, number + 1, seconds)
+                    yield undisturbed(candidate, case, port, number + 1, seconds)
                 except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
                     yield Failed(f"{case.name} {number + 1} {candidate.name}", str(error))

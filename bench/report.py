@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from load import CASES, Row
+from load import CASES, DISTURBED, Row
 from probes import Figures
 
 Probes = dict[str, dict[str, Figures]]
@@ -148,6 +148,8 @@ def markdown(machine: dict[str, str | int], versions: dict[str, str], rows: Sequ
             f"Other programs took {statistics.median(taken):.0f} % of the proxy's core in the median, "
             f"{max(taken):.0f} % at worst."
         )
+        if statistics.median(taken) > DISTURBED * 100:
+            lines.append("**That is too much: the machine was not quiet, and the ratios below mean little.**")
     for case in CASES:
         table = Table(row for row in rows if row.case == case.name)
         if table.rows:

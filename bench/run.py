@@ -20,7 +20,7 @@ import install
 import machine
 import probes
 import report
-from load import CASES, Failed, Row, rounds
+from load import CASES, CONNECTIONS, TRIES, Failed, Row, rounds
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PROBES = ("first", "idle", "change", "gc")
@@ -125,14 +125,14 @@ def main() -> int:
         text += "\nNot measured: " + ", ".join(failure.what for failure in failures) + ".\n"
     print(f"\n{text}")
     if not options.dry:
-        settings = {"rounds": options.rounds, "seconds": options.seconds, "warm_up_seconds": 1, "connections": 32}
+        settings = {"rounds": options.rounds, "seconds": options.seconds, "connections": CONNECTIONS, "tries": TRIES}
         figures: dict[str, object] = {
             "machine": described,
             "versions": versions,
             "settings": settings,
             "rows": [asdict(row) for row in rows],
             "probes": probed,
-            "failed": [asdict(failure) for failure in failures],
+            "failed": [failure.what for failure in failures],
             "promises": [asdict(promise) for promise in report.promises(rows, probed)],
         }
         print(f"stored: {store(text, figures).relative_to(RESULTS.parent.parent)}")

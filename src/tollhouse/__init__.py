@@ -1,2 +1,1 @@
 """Tollhouse: a self-hosted gateway between AI agents and everything they call."""
-

@@ -1,21 +1,22 @@
-"""What every Counter must do. A store's own test subclasses CounterSuite and says how one is made.
+"""What every Counter must do. A store's own test subclasses CounterSuite and says how one is made; one that shows its
+state as Buckets runs the suite a second time through them (`Direct`).
 
 class TestMemory(CounterSuite):
     @contextmanager
     def counter(self): ...
 """
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import AbstractContextManager
 from itertools import accumulate
 from math import inf
 from typing import Any, Protocol, TypeVar
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tollhouse.store.base import Charge, Counter, Rate, Verdict
+from tollhouse.store.base import Buckets, Charge, Counter, Rate, Verdict
 
 T = TypeVar("T")
 
@@ -28,6 +29,36 @@ class Bench(Protocol):
     def run(self, work: Coroutine[Any, Any, T]) -> T: ...
 
     def advance(self, seconds: float) -> None: ...
+
+
+class Direct:
+    """A Counter that is asked through its Buckets alone: all that is said of `admit` and `settle` is true of them."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+
+    def buckets(self, rate: Rate) -> Buckets:
+        buckets = self._counter.buckets(rate)
+        assert buckets is not None
+        return buckets
+
+    async def admit(self, id: str, charges: Sequence[Charge]) -> Verdict:
+        behind: list[float] = []
+        for charge in charges:
+            rate = charge.rate
+            ahead = self.buckets(rate).take(charge.key, charge.amount) if charge.amount else 0.0
+            if ahead > rate.most:
+                for taken in charges[: len(behind)]:
+                    self.buckets(taken.rate).move(taken.key, -taken.amount)
+                wait = inf if charge.amount > rate.burst else ahead - rate.tolerance
+                refused = len(behind)
+                return Verdict(refused, wait, [*behind, ahead - charge.amount * rate.step])
+            behind.append(ahead)
+        return Verdict(-1, 0.0, behind)
+
+    def settle(self, id: str, charges: Sequence[Charge], amounts: Sequence[int]) -> None:
+        for charge, amount in zip(charges, amounts, strict=True):
+            self.buckets(charge.rate).move(charge.key, amount - charge.amount)
 
 
 class CounterSuite:
@@ -127,7 +158,20 @@ class CounterSuite:
         assert admit(it, one).refused == -1
         assert admit(it, other).refused == 0
 
-    @settings(max_examples=150, deadline=None)
+    def test_buckets_are_the_same_state(self, it: Bench) -> None:
+        rate = Rate("r", 10, 60.0)
+        buckets = it.counter.buckets(rate)
+        if buckets is None:
+            return
+        assert buckets.take("a", 6) == pytest.approx(36.0)
+        assert admit(it, Charge(rate, "a", 5)).refused == 0
+        assert admit(it, Charge(rate, "a", 4)).refused == -1
+        assert buckets.take("a", 1) > rate.most
+        it.counter.settle("x", [Charge(rate, "a", 4)], [0])
+        assert buckets.take("a", 4) <= rate.most
+
+    # Run by each subclass, with its own bench: nothing is shared between the executors.
+    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
     @given(
         amount=st.integers(1, 50),
         window=st.sampled_from([0.5, 1.0, 60.0, 3600.0]),

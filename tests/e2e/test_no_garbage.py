@@ -45,7 +45,7 @@ models:
     targets: [{{provider: one, model: ok}}]
     limits: [{{per: user, requests: 1, window: 1h}}, {{per: key, tokens: 20, window: 1h}}]
 routes:
-  - {{name: plain, path: /plain, to: "{url}", strip_prefix: true, timeout: {{first_byte: 200ms}}, retry: {{attempts: 2}}}}
+  - {{name: plain, path: /plain, to: "{url}", strip_prefix: true, timeout: {{first_byte: 200ms}}}}
 {mcp}
 authenticate: {{keys: [{{name: ci, key: caller-key-0123456789, user: ada, org: acme}}]}}
 authorize: {{rules: [{{deny: 'llm.model == "one/secret"'}}]}}

@@ -24,7 +24,11 @@ routes:
   - {{name: chat, path: /chat, to: "{url}", strip_prefix: true}}
   - {{name: idle, path: /idle, to: "{url}", strip_prefix: true, timeout: {{tunnel: 300ms}}}}
   - {{name: closed, path: /closed, to: "{url}", strip_prefix: true, websocket: false}}
-  - {{name: guarded, path: /guarded, to: "{url}", strip_prefix: true, authenticate: {{keys: [{{name: ci, key: key-0123456789}}]}}}}
+  - name: guarded
+    path: /guarded
+    to: "{url}"
+    strip_prefix: true
+    authenticate: {{keys: [{{name: ci, key: key-0123456789}}]}}
 """
 
 

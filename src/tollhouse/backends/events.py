@@ -134,7 +134,13 @@ class Events:
         reader = self._reader
         block = reader.read(block)
         if block:
-            self._pass(block)
+            sink = self._sink
+            if sink is None:
+                self._held.append(block)
+            elif self.taps:
+                self._pass(block)
+            else:
+                sink.send(block)
         if reader.failure is not None:
             raise self._told()  # the exchange ends with it, and tells `end`
         waiter = self._waiter

@@ -55,8 +55,10 @@ _MAX_REST = 86_400.0
 _PASSED = frozenset((b"retry-after", b"retry-after-ms", b"x-should-retry"))
 _PREFIXES = (b"openai-", b"anthropic-", b"x-ratelimit-")
 _ACCOUNT = (b"openai-organization", b"openai-project", b"anthropic-organization-id", b"anthropic-workspace-id")
+_CONTENT_TYPE = b"content-type"
+_UNKNOWN = b""  # no name, to tell it from None
 _RENAMED = {
-    b"content-type": b"content-type",
+    _CONTENT_TYPE: _CONTENT_TYPE,
     b"x-request-id": b"x-upstream-request-id",
     b"request-id": b"x-upstream-request-id",
 }
@@ -110,8 +112,8 @@ class Provider:
     async def close(self) -> None:
         """Stop what only this provider uses. Calls fail afterwards, if it had anything."""
 
-    def head(self, call: ModelCall) -> bytes:
-        """The request head up to and with `content-length: `."""
+    def head(self, call: ModelCall, length: int) -> bytes:
+        """The request head for a body of `length` bytes, with the blank line."""
         raise NotImplementedError
 
 
@@ -138,7 +140,7 @@ class HTTPProvider(Provider):
         dialects = tuple(dialects)
         super().__init__(name, kind, frozenset(d.operation for d in dialects), clock, asks_usage=asks_usage)
         self.pool = pool
-        self._version = version
+        self._version = b"anthropic-version: %b\r\n" % version if version else b""
         self._forwarded = _TRACE | _ANTHROPIC if version else _TRACE
         self._heads = {
             d.operation: b"POST %b%b HTTP/1.1\r\nhost: %b\r\n%b%b"
@@ -146,21 +148,20 @@ class HTTPProvider(Provider):
             for d in dialects
         }
 
-    def head(self, call: ModelCall) -> bytes:
-        extra = b""
-        version = self._version
+    def head(self, call: ModelCall, length: int) -> bytes:
+        extra = self._version
         forwarded = self._forwarded
         for name, value in call.request.headers:
             if name in forwarded:
-                extra += b"%b: %b\r\n" % (name, value)
                 if name == b"anthropic-version":
-                    version = b""
-        if version:
-            extra += b"anthropic-version: %b\r\n" % version
-        request_id = call.context.request_id
-        if request_id:
-            extra += b"x-request-id: %b\r\n" % request_id.encode("latin-1", "replace")
-        return b"%b%bcontent-length: " % (self._heads[call.dialect.operation], extra)
+                    extra = extra.replace(self._version, b"", 1)
+                extra += b"%b: %b\r\n" % (name, value)
+        return b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
+            self._heads[call.operation],
+            extra,
+            call.context.request_id.encode("latin-1", "replace"),
+            length,
+        )
 
 
 class LLMBackend:
@@ -208,38 +209,50 @@ class LLMBackend:
         if not provider.settled:
             await provider.ready(deadline)
         fields = call.fields.copy()
-        fields["model"] = self.model(call)
+        fixed = self._fixed
+        fields["model"] = fixed if fixed is not None else self.model(call)
         strip = False
-        if call.stream and provider.asks_usage:
-            options = call.dialect.usage_options(fields)
-            if options is not None:
-                fields["stream_options"] = options
-                strip = True
-        body = _encode(fields)
         until, first_byte, idle = _WHOLE, timeouts.total, timeouts.idle
         if call.stream:
+            if provider.asks_usage:
+                options = call.dialect.usage_options(fields)
+                if options is not None:
+                    fields["stream_options"] = options
+                    strip = True
             # Some providers send the head at once and think then: that time is the first event's too.
             until, first_byte = _HEAD, timeouts.first_event
             if idle < first_byte:
                 idle = first_byte
+        body = _encode(fields)
+        head = provider.head(call, len(body))
+        exchange: Exchange | None = None
         try:
-            exchange = await provider.pool.exchange(
-                b"%b%d\r\n\r\n" % (provider.head(call), len(body)),
-                body,
-                method=b"POST",
-                until=until,
-                deadline=deadline,
-                first_byte=first_byte,
-                idle=idle,
-                connect=timeouts.connect,
-            )
+            begun = provider.pool.begin(head, body, until=until, deadline=deadline, first_byte=first_byte, idle=idle)
+            if begun is not None:
+                exchange, woken = begun
+                await woken
+            if exchange is None or exchange.status != 200 or exchange.failure is not None:
+                exchange = await provider.pool.exchange(
+                    head,
+                    body,
+                    method=b"POST",
+                    until=until,
+                    deadline=deadline,
+                    first_byte=first_byte,
+                    idle=idle,
+                    connect=timeouts.connect,
+                    begun=exchange,
+                )
+        except BaseException:
+            if exchange is not None:
+                exchange.close()
+            raise
         finally:
             context.upstream_ended = monotonic()
         status = exchange.status
         if status == 200 and exchange.event_stream:
             return await self._stream(call, exchange, strip, began)
-        encoded = exchange.headers.get(b"content-encoding") is not None
-        if exchange.complete and not encoded:
+        if exchange.complete and not exchange.encoded:
             answer = exchange.take()
         else:
             answer = await exchange.read(_MAX_ERROR if status >= 400 else 32 << 20)
@@ -286,19 +299,22 @@ class LLMBackend:
         is that if there is none."""
         known = self.provider.shown
         passed = []
-        for name, value in headers:
-            try:
-                shown = known[name]
-            except KeyError:
+        for pair in headers:
+            name = pair[0]
+            shown = known.get(name, _UNKNOWN)
+            if shown is None:
+                continue
+            if shown is _UNKNOWN:
                 shown = _shown(name)
                 if len(known) < _NAMES:
                     known[name] = shown
-            if shown is not None:
-                if shown == b"content-type":
-                    if content_type is None:
-                        continue
-                    content_type = None
-                passed.append((shown, value))
+                if shown is None:
+                    continue
+            if shown is not _CONTENT_TYPE:
+                passed.append((shown, pair[1]))
+            elif content_type is not None:
+                passed.append(pair)
+                content_type = None
         if content_type is not None:
             passed.append(content_type)
         return passed

@@ -142,11 +142,11 @@ class LocalProvider(Provider):
         """The child's process id; 0 while there is none."""
         return self._child.pid if self._child is not None else 0
 
-    def head(self, call: ModelCall) -> bytes:
+    def head(self, call: ModelCall, length: int) -> bytes:
         remote = self._remote
         if remote is None:  # it died between `ready` and now
             raise _unavailable("the local model's process has ended", retry=True)
-        return remote.head(call)
+        return remote.head(call, length)
 
     async def ready(self, deadline: float) -> None:
         """Wait until the child serves. Callers share one start; one that gives up does not stop it."""

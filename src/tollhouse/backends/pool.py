@@ -125,19 +125,20 @@ class PoolSpec(Spec):
 class Member:
     """One target with what is known of its health. Times are monotonic seconds."""
 
-    __slots__ = ("_ejections", "_failures", "backend", "notice", "until", "weight")
+    __slots__ = ("_ejections", "_failures", "backend", "notice", "troubled", "until", "weight")
 
     def __init__(self, backend: LLMBackend, weight: float = 1.0, *, notice: bool = False) -> None:
         self.backend = backend
         self.weight = weight
         self.notice = notice
         self.until = 0.0  # left out until then
+        self.troubled = False  # has failed since it last succeeded, or is left out
         self._failures = 0
         self._ejections = 0
 
     def succeeded(self) -> None:
-        if self._failures:
-            self._failures = 0
+        self.troubled = False
+        self._failures = 0
         if self._ejections:
             self._ejections = 0
             self.until = 0.0
@@ -147,6 +148,7 @@ class Member:
         if failure.status == 429 and failure.retry_after:
             self.until = max(self.until, now + min(failure.retry_after, health.max))
             return
+        self.troubled = True
         self._failures += 1
         if self._failures < health.failures:
             return
@@ -156,19 +158,23 @@ class Member:
         self.until = now + out * (1.0 - _JITTER * random())  # noqa: S311  (spread, not a secret)
 
     def probed(self, now: float, health: PassiveHealthSpec) -> None:
-        """Its time is over and a call goes there: others keep away until that call has told."""
+        """A call goes there. If its time out is over, others keep away until that call has told."""
         if self._ejections:
             self.until = now + health.eject
+        elif self.until <= now:
+            self.until = 0.0
 
 
 class _Lane:
     """The members that speak one operation."""
 
-    __slots__ = ("fallback", "members", "turn")
+    __slots__ = ("fallback", "members", "only", "turn", "weight")
 
     def __init__(self, members: tuple[Member, ...], fallback: tuple[Member, ...]) -> None:
         self.members = members
         self.fallback = fallback
+        self.only = members[0] if len(members) == 1 else None
+        self.weight = sum(m.weight for m in members)
         self.turn = 0
 
 
@@ -211,22 +217,27 @@ class Pool:
         lane = self._lanes.get(call.operation)
         if lane is None:
             lane = self._lane(call)
-        now = self._clock.now
-        member = self._pick(lane, now, ())
-        if member is not None:
-            try:
-                reply = await member.backend.handle(call)
-            except Failure as failure:
-                if not failure.retry:
-                    raise
-                member.failed(failure, self._clock.now, self._health)
-                if len(lane.members) == 1 and not lane.fallback:
-                    raise
-                failures = [failure]
-            else:
-                return self._answered(member, reply)
-            return await self._others(lane, call, [member], failures)
-        return await self._others(lane, call, [], [])
+        # Drawn among all, and kept when nothing speaks against it: no other draw gives them other shares.
+        member = lane.only or _drawn(lane.members, lane.weight)
+        if self._in_turn or member.until:
+            picked = self._pick(lane, self._clock.now, ())
+            if picked is None:
+                return await self._others(lane, call, [], [])
+            member = picked
+        try:
+            reply = await member.backend.handle(call)
+        except Failure as failure:
+            if not failure.retry:
+                raise
+            member.failed(failure, self._clock.now, self._health)
+            if lane.only is not None and not lane.fallback:
+                raise
+            failures = [failure]
+        else:
+            if reply.source is not None or member.troubled:
+                self._answered(member, reply)
+            return reply
+        return await self._others(lane, call, [member], failures)
 
     async def _others(self, lane: _Lane, call: ModelCall, tried: list[Member], failures: list[Failure]) -> Reply:
         """Everybody else who may be asked, members first; each once. Leaves `failures` empty."""
@@ -262,15 +273,15 @@ class Pool:
             member.failed(failure, self._clock.now, self._health)
             failures[:] = [failure]
             return None
-        return self._answered(member, reply)
+        self._answered(member, reply)
+        return reply
 
-    def _answered(self, member: Member, reply: Reply) -> Reply:
+    def _answered(self, member: Member, reply: Reply) -> None:
         if reply.source is None:
             member.succeeded()
         else:
             # How a stream does is known at its end.
             reply.ends.append(_Verdict(member, self._clock, self._health).settle)
-        return reply
 
     # ---- choice
     def _pick(self, lane: _Lane, now: float, tried: Sequence[Member]) -> Member | None:
@@ -291,7 +302,7 @@ class Pool:
                 member = usable[lane.turn % len(usable)]
                 lane.turn += 1
             else:
-                member = _drawn(usable)
+                member = _drawn(usable, sum(m.weight for m in usable))
         if member.until:
             member.probed(now, self._health)
         return member
@@ -330,9 +341,9 @@ def _back(member: Member) -> float:
     return member.until
 
 
-def _drawn(members: list[Member]) -> Member:
-    """One at random, by weight; one of weight 0 only where there is no other."""
-    left = random() * sum(m.weight for m in members)  # noqa: S311  (a share, not a secret)
+def _drawn(members: Sequence[Member], weight: float) -> Member:
+    """One at random, by weight (`weight`: of all of them); one of weight 0 only where there is no other."""
+    left = random() * weight  # noqa: S311  (a share, not a secret)
     drawn = members[0]
     for member in members:
         if member.weight:

@@ -109,6 +109,7 @@ class Context(msgspec.Struct, gc=False):
     fallback: str = ""  # the target that answered instead of the ones asked first
     rule: str = ""  # the rule that denied
     bytes_in: int = 0
+    error: str = ""  # what a Failure that was answered says to the operator
 
 
 class Call:
@@ -125,10 +126,10 @@ class Call:
 class ModelCall(Call):
     """A model is asked. `fields` is the body's top level with values unparsed; what is changed is put there.
 
-    label: the configured model's name, bounded, for metrics. estimate: tokens to reserve before the answer tells.
+    label: the configured model's name, bounded, for metrics.
     """
 
-    __slots__ = ("body", "dialect", "estimate", "fields", "label", "model", "operation", "stream")
+    __slots__ = ("_estimate", "body", "dialect", "fields", "label", "model", "operation", "stream")
 
     def __init__(
         self,
@@ -142,7 +143,7 @@ class ModelCall(Call):
         stream: bool,
         fields: dict[str, msgspec.Raw],
         body: bytes,
-        estimate: int,
+        estimate: int | None = None,
     ) -> None:
         self.request = request
         self.context = context
@@ -154,7 +155,16 @@ class ModelCall(Call):
         self.stream = stream
         self.fields = fields
         self.body = body
-        self.estimate = estimate
+        self._estimate = estimate
+
+    @property
+    def estimate(self) -> int:
+        """Tokens to reserve before the answer tells; the dialect's guess unless it was given. Few calls need it, and
+        it costs a look at the body: it is made when it is asked for."""
+        estimate = self._estimate
+        if estimate is None:
+            estimate = self._estimate = self.dialect.estimate(self.body, self.fields)
+        return estimate
 
 
 class ToolCall(Call):

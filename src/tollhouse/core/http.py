@@ -161,6 +161,12 @@ class Request:
                 return v
         return None
 
+    def whole(self, limit: int) -> bytes | None:
+        """The body if it is here, in one piece and within `limit` bytes: what `read` gives, without a coroutine. None
+        says nothing: `read` it."""
+        parts = self.parts
+        return parts[0] if self.complete and len(parts) == 1 and self.body_size <= limit else None
+
     async def read(self, limit: int) -> bytes:
         """The whole body. Raises Failure 413 above `limit` bytes, 408 when it does not come in time, 400 when it is
         malformed."""
@@ -182,7 +188,7 @@ class Request:
         self.parts = []
 
 
-class Response:
+class Response(msgspec.Struct, eq=False):
     """The answer: a status and headers, and one of `body` (whole), `source` (streamed) or `tunnel` (upgraded).
 
     headers: without content-length, transfer-encoding, connection and date, which the server writes. length: the
@@ -191,30 +197,15 @@ class Response:
     released.
     """
 
-    __slots__ = ("body", "ends", "headers", "last_words", "length", "reason", "source", "status", "tunnel")
-
-    def __init__(
-        self,
-        status: int,
-        headers: list[tuple[bytes, bytes]],
-        body: bytes = b"",
-        *,
-        source: Source | None = None,
-        length: int | None = None,
-        tunnel: Duplex | None = None,
-        reason: str = Reason.DIRECT_RESPONSE,
-        ends: list[End] | None = None,
-        last_words: Callable[[Failure], bytes] | None = None,
-    ) -> None:
-        self.status = status
-        self.headers = headers
-        self.body = body
-        self.source = source
-        self.length = length
-        self.tunnel = tunnel
-        self.reason = reason
-        self.ends = ends
-        self.last_words = last_words
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes = b""
+    source: Source | None = None
+    length: int | None = None
+    tunnel: Duplex | None = None
+    reason: str = Reason.DIRECT_RESPONSE
+    ends: list[End] | None = None
+    last_words: Callable[[Failure], bytes] | None = None
 
 
 def problem(failure: Failure, request: Request) -> Response:

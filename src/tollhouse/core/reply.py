@@ -8,6 +8,8 @@ function of the event's bytes, an end is a callback that runs once, before the l
 
 from collections.abc import Callable
 
+import msgspec
+
 from tollhouse.core.http import End, Ending, Source, finish
 
 __all__ = ["Reply", "Tap"]
@@ -15,24 +17,19 @@ __all__ = ["Reply", "Tap"]
 Tap = Callable[[bytes], bytes]
 
 
-class Reply:
+class Reply(msgspec.Struct, eq=False):
     """status, headers: of the answer as the upstream gave them, filtered. first: the whole answer when `source` is
     None, else what came up to now, which `source` does not give again. What passes `first`, `taps` and `source` is one
     or more whole events (LLM: raw SSE events; MCP: exactly one JSON-RPC message). taps: whoever makes the Reply a
     Response applies them to `first`, a source that streams to what comes after it; its Reply then comes with the list
     it reads, so append to a list that is there and never put another one in its place."""
 
-    __slots__ = ("ends", "first", "headers", "source", "status", "taps")
-
-    def __init__(
-        self, status: int, headers: list[tuple[bytes, bytes]], first: bytes, source: Source | None = None
-    ) -> None:
-        self.status = status
-        self.headers = headers
-        self.first = first
-        self.source = source
-        self.taps: list[Tap] | None = None
-        self.ends: list[End] = []
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    first: bytes
+    source: Source | None = None
+    taps: list[Tap] | None = None
+    ends: list[End] = msgspec.field(default_factory=list)
 
     def close(self, ending: Ending) -> None:
         """Not wanted after all: stop the upstream, run what was due."""

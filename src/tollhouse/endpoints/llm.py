@@ -48,7 +48,9 @@ class LLMEndpoint:
         if request.method != b"POST":
             headers = ((b"allow", b"POST"),)
             raise Failure(405, Reason.INVALID_REQUEST, "models are asked with POST", headers=headers)
-        body = await request.read(self._max_body)
+        body = request.whole(self._max_body)
+        if body is None:
+            body = await request.read(self._max_body)
         asked = dialect.decode(body)
         context.bytes_in = len(body)
         context.stream = asked.stream
@@ -68,7 +70,6 @@ class LLMEndpoint:
                 stream=asked.stream,
                 fields=asked.fields,
                 body=body,
-                estimate=asked.estimate,
             )
         )
         first = reply.first

@@ -138,7 +138,11 @@ class Builder:
 
     def build(self, config: Config, tenure: Tenure) -> Handler[Request, Response]:
         """The request floor of `config`. Raises ConfigError with every problem found."""
-        return _Build(self, self._fixtures, config, tenure).floor()
+        try:
+            return _Build(self, self._fixtures, config, tenure).floor()
+        except BaseException:
+            self._before, self._models = None, {}  # made with parts that end with `tenure`
+            raise
 
     def applied(self, config: Config) -> None:
         """`config` serves now: let go of what only the one before had."""

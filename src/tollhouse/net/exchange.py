@@ -1,13 +1,15 @@
 """What a caller holds of one request sent upstream: its answer, whole or still coming.
 
 Rule: what belongs to one answer lives in its Exchange; what belongs to the socket lives in `net.link.Link`. They
-refer to each other only while the answer is coming. When it is complete they part: the Link serves the next caller,
-the Exchange is plain values, and nothing done to it later can reach the Link.
+refer to each other only while the answer is coming, and the Link holds the body meanwhile. When it is complete they
+part: the Link serves the next caller, the Exchange is plain values, and nothing done to it later can reach the Link.
 """
 
 import asyncio
 from enum import IntEnum
 from typing import Protocol
+
+import msgspec
 
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Headers, Sink
@@ -39,8 +41,8 @@ class Carrier(Protocol):
     sink: Sink | None
     paused: bool
 
-    def taken(self) -> None:
-        """The bytes that were held are not any more."""
+    def taken(self) -> bytes:
+        """The bytes that are held, which are not any more."""
         ...
 
     def wait_whole(self, limit: int) -> "asyncio.Future[None]":
@@ -62,26 +64,25 @@ class Carrier(Protocol):
     def feed(self, feeder: Feeder) -> None: ...
 
 
-class Exchange:
+class Exchange(msgspec.Struct, eq=False):
     """One answer, whole or still coming. A Source of its body; a Sink for the request's body while that is sent.
 
     status, headers: of the final answer (never 1xx but 101). complete: the body is here to its end (also before it
-    was taken). event_stream: content-type is text/event-stream. After status 101 it is a Duplex: `send` goes to the
-    upstream, `end` ends that direction, `feed` names who is paused when the upstream is slow.
+    was taken). event_stream: content-type is text/event-stream. encoded: there is a content-encoding. After status 101
+    it is a Duplex: `send` goes to the upstream, `end` ends that direction, `feed` names who is paused when the upstream
+    is slow.
     """
 
-    __slots__ = ("_closed", "_link", "_parts", "complete", "event_stream", "failure", "headers", "stale", "status")
-
-    def __init__(self, link: Carrier) -> None:
-        self._link: Carrier | None = link
-        self._parts: list[bytes] = []
-        self.failure: Failure | None = None
-        self.stale = False  # failed on a kept connection before any byte of an answer
-        self._closed = False
-        self.status = 0
-        self.headers = Headers()
-        self.complete = False
-        self.event_stream = False
+    _link: Carrier | None
+    headers: Headers = msgspec.field(default_factory=Headers)
+    status: int = 0
+    complete: bool = False
+    event_stream: bool = False
+    encoded: bool = False
+    failure: Failure | None = None
+    stale: bool = False  # failed on a kept connection before any byte of an answer
+    _body: bytes = b""  # what is not taken yet, once the link is gone
+    _closed: bool = False
 
     @property
     def length(self) -> int | None:
@@ -92,10 +93,10 @@ class Exchange:
     # ---- reading
     def take(self) -> bytes:
         """The body bytes that are here, each once; all of them when `complete`."""
-        data = b"".join(self._parts)
-        self._parts.clear()
-        if self._link is not None:
-            self._link.taken()
+        link = self._link
+        if link is not None:
+            return link.taken()
+        data, self._body = self._body, b""
         return data
 
     async def read(self, limit: int, *, decode: bool = True) -> bytes:
@@ -128,9 +129,10 @@ class Exchange:
             link.sink = sink
             if link.paused:
                 link.resume()
-        if self._parts:
+        data = self.take()
+        if data:
             try:
-                sink.send(self.take())
+                sink.send(data)
             except Failure as failure:
                 failure.with_traceback(None)  # it would lead back to the sink
                 if self._link is not None:
@@ -158,9 +160,9 @@ class Exchange:
     def close(self) -> None:
         """Give it up. An answer that is not complete costs its connection; a complete one is only dropped."""
         self._closed = True
-        self._parts.clear()
         if self._link is not None:
             self._link.cut()
+        self._body = b""
 
     # ---- Sink of the request's body, and of the tunnel
     def send(self, data: bytes) -> None:

@@ -78,6 +78,12 @@ class Incoming(Request):
         self._limit = connection.limits.body
         self._paused = False
 
+    def whole(self, limit: int) -> bytes | None:
+        parts = self.parts
+        if self.complete and len(parts) == 1 and self._limit >= self.body_size <= limit:
+            return parts[0]
+        return None
+
     async def read(self, limit: int) -> bytes:
         limit = self._limit = min(limit, self._limit)
         if not self.complete:

@@ -28,13 +28,23 @@ _JOIN = 1024  # pieces held before they are made one: a piece costs 40 bytes bes
 
 _NOTHING, _LENGTH, _CHUNKED, _TUNNEL = range(4)  # what is still to be sent
 _PLAIN, _HEAD_ONLY, _RAW = range(3)  # what is to be read
+_ASKED, _HEADED, _DONE = range(3)  # how much of the answer is here
+_UNBOUND = 1 << 62
+_NAMES, _NAME = 512, 64  # header names remembered by a pool, and bytes of one
+_CONTENT_TYPE = b"content-type"
+_READ = (b"content-encoding", b"keep-alive", b"transfer-encoding")  # what we act upon, beside content-type
 _BODYLESS = (100, 102, 103)  # llhttp knows these have none, whatever they say
 _LONG = "the upstream's answer has a head that is too large"
 _HEAD, _BODY, _WHOLE = Until.HEAD, Until.BODY, Until.WHOLE
 
 
 class Home(Protocol):
-    """Where a Link goes when it is free, and who must know when it is gone. Both are called once each time."""
+    """Where a Link goes when it is free, and who must know when it is gone. Both are called once each time.
+
+    names: header names as this upstream writes them, and in lower case; the links keep it, and keep it small.
+    """
+
+    names: dict[bytes, bytes]
 
     def give(self, link: "Link") -> None: ...
 
@@ -47,11 +57,9 @@ class Link(asyncio.Protocol):
     __slots__ = (
         "_chunked",
         "_clock",
-        "_done",
         "_exchange",
         "_first_byte",
         "_future",
-        "_headed",
         "_headers",
         "_home",
         "_idle",
@@ -60,15 +68,15 @@ class Link(asyncio.Protocol):
         "_left",
         "_limit",
         "_mode",
+        "_names",
         "_outgoing",
         "_parser",
-        "_parts",
+        "_pieces",
         "_reusable",
         "_size",
-        "_sized",
         "_slack",
+        "_stage",
         "_total",
-        "_touched",
         "_trailers",
         "_transport",
         "_waiter",
@@ -79,10 +87,11 @@ class Link(asyncio.Protocol):
         "deadline",
         "feeder",
         "gone",
+        "kept",
         "lost",
+        "on_body",
         "paused",
         "sink",
-        "uses",
     )
 
     def __init__(self, home: Home, clock: Clock, future: Callable[[], "asyncio.Future[None]"], keep: float) -> None:
@@ -94,8 +103,14 @@ class Link(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None  # one for the life of the connection
+        self._names = home.names
+        self._pieces: list[bytes] = []  # of the answer's body: what nobody has taken yet
+        self.on_body = self._pieces.append  # the parser's callback
         self._trailers: list[tuple[bytes, bytes]] = []
         self._headers = self._trailers  # where the parser puts fields
+        self._chunked = False
+        self._mode = _PLAIN
+        self._outgoing = _NOTHING
         self.sink: Sink | None = None
         self.body: Source | None = None  # the request's body while it is being sent
         self.feeder: Feeder | None = None
@@ -105,7 +120,7 @@ class Link(asyncio.Protocol):
         self.lost = False  # the transport is closed or closing
         self.gone = False  # its home was told
         self.counted = False  # for its home's use
-        self.uses = 0
+        self.kept = False  # has carried an exchange to its end
 
     # ---- the caller's side
     def begin(
@@ -118,28 +133,24 @@ class Link(asyncio.Protocol):
         first_byte: float,
         idle: float,
         limit: int,
-        bodyless: bool,
     ) -> "asyncio.Future[None]":
         """Send `head` and `body` and read the answer into `exchange`. The future only wakes: afterwards the exchange
-        has a status, or has failed. body None: it will be pushed after `outgoing`."""
-        self.uses += 1
+        has a status, or has failed. body None: it will be pushed after `outgoing`. What is not set here is as
+        `__init__` or `_complete` left it."""
         self._exchange = exchange
-        self._parts = exchange._parts
         self._headers = exchange.headers
-        self._want = want
-        self._total = total
-        self._first_byte = first_byte
-        self._idle = idle
-        self._limit = limit
-        self._mode = _HEAD_ONLY if bodyless else _PLAIN
-        self._outgoing = _NOTHING
+        self._stage = _ASKED
         self._size = self._slack = 0
-        self._touched = self._headed = self._done = self._chunked = self._sized = False
-        now = self._clock.now
+        self._want = want
+        self._limit = limit if want is _WHOLE else _UNBOUND
+        self._total = total
+        self._idle = idle
+        clock = self._clock
+        now = clock.now
         deadline = now + first_byte
         self.deadline = deadline if deadline < total else total  # a third of the price of min()
         if first_byte < _SOON or total - now < _SOON:
-            self._clock.hurry(self)
+            clock.hurry(self)
         if body:
             self._transport.writelines((head, body))  # type: ignore[union-attr]
         else:
@@ -147,11 +158,16 @@ class Link(asyncio.Protocol):
         self._waiter = waiter = self._future()
         return waiter
 
-    def outgoing(self, body: Source, length: int | None) -> None:
+    def head_only(self) -> None:
+        """Before `begin`: the answer will have no body, whatever its head says (the method is HEAD)."""
+        self._mode = _HEAD_ONLY
+
+    def outgoing(self, body: Source, length: int | None, first_byte: float) -> None:
         """The request's body follows by `push`: `length` bytes, or chunked if None."""
         self.body = self.feeder = body
         self._outgoing, self._left = (_CHUNKED, 0) if length is None else (_LENGTH, length)
-        self.deadline = self._total  # first_byte counts from the end of the body
+        self._first_byte = first_byte  # counts from the end of the body
+        self.deadline = self._total
 
     def wait_whole(self, limit: int) -> "asyncio.Future[None]":
         self._want, self._limit = _WHOLE, limit
@@ -162,10 +178,14 @@ class Link(asyncio.Protocol):
             self.fail(too_large(limit))
         return waiter
 
-    def taken(self) -> None:
+    def taken(self) -> bytes:
+        pieces = self._pieces
+        data = b"".join(pieces)
+        pieces.clear()
         self._size = 0
         if self.paused and self.sink is None:
             self.resume()
+        return data
 
     def pause(self) -> None:
         if not self.paused and not self.lost and self._transport is not None:
@@ -243,20 +263,20 @@ class Link(asyncio.Protocol):
         elif self._left:
             self.fail(Failure(400, Reason.INVALID_REQUEST, "the request body is shorter than announced", sent=True))
             return
-        if not self._headed:
+        if self._stage == _ASKED:
             self._arm(self._first_byte)
 
     def pause_writing(self) -> None:
         self.choked = True
         if self.feeder is not None:
-            if self._outgoing in (_CHUNKED, _LENGTH) and not self._headed:
+            if self._outgoing in (_CHUNKED, _LENGTH) and self._stage == _ASKED:
                 self._arm(self._idle)  # now it is the upstream that is slow
             self.feeder.pause()
 
     def resume_writing(self) -> None:
         self.choked = False
         if self.feeder is not None:
-            if self._outgoing in (_CHUNKED, _LENGTH) and not self._headed:
+            if self._outgoing in (_CHUNKED, _LENGTH) and self._stage == _ASKED:
                 self.deadline = self._total
             self.feeder.resume()
 
@@ -274,38 +294,50 @@ class Link(asyncio.Protocol):
         if exchange is None:  # bytes nobody asked for
             self.retire()
             return
-        parts = self._parts
-        had = len(parts)
+        pieces = self._pieces
+        had = len(pieces)
         if self._mode == _PLAIN:
-            self._touched = True
             parser = self._parser
-            assert parser is not None
             try:
-                if self._headed or self._slack + len(data) <= _MAX_HEAD:
-                    parser.feed_data(data)
-                elif not self._feed_long(parser, data):
+                if self._stage == _HEADED or self._slack + len(data) <= _MAX_HEAD:
+                    parser.feed_data(data)  # type: ignore[union-attr]
+                elif not self._feed_long(parser, data):  # type: ignore[arg-type]
                     return
             except httptools.HttpParserUpgrade as upgrade:
-                self._switch(parts, data[upgrade.args[0] :])
+                self._switch(pieces, data[upgrade.args[0] :])
             except httptools.HttpParserError as error:
-                if not self._done:
+                if self._stage != _DONE:
                     self._malformed(error)
                     return
-                self._reusable = False  # the answer is whole; what follows it is not HTTP
+                self._reusable = False  # the answer is whole; what follows it is not HTTP, or nobody asked for it
         elif self._mode == _RAW:
-            parts.append(data)
+            pieces.append(data)
         elif not self._feed_head(data):
             return
-        fresh = len(parts) - had
+        fresh = len(pieces) - had
+        stage = self._stage
+        sink = self.sink
+        if sink is not None and fresh and stage != _DONE:
+            # Each piece of a stream goes as it comes.
+            self._slack = 0
+            if not self.paused:
+                self._arm(self._idle)
+            piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            pieces.clear()
+            try:
+                sink.send(piece)
+            except Failure as failure:
+                self.fail(failure.with_traceback(None))  # it would lead back to the sink
+            return
         if fresh:
             if fresh > 1:
-                parts[had:] = [b"".join(parts[had:])]
+                pieces[had:] = [b"".join(pieces[had:])]
             self._slack = 0
-            self._size += len(parts[-1])
-            if self._size > self._limit and self._want is _WHOLE:
+            self._size += len(pieces[-1])
+            if self._size > self._limit:
                 self.fail(too_large(self._limit))
                 return
-        if self._done:
+        if stage == _DONE:
             self._complete(exchange)
             return
         if not fresh:
@@ -313,31 +345,18 @@ class Link(asyncio.Protocol):
             if self._slack > _MAX_HEAD:
                 self.fail(broken("the upstream's answer has too much that is not its body"))
                 return
-            if not self._headed:
+            if stage == _ASKED:
                 return
         if not self.paused:
-            idle = self._idle
-            deadline = self._clock.now + idle
-            self.deadline = deadline if deadline < self._total else self._total
-            if idle < _SOON:
-                self._clock.hurry(self)
-        sink = self.sink
+            self._arm(self._idle)
         if sink is not None:
-            if fresh:
-                self._size = 0
-                piece = parts[0]
-                parts.clear()
-                try:
-                    sink.send(piece)
-                except Failure as failure:
-                    self.fail(failure.with_traceback(None))  # it would lead back to the sink
             return
         if self._waiter is not None:
             want = self._want
-            if want is _HEAD or (want is _BODY and parts):
+            if want is _HEAD or (want is _BODY and pieces):
                 self._wake()
-            elif len(parts) > _JOIN:
-                parts[:] = [b"".join(parts)]
+            elif len(pieces) > _JOIN:
+                pieces[:] = [b"".join(pieces)]
         if self._want is not _WHOLE and self._size > _HIGH_WATER:
             self.pause()
 
@@ -358,7 +377,7 @@ class Link(asyncio.Protocol):
             return
         if self._clock.now >= self._total:
             message = "the upstream did not finish in time"
-        elif self._headed:
+        elif self._stage != _ASKED:
             message = "the upstream sent nothing for too long"
         elif self._outgoing != _NOTHING:
             message = "the upstream did not take the request body in time"
@@ -383,76 +402,80 @@ class Link(asyncio.Protocol):
 
     # ---- parser callbacks
     def on_message_begin(self) -> None:
-        if self._done:  # a second answer nobody asked for: it must not reach the first one's values
-            self._reusable = False
-            self._headers, self._parts = [], []
+        if self._stage == _DONE:
+            raise ValueError("a second answer, which nobody asked for")  # it must not reach the first one's values
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        name = name.lower()
-        self._headers.append((name, value))
-        size = len(name)
-        if size == 12:
-            if name == b"content-type" and value[:17].lower() == b"text/event-stream" and not self._headed:
-                self._exchange.event_stream = True  # type: ignore[union-attr]
-        elif size == 14:
-            if name == b"content-length":
-                self._sized = True
-        elif size == 17:
-            if name == b"transfer-encoding" and not self._headed:
-                if self._chunked or value.strip().lower() != b"chunked":
-                    raise ValueError("a transfer coding other than one chunked")
-                self._chunked = True
-        elif size == 10 and name == b"keep-alive":
+        known = self._names.get(name)
+        if known is None:
+            known = self._read(name, value)
+        self._headers.append((known, value))
+        if known is _CONTENT_TYPE and value[:17].lower() == b"text/event-stream" and self._stage == _ASKED:
+            self._exchange.event_stream = True  # type: ignore[union-attr]
+
+    def _read(self, name: bytes, value: bytes) -> bytes:
+        """A name that is not known yet, in lower case. Those that mean something to us never are."""
+        lower = name.lower()
+        if lower not in _READ:
+            if lower == _CONTENT_TYPE:
+                lower = _CONTENT_TYPE
+            if len(self._names) < _NAMES and len(name) <= _NAME:
+                self._names[name] = lower
+        elif lower == b"keep-alive":
             self._keep = _keep_alive(value, self._keep_default)
+        elif self._stage == _ASKED:
+            if lower == b"content-encoding":
+                self._exchange.encoded = True  # type: ignore[union-attr]
+            elif self._chunked or value.strip().lower() != b"chunked":
+                raise ValueError("a transfer coding other than one chunked")
+            else:
+                self._chunked = True
+        return lower
 
     def on_headers_complete(self) -> None:
-        if self._done:
-            return
         parser, exchange = self._parser, self._exchange
         assert parser is not None
         assert exchange is not None
         status = parser.get_status_code()
         if status < 200 and status != 101:
-            if status < 100 or (status not in _BODYLESS and (self._sized or self._chunked)):
+            if status < 100 or (status not in _BODYLESS and (self._chunked or _sized(exchange))):
                 raise ValueError("an interim answer with a body, or a status below 100")
             self._headers.clear()
-            self._sized = self._chunked = exchange.event_stream = False
+            self._chunked = exchange.event_stream = exchange.encoded = False
             return
         if len(self._headers) > _MAX_FIELDS:
             raise ValueError("too many header fields")
         exchange.status = status
         self._headers = self._trailers  # what follows the body is not among the headers
-        self._headed = True
         self._reusable = parser.should_keep_alive()
         if self._mode == _HEAD_ONLY:
-            self._done = True
-        elif exchange.event_stream and self._want is _WHOLE:
+            self._stage = _DONE
+            return
+        self._stage = _HEADED
+        if exchange.event_stream and self._want is _WHOLE:
             self._want = _BODY
-
-    def on_body(self, data: bytes) -> None:
-        self._parts.append(data)
+            self._limit = _UNBOUND
 
     def on_message_complete(self) -> None:
-        if self._headed:
-            self._done = True
+        if self._stage == _HEADED:  # not of an interim answer
+            self._stage = _DONE
 
     # ---- steps
     def _feed_long(self, parser: httptools.HttpResponseParser, data: bytes) -> bool:
         """Bytes in which the head must end within its bound, however they were cut. False: failed."""
         at = _MAX_HEAD - self._slack
         parser.feed_data(data[:at])
-        if self._headed:
-            parser.feed_data(data[at:])
-        else:
+        if self._stage == _ASKED:
             self.fail(broken(_LONG))
-        return self._headed
+            return False
+        parser.feed_data(data[at:])
+        return True
 
     def _feed_head(self, data: bytes) -> bool:
         """The answer to HEAD ends with its head, whatever that announces; the parser cannot be told. False: failed."""
-        self._touched = True
         size = self._slack
         for line in data.splitlines(keepends=True):
-            if self._done:
+            if self._stage == _DONE:
                 self._reusable = False
                 break
             size += len(line)
@@ -464,45 +487,50 @@ class Link(asyncio.Protocol):
             except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
                 self._malformed(error)
                 return False
-        if self._done:
+        if self._stage == _DONE:
             self._parser = httptools.HttpResponseParser(self)  # the old one waits for the body
         return True
 
-    def _switch(self, parts: list[bytes], rest: bytes) -> None:
+    def _switch(self, pieces: list[bytes], rest: bytes) -> None:
         """101: from here on the bytes are not HTTP (RFC 9110 section 7.8)."""
-        self._done = False
+        self._stage = _HEADED
         self._mode = _RAW
         self._outgoing = _TUNNEL
         self._reusable = False
         self._want = _HEAD
+        self._limit = _UNBOUND
         body, self.body, self.feeder = self.body, None, None
         if body is not None:
             body.close()
         if rest:
-            parts.append(rest)
+            pieces.append(rest)
 
     def _complete(self, exchange: Exchange) -> None:
         """The answer is whole. The link is free before anybody hears of it."""
-        waiter, sink, parts = self._waiter, self.sink, exchange._parts
+        waiter, sink, pieces = self._waiter, self.sink, self._pieces
         exchange.complete = True
         if self.lost or not self._reusable or self._outgoing != _NOTHING or self.choked or self._keep <= 0.0:
             self._part()
             self.retire()
         else:
+            if pieces:
+                exchange._body = pieces.pop() if len(pieces) == 1 else b"".join(pieces)
+                pieces.clear()
             self._exchange = exchange._link = self._waiter = self.sink = None
             if self._chunked:
+                self._chunked = False
                 self._trailers.clear()
+            self._mode = _PLAIN
+            self.kept = True
             self.deadline = self._clock.now + self._keep
             if self.paused:
                 self.paused = False
                 self._transport.resume_reading()  # type: ignore[union-attr]
             self._home.give(self)
         if sink is not None:
-            if parts:
-                piece = parts[0]
-                parts.clear()
+            if exchange._body:
                 try:
-                    sink.send(piece)
+                    sink.send(exchange.take())
                 except Failure as failure:
                     exchange.end_with(sink, failure.with_traceback(None))
             exchange.end_with(sink, None)
@@ -514,6 +542,8 @@ class Link(asyncio.Protocol):
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange._link = None
+            exchange._body = b"".join(self._pieces)
+            self._pieces.clear()
         self._waiter = self.sink = self.feeder = None
         body, self.body = self.body, None
         if body is not None:
@@ -537,22 +567,27 @@ class Link(asyncio.Protocol):
             self.retire()
             return
         cause = "" if error is None else str(error) or type(error).__name__
-        if self._mode == _RAW or (self._headed and not self._chunked and not self._sized):
+        headed = self._stage != _ASKED
+        if self._mode == _RAW or (headed and not self._chunked and not _sized(exchange)):
             if error is None:  # RFC 9112 section 6.3: the body ends with the connection
                 self._reusable = False
                 self._complete(exchange)
                 return
             self.fail(broken("the upstream cut the answer short", cause))
-        elif self._headed:
+        elif headed:
             self.fail(broken("the upstream closed before the end of its answer", cause))
-        elif self._touched:
+        elif self._slack:
             self.fail(broken("the upstream closed within the head of its answer", cause))
         else:
-            exchange.stale = self.uses > 1
+            exchange.stale = self.kept
             self.fail(broken("the upstream closed without an answer", cause))
 
     def _malformed(self, error: Exception) -> None:
         self.fail(broken("the upstream's answer is not valid HTTP/1.1", str(error.__context__ or error)))
+
+
+def _sized(exchange: Exchange) -> bool:
+    return exchange.headers.get(b"content-length") is not None
 
 
 def _keep_alive(value: bytes, default: float) -> float:

@@ -45,6 +45,7 @@ class Pool:
         "addresses",
         "keep_alive",
         "limit",
+        "names",
         "origin",
         "patience",
         "queue",
@@ -72,6 +73,7 @@ class Pool:
         self.resend = resend
         self.addresses = addresses
         self._connector = connector
+        self.names: dict[bytes, bytes] = {}  # for the links' use
         self._clock = clock
         self._idle: list[Link] = []
         self._links: set[Link] = set()
@@ -94,6 +96,22 @@ class Pool:
         """Requests in the queue."""
         return len(self._queue)
 
+    def begin(
+        self, head: bytes, body: bytes, *, until: Until, deadline: float, first_byte: float, idle: float
+    ) -> "tuple[Exchange, asyncio.Future[None]] | None":
+        """`exchange` up to its first wait, without a coroutine; None when no connection is idle. Not for HEAD. The
+        future only wakes: afterwards give the Exchange to `exchange` as `begun`, but for one that has not failed and
+        whose status is not 101. Close it when the wait is given up."""
+        free = self._idle
+        if not free or not body:
+            return None
+        link = free.pop()
+        if link.deadline <= self._clock.now:
+            link.retire()
+            return None
+        exchange = Exchange(link)
+        return exchange, link.begin(exchange, head, body, until, deadline, first_byte, idle, MAX_ANSWER)
+
     async def exchange(
         self,
         head: bytes,
@@ -107,6 +125,7 @@ class Pool:
         chunked: bool = False,
         connect: float = 5.0,
         limit: int = MAX_ANSWER,
+        begun: Exchange | None = None,
     ) -> Exchange:
         """Send a request and return its answer as soon as `until` says.
 
@@ -115,6 +134,7 @@ class Pool:
         pushed upstream as it comes and is never sent twice; a Request whose body is complete counts as bytes.
         deadline: monotonic seconds. first_byte: seconds from the last byte of the request to the end of the answer's
         head. idle: seconds between two pieces of the answer. connect: seconds. limit: bytes of a WHOLE answer.
+        begun: what `begin` gave for the same request, once its future has woken.
         Raises Failure: 503 when no connection is free, 504 when a time has passed, 502 otherwise, and what a Source
         ended with. `retry` is set where another attempt may help, `sent` once the server may have acted upon it.
         """
@@ -129,21 +149,26 @@ class Pool:
             source = body  # type: ignore[assignment]
         again = False
         while True:
-            link = self._ready() if self._idle and not again else None
-            if link is None:
-                link = await self._acquire(deadline, connect, again)
-                if link.lost:  # died between being given and being taken
-                    continue
-            exchange = Exchange(link)
-            waiter = link.begin(exchange, head, payload, until, deadline, first_byte, idle, limit, method == b"HEAD")
-            try:
-                if source is not None:
-                    link.outgoing(source, None if chunked else _announced(head))
-                    source.start(exchange)
-                await waiter
-            except BaseException:
-                exchange.close()
-                raise
+            if begun is not None:
+                exchange, begun = begun, None
+            else:
+                link = self._ready() if self._idle and not again else None
+                if link is None:
+                    link = await self._acquire(deadline, connect, again)
+                    if link.lost:  # died between being given and being taken
+                        continue
+                if method == b"HEAD":
+                    link.head_only()
+                exchange = Exchange(link)
+                waiter = link.begin(exchange, head, payload, until, deadline, first_byte, idle, limit)
+                try:
+                    if source is not None:
+                        link.outgoing(source, None if chunked else _announced(head), first_byte)
+                        source.start(exchange)
+                    await waiter
+                except BaseException:
+                    exchange.close()
+                    raise
             if exchange.failure is None:
                 if exchange.status == 101 and b"\r\nupgrade:" not in head.lower():
                     exchange.close()

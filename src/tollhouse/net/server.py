@@ -723,6 +723,7 @@ class Connection(asyncio.Protocol):
 
 
 def _rendered(failure: Failure, request: Request) -> Response:
+    request.context.error = failure.detail or failure.message
     response = request.render(failure, request)
     headers = response.headers
     headers.append((b"x-tollhouse-reason", failure.reason.encode()))

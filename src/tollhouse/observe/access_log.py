@@ -22,8 +22,10 @@ import msgspec
 __all__ = ["AccessLine", "AccessLog", "redact", "stamp"]
 
 
-class AccessLine(msgspec.Struct, gc=False, omit_defaults=True, kw_only=True):
-    """One request. Durations in milliseconds. agent: the client that acts. key: the key's name, never the secret."""
+class AccessLine(msgspec.Struct, gc=False, omit_defaults=True):
+    """One request. Durations in milliseconds. agent: the client that acts. key: the key's name, never the secret.
+
+    What every request has comes first, so that it can be given by position, to `bytes_out`."""
 
     time: str
     id: str
@@ -34,13 +36,10 @@ class AccessLine(msgspec.Struct, gc=False, omit_defaults=True, kw_only=True):
     duration_ms: float
     ours_ms: float = 0.0
     upstream_ms: float = 0.0
-    ttft_ms: float = 0.0
-    query: str = ""
     peer: str = ""
     listener: str = ""
     route: str = ""
     backend: str = ""
-    trace: str = ""
     principal: str = ""
     user: str = ""
     org: str = ""
@@ -57,6 +56,10 @@ class AccessLine(msgspec.Struct, gc=False, omit_defaults=True, kw_only=True):
     tokens_cache_write: int = 0
     tokens_reasoning: int = 0
     tokens_estimated: bool = False
+    bytes_in: int = 0
+    bytes_out: int = 0
+    ttft_ms: float = 0.0
+    query: str = ""
     mcp_method: str = ""
     server: str = ""
     tool: str = ""
@@ -66,8 +69,7 @@ class AccessLine(msgspec.Struct, gc=False, omit_defaults=True, kw_only=True):
     rule: str = ""
     gone: bool = False
     error: str = ""
-    bytes_in: int = 0
-    bytes_out: int = 0
+    trace: str = ""
 
 
 FIELDS = frozenset(AccessLine.__struct_fields__)
@@ -94,21 +96,24 @@ def redact(query: str) -> str:
 
 
 class _Stamp:
-    """Wall-clock time as RFC 3339 in milliseconds; the seconds' part is made once a second."""
+    """Wall-clock time as RFC 3339 in milliseconds, made once a millisecond; the seconds' part once a second."""
 
-    __slots__ = ("_millis", "_prefix", "_second")
+    __slots__ = ("_milli", "_prefix", "_second", "_text")
 
     def __init__(self) -> None:
-        self._second = -1
-        self._prefix = ""
-        self._millis = tuple(f"{n:03d}Z" for n in range(1000))
+        self._milli = self._second = -1
+        self._prefix = self._text = ""
 
     def __call__(self, now: float) -> str:
-        second = int(now)
-        if second != self._second:
-            self._second = second
-            self._prefix = strftime("%Y-%m-%dT%H:%M:%S.", gmtime(second))
-        return self._prefix + self._millis[int((now - second) * 1000)]
+        milli = int(now * 1000)
+        if milli != self._milli:
+            self._milli = milli
+            second = milli // 1000
+            if second != self._second:
+                self._second = second
+                self._prefix = strftime("%Y-%m-%dT%H:%M:%S.", gmtime(second))
+            self._text = f"{self._prefix}{milli % 1000:03d}Z"
+        return self._text
 
 
 def stamp() -> _Stamp:

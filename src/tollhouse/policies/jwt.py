@@ -6,6 +6,7 @@ last. Tokens that fail are not remembered.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from hashlib import sha256
 from itertools import islice
 from time import time
 from typing import Annotated, Any, Literal
@@ -101,12 +102,15 @@ class Issuers:
     def __init__(self, specs: Sequence[JwtSpec], parts: Parts, now: Callable[[], float] = time) -> None:
         self._issuers: dict[str, _Issuer] = {}
         self._now = now
+        documents: list[str] = []
         for spec in specs:
             if spec.issuer in self._issuers:
                 raise ValueError(f"the issuer {spec.issuer!r} is named twice; put its audiences in one entry")
-            self._issuers[spec.issuer] = _Issuer(spec, _source(spec, parts))
+            source, document = _source(spec, parts)
+            self._issuers[spec.issuer] = _Issuer(spec, source)
+            documents.append(document)
         # The key is the whole configuration: a token accepted under another one is not accepted for that.
-        identity = tuple(spec.fingerprint() for spec in specs)
+        identity = (*(spec.fingerprint() for spec in specs), *documents)
         self._seen: dict[bytes, tuple[float, Principal]] = parts.shared(("verified tokens", identity), _no_tokens)
 
     def __len__(self) -> int:
@@ -162,28 +166,30 @@ def _typ(value: str) -> str:
     return value.lower().removeprefix("application/")
 
 
-def _source(spec: JwtSpec, parts: Parts) -> Callable[[Token], Awaitable[Keys]]:
-    jwks = spec.jwks
+def _source(spec: JwtSpec, parts: Parts) -> tuple[Callable[[Token], Awaitable[Keys]], str]:
+    """Where the keys come from, and the digest of the file they were in: another content is another source."""
+    jwks, digest = spec.jwks, ""
     if isinstance(jwks, dict):
         fixed = Keys.parse(msgspec.json.encode(jwks))
 
         async def same(token: Token) -> Keys:
             return fixed
 
-        return same
+        return same, digest
     if _kind(jwks) == "url":
         load, keys = from_url(parts.client, jwks), None
     else:
         try:
             with open(jwks, "rb") as file:  # noqa: PTH123 - the configuration is being built
-                keys = Keys.parse(file.read(1 << 20))
+                document = file.read(1 << 20)
+            keys, digest = Keys.parse(document), sha256(document).hexdigest()
         except (OSError, ValueError) as error:
             raise ValueError(f"cannot use the keys in {jwks!r}: {error}") from None
         load = from_file(jwks)
     source: KeySource = parts.shared(
-        ("keys", jwks, spec.refresh), lambda: KeySource(load, jwks, spec.refresh, keys), KeySource.close
+        ("keys", jwks, spec.refresh, digest), lambda: KeySource(load, jwks, spec.refresh, keys), KeySource.close
     )
-    return source.keys
+    return source.keys, digest
 
 
 def _principal(spec: JwtSpec, claims: dict[str, Any]) -> Principal | Flaw:

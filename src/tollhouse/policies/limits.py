@@ -4,11 +4,14 @@ Rule: all or nothing. A request is admitted by every limit or taken from none, i
 not known before the answer: an estimate is taken first, and corrected in the reply's `ends` to what was used; it is
 given back when there was no answer. A refusal says which limit, and when to come back.
 
+Where the counter's state is in this process (`Buckets`) nothing waits: limits are taken from one by one, and given back
+to when a later one refuses, before anybody else can have looked. Else one `admit` asks for all of them.
+
 Limits of LLM and MCP run on the call floor, where the model or tool is known; those of plain routes on the request
 floor. Both are this one class.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv6Address
 from math import ceil, inf
 from random import random
@@ -16,7 +19,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from tollhouse.core.call import Call, ModelCall, Principal, ToolCall
+from tollhouse.core.call import Call, Context, ModelCall, Principal, ToolCall
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.expr import Expression, Undecided
 from tollhouse.core.handler import Handler
@@ -25,7 +28,7 @@ from tollhouse.core.reply import Reply
 from tollhouse.core.spec import Duration, Spec
 from tollhouse.observe.families import Families
 from tollhouse.policies.base import EVERYWHERE, Kind, Layer, Parts, wrong
-from tollhouse.store.base import Charge, Counter, Rate
+from tollhouse.store.base import Buckets, Charge, Counter, Rate
 
 __all__ = ["LIMITS", "LIMITS_ROUTE", "LimitSpec", "Limits"]
 
@@ -91,6 +94,14 @@ def _prefix(address: str) -> str:
     return str(mapped) if mapped is not None else f"{int(ip) >> 64:016x}/64"
 
 
+def _tokens(call: Call) -> int:
+    return (call.estimate or 1) if isinstance(call, ModelCall) else 0
+
+
+def _calls(call: Call) -> int:
+    return 1 if isinstance(call, ModelCall) or (isinstance(call, ToolCall) and call.method == "tools/call") else 0
+
+
 _KEYS: dict[str, Key] = {
     "user": _user,
     "key": _key,
@@ -127,7 +138,7 @@ class LimitSpec(Spec):
     name: str = Field(
         default="", max_length=64, pattern=r"^[A-Za-z0-9_.:-]*$", description="in headers, metrics and errors"
     )
-    headers: bool = Field(default=True, description="answers say what is left, in the header RateLimit")
+    headers: bool = Field(default=False, description="also answers say what is left, in the header RateLimit")
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -147,13 +158,22 @@ class LimitSpec(Spec):
 class _Limit:
     """One limit, ready to be asked."""
 
-    __slots__ = ("_item", "always", "hits", "key", "name", "near", "over", "policy", "rate", "shown", "unit", "warn")
+    __slots__ = (
+        "_item", "always", "amount", "buckets", "hits", "key", "most", "name", "near", "over", "policy", "rate",
+        "shown", "tokens", "unit", "warn",
+    )  # fmt: skip
 
-    def __init__(self, spec: LimitSpec, name: str, rate: Rate, descriptor: str, families: Families) -> None:
+    def __init__(
+        self, spec: LimitSpec, name: str, rate: Rate, descriptor: str, families: Families, buckets: Buckets | None
+    ) -> None:
         self.name = name
         self.unit = spec.unit
-        self.always = spec.unit == "requests"
+        self.always = spec.unit == "requests"  # concerns every call, with one unit
+        self.tokens = spec.unit == "tokens"
+        self.amount = _tokens if self.tokens else _calls  # units where it is not `always` one; 0: not its business
         self.rate = rate
+        self.most = rate.most
+        self.buckets = buckets
         self.key = _KEYS.get(spec.per) or _expression(spec.per)
         self.warn = rate.tolerance * 0.8
         self.shown = spec.headers
@@ -162,12 +182,6 @@ class _Limit:
         self.hits = families.limit_hits.child(descriptor)
         self.over = families.limit_over.child(descriptor)
         self.near = families.limit_near.child(descriptor)
-
-    def amount(self, call: Call) -> int:
-        """Units this call takes where they are not `always` one; 0 when they are none of this limit's."""
-        if isinstance(call, ModelCall):
-            return 1 if self.unit == "calls" else max(1, call.estimate)
-        return 1 if self.unit == "calls" and isinstance(call, ToolCall) and call.method == "tools/call" else 0
 
     def state(self, behind: float) -> bytes:
         """The limit's item of the header RateLimit: what is left, and when all of it is."""
@@ -189,130 +203,204 @@ def _expression(source: str) -> Key:
     return key
 
 
+class _Reserved:
+    """Tokens taken on an estimate, that are corrected when the call has ended. further: those of another limit."""
+
+    __slots__ = ("_amount", "_buckets", "_context", "_further", "_key")
+
+    def __init__(
+        self, context: Context, buckets: Buckets, key: str, amount: int, further: "_Reserved | None" = None
+    ) -> None:
+        self._context = context
+        self._buckets = buckets
+        self._key = key
+        self._amount = amount
+        self._further = further
+
+    def settle(self, ending: Ending) -> None:
+        """For a reply's `ends`."""
+        usage = self._context.usage
+        if usage is not None:
+            self.correct(usage.total)
+        elif ending.status >= 400:
+            self.correct(0)
+        # else nobody counted: the estimate stays
+
+    def correct(self, used: int) -> None:
+        self._buckets.move(self._key, used - self._amount)
+        if self._further is not None:
+            self._further.correct(used)
+
+
+class _Asked(_Reserved):
+    """The same, of a counter that `admit` was asked of."""
+
+    __slots__ = ("_charges", "_counter")
+
+    def __init__(self, context: Context, counter: Counter, charges: Sequence[Charge]) -> None:
+        self._context = context
+        self._counter = counter
+        self._charges = charges
+
+    def correct(self, used: int) -> None:
+        self._counter.settle(self._context.request_id, self._charges, [used] * len(self._charges))
+
+
 class Limits:
     """The limits that are in force for one chain."""
 
     def __init__(self, limits: Sequence[_Limit], counter: Counter) -> None:
         self._limits = tuple(limits)
         self._counter = counter
-        self._settles = any(limit.unit == "tokens" for limit in limits)
+        self._here = all(limit.buckets is not None for limit in limits)
+        self._shows = any(limit.shown for limit in limits)
 
-    async def handle(self, call: Call, next: Handler[Call, Reply]) -> Reply:
+    def handle(self, call: Call, next: Handler[Call, Reply]) -> Awaitable[Reply]:
         """Raises Failure 429."""
-        charges: list[Charge] = []
-        limits = self._charge(call, charges)
-        if not limits:
-            return await next(call)
-        verdict = await self._counter.admit(call.context.request_id, charges)
-        behind = verdict.behind
-        if verdict.refused >= 0:
-            raise self._refuse(limits, charges, verdict.refused, verdict.wait, behind)
-        state = self._admitted(limits, behind)
-        if self._settles:
-            reply = await self._reserved(call, next, limits, charges)
-        else:
-            reply = await next(call)
-        if state is not None:
-            reply.headers = [*reply.headers, state]
-        return reply
+        if not self._here:
+            return self._far(call, next)
+        states: list[bytes] | None = [] if self._shows else None
+        reserved = self._take(call, states)
+        if reserved is None and not states:
+            return next(call)
+        return self._admitted(call, next, reserved, states)
 
-    async def handle_request(self, request: Request, next: Handler[Request, Response]) -> Response:
-        """The same for a plain route. Raises Failure 429."""
-        context = request.context
-        charges: list[Charge] = []
-        limits = self._charge(Call(request, context), charges)
-        if not limits:
-            return await next(request)
-        verdict = await self._counter.admit(context.request_id, charges)
-        behind = verdict.behind
-        if verdict.refused >= 0:
-            raise self._refuse(limits, charges, verdict.refused, verdict.wait, behind)
-        state = self._admitted(limits, behind)
-        response = await next(request)
-        if state is not None:
-            response.headers = [*response.headers, state]
-        return response
+    def handle_request(self, request: Request, next: Handler[Request, Response]) -> Awaitable[Response]:
+        """The same for a plain route, where nothing is reserved. Raises Failure 429."""
+        call = Call(request, request.context)
+        if not self._here:
+            return self._far_request(call, next)
+        states: list[bytes] | None = [] if self._shows else None
+        self._take(call, states)
+        return _shown(next(request), states) if states else next(request)
 
-    def _charge(self, call: Call, charges: list[Charge]) -> list[_Limit]:
-        """Fill `charges`; the limits they are of, in the same order."""
-        limits = []
-        for limit in self._limits:
-            amount = 1 if limit.always else limit.amount(call)
-            if amount:
-                key = limit.key(call)
-                if key is not None:
-                    charges.append(Charge(limit.rate, key, amount))
-                    limits.append(limit)
-        return limits
+    async def _far(self, call: Call, next: Handler[Call, Reply]) -> Reply:
+        states: list[bytes] = []
+        reserved = await self._ask(call, states)
+        return await self._admitted(call, next, reserved, states)
 
-    def _admitted(self, limits: list[_Limit], behind: list[float]) -> tuple[bytes, bytes] | None:
-        """Count it; the header RateLimit, if it is wanted."""
-        states = []
-        for limit, ahead in zip(limits, behind, strict=True):
-            limit.hits.inc()
-            if ahead > limit.warn:
-                limit.near.inc()
-            if limit.shown:
-                states.append(limit.state(ahead))
-        return (b"ratelimit", b", ".join(states)) if states else None
+    async def _far_request(self, call: Call, next: Handler[Request, Response]) -> Response:
+        states: list[bytes] = []
+        await self._ask(call, states)
+        return await _shown(next(call.request), states)
 
-    async def _reserved(
-        self, call: Call, next: Handler[Call, Reply], limits: list[_Limit], charges: list[Charge]
+    async def _admitted(
+        self, call: Call, next: Handler[Call, Reply], reserved: _Reserved | None, states: list[bytes] | None
     ) -> Reply:
-        tokens = [charge for limit, charge in zip(limits, charges, strict=True) if limit.unit == "tokens"]
-        if not tokens:
-            return await next(call)
-        counter, context = self._counter, call.context
         try:
             reply = await next(call)
         except BaseException:  # whatever ended it, there was no answer to pay for
-            counter.settle(context.request_id, tokens, [0] * len(tokens))
+            if reserved is not None:
+                reserved.correct(0)
             raise
-
-        def settle(ending: Ending) -> None:
-            usage = context.usage
-            if usage is not None:
-                used = usage.total
-            elif ending.status >= 400:
-                used = 0
-            else:
-                return  # nobody counted: the estimate stays
-            counter.settle(context.request_id, tokens, [used] * len(tokens))
-
-        reply.ends.append(settle)
+        if reserved is not None:
+            reply.ends.append(reserved.settle)
+        if states:
+            reply.headers = [*reply.headers, (b"ratelimit", b", ".join(states))]
         return reply
 
-    def _refuse(
-        self, limits: list[_Limit], charges: list[Charge], refused: int, wait: float, behind: list[float]
-    ) -> Failure:
-        limit, charge = limits[refused], charges[refused]
-        for asked in limits:
-            asked.hits.inc()
-        limit.over.inc()
-        rate = limit.rate
-        allowed = f"{rate.amount} {limit.unit} in {_seconds(rate.window)}"
-        headers = [(b"ratelimit-policy", limit.policy), (b"ratelimit", limit.state(behind[refused]))]
-        detail = f"limit {rate.name} key {charge.key!r}"
-        if wait == inf:
-            message = (
-                f"this request needs about {charge.amount} {limit.unit}, and the limit `{limit.name}` ({allowed}) "
-                f"never allows more than {rate.burst} at once; ask for less"
-            )
-            return Failure(
-                429, Reason.RATE_LIMIT, message, code="rate_limit_exceeded", detail=detail, headers=tuple(headers)
-            )
-        # Up to a tenth later, so that those who were refused together do not come back together.
-        after = ceil(wait * (1.0 + 0.1 * random())) or 1  # noqa: S311 - spreads load
-        headers.append((b"retry-after", b"%d" % after))
-        return Failure(
-            429,
-            Reason.RATE_LIMIT,
-            f"the limit `{limit.name}` ({allowed}) is used up; try again in {after} s",
-            code="rate_limit_exceeded",
-            detail=detail,
-            retry_after=float(after),
-            headers=tuple(headers),
+    def _take(self, call: Call, states: list[bytes] | None) -> _Reserved | None:
+        """Take from every limit that `call` concerns, without waiting. states: gets the items of the header."""
+        reserved = None
+        near: tuple[_Limit, ...] = ()
+        for limit in self._limits:
+            amount = 1 if limit.always else limit.amount(call)
+            if not amount:
+                continue
+            key = limit.key(call)
+            if key is None:
+                continue
+            ahead = limit.buckets.take(key, amount)  # type: ignore[union-attr]
+            if ahead > limit.warn:
+                if ahead > limit.most:
+                    raise self._give_back(call, limit, key, amount, ahead)
+                near = (*near, limit)
+            limit.hits.value += 1
+            if limit.tokens:
+                reserved = _Reserved(call.context, limit.buckets, key, amount, reserved)  # type: ignore[arg-type]
+            if states is not None and limit.shown:
+                states.append(limit.state(ahead))
+        for limit in near:
+            limit.near.value += 1
+        return reserved
+
+    def _give_back(self, call: Call, refusing: _Limit, key: str, amount: int, ahead: float) -> Failure:
+        """One refused: nothing is taken from those before it, and those after it were asked all the same."""
+        before = True
+        for limit, charge in self._concerned(call):
+            before = before and limit is not refusing
+            if before:
+                limit.buckets.move(charge.key, -charge.amount)  # type: ignore[union-attr]
+            else:
+                limit.hits.value += 1
+        rate = refusing.rate
+        wait = inf if amount > rate.burst else ahead - rate.tolerance
+        return _refusal(refusing, Charge(rate, key, amount), wait, ahead - amount * rate.step)
+
+    async def _ask(self, call: Call, states: list[bytes]) -> _Reserved | None:
+        """`_take`, of a counter that has to be waited for."""
+        concerned = self._concerned(call)
+        if not concerned:
+            return None
+        verdict = await self._counter.admit(call.context.request_id, [charge for _, charge in concerned])
+        for limit, _ in concerned:
+            limit.hits.value += 1
+        if verdict.refused >= 0:
+            limit, charge = concerned[verdict.refused]
+            raise _refusal(limit, charge, verdict.wait, verdict.behind[verdict.refused])
+        for (limit, _), ahead in zip(concerned, verdict.behind, strict=True):
+            if ahead > limit.warn:
+                limit.near.value += 1
+            if limit.shown:
+                states.append(limit.state(ahead))
+        tokens = [charge for limit, charge in concerned if limit.tokens]
+        return _Asked(call.context, self._counter, tokens) if tokens else None
+
+    def _concerned(self, call: Call) -> list[tuple[_Limit, Charge]]:
+        """The limits that `call` concerns, and what it takes from each."""
+        concerned = []
+        for limit in self._limits:
+            amount = 1 if limit.always else limit.amount(call)
+            key = limit.key(call) if amount else None
+            if key is not None:
+                concerned.append((limit, Charge(limit.rate, key, amount)))
+        return concerned
+
+
+async def _shown(answer: Awaitable[Response], states: list[bytes]) -> Response:
+    response = await answer
+    if states:
+        response.headers = [*response.headers, (b"ratelimit", b", ".join(states))]
+    return response
+
+
+def _refusal(limit: _Limit, charge: Charge, wait: float, behind: float) -> Failure:
+    """The answer 429. wait: seconds until it would fit. behind: how far its bucket's TAT is ahead of now."""
+    limit.over.inc()
+    rate = limit.rate
+    allowed = f"{rate.amount} {limit.unit} in {_seconds(rate.window)}"
+    headers = [(b"ratelimit-policy", limit.policy), (b"ratelimit", limit.state(behind))]
+    detail = f"limit {rate.name} key {charge.key!r}"
+    if wait == inf:
+        message = (
+            f"this request needs about {charge.amount} {limit.unit}, and the limit `{limit.name}` ({allowed}) "
+            f"never allows more than {rate.burst} at once; ask for less"
         )
+        return Failure(
+            429, Reason.RATE_LIMIT, message, code="rate_limit_exceeded", detail=detail, headers=tuple(headers)
+        )
+    # Up to a tenth later, so that those who were refused together do not come back together.
+    after = ceil(wait * (1.0 + 0.1 * random())) or 1  # noqa: S311 - spreads load
+    headers.append((b"retry-after", b"%d" % after))
+    return Failure(
+        429,
+        Reason.RATE_LIMIT,
+        f"the limit `{limit.name}` ({allowed}) is used up; try again in {after} s",
+        code="rate_limit_exceeded",
+        detail=detail,
+        retry_after=float(after),
+        headers=tuple(headers),
+    )
 
 
 def _seconds(window: float) -> str:
@@ -348,7 +436,7 @@ def _limits(layers: tuple[Layer, ...], parts: Parts) -> list[_Limit]:
             rate = _unused(f"{layer.where}/{spec.name or spec.per}/{spec.unit}/{spec.window:g}", rates)
             descriptor = name if layer.level == "top" else f"{layer.where.replace(' ', ':')}/{name}"
             made = Rate(rate, spec.amount, spec.window, spec.burst)
-            limits.append(_Limit(spec, name, made, descriptor, parts.families))
+            limits.append(_Limit(spec, name, made, descriptor, parts.families, parts.counter.buckets(made)))
     return limits
 
 

@@ -21,7 +21,7 @@ class Rate:
     unit, and may be at most `tolerance` seconds ahead of now.
 
     name: what holds the state; equal names share it. amount: units that come back in `window` seconds. burst: units
-    that can be taken at once, `amount` when not given. most: `tolerance` and a trifle: what is further ahead is refused.
+    that can be taken at once, `amount` when not given. most: `tolerance` and a trifle; what is further is refused.
     """
 
     __slots__ = ("amount", "burst", "most", "name", "step", "tolerance", "window")

@@ -18,6 +18,7 @@ _SHARED = "\0"
 _SWEPT = 512
 """Keys looked at in one turn of the clock."""
 
+
 class MemoryCounter:
     """A `store.base.Counter`. limit: keys each rate may have."""
 

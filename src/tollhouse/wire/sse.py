@@ -116,6 +116,10 @@ def parse(raw: bytes) -> tuple[bytes, bytes]:
     """`event` and `data` of one raw event; b"" for what it does not have. Comments, `id` and `retry` are left out."""
     if raw.startswith(b"data: ") and raw.find(b"\n") == len(raw) - 2 and b"\r" not in raw:
         return b"", raw[6:-2]
+    if raw.startswith(b"event: "):
+        end = raw.find(b"\n")
+        if raw.startswith(b"data: ", end + 1) and raw.find(b"\n", end + 7) == len(raw) - 2 and b"\r" not in raw:
+            return raw[7:end], raw[end + 7 : -2]
     if raw.startswith(_BOM):
         raw = raw[3:]
     name = b""

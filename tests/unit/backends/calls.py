@@ -115,7 +115,6 @@ def call(
         stream=asked.stream,
         fields=asked.fields,
         body=body,
-        estimate=asked.estimate,
     )
 
 

@@ -535,6 +535,63 @@ async def test_a_caller_that_gives_up_while_waiting() -> None:
         await up.until_left(1)
 
 
+async def test_a_caller_that_gives_up_on_a_kept_connection() -> None:
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(answer())
+        await peer.request()
+        asked.set()
+        await peer.closed()
+
+    asked = asyncio.Event()
+    async with upstream(play) as up, world() as it:
+        backend = LLMBackend(it.openai(up.url()), "m", SLOW)
+        await backend.handle(call())
+        assert backend.provider.pool.idle == 1
+        task = asyncio.create_task(backend.handle(call()))
+        await asked.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert backend.provider.pool.open == 0
+        await up.until_left(1)
+
+
+async def test_a_kept_connection_that_has_died_is_replaced() -> None:
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(answer())
+        await peer.request()
+
+    async with upstream(play) as up, world() as it:
+        backend = LLMBackend(it.openai(up.url()), "m", SLOW)
+        for _ in range(3):
+            assert (await backend.handle(call())).first == ANSWER
+        assert up.connections == 3
+
+
+async def test_an_answer_that_is_cut_on_a_kept_connection() -> None:
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(answer())
+        await peer.request()
+        await peer.send(answer()[:-1])
+
+    async with upstream(play) as up, world() as it:
+        backend = LLMBackend(it.openai(up.url()), "m", SLOW)
+        await backend.handle(call())
+        with pytest.raises(Failure) as raised:
+            await backend.handle(call())
+        assert (raised.value.status, raised.value.retry, raised.value.sent) == (502, True, True)
+
+
+async def test_the_estimate_is_made_when_it_is_asked_for() -> None:
+    it = call({"max_tokens": 7, "messages": []})
+    assert it.estimate == CHAT.estimate(it.body, it.fields) == len(it.body) // 4 + 7
+    it.fields.clear()
+    assert it.estimate == len(it.body) // 4 + 7  # once
+
+
 async def test_back_pressure_reaches_the_upstream() -> None:
     sent = 0
 

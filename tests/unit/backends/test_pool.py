@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -324,6 +325,20 @@ async def test_weights() -> None:
     found = picked(pool, 4000)
     assert 2800 < found["n/m0"] < 3200
     assert found["n/m2"] == 0
+
+
+async def test_weights_of_calls() -> None:
+    seen: list[tuple[bytes, bytes]] = []
+    async with upstream(always(answer(), seen)) as up, world() as it:
+        it.openai(up.url())
+        targets = [{"provider": "up", "model": f"m-{n}", "weight": weight} for n, weight in enumerate((3, 1, 0, 2))]
+        pool = it.pool(targets=targets)
+        pool.members[3].until = 1e18  # its share goes to the others, as theirs is
+        for _ in range(400):
+            await pool.handle(call())
+        found = Counter(msgspec.json.decode(body)["model"] for _, body in seen)
+        assert 240 < found["m-0"] < 360
+        assert found["m-0"] + found["m-1"] == 400
 
 
 async def test_round_robin() -> None:

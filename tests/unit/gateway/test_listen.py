@@ -1,7 +1,6 @@
 """How a process gets its addresses: alone, together with others, and not at all."""
 
 import os
-import signal
 import socket
 from contextlib import ExitStack
 from pathlib import Path
@@ -65,7 +64,6 @@ async def test_a_worker_that_cannot_listen_leaves_nothing_open(tmp_path: Path) -
         with pytest.raises(ConfigError, match="cannot listen"):
             await Worker(path, load_config(path)).run()
         assert len(os.listdir("/proc/self/fd")) == before
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_port_of_both_families_is_one_port() -> None:

@@ -8,16 +8,21 @@ from typing import Any
 
 import pytest
 
-from tollhouse.config.parse import Loaded, load
+from tollhouse.config.parse import Loaded, load, parse
 from tollhouse.config.sources.file import FileSource
 from tollhouse.config.spec import Config
+from tollhouse.core.clock import Clock
 from tollhouse.core.errors import ConfigError, Problem
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import Ending, Headers, Request, Response, finish
-from tollhouse.gateway.keep import Tenure
+from tollhouse.gateway.build import Builder, Fixtures
+from tollhouse.gateway.keep import Keep, Tenure
+from tollhouse.gateway.operate import Operations
 from tollhouse.gateway.runtime import Runtime, fixed
+from tollhouse.net.client import Client
 from tollhouse.observe.families import Families
 from tollhouse.observe.metrics import Metrics
+from tollhouse.store.memory import MemoryCounter
 
 pytestmark = pytest.mark.anyio
 
@@ -219,3 +224,26 @@ def test_what_is_fixed_depends_on_the_workers(tmp_path: Path) -> None:
             path.write_text(program_text % (workers, seconds))
             configs.append(load(str(path), {}).config)
         assert [problem.path for problem in fixed(*configs)] == expected
+
+
+async def test_models_of_a_configuration_that_was_refused_are_not_used_again() -> None:
+    """They hold providers that ended with it: a `local` one would never answer again."""
+    clock = Clock()
+    families = Families(Metrics())
+    fixtures = Fixtures(clock, families, Client(clock), MemoryCounter(clock), Operations(families.metrics))
+    builder = Builder(fixtures)
+    keep = Keep()
+    text = """
+providers: {own: {kind: openai, base_url: "http://127.0.0.1:9/v1"}}
+models: [{name: a, targets: [{provider: own}]}]
+"""
+    clash = "routes: [{name: own, exact: /status, to: http://127.0.0.1:9}]\n"
+    tenure = keep.tenure()
+    with pytest.raises(ConfigError):
+        builder.build(parse(text + clash, "a.yaml", {}).config, tenure)
+    refused = [model for _, model, _ in builder._models.values()]
+    tenure.end()
+    builder.build(parse(text, "a.yaml", {}).config, keep.tenure())
+    assert not any(model is old for _, model, _ in builder._models.values() for old in refused)
+    await builder.close()
+    await keep.close()

@@ -10,7 +10,7 @@ from tests.unit.net.upstreams import Collector, Peer, ask, client, upstream
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Headers, Request
-from tollhouse.net.client import Client, Origin, Until
+from tollhouse.net.client import Client, Exchange, Origin, Until
 from tollhouse.net.timer import Timer
 
 pytestmark = pytest.mark.anyio
@@ -495,6 +495,62 @@ async def test_a_past_deadline_connects_nowhere() -> None:
         pool = c.pool(up.origin())
         await failing(ask(pool, total=-1.0), 504, retry=False, sent=False)
         assert (up.connections, pool.open) == (0, 0)
+
+
+async def test_begin_takes_an_idle_connection_or_nothing() -> None:
+    head = b"POST / HTTP/1.1\r\ncontent-length: 1\r\n\r\n"
+    async with upstream(polite) as up, client() as c:
+        pool = c.pool(up.origin())
+
+        def begin(body: bytes = b"x") -> "tuple[Exchange, asyncio.Future[None]] | None":
+            return pool.begin(head, body, until=Until.WHOLE, deadline=monotonic() + 5, first_byte=5, idle=5)
+
+        assert begin() is None
+        await ask(pool)
+        assert begin(b"") is None  # that is not for here
+        begun = begin()
+        assert begun is not None
+        assert begin() is None
+        exchange, woken = begun
+        await woken
+        assert (exchange.status, exchange.complete, exchange.take()) == (200, True, b"hi")
+        pool._idle[0].deadline = 0.0  # past its time
+        assert begin() is None
+        assert pool.open == 0
+
+
+async def test_what_was_begun_on_a_stale_connection_is_sent_again() -> None:
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        await peer.request()
+
+    head = b"POST / HTTP/1.1\r\ncontent-length: 1\r\n\r\n"
+    async with upstream(play) as up, client() as c:
+        pool = c.pool(up.origin())
+        for resend in (True, False):
+            pool.resend = resend
+            if not pool.idle:
+                await ask(pool)
+            begun = pool.begin(head, b"x", until=Until.WHOLE, deadline=monotonic() + 5, first_byte=5, idle=5)
+            assert begun is not None
+            exchange, woken = begun
+            await woken
+            assert exchange.failure is not None
+            again = pool.exchange(
+                head,
+                b"x",
+                method=b"POST",
+                until=Until.WHOLE,
+                deadline=monotonic() + 5,
+                first_byte=5,
+                idle=5,
+                begun=exchange,
+            )
+            if resend:
+                assert (await again).take() == b"hi"
+            else:
+                await failing(again, 502, retry=True, sent=True)
 
 
 # ---- callers that leave

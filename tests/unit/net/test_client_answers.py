@@ -387,6 +387,9 @@ class Home:
     given = 0
     forgotten = 0
 
+    def __init__(self) -> None:
+        self.names: dict[bytes, bytes] = {}
+
     def give(self, link: Link) -> None:
         self.given += 1
 
@@ -414,7 +417,9 @@ def told(pieces: list[bytes], *, method: bytes, until: Until, eof: bool) -> Any:
     link = Link(home, Clock(), Woken, 30.0)  # type: ignore[arg-type]
     link.connection_made(transport)  # type: ignore[arg-type]
     exchange = Exchange(link)
-    woken: Any = link.begin(exchange, b"", b"", until, 1e18, 1e9, 1e9, 1 << 20, method == b"HEAD")
+    if method == b"HEAD":
+        link.head_only()
+    woken: Any = link.begin(exchange, b"", b"", until, 1e18, 1e9, 1e9, 1 << 20)
     for piece in pieces:
         if not transport.aborted:
             link.data_received(piece)

@@ -2,12 +2,16 @@
 
 import gc
 import ipaddress
+from asyncio import sleep
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.policies.floor import Time, answer, counted, end, layer, model, parts, request, respond, tool, who
+from tests.unit.policies.floor import Time, answer, counted, end, layer, model, request, respond, tool, who
+from tests.unit.policies.floor import parts as near_parts
 
 from tollhouse.core.call import Call, Usage
 from tollhouse.core.errors import ConfigError, Failure, Reason
@@ -15,8 +19,38 @@ from tollhouse.core.handler import Handler, compose
 from tollhouse.core.reply import Reply
 from tollhouse.policies.base import Layer, Parts
 from tollhouse.policies.limits import LIMITS, LIMITS_ROUTE, LimitSpec, _prefix
+from tollhouse.store.base import Charge, Counter, Rate, Verdict
 
 pytestmark = pytest.mark.anyio
+
+
+class Far:
+    """A counter as on the network: it shows no Buckets, and every admission suspends once."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self.settle = counter.settle
+
+    def buckets(self, rate: Rate) -> None:
+        return None
+
+    async def admit(self, id: str, charges: Sequence[Charge]) -> Verdict:
+        await sleep(0)
+        return await self._counter.admit(id, charges)
+
+
+Make = Callable[..., Parts]
+
+
+@pytest.fixture(params=["near", "far"])
+def parts(request: pytest.FixtureRequest) -> Make:
+    """The tests run with a counter in this process, and with one that has to be waited for."""
+
+    def far(*args: Any, **more: Any) -> Parts:
+        made = near_parts(*args, **more)
+        return replace(made, counter=Far(made.counter))
+
+    return near_parts if request.param == "near" else far
 
 
 def limits(*specs: dict[str, Any], level: Any = "top", name: str = "") -> Layer:
@@ -38,7 +72,7 @@ async def outcome(handler: Handler[Call, Reply], call: Call) -> int:
     return 200
 
 
-async def test_requests_per_user() -> None:
+async def test_requests_per_user(parts: Make) -> None:
     time = Time()
     handler = chain(parts(time, entrance="llm"), limits({"per": "user", "requests": 2}))
     assert [await outcome(handler, model(principal=who(id="ada"))) for _ in range(3)] == [200, 200, 429]
@@ -78,7 +112,7 @@ KEYS: list[tuple[str, Any, Any, bool]] = [
 
 
 @pytest.mark.parametrize("per, one, other, same", KEYS)
-async def test_whose_bucket(per: str, one: Any, other: Any, same: bool) -> None:
+async def test_whose_bucket(parts: Make, per: str, one: Any, other: Any, same: bool) -> None:
     handler = chain(parts(Time(), entrance="mcp"), limits({"per": per, "requests": 1}))
     assert await outcome(handler, one) == 200
     assert await outcome(handler, other) == (429 if same else 200)
@@ -96,18 +130,18 @@ async def test_whose_bucket(per: str, one: Any, other: Any, same: bool) -> None:
         ({"per": "llm.model", "requests": 1}, tool()),
     ],
 )
-async def test_what_a_limit_does_not_concern(spec: dict[str, Any], call: Any) -> None:
+async def test_what_a_limit_does_not_concern(parts: Make, spec: dict[str, Any], call: Any) -> None:
     handler = chain(parts(Time(), entrance="mcp"), limits(spec))
     assert [await outcome(handler, call) for _ in range(3)] == [200] * 3
 
 
-async def test_calls_are_of_models_and_tools() -> None:
+async def test_calls_are_of_models_and_tools(parts: Make) -> None:
     handler = chain(parts(Time(), entrance="mcp"), limits({"per": "user", "calls": 1}))
     assert await outcome(handler, tool()) == 200
     assert await outcome(handler, model()) == 429
 
 
-async def test_limits_of_scopes_add_up_and_a_refusal_takes_from_none() -> None:
+async def test_limits_of_scopes_add_up_and_a_refusal_takes_from_none(parts: Make) -> None:
     p = parts(Time(), entrance="llm")
     top = limits({"per": "user", "requests": 3})
     one = chain(p, top, limits({"per": "user", "requests": 1}, level="model", name="one"))
@@ -116,7 +150,7 @@ async def test_limits_of_scopes_add_up_and_a_refusal_takes_from_none() -> None:
     assert [await outcome(other, model()) for _ in range(3)] == [200, 200, 429]  # the top's bucket is one
 
 
-async def test_tokens_are_reserved_and_settled() -> None:
+async def test_tokens_are_reserved_and_settled(parts: Make) -> None:
     p = parts(Time(), entrance="llm")
     handler = chain(p, limits({"per": "user", "tokens": 100}))
     call = model(estimate=60)
@@ -133,7 +167,7 @@ async def test_tokens_are_reserved_and_settled() -> None:
 
 
 @pytest.mark.parametrize("usage, status, left", [(None, 200, 40), (None, 400, 100), (Usage(0, 0), 200, 100)])
-async def test_what_nobody_counted(usage: Usage | None, status: int, left: int) -> None:
+async def test_what_nobody_counted(parts: Make, usage: Usage | None, status: int, left: int) -> None:
     handler = chain(parts(Time(), entrance="llm"), limits({"per": "user", "tokens": 100}))
     call = model(estimate=60)
     end(await handler(call), call, usage, status)
@@ -142,7 +176,7 @@ async def test_what_nobody_counted(usage: Usage | None, status: int, left: int) 
 
 
 @pytest.mark.parametrize("error", [Failure(502, Reason.UPSTREAM_FAILURE, "x"), KeyboardInterrupt(), ValueError()])
-async def test_what_was_not_answered_is_given_back(error: BaseException) -> None:
+async def test_what_was_not_answered_is_given_back(parts: Make, error: BaseException) -> None:
     async def fail(call: Call) -> Reply:
         raise error
 
@@ -155,14 +189,14 @@ async def test_what_was_not_answered_is_given_back(error: BaseException) -> None
     assert [await outcome(handler, model(estimate=1)) for _ in range(4)] == [200] * 3 + [429]  # requests stay counted
 
 
-async def test_an_estimate_of_nothing_is_one() -> None:
+async def test_an_estimate_of_nothing_is_one(parts: Make) -> None:
     handler = chain(parts(Time(), entrance="llm"), limits({"per": "user", "tokens": 1}))
     await handler(model(estimate=0))
     with pytest.raises(Failure):
         await handler(model(estimate=0))
 
 
-async def test_what_a_refusal_says() -> None:
+async def test_what_a_refusal_says(parts: Make) -> None:
     p = parts(Time(), entrance="llm")
     handler = chain(p, limits({"per": "user", "requests": 1, "name": "user-rpm"}))
     await handler(model())
@@ -184,7 +218,7 @@ async def test_what_a_refusal_says() -> None:
     assert counted(p, "ratelimit_near_limit_total") == {("user-rpm",): 1}
 
 
-async def test_what_never_fits_says_so() -> None:
+async def test_what_never_fits_says_so(parts: Make) -> None:
     handler = chain(parts(Time(), entrance="llm"), limits({"per": "user", "tokens": 100, "burst": 50}))
     with pytest.raises(Failure, match="never allows more than 50 at once") as caught:
         await handler(model(estimate=51))
@@ -192,7 +226,7 @@ async def test_what_never_fits_says_so() -> None:
     assert b"retry-after" not in dict(caught.value.headers)
 
 
-async def test_retry_after_is_at_least_a_second() -> None:
+async def test_retry_after_is_at_least_a_second(parts: Make) -> None:
     handler = chain(parts(Time(), entrance="llm"), limits({"per": "user", "requests": 10, "window": "1s", "burst": 1}))
     await handler(model())
     with pytest.raises(Failure) as caught:
@@ -200,20 +234,20 @@ async def test_retry_after_is_at_least_a_second() -> None:
     assert caught.value.retry_after == 1
 
 
-async def test_answers_say_what_is_left() -> None:
+async def test_answers_say_what_is_left(parts: Make) -> None:
     layers = limits(
-        {"per": "user", "requests": 5},
-        {"per": "user", "requests": 9, "window": "1h"},
-        {"per": "org", "requests": 7, "headers": False},
-        {"per": "tool", "requests": 7},
+        {"per": "user", "requests": 5, "headers": True},
+        {"per": "user", "requests": 9, "window": "1h", "headers": True},
+        {"per": "org", "requests": 7},
+        {"per": "tool", "requests": 7, "headers": True},
     )
     reply = await chain(parts(Time(), entrance="llm"), layers)(model())
     assert dict(reply.headers)[b"ratelimit"] == b'"user-requests";r=4;t=12, "user-requests-2";r=8;t=400'
-    quiet = await chain(parts(Time(), entrance="llm"), limits({"per": "org", "requests": 7, "headers": False}))(model())
+    quiet = await chain(parts(Time(), entrance="llm"), limits({"per": "org", "requests": 7}))(model())
     assert quiet.headers == [(b"content-type", b"application/json")]
 
 
-async def test_a_changed_amount_keeps_the_bucket() -> None:
+async def test_a_changed_amount_keeps_the_bucket(parts: Make) -> None:
     p = parts(Time(), entrance="llm")
     before = chain(p, limits({"per": "user", "requests": 10}))
     assert [await outcome(before, model()) for _ in range(10)] == [200] * 10
@@ -222,7 +256,7 @@ async def test_a_changed_amount_keeps_the_bucket() -> None:
     assert await outcome(chain(p, limits({"per": "user", "requests": 10, "window": "1h"})), model()) == 200
 
 
-async def test_scopes_do_not_share() -> None:
+async def test_scopes_do_not_share(parts: Make) -> None:
     p = parts(Time(), entrance="llm")
     for name in ("a", "b"):
         handler = chain(p, limits({"per": "user", "requests": 1}, level="model", name=name))
@@ -230,10 +264,12 @@ async def test_scopes_do_not_share() -> None:
     assert set(counted(p, "ratelimit_hits_total")) == {("model:a/user-requests",), ("model:b/user-requests",)}
 
 
-async def test_plain_routes() -> None:
+async def test_plain_routes(parts: Make) -> None:
     p = parts(Time(), entrance="http")
     layers = (
-        limits({"per": "ip", "requests": 3}, {"per": "user", "tokens": 1}, {"per": "tool", "requests": 1}),
+        limits(
+            {"per": "ip", "requests": 3, "headers": True}, {"per": "user", "tokens": 1}, {"per": "tool", "requests": 1}
+        ),
         limits({"per": "request.path", "requests": 1}, level="route", name="r"),
     )
     policy = LIMITS_ROUTE.make(layers, p)
@@ -260,12 +296,12 @@ async def test_plain_routes() -> None:
         ("tool", {"per": "user", "tokens": 1}),
     ],
 )
-def test_what_can_have_no_effect_is_an_error(level: str, spec: dict[str, Any]) -> None:
+def test_what_can_have_no_effect_is_an_error(parts: Make, level: str, spec: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="can have no effect"):
         LIMITS.make((limits(spec, level=level, name="x"),), parts(entrance="mcp"))
 
 
-def test_nor_on_routes() -> None:
+def test_nor_on_routes(parts: Make) -> None:
     for spec in ({"per": "user", "tokens": 1}, {"per": "user", "calls": 1}, {"per": "model", "requests": 1}):
         with pytest.raises(ConfigError, match=r"route x: limits\[0\]"):
             LIMITS_ROUTE.make((limits(spec, level="route", name="x"),), parts())
@@ -307,7 +343,7 @@ def test_an_ipv4_client_in_ipv6s_clothes_is_itself() -> None:
     assert _prefix("unix:/x") == "unix:/x"
 
 
-async def test_no_cycles() -> None:
+async def test_no_cycles(parts: Make) -> None:
     handler = chain(
         parts(Time(), entrance="llm"), limits({"per": "user", "tokens": 1000}, {"per": "org", "requests": 9})
     )

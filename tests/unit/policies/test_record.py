@@ -50,6 +50,7 @@ class Gate:
         try:
             response = await self.record.handle(request, inner)
         except Failure as failure:
+            request.context.error = failure.detail or failure.message
             response = request.render(failure, request)
         if ending is None:
             ending = Ending(response.status, response.reason, len(response.body))

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import pytest
-from tests.conformance.counter import Bench, CounterSuite, admit
+from tests.conformance.counter import Bench, CounterSuite, Direct, admit
 
 from tollhouse.core.clock import SLICES, Clock
 from tollhouse.store.base import Charge, Rate
@@ -43,6 +43,14 @@ class TestMemory(CounterSuite):
     @contextmanager
     def bench(self) -> Iterator[Bench]:
         yield Memory()
+
+
+class TestMemoryBuckets(CounterSuite):
+    @contextmanager
+    def bench(self) -> Iterator[Bench]:
+        memory = Memory()
+        memory.counter = Direct(memory.counter)  # type: ignore[assignment]
+        yield memory
 
 
 def test_what_has_lapsed_is_forgotten() -> None:

@@ -12,7 +12,7 @@ import msgspec
 
 from tollhouse.core.call import Usage
 from tollhouse.core.errors import Failure
-from tollhouse.wire.llm.dialect import Dialect, StreamFailure, text_of
+from tollhouse.wire.llm.dialect import Dialect, StreamFailure, bytes_of, text_of
 from tollhouse.wire.sse import frame, parse, split
 
 __all__ = ["AnthropicMessages", "MessagesReader"]
@@ -21,10 +21,9 @@ Raw = msgspec.Raw
 _ABSENT = Raw()  # a union with Raw does not decode
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 
-_NOTABLE = re.compile(rb'"(?:text|thinking|partial_json|usage|error)"\s*:\s*(?:"[^"\\]*(?:\\.[^"\\]*)*"|\{)')
-_KEY = len('"text":""')
-_OBJECT = 0x7B
-_STOP = b"message_stop"
+# Text in an event whose form we do not know. A match cannot begin inside a JSON string: there the quote before the
+# colon would be escaped.
+_TEXT = re.compile(rb'"(?:text|thinking|partial_json)"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)"')
 
 
 class _OutputDetails(msgspec.Struct, gc=False):
@@ -50,17 +49,34 @@ class _Error(msgspec.Struct, gc=False):
     message: Raw = _ABSENT
 
 
-class _Event(msgspec.Struct, gc=False):
+class _Content(msgspec.Struct, gc=False):
+    text: str | None = None
+    thinking: str | None = None
+    partial_json: str | None = None
+
+
+class _OddEvent(msgspec.Struct, gc=False):
+    """One whose content is not of the usual form."""
+
     type: str = ""
     message: _Message | None = None
     usage: _Usage | None = None
     error: _Error | None = None
 
 
+class _Event(_OddEvent, gc=False):
+    delta: _Content | None = None
+    content_block: _Content | None = None
+
+
 _message = msgspec.json.Decoder(_Message, strict=False).decode
 _event = msgspec.json.Decoder(_Event, strict=False).decode
+_odd_event = msgspec.json.Decoder(_OddEvent, strict=False).decode
 _encode = msgspec.json.Encoder().encode
 
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_SAID = b"event: content_block_delta\ndata: {"
+_DELTA = "content_block_delta"
 _TYPES = {
     401: "authentication_error",
     402: "billing_error",
@@ -89,7 +105,7 @@ class AnthropicMessages(Dialect):
     def answer(self, body: bytes) -> tuple[Usage | None, str]:
         try:
             answer = _message(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except _UNREADABLE:
             return None, ""
         if answer.usage is None or (answer.usage.input_tokens is None and answer.usage.output_tokens is None):
             return None, answer.model or ""
@@ -129,38 +145,54 @@ class MessagesReader:
         self.text = 0
 
     def read(self, block: bytes) -> bytes:
-        look = not self.began
-        for match in _NOTABLE.findall(block):
-            if match[-1] == _OBJECT or match.startswith(b'"error"'):
-                look = True
-            else:
-                self.text += max(len(match) - _KEY, 0)
-        if look or _STOP in block:
-            return self._look(block)
-        return block
+        if block.startswith(_SAID) and block.find(b"\n", len(_SAID)) == len(block) - 2 and self.began:
+            # Mostly: one event with some text in it.
+            try:
+                event = _event(block[len(_SAID) - 1 : -2])
+            except _UNREADABLE:
+                return self._each(block)
+            content = event.delta
+            if event.type == _DELTA and content is not None:
+                text = content.text or content.thinking or content.partial_json or ""
+                self.text += len(text) if text.isascii() else bytes_of(text)
+                return block
+        return self._each(block)
 
-    def _look(self, block: bytes) -> bytes:
+    def _each(self, block: bytes) -> bytes:
         passed = 0
         for raw in split(block):
             name, data = parse(raw)
             if data and name != b"ping":
-                try:
-                    event = _event(data)
-                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                event = self._read(data)
+                if event is None:
                     if name == b"error":
                         self.failure = StreamFailure(502, "the provider failed", raw)
                         return block[:passed]
                     self.began = True  # not for us to judge; it passes
-                else:
-                    if event.type == "error" or name == b"error":
-                        self.failure = _told(event.error, raw)
-                        return block[:passed]
-                    if event.type != "ping":
-                        self._note(event)
+                elif event.type == "error" or name == b"error":
+                    self.failure = _told(event.error, raw)
+                    return block[:passed]
+                elif event.type != "ping":
+                    self._note(event)
             passed += len(raw)
         return block
 
-    def _note(self, event: _Event) -> None:
+    def _read(self, data: bytes) -> _OddEvent | None:
+        """An event, with its text counted."""
+        try:
+            event = _event(data)
+        except _UNREADABLE:
+            self.text += sum(map(len, _TEXT.findall(data)))
+            try:
+                return _odd_event(data)
+            except _UNREADABLE:
+                return None
+        for content in (event.delta, event.content_block):
+            if content is not None:
+                self.text += bytes_of(content.text or content.thinking or content.partial_json or "")
+        return event
+
+    def _note(self, event: _OddEvent) -> None:
         self.began = True
         kind = event.type
         if kind == "message_start" and event.message is not None:

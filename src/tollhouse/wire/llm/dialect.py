@@ -16,7 +16,7 @@ from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Headers, Request, Response
 from tollhouse.wire.llm.tokens import DEFAULT_OUTPUT, of_body
 
-__all__ = ["Asked", "Dialect", "StreamFailure", "StreamReader", "text_of"]
+__all__ = ["Asked", "Dialect", "StreamFailure", "StreamReader", "bytes_of", "text_of"]
 
 Raw = msgspec.Raw
 
@@ -28,12 +28,11 @@ _TRUE = b"true"
 
 class Asked(msgspec.Struct, gc=False):
     """A request as far as the gateway reads it. fields: the body's top level; the last of duplicate names counts, and
-    only it is sent on. estimate: tokens to reserve, input and output together."""
+    only it is sent on."""
 
     model: str
     fields: dict[str, Raw]
     stream: bool
-    estimate: int
 
 
 class StreamFailure(Failure):
@@ -104,7 +103,11 @@ class Dialect:
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise _invalid('"model" must be a string', code="model_required") from None
         stream = self.streams and (flag := fields.get("stream")) is not None and bytes(flag) == _TRUE
-        return Asked(model, fields, stream, of_body(body) + self.output_bound(fields))
+        return Asked(model, fields, stream)
+
+    def estimate(self, body: bytes, fields: Mapping[str, Raw]) -> int:
+        """Tokens to reserve for a request, input and output together."""
+        return of_body(body) + self.output_bound(fields)
 
     def output_bound(self, fields: Mapping[str, Raw]) -> int:
         """Output tokens to reserve: what the caller allows, else `DEFAULT_OUTPUT`."""
@@ -153,6 +156,11 @@ class Dialect:
         if self.id_header is not None and request_id:
             headers.append((self.id_header, request_id.encode("latin-1", "replace")))
         return Response(failure.status, headers, self.error(failure, request_id), reason=failure.reason)
+
+
+def bytes_of(text: str) -> int:
+    """Bytes of a text as UTF-8, to estimate its tokens with."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def text_of(raw: Raw) -> str:

@@ -16,7 +16,7 @@ import msgspec
 
 from tollhouse.core.call import Usage
 from tollhouse.core.errors import Failure
-from tollhouse.wire.llm.dialect import Dialect, StreamFailure, text_of
+from tollhouse.wire.llm.dialect import Dialect, StreamFailure, bytes_of, text_of
 from tollhouse.wire.sse import frame, parse, split
 
 __all__ = ["ChatReader", "OpenAIChat", "OpenAIDialect"]
@@ -25,14 +25,11 @@ Raw = msgspec.Raw
 _ABSENT = Raw()  # a union with Raw does not decode
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 
-# One scan finds all text and every object worth a look. A match cannot begin inside a JSON string: there the quote
-# before the colon would be escaped.
-_NOTABLE = re.compile(
-    rb'"(?:content|text|arguments|reasoning_content|reasoning|refusal|usage|error)"\s*:\s*'
-    rb'(?:"[^"\\]*(?:\\.[^"\\]*)*"|\{)'
+# Text in a chunk whose form we do not know. A match cannot begin inside a JSON string: there the quote before the colon
+# would be escaped.
+_TEXT = re.compile(
+    rb'"(?:content|text|arguments|reasoning_content|reasoning|refusal)"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)"'
 )
-_KEY = len('"content":""')
-_OBJECT = 0x7B
 _DONE = b"[DONE]"
 _NO_ERROR = (b"", b"null", b"{}", b'""')
 
@@ -58,7 +55,37 @@ class _Answer(msgspec.Struct, gc=False):
     usage: _Usage | None = None
 
 
+class _Function(msgspec.Struct, gc=False):
+    arguments: str | None = None
+
+
+class _ToolCall(msgspec.Struct, gc=False):
+    function: _Function | None = None
+
+
+class _Delta(msgspec.Struct, gc=False):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    delta: _Delta | None = None
+    text: str | None = None  # of the older completions
+
+
 class _Chunk(msgspec.Struct, gc=False):
+    model: str | None = None
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: Raw = _ABSENT
+
+
+class _OddChunk(msgspec.Struct, gc=False):
+    """One whose choices are not of the usual form."""
+
     model: str | None = None
     choices: list[Raw] | None = None
     usage: _Usage | None = None
@@ -73,9 +100,12 @@ class _Error(msgspec.Struct, gc=False):
 
 _answer = msgspec.json.Decoder(_Answer, strict=False).decode
 _chunk = msgspec.json.Decoder(_Chunk, strict=False).decode
+_odd_chunk = msgspec.json.Decoder(_OddChunk, strict=False).decode
 _error = msgspec.json.Decoder(_Error, strict=False).decode
 _options = msgspec.json.Decoder(dict[str, Raw]).decode
 _encode = msgspec.json.Encoder().encode
+
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _ASK_USAGE = Raw(b'{"include_usage":true}')
 _TRUE = Raw(b"true")
@@ -98,9 +128,10 @@ class OpenAIDialect(Dialect):
     def answer(self, body: bytes) -> tuple[Usage | None, str]:
         try:
             answer = _answer(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except _UNREADABLE:
             return None, ""
-        return (None if answer.usage is None else _normal(answer.usage)), answer.model or ""
+        usage = answer.usage
+        return (None if usage is None else _normal(usage)), answer.model or ""
 
     def error(self, failure: Failure, request_id: str) -> bytes:
         kind = _TYPES.get(failure.status) or ("invalid_request_error" if failure.status < 500 else "server_error")
@@ -161,68 +192,102 @@ class ChatReader:
         self.text = 0
 
     def read(self, block: bytes) -> bytes:
-        look = not self.began
-        for match in _NOTABLE.findall(block):
-            if match[-1] == _OBJECT or match.startswith(b'"error"'):
-                look = True
+        if not block.startswith(b"data: {") or block.find(b"\n") != len(block) - 2:
+            return self._each(block)
+        # Mostly: one event with some text in it.
+        try:
+            chunk = _chunk(block[6:-2])
+        except _UNREADABLE:
+            return self._each(block)
+        if chunk.usage is not None or chunk.error is not _ABSENT or not self.began:
+            return block if self._note(chunk, block) else b""
+        for choice in chunk.choices or ():
+            delta = choice.delta
+            if delta is not None and (text := delta.content) and text.isascii():
+                self.text += len(text)
             else:
-                self.text += max(len(match) - _KEY, 0)
-        if look or _DONE in block:
-            return self._look(block)
+                self.text += _text(choice)
         return block
 
-    def _look(self, block: bytes) -> bytes:
+    def _each(self, block: bytes) -> bytes:
         kept = []
         events = split(block)
         for raw in events:
             _, data = parse(raw)
-            if not data:
-                kept.append(raw)
-                continue
             if data == _DONE:
                 self.began = self.finished = True
-                kept.append(raw)
+            elif data and not self._read(data, raw):
+                if self.failure is not None:
+                    break
                 continue
-            try:
-                chunk = _chunk(data)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                self.began = True  # not for us to judge; it passes
-                kept.append(raw)
-                continue
-            if bytes(chunk.error) not in _NO_ERROR:
-                self.failure = _told(chunk.error, raw)
-                break
-            self.began = True
-            if not self.model and chunk.model:
-                self.model = chunk.model
-            if chunk.usage is not None and (usage := _normal(chunk.usage)) is not None:
-                self.usage = usage
-                self.counted = True
-                if self._strip and chunk.choices is not None and not chunk.choices:
-                    continue
             kept.append(raw)
         return block if len(kept) == len(events) else b"".join(kept)
+
+    def _read(self, data: bytes, raw: bytes) -> bool:
+        """Note what an event says. False: it is not passed on."""
+        try:
+            return self._note(_chunk(data), raw)
+        except _UNREADABLE:
+            self.text += sum(map(len, _TEXT.findall(data)))
+        try:
+            return self._note(_odd_chunk(data), raw)
+        except _UNREADABLE:
+            self.began = True  # not for us to judge; it passes
+            return True
+
+    def _note(self, chunk: _Chunk | _OddChunk, raw: bytes) -> bool:
+        if chunk.error is not _ABSENT and bytes(chunk.error) not in _NO_ERROR:
+            self.failure = _told(chunk.error, raw)
+            return False
+        self.began = True
+        if not self.model and chunk.model:
+            self.model = chunk.model
+        if isinstance(chunk, _Chunk):
+            for choice in chunk.choices or ():
+                self.text += _text(choice)
+        if chunk.usage is not None and (usage := _normal(chunk.usage)) is not None:
+            self.usage = usage
+            self.counted = True
+            return not (self._strip and chunk.choices is not None and not chunk.choices)
+        return True
+
+
+def _text(choice: _Choice) -> int:
+    """Bytes of text in one choice of a chunk. Some providers send a thought under two names, so only one counts."""
+    delta = choice.delta
+    if delta is None:
+        return bytes_of(choice.text or "")
+    text = delta.content or delta.reasoning_content or delta.reasoning or delta.refusal
+    if text:
+        return bytes_of(text)
+    calls = delta.tool_calls or ()
+    return sum(bytes_of(call.function.arguments or "") for call in calls if call.function is not None)
 
 
 def _normal(usage: _Usage) -> Usage | None:
     """OpenAI's counts as ours: cached tokens out of the input."""
-    if usage.prompt_tokens is None and usage.completion_tokens is None:
-        return None
-    prompt = usage.prompt_tokens or 0
+    prompt, output = usage.prompt_tokens, usage.completion_tokens
+    if prompt is None:
+        if output is None:
+            return None
+        prompt = 0
     read = write = reasoning = 0
-    if usage.prompt_tokens_details is not None:
-        read = usage.prompt_tokens_details.cached_tokens or 0
-        write = usage.prompt_tokens_details.cache_write_tokens or 0
-    if usage.completion_tokens_details is not None:
-        reasoning = usage.completion_tokens_details.reasoning_tokens or 0
-    fresh = max(prompt - read - write, 0)
-    return Usage(fresh, usage.completion_tokens or 0, read, write, reasoning)
+    details = usage.prompt_tokens_details
+    if details is not None:
+        read = details.cached_tokens or 0
+        write = details.cache_write_tokens or 0
+        if read or write:
+            prompt = max(prompt - read - write, 0)
+    completion = usage.completion_tokens_details
+    if completion is not None:
+        reasoning = completion.reasoning_tokens or 0
+    return Usage(prompt, output or 0, read, write, reasoning)
 
 
 def _told(error: Raw, raw: bytes) -> StreamFailure:
     try:
         told = _error(error)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except _UNREADABLE:
         return StreamFailure(502, "the provider failed", raw, detail=text_of(error)[:500])
     code, kind = text_of(told.code), text_of(told.type)
     number = bytes(told.code)

@@ -44,23 +44,38 @@ def test_a_stream_passes_byte_for_byte(places: list[int]) -> None:
     assert reader.counted
     assert reader.finished
     assert reader.model == "claude-sonnet-4-5-20250929"
-    assert (
-        reader.text
-        == sum(
-            len(w)
-            for w in (
-                b"Toll",
-                b" houses",
-                " “collect”".encode(),
-                b' \\\\n\\"tolls\\"',
-                " \U0001f6a7".encode(),
-                b".",
-                b'{\\"city\\": \\"Paris\\"}',
-            )
-        )
-        + len("partial_json") * 2
-        - len("text") * 2
-    )
+    assert reader.text == len('Toll houses “collect” \\n"tolls" \U0001f6a7.{"city": "Paris"}'.encode())
+
+
+@pytest.mark.parametrize(
+    "delta, size",
+    [
+        ('{"type":"text_delta","text":"abc"}', 3),
+        ('{"type":"thinking_delta","thinking":"ab\u00e9"}', 4),
+        ('{"type":"input_json_delta","partial_json":"{\\"a\\":1}"}', 7),
+        ('{"type":"signature_delta","signature":"abc"}', 0),
+        ('{"type":"text_delta","text":{"text":"odd"}}', 3),  # not of the usual form
+    ],
+)
+def test_text_is_counted_alone_and_among_others(delta: str, size: int) -> None:
+    said = b'{"type":"content_block_delta","index":0,"delta":%b}' % delta.encode()
+    block = b"event: content_block_delta\ndata: %b\n\n" % said
+    reader = MESSAGES.reader(strip=False)
+    for written in (block, block, block * 2, block.replace(b": ", b":", 2), block.replace(b"\n", b"\r\n")):
+        assert reader.read(written) == written
+    assert reader.began
+    assert reader.text == 6 * size
+
+
+@pytest.mark.parametrize("name", [b"content_block_delta", b"error"])
+def test_an_error_event_is_one_by_its_type_or_its_name(name: bytes) -> None:
+    reader = MESSAGES.reader(strip=False)
+    reader.read(b'event: content_block_delta\ndata: {"type":"content_block_delta"}\n\n')
+    kind = b"error" if name != b"error" else b"content_block_delta"
+    block = b'event: %b\ndata: {"type":"%b","error":{"type":"overloaded_error","message":"m"}}\n\n' % (name, kind)
+    assert reader.read(block) == b""
+    assert reader.failure is not None
+    assert reader.failure.status == 503
 
 
 @given(cuts)
@@ -118,7 +133,8 @@ def test_an_answer_that_does_not_say(body: bytes) -> None:
 def test_decode() -> None:
     body = b'{"model":"claude","max_tokens":100,"messages":[]}'
     asked = MESSAGES.decode(body)
-    assert (asked.model, asked.stream, asked.estimate) == ("claude", False, len(body) // 4 + 100)
+    assert (asked.model, asked.stream) == ("claude", False)
+    assert MESSAGES.estimate(body, asked.fields) == len(body) // 4 + 100
     assert MESSAGES.usage_options(asked.fields) is None
 
 

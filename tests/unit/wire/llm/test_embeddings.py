@@ -16,5 +16,5 @@ def test_answer() -> None:
 def test_nothing_is_reserved_for_output_and_nothing_streams() -> None:
     body = b'{"model":"e","input":["a"],"stream":true,"max_tokens":9}'
     asked = EMBEDDINGS.decode(body)
-    assert asked.estimate == len(body) // 4
+    assert EMBEDDINGS.estimate(body, asked.fields) == len(body) // 4
     assert not asked.stream

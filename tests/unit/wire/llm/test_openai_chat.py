@@ -82,9 +82,45 @@ def test_crlf_comments_empty_choices_and_tool_calls(places: list[int]) -> None:
 
 def test_text_is_counted() -> None:
     _, reader = read(golden("openai_stream.sse"), [], strip=False)
-    assert reader.text == sum(
-        len(w) for w in (b"Toll", b" houses", " “collect”".encode(), b' \\\\n\\"tolls\\"', "\U0001f6a7 ".encode(), b".")
-    )
+    assert reader.text == len('Toll houses “collect” \\n"tolls"\U0001f6a7 .'.encode())
+
+
+@pytest.mark.parametrize(
+    "delta, size",
+    [
+        ('{"content":null,"reasoning_content":"why"}', 3),
+        ('{"content":"","reasoning":"why"}', 3),
+        ('{"refusal":"no"}', 2),
+        ('{"tool_calls":[{"index":0,"function":{"arguments":"{\\"a\\":1}"}},{"index":1}]}', 7),
+        ('{"content":"\u00e9\\u00e9"}', 4),
+        ('{"content":[{"type":"text","text":"odd"}]}', 3),  # not of the usual form
+        ('{"content":[{"type":"text","text":"od\u00e9"}]}', 4),
+        ("null", 0),
+    ],
+)
+def test_text_is_counted_alone_and_among_others(delta: str, size: int) -> None:
+    block = b'data: {"choices":[{"index":0,"delta":%b}]}\n\n' % delta.encode()
+    reader = CHAT.reader(strip=True)
+    assert reader.read(block) == block  # the first is looked at more closely
+    assert reader.read(block) == block
+    assert reader.read(block * 2) == block * 2
+    assert reader.began
+    assert reader.text == 4 * size
+
+
+def test_text_of_older_completions_is_counted() -> None:
+    reader = CHAT.reader(strip=True)
+    block = b'data: {"choices":[{"index":0,"text":"abc"}],"usage":null}\n\n'
+    assert reader.read(block) + reader.read(block) == block * 2
+    assert reader.text == 6
+
+
+@pytest.mark.parametrize("choices", [b"[]", b"5", b'[{"delta":{"content":[]}}]'])
+def test_usage_and_error_are_seen_whatever_the_choices(choices: bytes) -> None:
+    reader = CHAT.reader(strip=False)
+    usage = b'data: {"choices":%b,"usage":{"prompt_tokens":3,"completion_tokens":4}}\n\n' % choices
+    assert reader.read(usage) == usage
+    assert reader.usage == (Usage(3, 4) if choices != b"5" else None)
 
 
 def test_a_comment_is_no_beginning() -> None:
@@ -181,7 +217,7 @@ def test_decode() -> None:
     assert asked.model == "smart"
     assert asked.stream
     assert bytes(asked.fields["new"]) == b'{"a": [1, 2]}'
-    assert asked.estimate == len(body) // 4 + 1024
+    assert CHAT.estimate(body, asked.fields) == len(body) // 4 + 1024
 
 
 @pytest.mark.parametrize(
@@ -197,7 +233,7 @@ def test_decode() -> None:
 )
 def test_output_to_reserve(fields: bytes, output: int) -> None:
     body = b'{"model":"m",%b}' % fields
-    assert CHAT.decode(body).estimate == len(body) // 4 + output
+    assert CHAT.estimate(body, CHAT.decode(body).fields) == len(body) // 4 + output
 
 
 def test_the_last_of_duplicate_names_counts_and_only_it_is_sent() -> None:
