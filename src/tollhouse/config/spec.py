@@ -92,6 +92,8 @@ def _model_name(value: str) -> str:
 def _server_name(value: str) -> str:
     if "__" in value:
         raise ValueError("the name of a server has no `__` in it: that separates it from the names of its tools")
+    if SERVER_NAME.fullmatch(value) is None:
+        raise ValueError("the name of a server begins with a letter, ends with no _ and has letters, digits, - and _")
     return value
 
 
@@ -170,7 +172,11 @@ McpServer = Annotated[
 ]
 """Which kind a server is, its keys say."""
 
-ServerName = Annotated[str, Field(pattern=f"^{SERVER_NAME.pattern}$", max_length=64), AfterValidator(_server_name)]
+ServerName = Annotated[
+    str,
+    Field(max_length=64, json_schema_extra={"pattern": f"^{SERVER_NAME.pattern}$"}),
+    AfterValidator(_server_name),
+]
 """A word that can stand in a path and before `__` in a tool's name."""
 
 

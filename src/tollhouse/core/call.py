@@ -112,62 +112,44 @@ class Context(msgspec.Struct, gc=False):
     error: str = ""  # what a Failure that was answered says to the operator
 
 
-class Call:
-    """Something is asked. `request` is the HTTP request it came in; policies read it and never change it."""
+class Call(msgspec.Struct, eq=False):
+    """Something is asked. `request` is the HTTP request it came in; policies read it and never change it. principal:
+    the context's."""
 
-    __slots__ = ("context", "principal", "request")
+    request: Any
+    context: Context
+    principal: Principal | None = None
 
-    def __init__(self, request: Any, context: Context) -> None:
-        self.request = request
-        self.context = context
-        self.principal = context.principal
+    def __post_init__(self) -> None:
+        self.principal = self.context.principal
 
 
-class ModelCall(Call):
+class ModelCall(Call, kw_only=True, eq=False):
     """A model is asked. `fields` is the body's top level with values unparsed; what is changed is put there.
 
-    label: the configured model's name, bounded, for metrics.
+    label: the configured model's name, bounded, for metrics. reserve: the estimate, where it is known already.
     """
 
-    __slots__ = ("_estimate", "body", "dialect", "fields", "label", "model", "operation", "stream")
-
-    def __init__(
-        self,
-        request: Any,
-        context: Context,
-        *,
-        dialect: Any,
-        operation: str,
-        model: str,
-        label: str,
-        stream: bool,
-        fields: dict[str, msgspec.Raw],
-        body: bytes,
-        estimate: int | None = None,
-    ) -> None:
-        self.request = request
-        self.context = context
-        self.principal = context.principal
-        self.dialect = dialect
-        self.operation = operation
-        self.model = model
-        self.label = label
-        self.stream = stream
-        self.fields = fields
-        self.body = body
-        self._estimate = estimate
+    dialect: Any
+    operation: str
+    model: str
+    label: str
+    stream: bool
+    fields: dict[str, msgspec.Raw]
+    body: bytes
+    reserve: int | None = None
 
     @property
     def estimate(self) -> int:
-        """Tokens to reserve before the answer tells; the dialect's guess unless it was given. Few calls need it, and
-        it costs a look at the body: it is made when it is asked for."""
-        estimate = self._estimate
-        if estimate is None:
-            estimate = self._estimate = self.dialect.estimate(self.body, self.fields)
-        return estimate
+        """Tokens to reserve before the answer tells. Few calls need it, and it costs a look at the body: the dialect
+        is asked for it once, and not before somebody wants to know."""
+        reserve = self.reserve
+        if reserve is None:
+            reserve = self.reserve = self.dialect.estimate(self.body, self.fields)
+        return reserve
 
 
-class ToolCall(Call):
+class ToolCall(Call, kw_only=True, eq=False):
     """An MCP server is asked. Names are the server's own, without the gateway's prefix.
 
     method: the JSON-RPC method. name: of the tool or prompt, or the resource's URI. params: the fields of `params`
@@ -178,36 +160,16 @@ class ToolCall(Call):
     JSON-RPC response to a request that the server made within this call.
     """
 
-    __slots__ = ("answer", "idempotent", "level", "meta", "method", "name", "params", "progress", "server", "session")
-
-    def __init__(
-        self,
-        request: Any,
-        context: Context,
-        *,
-        server: str,
-        method: str,
-        name: str,
-        params: dict[str, msgspec.Raw],
-        meta: dict[str, msgspec.Raw] | None = None,
-        session: Any = None,
-        progress: bool = False,
-        level: str = "",
-        idempotent: bool = False,
-    ) -> None:
-        self.request = request
-        self.context = context
-        self.principal = context.principal
-        self.server = server
-        self.method = method
-        self.name = name
-        self.params = params
-        self.meta = meta
-        self.session = session
-        self.progress = progress
-        self.level = level
-        self.idempotent = idempotent
-        self.answer: Callable[[bytes], None] | None = None
+    server: str
+    method: str
+    name: str
+    params: dict[str, msgspec.Raw]
+    meta: dict[str, msgspec.Raw] | None = None
+    session: Any = None
+    progress: bool = False
+    level: str = ""
+    idempotent: bool = False
+    answer: Callable[[bytes], None] | None = None
 
     @property
     def arguments(self) -> msgspec.Raw | bytes:

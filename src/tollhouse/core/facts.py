@@ -216,6 +216,6 @@ def recall(request: Request, context: Context) -> Call:
             stream=context.stream,
             fields={},
             body=b"",
-            estimate=context.usage.total if context.usage is not None else 0,
+            reserve=context.usage.total if context.usage is not None else 0,
         )
     return Call(request, context)

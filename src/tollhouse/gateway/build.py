@@ -434,7 +434,7 @@ def _probe(principal: Principal | None, model: str) -> ModelCall:
         stream=False,
         fields={},
         body=b"",
-        estimate=0,
+        reserve=0,
     )
 
 

@@ -47,7 +47,7 @@ def plain(who: Principal | None = None) -> Call:
 def model(name: str = "smart", who: Principal | None = None, **more: Any) -> ModelCall:
     made = request(who=who)
     made.context.dialect = "openai"
-    fields = {"operation": "chat", "stream": False, "estimate": 40} | more
+    fields = {"operation": "chat", "stream": False, "reserve": 40} | more
     return ModelCall(made, made.context, dialect=None, model=name, label=name, fields={}, body=b"", **fields)
 
 
@@ -429,7 +429,7 @@ def test_remembered_rules_really_do_not_depend_on_more(
     made = Expression(source)
     for one, other in (
         (tool("a"), tool("a", x=amount, text=text)),
-        (model(), model(stream=stream, estimate=abs(amount))),
+        (model(), model(stream=stream, reserve=abs(amount))),
         (plain(), plain()),
     ):
         other.request.peer = peer

@@ -74,7 +74,7 @@ def request(
 def model(name: str = "smart", principal: Principal | None = None, estimate: int = 10, **more: Any) -> ModelCall:
     made = request(principal=principal or who())
     values: dict[str, Any] = {"operation": "chat", "stream": False, "label": name} | more
-    return ModelCall(made, made.context, dialect=None, model=name, fields={}, body=b"", estimate=estimate, **values)
+    return ModelCall(made, made.context, dialect=None, model=name, fields={}, body=b"", reserve=estimate, **values)
 
 
 def tool(

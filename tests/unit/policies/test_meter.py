@@ -72,7 +72,7 @@ def model_call(*, stream: bool = False, operation: str = "chat") -> ModelCall:
     context.operation, context.dialect, context.model_asked, context.stream = operation, "openai", "smart", stream
     return ModelCall(
         made, context, dialect=None, operation=operation, model="smart", label="smart", stream=stream, fields={},
-        body=b"", estimate=100,
+        body=b"", reserve=100,
     )  # fmt: skip
 
 
