@@ -22,7 +22,8 @@ from tollhouse.net.listen import Address, Listener, bind
 from tollhouse.net.server import Server
 from tollhouse.net.timer import Timer
 
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+UNPACKED = Path(__file__).parents[3] / ".cache/nginx/usr/sbin"  # by scripts/setup
+NGINX = shutil.which("nginx") or shutil.which("nginx", path=f"/usr/sbin:/usr/local/sbin:{UNPACKED}")
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(NGINX is None, reason="nginx is not installed")]
 
 CORPUS = Path(__file__).parents[1] / "net" / "corpus" / "valid.txt"

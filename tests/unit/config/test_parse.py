@@ -201,7 +201,10 @@ def test_settings_are_checked_against_each_other() -> None:
         ("models:\n  - x\n", "t.yaml:2:5: models[0]: should be a mapping, not text"),
         ("models: [{name: '', targets: [{provider: p}]}]\nproviders: {p: {kind: local}}", "name: should not be empty"),
         ("mcp: {servers: {}}", "t.yaml:1:16: mcp.servers: should not be empty"),
-        ("mcp: {servers: {'a.b': {command: x}}}", "the name of a server begins with a letter, ends with no _ and has letters, digits, - and _"),
+        (
+            "mcp: {servers: {'a.b': {command: x}}}",
+            "the name of a server begins with a letter, ends with no _ and has letters, digits, - and _",
+        ),
         ("mcp: {path: /mcp/, servers: {a: {command: x}}}", "mcp.path: not a path to serve on; write it like /mcp"),
         ("mcp: {path: mcp, servers: {a: {command: x}}}", "mcp.path:"),
         ("server: {listen: 8080}", "server.listen: not an address; write host:port"),
