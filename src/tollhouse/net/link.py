@@ -320,10 +320,17 @@ class Link(asyncio.Protocol):
         if sink is not None and fresh and stage != _DONE:
             # Each piece of a stream goes as it comes.
             self._slack = 0
-            if not self.paused:
-                self._arm(self._idle)
-            piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            pieces.clear()
+            if not self.paused:  # `_arm`, without the call
+                idle = self._idle
+                deadline = self._clock.now + idle
+                self.deadline = deadline if deadline < self._total else self._total
+                if idle < _SOON:
+                    self._clock.hurry(self)
+            if len(pieces) == 1:
+                piece = pieces.pop()
+            else:
+                piece = b"".join(pieces)
+                pieces.clear()
             try:
                 sink.send(piece)
             except Failure as failure:
