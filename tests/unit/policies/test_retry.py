@@ -105,7 +105,7 @@ async def test_an_upstream_that_wants_a_long_wait_is_not_waited_for() -> None:
 async def test_what_the_upstream_asked_for_is_waited() -> None:
     began = monotonic()
     assert await tries(Failure(429, Reason.UPSTREAM, "x", retry=True, retry_after=0.05)) == (2, True)
-    assert monotonic() - began >= 0.05
+    assert monotonic() - began >= 0.049  # the loop may wake a clock tick early
 
 
 async def test_a_storm_is_not_multiplied() -> None:
