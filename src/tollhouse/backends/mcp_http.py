@@ -14,18 +14,18 @@ from typing import Any
 import msgspec
 from pydantic import Field, field_validator
 
+from tollhouse.backends.credentials import UpstreamTLSSpec
 from tollhouse.backends.mcp_session import ANSWER_HEADERS, Expired, Key, McpServerSpec, Messages, Owner, Session
 from tollhouse.core.call import ToolCall
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.reply import Reply
-from tollhouse.core.spec import Spec
-from tollhouse.net.client import TLS, Client, Exchange, Origin, OriginError, Until
+from tollhouse.net.client import Client, Exchange, Origin, OriginError, Until
 from tollhouse.wire import jsonrpc, sse
 from tollhouse.wire.mcp import capabilities, revisions
 from tollhouse.wire.mcp.catalogue import KINDS
 from tollhouse.wire.mcp.headers import NAMED, encode_value, params_for
 
-__all__ = ["HttpPlace", "HttpServerSpec", "HttpSession", "TlsSpec"]
+__all__ = ["HttpPlace", "HttpServerSpec", "HttpSession"]
 
 log = logging.getLogger("tollhouse.backends.mcp")
 
@@ -43,23 +43,12 @@ _LEFT_OVER = 65_536  # bytes after the answer for which a connection is worth ke
 _TELL_TIMEOUT = 10.0
 
 
-class TlsSpec(Spec):
-    """How to verify the server (`ca`: PEM file or directory, `verify`, `server_name`) and what to show it (`cert`,
-    `key`: PEM files)."""
-
-    ca: str | None = None
-    verify: bool = True
-    cert: str | None = None
-    key: str | None = None
-    server_name: str | None = None
-
-
 class HttpServerSpec(McpServerSpec):
     """A server with a URL. headers: sent with every request, its credentials among them."""
 
     url: str
     headers: dict[str, str] = Field(default_factory=dict)
-    tls: TlsSpec | None = None
+    tls: UpstreamTLSSpec | None = None
     proxy: str | None = None
 
     @field_validator("url")
@@ -81,7 +70,7 @@ class HttpServerSpec(McpServerSpec):
         return value
 
     def origin(self) -> tuple[Origin, bytes]:
-        tls = None if self.tls is None else TLS(**self.tls.model_dump())
+        tls = None if self.tls is None else self.tls.value()
         return Origin.of(self.url, tls=tls, proxy=self.proxy)
 
 

@@ -15,7 +15,7 @@ from tollhouse.backends.credentials import HeaderFields, header_lines
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.forwarded import Forwarding, is_provenance
 from tollhouse.core.http import Headers, Request
-from tollhouse.core.match import Predicate, normalise
+from tollhouse.core.match import Predicate, normal_path
 from tollhouse.core.spec import Spec
 
 __all__ = ["QuerySpec", "Rewrite", "RewriteSpec"]
@@ -59,14 +59,7 @@ class RewriteSpec(Spec):
     @field_validator("prefix", "path")
     @classmethod
     def _normal(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                normal = normalise(value.encode("utf-8")).decode("ascii")
-            except Failure as failure:
-                raise ValueError(failure.message) from None
-            if normal != value:
-                raise ValueError(f"not in normal form; write {normal!r}")
-        return value
+        return None if value is None else normal_path(value)
 
     @model_validator(mode="after")
     def _one(self) -> Self:

@@ -17,7 +17,7 @@ from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Request
 from tollhouse.core.spec import Spec
 
-__all__ = ["FieldMatch", "FieldSpec", "MatchSpec", "Predicate", "PredicateSpec", "host_of", "normalise"]
+__all__ = ["FieldMatch", "FieldSpec", "MatchSpec", "Predicate", "PredicateSpec", "host_of", "normal_path", "normalise"]
 
 _PCHAR = rb"A-Za-z0-9\-._~!$&'()*+,;=:@"
 _NORMAL = re.compile(rb"(?:/(?!\.\.?(?:[/;]|\Z))[" + _PCHAR + rb"]++)*+/?")
@@ -257,6 +257,17 @@ class MatchSpec(Spec):
         return value
 
 
+def normal_path(value: str) -> str:
+    """A path of config, which is written in normal form. Raises ValueError that shows it."""
+    try:
+        normal = normalise(value.encode("utf-8")).decode("ascii")
+    except Failure as failure:
+        raise ValueError(failure.message) from None
+    if normal != value:
+        raise ValueError(f"not in normal form; write {normal!r}")
+    return value
+
+
 class PredicateSpec(Spec):
     """Which requests a route is for. Without any of these: all."""
 
@@ -273,14 +284,7 @@ class PredicateSpec(Spec):
     @field_validator("path", "exact")
     @classmethod
     def _path(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                normal = normalise(value.encode("utf-8")).decode("ascii")
-            except Failure as failure:
-                raise ValueError(failure.message) from None
-            if normal != value:
-                raise ValueError(f"not in normal form; write {normal!r}")
-        return value
+        return None if value is None else normal_path(value)
 
     @field_validator("host")
     @classmethod

@@ -18,10 +18,10 @@ from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Headers
 from tollhouse.net.connect import TLS, Address, Connector, Lookup, Origin, OriginError
 from tollhouse.net.egress import Egress
-from tollhouse.net.exchange import Exchange, Feeder, Until
+from tollhouse.net.exchange import Exchange, Until
 from tollhouse.net.pool import Pool
 
-__all__ = ["TLS", "Client", "Exchange", "Feeder", "Fetched", "Origin", "OriginError", "Pool", "Until"]
+__all__ = ["TLS", "Client", "Exchange", "Fetched", "Origin", "OriginError", "Pool", "Until"]
 
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _CREDENTIALS = frozenset((b"authorization", b"cookie", b"proxy-authorization"))

@@ -12,10 +12,10 @@ from typing import Protocol
 import msgspec
 
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.core.http import Headers, Sink
+from tollhouse.core.http import Feeder, Headers, Sink
 from tollhouse.net.decode import decompress
 
-__all__ = ["Carrier", "Exchange", "Feeder", "Until", "broken", "too_large"]
+__all__ = ["Carrier", "Exchange", "Until", "broken", "too_large"]
 
 
 class Until(IntEnum):
@@ -25,14 +25,6 @@ class Until(IntEnum):
     HEAD = 0
     BODY = 1
     WHOLE = 2
-
-
-class Feeder(Protocol):
-    """Whoever produces what we send upstream: told to stop when the upstream does not take it, and to go on."""
-
-    def pause(self) -> None: ...
-
-    def resume(self) -> None: ...
 
 
 class Carrier(Protocol):

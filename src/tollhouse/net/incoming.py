@@ -12,12 +12,12 @@ from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Headers, Request, Sink, problem
 from tollhouse.net.head import Limits
 
-__all__ = ["Feeder", "Incoming"]
+__all__ = ["Carrier", "Incoming"]
 
 _HIGH_WATER = 65_536  # bytes held before reading pauses
 
 
-class Feeder(Protocol):
+class Carrier(Protocol):
     """The connection as its requests see it."""
 
     deadline: float
@@ -53,7 +53,7 @@ class Incoming(Request):
         "wanted",
     )
 
-    def __init__(self, connection: Feeder) -> None:  # on purpose not calling super: the head is yet to come
+    def __init__(self, connection: Carrier) -> None:  # on purpose not calling super: the head is yet to come
         self.method = b""
         self.target = b""
         self.query = b""
@@ -70,7 +70,7 @@ class Incoming(Request):
         self.chunked = False
         self.expects = False
         self.keep_alive = False
-        self._connection: Feeder | None = connection
+        self._connection: Carrier | None = connection
         self._waiter: asyncio.Future[None] | None = None
         self._sink: Sink | None = None
         self.wanted = False  # somebody waits for the body, or takes it as it comes
@@ -202,7 +202,7 @@ class Incoming(Request):
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    def _gone_if_none(self) -> Feeder:
+    def _gone_if_none(self) -> Carrier:
         if self._connection is None:
             raise Failure(499, Reason.CLIENT_GONE, "the connection is gone")
         return self._connection

@@ -13,8 +13,8 @@ import httptools
 
 from tollhouse.core.clock import FOREVER, Clock
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.core.http import Sink, Source
-from tollhouse.net.exchange import Exchange, Feeder, Until, broken, too_large
+from tollhouse.core.http import Feeder, Sink, Source
+from tollhouse.net.exchange import Exchange, Until, broken, too_large
 
 __all__ = ["MAX_ANSWER", "Home", "Link"]
 

@@ -47,7 +47,6 @@ def _properties(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]
 LACKING = {
     *(f"/$defs/ClaimsSpec.{name}" for name in ("user", "org", "email", "groups")),
     *(f"/$defs/KeySpec.{name}" for name in ("org", "email", "groups")),
-    *(f"/$defs/TlsSpec.{name}" for name in ("ca", "verify", "cert", "key", "server_name")),
 }
 """Settings whose name says it all, or whose Spec's own description does. No new ones."""
 
