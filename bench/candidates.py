@@ -1,6 +1,6 @@
 """The proxies that are measured: how each one is started in front of an upstream.
 
-Rule: a candidate is started afresh for each measurement, with a directory of its own, one worker, and nothing on that
+Rule: a candidate is started afresh for each round, with a directory of its own, one worker, and nothing on that
 its name does not say.
 """
 
@@ -103,9 +103,9 @@ def environment(place: Place) -> dict[str, str]:
     }
 
 
-def tollhouse(kind: str, models: int = 1) -> Candidate:
-    """kind: bare or full, one of configs/."""
-    program = install.tollhouse() / "tollhouse"
+def tollhouse(kind: str, models: int = 1, python: Path | None = None) -> Candidate:
+    """kind: bare or full, one of configs/. python: the interpreter, where it is not ours."""
+    program = install.tollhouse(python) / "tollhouse"
 
     def start(place: Place) -> Program:
         config = write_config(place, kind, models)

@@ -1,6 +1,6 @@
 """Load on a proxy and what it costs: one measurement of one candidate, and the figures of several rounds of them.
 
-Rule: what is compared was measured in the same round, one after the other, each started afresh.
+Rule: what is compared was measured in turns of a second or two, in the same round, with the cores equally far apart.
 """
 
 import http.client
@@ -11,19 +11,20 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import counters
 import install
 import machine
 from candidates import CLIENT_KEY, Candidate, Place, Traffic
 from machine import LOAD_CORE, PROXY_CORE, Program, free_port
 
 BENCH = Path(__file__).resolve().parent
-CONNECTIONS = 32
 WARM_UP_SECONDS = 1
 DISTURBED = 0.1
+MOVED = 1.5
 TRIES = 3
 CHAT = "/v1/chat/completions"
 SESSION = "Mcp-Session-Id"
@@ -31,7 +32,8 @@ SESSION = "Mcp-Session-Id"
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of load. upstream: a mode of upstream.py, or nginx. whole: what each whole answer holds."""
+    """A kind of load. upstream: a mode of upstream.py, or nginx. whole: what each whole answer holds. turn: seconds
+    that one candidate is loaded before the next one is."""
 
     name: str
     title: str
@@ -40,13 +42,20 @@ class Case:
     body: str
     whole: tuple[bytes, ...]
     path: str = CHAT
+    connections: int = 32
+    turn: int = 1
     slow: bool = False  # an answer takes long enough that those cut off at the end count: by their bytes
 
 
 STREAM = (b"token0", b"token48", b'"total_tokens"', b"[DONE]")
 CASES = (
     Case("unary", "Unary call, 1.1 KB in, 0.7 KB out", "unary", "nginx", "unary.json", (b'"total_tokens"',)),
-    Case("paced", "Stream of 50 events, 5 ms apart", "stream", "paced", "stream.json", STREAM, slow=True),
+    Case(
+        *("paced", "Stream of 50 events, 5 ms apart", "stream", "paced", "stream.json", STREAM),
+        connections=160,
+        turn=2,
+        slow=True,
+    ),
     Case("burst", "Stream of 50 events at once", "stream", "burst", "stream.json", STREAM),
     Case("mcp", "MCP tools/call", "mcp", "mcp", "mcp.json", (b'"42"',), "/mcp"),
 )
@@ -54,10 +63,12 @@ CASES = (
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. cpu_us: the proxy's CPU time per answer. others: the part of its core that others took."""
+    """One turn of one candidate. cpu_us: the proxy's CPU time per answer. full: the part of its core that it took;
+    others: that others took. trip_ns: a round trip between the cores, before and after."""
 
     case: str
     round: int
+    turn: int
     candidate: str
     answers: float
     errors: int
@@ -66,7 +77,29 @@ class Row:
     p50_ms: float
     p99_ms: float
     rss_mb: float
+    full: float
     others: float
+    trip_ns: tuple[float, float]
+
+    @property
+    def moved(self) -> bool:
+        """The cores came nearer to each other, or went apart, meanwhile."""
+        return max(self.trip_ns) > MOVED * min(self.trip_ns)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Instructions that a candidate executed for one answer, in user mode and in the kernel; of turns not timed."""
+
+    case: str
+    round: int
+    candidate: str
+    user: float
+    kernel: float
+
+    @property
+    def both(self) -> float:
+        return self.user + self.kernel
 
 
 @dataclass(frozen=True)
@@ -169,14 +202,14 @@ def verify(candidate: Candidate, case: Case, place: Place, headers: dict[str, st
         time.sleep(0.2)
 
 
-def wrk(case: Case, port: int, headers: dict[str, str], seconds: float) -> dict[str, int]:
+def wrk(case: Case, port: int, headers: dict[str, str], seconds: int) -> dict[str, int]:
     """Load for some seconds: requests, duration, p50, p99 (microseconds), errors."""
     command = [
         *machine.on_core(LOAD_CORE),
         "wrk",
         "-t1",
-        f"-c{CONNECTIONS}",
-        f"-d{seconds:g}s",
+        f"-c{case.connections}",
+        f"-d{seconds}s",
         "--timeout",
         "60s",
         "-s",
@@ -197,41 +230,75 @@ def wrk(case: Case, port: int, headers: dict[str, str], seconds: float) -> dict[
     raise RuntimeError(f"wrk: {done.stdout}{done.stderr}")
 
 
-def measure(candidate: Candidate, case: Case, upstream_port: int, round: int, seconds: float) -> Row:
-    """Start, verify, warm up, measure, stop."""
+@dataclass(frozen=True)
+class Runner:
+    """A candidate that runs, warm, and is loaded in turns with others. size: bytes of one answer."""
+
+    candidate: Candidate
+    case: Case
+    program: Program
+    port: int
+    headers: dict[str, str]
+    size: int
+
+    def load(self) -> tuple[dict[str, int], float]:
+        """One turn of load: what wrk says, and how many answers it took."""
+        result = wrk(self.case, self.port, self.headers, self.case.turn)
+        return result, max(result["bytes"] / self.size if self.case.slow else result["requests"], 1)
+
+    def count(self, round: int) -> Counted | None:
+        """A turn in which instructions are counted and nothing is timed."""
+        with counters.counted(self.program.pids()) as executed:
+            _, answers = self.load()
+        if executed is None:
+            return None
+        user, kernel = round_to(executed.user / answers), round_to(executed.kernel / answers)
+        return Counted(self.case.name, round, self.candidate.name, user, kernel)
+
+    def measure(self, round: int, turn: int) -> Row:
+        """A turn that is timed."""
+        trip = machine.round_trip_ns()
+        cpu, core = self.program.cpu_seconds(), machine.core_busy_seconds(PROXY_CORE)
+        result, answers = self.load()
+        spent = self.program.cpu_seconds() - cpu
+        others = machine.core_busy_seconds(PROXY_CORE) - core - spent if machine.PINNED else 0.0
+        seconds = result["duration"] / 1e6
+        return Row(
+            case=self.case.name,
+            round=round,
+            turn=turn,
+            candidate=self.candidate.name,
+            answers=round_to(answers),
+            errors=result["errors"],
+            cpu_us=round_to(spent / answers * 1e6),
+            per_second=round_to(answers / seconds),
+            p50_ms=round_to(result["p50"] / 1000),
+            p99_ms=round_to(result["p99"] / 1000),
+            rss_mb=round_to(self.program.rss_mb()),
+            full=round_to(spent / seconds),
+            others=round_to(max(others / seconds, 0.0)),
+            trip_ns=(trip, machine.round_trip_ns()),
+        )
+
+    def undisturbed(self, round: int, turn: int) -> Row:
+        """A turn during which others left the proxy's core alone and the cores stayed where they were, or the least
+        disturbed of a few."""
+        rows = []
+        for _ in range(TRIES):
+            rows.append(self.measure(round, turn))
+            if rows[-1].others <= DISTURBED and not rows[-1].moved:
+                break
+        return min(rows, key=lambda row: (row.moved, row.others))
+
+
+@contextmanager
+def runner(candidate: Candidate, case: Case, upstream_port: int) -> Iterator[Runner]:
+    """A candidate freshly started, verified and warm."""
     with proxy(candidate, case.traffic, upstream_port) as (program, place):
         headers = headers_for(candidate, place)
         size = verify(candidate, case, place, headers)
         wrk(case, place.port, headers, WARM_UP_SECONDS)
-        cpu, core, began = program.cpu_seconds(), machine.core_busy_seconds(PROXY_CORE), time.monotonic()
-        result = wrk(case, place.port, headers, seconds)
-        spent = program.cpu_seconds() - cpu
-        elapsed = time.monotonic() - began
-        others = machine.core_busy_seconds(PROXY_CORE) - core - spent
-        answers = max(result["bytes"] / size if case.slow else result["requests"], 1)
-        return Row(
-            case=case.name,
-            round=round,
-            candidate=candidate.name,
-            answers=round_to(answers),
-            errors=result["errors"],
-            cpu_us=round_to(spent / answers * 1e6),
-            per_second=round_to(answers / result["duration"] * 1e6),
-            p50_ms=round_to(result["p50"] / 1000),
-            p99_ms=round_to(result["p99"] / 1000),
-            rss_mb=round_to(program.rss_mb()),
-            others=round_to(max(others / elapsed, 0.0)),
-        )
-
-
-def undisturbed(candidate: Candidate, case: Case, upstream_port: int, round: int, seconds: float) -> Row:
-    """A measurement during which others left the proxy's core alone, or the least disturbed of a few."""
-    rows = []
-    for _ in range(TRIES):
-        rows.append(measure(candidate, case, upstream_port, round, seconds))
-        if rows[-1].others <= DISTURBED:
-            break
-    return min(rows, key=lambda row: row.others)
+        yield Runner(candidate, case, program, place.port, headers, size)
 
 
 def round_to(value: float) -> float:
@@ -239,14 +306,28 @@ def round_to(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def rounds(case: Case, candidates: list[Candidate], count: int, seconds: float) -> Iterator[Row | Failed]:
-    """All candidates in each round; each round begins with another one, so that none always has the quiet moment."""
+def rounds(case: Case, candidates: list[Candidate], count: int, turns: int) -> Iterator[Row | Counted | Failed]:
+    """In each round all candidates are started and loaded in turns; each round and each turn begin with another one, so
+    that none always has the quiet moment."""
     able = [candidate for candidate in candidates if case.traffic in candidate.handles]
+    faults = (RuntimeError, OSError, subprocess.TimeoutExpired)
     with upstream(case.upstream) as port:
-        for number in range(count):
-            turn = number % len(able)
-            for candidate in able[turn:] + able[:turn]:
-                try:
-                    yield undisturbed(candidate, case, port, number + 1, seconds)
-                except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
-                    yield Failed(f"{case.name} {number + 1} {candidate.name}", str(error))
+        for number in range(1, count + 1):
+            with ExitStack() as running:
+                runners = []
+                for candidate in able:
+                    try:
+                        runners.append(running.enter_context(runner(candidate, case, port)))
+                        counted = runners[-1].count(number)
+                    except faults as error:
+                        yield Failed(f"{case.name} {number} {candidate.name}", str(error))
+                    else:
+                        if counted is not None:
+                            yield counted
+                for turn in range(turns):
+                    first = (number - 1 + turn) % max(len(runners), 1)
+                    for one in runners[first:] + runners[:first]:
+                        try:
+                            yield one.undisturbed(number, turn + 1)
+                        except faults as error:
+                            yield Failed(f"{case.name} {number} {one.candidate.name}", str(error))

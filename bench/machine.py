@@ -1,10 +1,12 @@
 """The machine and its processes as the kernel shows them: what it is, who runs where, CPU time and memory."""
 
+import mmap
 import os
 import platform
 import resource
 import signal
 import socket
+import statistics
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -27,7 +29,6 @@ def describe() -> dict[str, str | int]:
         "cores": len(_CORES),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
         "kernel": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
         "pinning": "the proxy on one core, load and upstream on another" if PINNED else "none: one core for all",
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
     }
@@ -60,6 +61,39 @@ def core_busy_seconds(core: int) -> float:
             user, nice, system, _, _, irq, softirq, steal = map(int, line.split()[1:9])
             return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
     return 0.0
+
+
+def round_trip_ns(times: int = 1500) -> float:
+    """How long a byte takes from the one core to the other and back; 0 where all runs on one.
+
+    Two processes take turns at changing the same byte, which moves it from cache to cache. Of a virtual machine the
+    host decides, anew every few seconds, whether its cores share a cache or sit on different parts of the chip."""
+    if not PINNED:
+        return 0.0
+    before, clock, taken = os.sched_getaffinity(0), time.perf_counter_ns, []
+    with mmap.mmap(-1, mmap.PAGESIZE) as shared:
+        child = os.fork()
+        if child == 0:
+            try:
+                os.sched_setaffinity(0, {PROXY_CORE})
+                for turn in range(times):
+                    mine = turn % 100 * 2 + 1
+                    while shared[0] != mine:
+                        pass
+                    shared[0] = mine + 1
+            finally:
+                os._exit(0)
+        os.sched_setaffinity(0, {LOAD_CORE})
+        for turn in range(times):
+            mine = turn % 100 * 2 + 1
+            began = clock()
+            shared[0] = mine
+            while shared[0] != mine + 1:
+                pass
+            taken.append(clock() - began)
+        os.waitpid(child, 0)
+    os.sched_setaffinity(0, before)
+    return statistics.median(taken)
 
 
 def on_core(core: int) -> list[str]:

@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import candidates
-import install
 import load
 import machine
 from candidates import MODELS, Candidate, Place
@@ -118,7 +117,7 @@ def idle_streams(candidate: Candidate) -> Figures:
         }
 
 
-def _parse_ms(old: Path, new: Path, environment: dict[str, str]) -> float:
+def _parse_ms(old: Path, new: Path, environment: dict[str, str], python: Path) -> float:
     """What reading and checking one of two files costs a process that has read the other, with nothing made of it: the
     quickest of several."""
     program = (
@@ -132,7 +131,7 @@ def _parse_ms(old: Path, new: Path, environment: dict[str, str]) -> float:
         "print(min(times) * 1000)\n"
     )
     done = subprocess.run(
-        [*machine.on_core(machine.PROXY_CORE), install.tollhouse() / "python", "-c", program, old, new],
+        [*machine.on_core(machine.PROXY_CORE), python, "-c", program, old, new],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -141,7 +140,7 @@ def _parse_ms(old: Path, new: Path, environment: dict[str, str]) -> float:
     return float(done.stdout)
 
 
-def change(candidate: Candidate) -> Figures:
+def change(candidate: Candidate, python: Path) -> Figures:
     """One of 5,000 models gets another name: from the moment the file is in place to the first answer under it."""
     totals, stalls = [], []
     unary = json.loads((BENCH / "bodies" / "unary.json").read_bytes())
@@ -176,7 +175,7 @@ def change(candidate: Candidate) -> Figures:
                 totals.append((time.monotonic() - began) * 1000)
                 stalls.append(longest * 1000)
             time.sleep(0.5)
-        parse = _parse_ms(old, file, candidates.environment(place))
+        parse = _parse_ms(old, file, candidates.environment(place), python)
     return {
         "total_ms": round_to(statistics.median(totals)),
         "least_ms": round_to(min(totals)),
@@ -196,7 +195,7 @@ def _answer_status(connection: socket.socket) -> bytes:
     return head[9:12]
 
 
-def cycles(kind: str) -> Figures:
+def cycles(kind: str, python: Path) -> Figures:
     """What a garbage collection finds after calls, streams, and clients that left in the middle."""
     with upstream("paced") as port, load.directory() as path:
         place = Place(path, machine.free_port(), port, "stream")
@@ -204,7 +203,7 @@ def cycles(kind: str) -> Figures:
         control, report = path / "control", path / "report"
         os.mkfifo(control)
         os.mkfifo(report)
-        command = [install.tollhouse() / "python", BENCH / "gcprobe.py", config, control, report]
+        command = [python, BENCH / "gcprobe.py", config, control, report]
         environment = candidates.environment(place)
         with Program(command, core=machine.PROXY_CORE, log=path / "gateway.log", env=environment) as program:
             program.wait_until_it_listens(place.port)
