@@ -8,7 +8,7 @@ class TestMemory(CounterSuite):
 
 from collections.abc import Coroutine, Sequence
 from contextlib import AbstractContextManager
-from itertools import accumulate
+from itertools import accumulate, count
 from math import inf
 from typing import Any, Protocol, TypeVar
 
@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from tollhouse.store.base import Buckets, Charge, Counter, Rate, Verdict
 
 T = TypeVar("T")
+
+IDS = map(str, count(1))  # of admissions: no two have the same, whatever counter they are for
 
 
 class Bench(Protocol):
@@ -125,12 +127,14 @@ class CounterSuite:
     def test_settle_gives_back_and_takes_more(self, it: Bench) -> None:
         rate = Rate("tokens", 100, 100.0)
         charge = Charge(rate, "a", 80)
-        assert admit(it, charge).refused == -1
-        it.counter.settle("x", [charge], [30])
+        first, verdict = admit_as(it, charge)
+        assert verdict.refused == -1
+        it.counter.settle(first, [charge], [30])
         assert admit(it, Charge(rate, "a", 71)).refused == 0
         more = Charge(rate, "a", 70)
-        assert admit(it, more).refused == -1
-        it.counter.settle("y", [more], [170])  # the bucket is now 100 behind its limit
+        second, verdict = admit_as(it, more)
+        assert verdict.refused == -1
+        it.counter.settle(second, [more], [170])  # the bucket is now 100 behind its limit
         verdict = admit(it, Charge(rate, "a", 1))
         assert verdict.refused == 0
         assert verdict.wait == pytest.approx(101.0, abs=0.01)
@@ -138,23 +142,26 @@ class CounterSuite:
     def test_what_is_given_back_late_makes_no_burst(self, it: Bench) -> None:
         rate = Rate("tokens", 100, 100.0)
         charge = Charge(rate, "a", 100)
-        assert admit(it, charge).refused == -1
+        id, verdict = admit_as(it, charge)
+        assert verdict.refused == -1
         it.advance(1000.0)
-        it.counter.settle("x", [charge], [0])
+        it.counter.settle(id, [charge], [0])
         assert [admit(it, Charge(rate, "a", 50)).refused for _ in range(3)] == [-1, -1, 0]
 
     def test_a_debt_after_all_had_lapsed_counts(self, it: Bench) -> None:
         rate = Rate("tokens", 100, 100.0)
         charge = Charge(rate, "a", 1)
-        assert admit(it, charge).refused == -1
+        id, verdict = admit_as(it, charge)
+        assert verdict.refused == -1
         it.advance(1000.0)
-        it.counter.settle("x", [charge], [101])
+        it.counter.settle(id, [charge], [101])
         assert admit(it, Charge(rate, "a", 1)).refused == 0
 
     def test_settle_of_several(self, it: Bench) -> None:
         one, other = Charge(Rate("one", 10, 60.0), "a", 10), Charge(Rate("other", 10, 60.0), "b", 10)
-        assert admit(it, one, other).refused == -1
-        it.counter.settle("x", [one, other], [0, 10])
+        id, verdict = admit_as(it, one, other)
+        assert verdict.refused == -1
+        it.counter.settle(id, [one, other], [0, 10])
         assert admit(it, one).refused == -1
         assert admit(it, other).refused == 0
 
@@ -165,9 +172,10 @@ class CounterSuite:
             return
         assert buckets.take("a", 6) == pytest.approx(36.0)
         assert admit(it, Charge(rate, "a", 5)).refused == 0
-        assert admit(it, Charge(rate, "a", 4)).refused == -1
+        id, verdict = admit_as(it, Charge(rate, "a", 4))
+        assert verdict.refused == -1
         assert buckets.take("a", 1) > rate.most
-        it.counter.settle("x", [Charge(rate, "a", 4)], [0])
+        it.counter.settle(id, [Charge(rate, "a", 4)], [0])
         assert buckets.take("a", 4) <= rate.most
 
     # Run by each subclass, with its own bench: nothing is shared between the executors.
@@ -191,13 +199,13 @@ class CounterSuite:
                 it.advance(share * window)
                 now += share * window
                 charge = Charge(rate, "k", units)
-                verdict = admit(it, charge)
+                id, verdict = admit_as(it, charge)
                 model = fits(rate, taken, now, units)
                 if model is not None:
                     assert (verdict.refused == -1) is model
                 if verdict.refused == -1:
                     if actual is not None and actual <= units:
-                        it.counter.settle("x", [charge], [actual])
+                        it.counter.settle(id, [charge], [actual])
                         units = actual
                     taken.append((now, units))
             for first in range(len(taken)):
@@ -216,4 +224,10 @@ def fits(rate: Rate, taken: list[tuple[float, int]], now: float, units: int) -> 
 
 
 def admit(it: Bench, *charges: Charge) -> Verdict:
-    return it.run(it.counter.admit("id", charges))
+    return admit_as(it, *charges)[1]
+
+
+def admit_as(it: Bench, *charges: Charge) -> tuple[str, Verdict]:
+    """The id of a new admission, and what came of it."""
+    id = next(IDS)
+    return id, it.run(it.counter.admit(id, charges))

@@ -1,6 +1,6 @@
 """The write-ahead journal: a record is in a file before the answer that caused it ends.
 
-Rule: `append` is one os.write of one frame, at once, in the event loop; it costs a few microseconds and survives the
+Rule: `write` is one os.write of one frame, at once, in the event loop; it costs a few microseconds and survives the
 death of the process at any instant. It does not survive the loss of power: for that there is fsync="group", which has
 a thread call fdatasync every `fsync_interval`, so that at most the records of that time are lost with the machine.
 (Answers are not held back for it.)
@@ -8,6 +8,7 @@ a thread call fdatasync every `fsync_interval`, so that at most the records of t
 A journal is a set of files in one directory, owned by the process that holds a lock on `<id>.lock`:
 
     <id>-<number>-<first seq>.seg   segments, rising; one is written, the others wait to be shipped, then go
+    <id>-next.new                   a segment that is being made
     <id>.spare                      space set aside for the calls in flight when the disk is full
 
 id is 128 random bits in hex, new with each process. What a segment looks like inside, and how it is read, is in
@@ -29,7 +30,17 @@ import msgspec
 
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.ledger.records import USAGE
-from tollhouse.ledger.segment import CHECKED, FRAME, LEADING, header, lock_path, name_of, segments, spare_path
+from tollhouse.ledger.segment import (
+    CHECKED,
+    FRAME,
+    LEADING,
+    header,
+    lock_path,
+    name_of,
+    next_path,
+    segments,
+    spare_path,
+)
 
 __all__ = ["Journal"]
 
@@ -37,7 +48,7 @@ _NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 class Journal:
-    """The journal of this process. `append`, `full` and `seal` belong to the event loop's thread.
+    """The journal of this process. `append`, `write`, `full` and `seal` belong to the event loop's thread.
 
     segment_size: bytes after which a new segment is begun. max_size: bytes that may wait to be shipped; above, `full`
     says so and nobody may begin a billable call. spare: bytes set aside for what is in flight when the disk is full.
@@ -98,11 +109,14 @@ class Journal:
             self._syncer = _Syncer(self._fd, self._fsync_interval, self._sync)
 
     def append(self, record: msgspec.Struct, kind: int = USAGE) -> int:
-        """Write one record; its seq. When this returns, the record outlives the process.
+        """`write` of a record."""
+        return self.write(self._encode(record), kind)
+
+    def write(self, body: bytes, kind: int = USAGE) -> int:
+        """Write one record, given as its JSON; its seq. When this returns, the record outlives the process.
 
         Raises Failure 503 when it cannot be written: the answer that caused it must then fail too.
         """
-        body = self._encode(record)
         seq = self.seq + 1
         checked = CHECKED.pack(seq, kind) + body
         frame = LEADING.pack(len(body), crc32(checked)) + checked
@@ -148,6 +162,7 @@ class Journal:
         """Give it up. Segments that are left will be found and shipped by the next process."""
         self.seal()
         self._spare_path.unlink(missing_ok=True)
+        next_path(self.directory, self.id).unlink(missing_ok=True)
         if self._lock_fd >= 0:
             if not segments(self.directory, self.id):
                 lock_path(self.directory, self.id).unlink(missing_ok=True)
@@ -165,25 +180,29 @@ class Journal:
     def _begin(self, first: int, *, spare: bool = False, distrust: bool = False) -> None:
         """Make a new segment, whose first record is `first`, the one that is written. Raises OSError, and changes
         nothing then. distrust: the one before is not to be synced again."""
-        path = self.directory / name_of(self.id, self._number + 1, first)
+        # To the reader a later segment says that the one before has got all it ever will, and then that one is shipped
+        # and deleted: the new one gets its name last, when nothing can fail any more and `release` knows the old one.
+        fresh = next_path(self.directory, self.id)
         if spare:
-            self._spare_path.rename(path)
-            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        else:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._spare_path.rename(fresh)
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | (0 if spare else os.O_TRUNC) | os.O_CLOEXEC, 0o600)
         head = header(self.id, first)
+        old = self._fd
         try:
             if self._preallocate and not spare:
                 _reserve(fd, self._segment_size)
             if os.write(fd, head) != len(head):
                 raise OSError(errno.ENOSPC, "short write")
+            if old >= 0:
+                self._closed[self._number] = self._at
+            fresh.rename(self.directory / name_of(self.id, self._number + 1, first))
         except OSError:
+            self._closed.pop(self._number, None)
             os.close(fd)
-            path.unlink(missing_ok=True)
+            fresh.unlink(missing_ok=True)
             raise
-        old, self._fd = self._fd, fd
+        self._fd = fd
         if old >= 0:
-            self._closed[self._number] = self._at
             if self._syncer is not None:
                 self._syncer.turn_to(fd, old, distrust)
             else:

@@ -21,8 +21,8 @@ from zlib import crc32
 from tollhouse.ledger.base import Entry
 
 __all__ = [
-    "CHECKED", "FRAME", "LEADING", "Reader", "claim", "header", "journals", "lock_path", "name_of", "segments",
-    "spare_path",
+    "CHECKED", "FRAME", "LEADING", "Reader", "claim", "header", "journals", "lock_path", "name_of", "next_path",
+    "segments", "spare_path",
 ]  # fmt: skip
 
 FRAME = struct.Struct("<IIQB")
@@ -45,6 +45,11 @@ def lock_path(directory: Path, journal: str) -> Path:
 
 def spare_path(directory: Path, journal: str) -> Path:
     return directory / f"{journal}.spare"
+
+
+def next_path(directory: Path, journal: str) -> Path:
+    """A segment that is being made: it is none yet."""
+    return directory / f"{journal}-next.new"
 
 
 def header(journal: str, first: int) -> bytes:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from tollhouse.ledger.base import Ledger, LedgerError
 from tollhouse.ledger.journal import Journal
-from tollhouse.ledger.segment import Reader, claim, journals, lock_path, segments, spare_path
+from tollhouse.ledger.segment import Reader, claim, journals, lock_path, next_path, segments, spare_path
 
 __all__ = ["Adopted", "Shipper", "adopt", "catch_up"]
 
@@ -73,7 +73,7 @@ class Shipper:
 
     @property
     def lag(self) -> float:
-        """Seconds since everything was shipped; 0 when everything is."""
+        """Seconds since all there was had been shipped, so that what waits is no older; 0 when nothing waits."""
         return 0.0 if self._journal.seq <= self.position else monotonic() - self._even
 
     def start(self) -> None:
@@ -135,13 +135,15 @@ class Shipper:
             reader = self._reader = Reader(journal.directory, journal.id, self.position, live=True)
         if ending:
             reader.end()
-        while entries := reader.read(self._batch):
-            self.shipped += self._ledger.ship(journal.id, entries)
-            self.position = entries[-1].seq
-            self._clear(reader)
-            if journal.seq <= self.position:
-                self._even = monotonic()
+        while True:
+            looked = monotonic()
+            entries = reader.read(self._batch)
+            if entries:
+                self.shipped += self._ledger.ship(journal.id, entries)
+                self.position = entries[-1].seq
+                self._clear(reader)
             if len(entries) < self._batch:
+                self._even = looked  # these were all there were then
                 break  # what came meanwhile is for the next look: small transactions cost as much as large ones
         self._clear(reader)
         self._count(reader)
@@ -229,6 +231,7 @@ def _adopt_one(directory: Path, journal: str, ledger: Ledger, batch: int) -> Gen
         if not segments(directory, journal):
             ledger.forget(journal)
             spare_path(directory, journal).unlink(missing_ok=True)
+            next_path(directory, journal).unlink(missing_ok=True)
             lock_path(directory, journal).unlink(missing_ok=True)
         yield Adopted(journal, 0, reader.damaged, reader.missing)
     finally:

@@ -10,7 +10,8 @@ call, and an hourly sum is found by (hour, labels). To be read as one: the views
 
 Tables (times in microseconds since 1970, UTC):
     usage_facts  one row a UsageRecord; its key (admitted_at, journal, seq) is what its id is computed from
-    usage_labels the distinct labels; digest finds them. Never deleted from: writers remember the numbers
+    usage_labels the distinct labels, each of 256 characters at most; digest finds them. Never deleted from: writers
+                 remember the numbers
     usage_sums   sums by hour (hours since 1970) and labels, kept in the same transaction as `usage_facts`
     journals     number -> journal, and the last seq stored (0: forgotten)
     rejected     entries that could not be stored, with their bytes and why
@@ -29,7 +30,7 @@ from time import monotonic, sleep, time
 from typing import Annotated
 
 import msgspec
-from msgspec.structs import astuple
+from msgspec.structs import asdict, astuple
 
 from tollhouse.ledger.base import BY, Entry, LedgerError, UsageRow
 from tollhouse.ledger.records import USAGE, Outcome
@@ -153,7 +154,10 @@ _MARK = b',"outcome":'
 _AT_ONCE = 50
 """Rows in a statement: while SQLite takes them the interpreter is free for the event loop, and it changes hands twice a
 statement, not twice a row. An SQLite before 3.32 binds at most 999 values."""
-_REMEMBERED = 8192  # labels whose numbers are known
+_REMEMBERED, _SMALL = 8192, 4096
+"""Labels whose numbers are known, and their size at most, in bytes."""
+_LONGEST = 256
+"""Characters of a label. It is kept for ever, and some are a caller's own words: what is longer is cut, with a mark."""
 
 
 def _insert(table: str, columns: tuple[str, ...], rows: int = 1) -> str:
@@ -404,15 +408,22 @@ class SqliteLedger:
         if not second:
             raise _Doubtful
         number = self._number(db, self._labels(b'{"outcome":' + second))
-        if len(self._numbers) >= _REMEMBERED:
-            self._numbers.clear()
-        self._numbers[second] = number
+        if len(second) <= _SMALL:
+            if len(self._numbers) >= _REMEMBERED:
+                self._numbers.clear()
+            self._numbers[second] = number
         return number
 
     @staticmethod
     def _number(db: sqlite3.Connection, labels: _Labels) -> int:
         """The number of these labels; they are stored when they are new."""
-        digest = blake2b(msgspec.json.encode(labels), digest_size=16).digest()
+        encoded = msgspec.json.encode(labels)
+        if len(encoded) > _LONGEST:  # or none of them can be
+            for name, value in asdict(labels).items():
+                if isinstance(value, str) and len(value) > _LONGEST:
+                    setattr(labels, name, f"{value[: _LONGEST - 1]}…")
+            encoded = msgspec.json.encode(labels)
+        digest = blake2b(encoded, digest_size=16).digest()
         row = db.execute("SELECT labels FROM usage_labels WHERE digest = ?", (digest,)).fetchone()
         if row is not None:
             return int(row[0])

@@ -66,7 +66,12 @@ async def spawn(
         )
     except (OSError, ValueError) as error:
         raise Failure(
-            503, Reason.UPSTREAM_FAILURE, f"cannot start {command[0]!r}", detail=str(error), retry=True
+            503,
+            Reason.UPSTREAM_FAILURE,
+            "the server's program cannot be started",
+            detail=f"cannot start {command[0]!r}: {error}",
+            retry=True,
+            reached=False,
         ) from None
     return child
 
@@ -88,7 +93,9 @@ def _die_with_parent() -> Callable[[], None] | None:
 class Child(asyncio.SubprocessProtocol):
     """A running process. `send` writes a line; `close` ends it."""
 
-    __slots__ = ("_errors", "_gone", "_line", "_listener", "_max_line", "_stderr", "_transport", "_why", "code", "pid")
+    __slots__ = (
+        "_errors", "_gone", "_group", "_line", "_listener", "_max_line", "_stderr", "_transport", "_why", "code", "pid",
+    )  # fmt: skip
 
     def __init__(self, listener: Listener, max_line: int, stderr: Callable[[str], None]) -> None:
         self._listener: Listener | None = listener
@@ -101,6 +108,7 @@ class Child(asyncio.SubprocessProtocol):
         self._why = ""
         self.code: int | None = None
         self.pid = 0
+        self._group = 0  # its process group, while the number is certainly its own
 
     @property
     def running(self) -> bool:
@@ -112,9 +120,10 @@ class Child(asyncio.SubprocessProtocol):
         exited."""
         pipe = self._stdin()
         if pipe is None or self._listener is None:
-            raise Failure(502, Reason.UPSTREAM_FAILURE, "the server's process has exited", retry=True)
+            raise Failure(502, Reason.UPSTREAM_FAILURE, "the server's process has exited", retry=True, reached=False)
         if pipe.get_write_buffer_size() > _MAX_UNSENT:
-            raise Failure(503, Reason.UPSTREAM_FAILURE, "the server's process does not read its input", retry=True)
+            message = "the server's process does not read its input"
+            raise Failure(503, Reason.UPSTREAM_FAILURE, message, retry=True, reached=False)
         pipe.write(line + b"\n")
 
     async def close(self, grace: float = 2.0) -> None:
@@ -147,8 +156,10 @@ class Child(asyncio.SubprocessProtocol):
         return bool(done)
 
     def _signal(self, number: int) -> None:
+        if not self._group:  # 0 would be our own
+            return
         try:
-            os.killpg(self.pid, number)
+            os.killpg(self._group, number)
         except (ProcessLookupError, PermissionError):
             pass
 
@@ -160,7 +171,7 @@ class Child(asyncio.SubprocessProtocol):
     # transport callbacks
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.SubprocessTransport, transport)
-        self.pid = self._transport.get_pid()
+        self.pid = self._group = self._transport.get_pid()
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if fd == 2:
@@ -215,6 +226,7 @@ class Child(asyncio.SubprocessProtocol):
         if self._transport is not None:
             self.code = self._transport.get_returncode()
         self._signal(signal.SIGKILL)  # what it started and left behind
+        self._group = 0  # it has been reaped: from now on the number may be somebody else's
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The process has exited and its pipes are at their end."""

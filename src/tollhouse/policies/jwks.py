@@ -2,11 +2,13 @@
 
 Rule: nobody who presents a token decides how often we ask. Keys are read once for all who wait (single flight), again
 in the background when they are old, and at most once in ten seconds because a token names a key we do not know. When
-the issuer cannot be reached the last good keys go on serving.
+the issuer cannot be reached the last good keys go on serving, for a day: whoever can keep an issuer unreachable must
+not keep a key alive that it has withdrawn.
 """
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from time import monotonic
@@ -24,6 +26,11 @@ _UNKNOWN_KID = 10.0
 
 _AGAIN = 5.0
 """Seconds before a source that failed is asked again."""
+
+_LONGEST = 86_400.0
+"""Seconds that keys serve after the reading that got them."""
+
+_URL = re.compile(r"(https?://)(?:[^/?#@\s]*@)?([^?#\s]*)\S*")
 
 _MAX_DOCUMENT = 1 << 20
 _ACCEPTED = b"application/jwk-set+json, application/json"
@@ -70,7 +77,7 @@ class KeySource:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._load = load
-        self._where = where
+        self._where = _without_secrets(where)
         self._refresh = refresh
         self._keys = keys
         self._clock = clock
@@ -79,13 +86,14 @@ class KeySource:
         self._flight: asyncio.Task[None] | None = None
 
     async def keys(self, token: Token) -> Keys:
-        """The keys to verify `token` with. Raises Failure 503 when there never were any."""
+        """The keys to verify `token` with. Raises Failure 503 when there are none, or only ones from a day ago."""
         now = self._clock()
-        keys = self._keys
+        keys = self._current()
         if keys is None:
             if self._flight is not None or now - self._asked_at >= _AGAIN:
                 await self._read()
-            if self._keys is None:
+            keys = self._current()
+            if keys is None:
                 raise Failure(
                     503,
                     Reason.JWT_AUTH,
@@ -93,12 +101,15 @@ class KeySource:
                     detail=f"no keys from {self._where}",
                     retry_after=_AGAIN,
                 )
-            return self._keys
+            return keys
         if now - self._read_at >= self._refresh and now - self._asked_at >= _AGAIN:
             _ = self._begin()  # in the background: the old ones do meanwhile
         if not keys.knows(token) and (self._flight is not None or now - self._asked_at >= _UNKNOWN_KID):
             await self._read()
         return self._keys if self._keys is not None else keys
+
+    def _current(self) -> Keys | None:
+        return self._keys if self._clock() - self._read_at < _LONGEST else None
 
     async def close(self) -> None:
         flight, self._flight = self._flight, None
@@ -122,9 +133,14 @@ class KeySource:
             self._read_at = self._clock()
         except (Failure, ValueError, OSError) as error:
             why = error.detail or error.message if isinstance(error, Failure) else error
-            kept = "the last good ones go on serving" if self._keys is not None else "no token can be checked"
-            log.warning("cannot read the keys at %s: %s; %s", self._where, why, kept)
+            kept = "the last good ones go on serving" if self._current() is not None else "no token can be checked"
+            log.warning("cannot read the keys at %s: %s; %s", self._where, _without_secrets(str(why)), kept)
         except Exception:  # the root of the reading task: whoever waits for it must get an answer
             log.exception("reading the keys at %s failed", self._where)
         finally:
             self._flight = None
+
+
+def _without_secrets(text: str) -> str:
+    """`text` with the URLs in it cut to scheme, host and path: what else they have may be a credential."""
+    return _URL.sub(r"\1\2", text)

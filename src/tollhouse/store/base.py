@@ -80,12 +80,12 @@ class Counter(Protocol):
     async def admit(self, id: str, charges: Sequence[Charge]) -> Verdict:
         """Take every charge, or none when one of them does not fit.
 
-        The charges have different (rate name, key). id: of this admission; asked again with the same id (by a store
-        that lost an answer, never by a caller) nothing is taken twice.
+        The charges have different (rate name, key). id: of this admission, which no other one has: a store on the
+        network that lost an answer asks its server again with it, and nothing is taken twice.
         """
         ...
 
     def settle(self, id: str, charges: Sequence[Charge], amounts: Sequence[int]) -> None:
-        """What admitted charges really came to: more is taken, less given back, and what is given back never makes a
-        burst larger than the rate's. At most once for each admission; never raises, never waits."""
+        """What the charges admitted as `id` really came to: more is taken, less given back, and what is given back
+        never makes a burst larger than the rate's. At most once for each admission; never raises, never waits."""
         ...

@@ -110,7 +110,9 @@ class _Buckets:
         return ahead
 
     def move(self, key: str, units: int) -> None:
-        table = self._tables.setdefault(self._name, {})
+        table = self._tables.get(self._name)
+        if table is None:
+            table = self._tables[self._name] = {}
         tat = table.get(key)
         if tat is None and len(table) >= self._limit:
             key = _SHARED

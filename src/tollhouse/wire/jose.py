@@ -44,6 +44,8 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
 DEFAULT_ALGORITHMS = ("ES256", "RS256", "EdDSA")
 
 MIN_RSA_BITS = 2048
+_FAR = 1e15
+"""Seconds; no time is further from 1970. JSON knows integers of any length, which no float holds."""
 _COMPACT = re.compile(rb"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 _KINDS: dict[str, type[RSAKey | ECKey | OKPKey]] = {"RSA": RSAKey, "EC": ECKey, "OKP": OKPKey}
 _PUBLIC = {"RSA": ("kty", "n", "e"), "EC": ("kty", "crv", "x", "y"), "OKP": ("kty", "crv", "x")}
@@ -63,7 +65,8 @@ class Flaw(Enum):
     AUDIENCE = "the token is meant for another audience"
     EXPIRED = "the token has expired"
     NOT_YET = "the token is not valid yet"
-    CLAIM = "a claim of the token is missing or has the wrong type"
+    CLAIM = "one of the token's claims `exp`, `nbf`, `iat` is missing or is not a time"
+    SUBJECT = "the token must say whom it speaks for: `sub`, a text of at most 256 characters"
 
 
 class Token(msgspec.Struct, frozen=True):
@@ -243,7 +246,7 @@ def check_claims(
         if not any(name in audiences for name in named):
             return Flaw.AUDIENCE
     times = [claims.get("exp"), claims.get("nbf", 0), claims.get("iat", 0)]
-    if not all(isinstance(time, int | float) and not isinstance(time, bool) for time in times):
+    if not all(isinstance(time, int | float) and not isinstance(time, bool) and -_FAR < time < _FAR for time in times):
         return Flaw.CLAIM
     exp, nbf, iat = times
     if exp + leeway <= now:

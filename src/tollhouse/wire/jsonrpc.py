@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from tollhouse.wire.members import Names
+
 __all__ = [
     "CANCELLED",
     "INTERNAL_ERROR",
@@ -22,6 +24,7 @@ __all__ = [
     "as_id",
     "decode",
     "decode_fields",
+    "decode_params",
     "decode_string",
     "encode_fields",
     "error",
@@ -44,6 +47,11 @@ NONE = msgspec.Raw(b"")
 """An absent member."""
 
 _ID_LIMIT = 256
+_ACTED_ON = Names(
+    "name", "uri", "arguments", "_meta", "cursor", "ref", "level", "requestId", "protocolVersion", "capabilities",
+    "notifications", "inputResponses", "requestState",
+)  # fmt: skip
+"""Members of params, and of the `ref` in them, by which MCP requests are routed, judged and changed."""
 
 
 class Malformed(Exception):
@@ -148,6 +156,16 @@ def decode_fields(raw: msgspec.Raw | bytes) -> dict[str, msgspec.Raw]:
         return _fields.decode(raw)
     except msgspec.DecodeError:
         raise Malformed(INVALID_PARAMS, "the params must be an object") from None
+
+
+def decode_params(raw: msgspec.Raw | bytes) -> dict[str, msgspec.Raw]:
+    """`decode_fields` of what a caller asks with. Raises Malformed (INVALID_PARAMS) also for a member whose name
+    differs only by case from one that is acted on: the server might read that one."""
+    fields = decode_fields(raw)
+    name = _ACTED_ON.misspelt(fields)
+    if name is not None:
+        raise Malformed(INVALID_PARAMS, f"{name!r} differs only by case from a member of the params: write it as that")
+    return fields
 
 
 def decode_string(raw: msgspec.Raw | bytes | None) -> str | None:

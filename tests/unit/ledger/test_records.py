@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tollhouse.ledger.records import OUTCOMES, Outcome, UsageRecord, identify
+from tollhouse.ledger.records import OUTCOMES, Outcome, UsageFacts, UsageRecord, identify, labels
 
 JOURNAL = "00112233445566778899aabbccddeeff"
 
@@ -48,3 +48,14 @@ def test_fields_of_a_later_version_are_no_error() -> None:
 def test_outcomes_are_their_words() -> None:
     assert "client_gone" in OUTCOMES
     assert all(o == o.value for o in OUTCOMES)
+
+
+def test_facts_and_labels_are_a_record() -> None:
+    own = UsageFacts.__struct_fields__
+    assert own == tuple(f for f in UsageRecord.__struct_fields__ if f in own)
+    words = dict.fromkeys(("reason", "user", "model_asked", "backend"), 'odd ","outcome":" \u2028 name')
+    record = UsageRecord(
+        admitted_at=1, ended_at=2, request_id='",outcome', outcome="ok", output=7, stream=True, **words
+    )
+    facts = UsageFacts(1, 2, '",outcome', output=7)
+    assert msgspec.json.encode(facts)[:-1] + labels(record) == msgspec.json.encode(record)

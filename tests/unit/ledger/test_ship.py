@@ -1,6 +1,7 @@
 """ledger.ship: every acknowledged record is in the ledger once, whoever dies when."""
 
 import contextlib
+import os
 import random
 import signal
 import sqlite3
@@ -153,6 +154,41 @@ def test_a_shipper_under_load_takes_whole_batches(place: Place) -> None:
     assert shipper.stop()
     assert sizes == [100, 100, 52, 1]
     live.close()
+
+
+def test_lag_does_not_grow_while_there_is_always_something_to_ship(place: Place) -> None:
+    class Busy(SqliteLedger):
+        def ship(self, journal: str, entries: Sequence[Entry]) -> int:
+            count = super().ship(journal, entries)
+            if len(rounds) < 40:
+                live.append(record(1))  # one more has come before the batch was stored
+            rounds.append(shipper.lag)
+            return count
+
+    rounds: list[float] = []
+    live = place.journal()
+    shipper = Shipper(live, Busy(place.db), interval=0.02)
+    began = time.monotonic()
+    shipper.start()
+    live.append(record(1))
+    wait_for(lambda: len(rounds) >= 40)
+    elapsed = time.monotonic() - began
+    assert shipper.stop()
+    live.close()
+    assert sorted(rounds)[20] < elapsed / 4  # of one look or two, and not of all 40
+
+
+def test_a_segment_that_was_being_made_goes_with_its_journal(place: Place) -> None:
+    dead = place.journal()
+    dead.append(record(1))
+    (place.journals / f"{dead.id}-next.new").write_bytes(b"TLHJ")
+    dead.seal()
+    os.close(dead._lock_fd)
+    ledger = SqliteLedger(place.db)
+    ledger.open()
+    assert catch_up(place.journals, ledger) == 1
+    ledger.close()
+    assert place.left() == []
 
 
 def test_two_adopters_at_once(place: Place) -> None:

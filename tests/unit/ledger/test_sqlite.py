@@ -284,3 +284,20 @@ def test_more_labels_than_are_remembered(tmp_path: Path) -> None:
     assert ledger.usage(T0, T0 + 1)[0].requests == 18000
     assert len(ledger.usage(T0, T0 + 1, ["user"])) == 6000
     ledger.close()
+
+
+def test_long_labels_are_cut(tmp_path: Path) -> None:
+    """They are kept for ever, and who calls chooses some of them."""
+    ledger = SqliteLedger(tmp_path / "l.db")
+    ledger.open()
+    long = [entry(n, tool=f"{n}" + "x" * 500_000, org="o" * 256) for n in (1, 2)]
+    assert ledger.ship(JOURNAL, long) == 2
+    assert ledger.ship(JOURNAL, [entry(3, tool="1" + "x" * 600_000, org="o" * 256)]) == 1
+    assert ledger._numbers == {}  # too large to be remembered
+    found = ledger.usage(T0, T0 + 3600, ["org", "tool"])
+    assert [(row.by, row.requests) for row in found] == [
+        (("o" * 256, "1" + "x" * 254 + "…"), 2),
+        (("o" * 256, "2" + "x" * 254 + "…"), 1),
+    ]
+    ledger.close()
+    assert (tmp_path / "l.db").stat().st_size < 200_000

@@ -195,6 +195,19 @@ async def test_close_twice_and_after_exit() -> None:
     await child.close()
 
 
+async def test_once_it_has_exited_its_number_is_not_signalled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel gives the number to others then."""
+    heard = Heard()
+    child = await start_python(heard, "pass")
+    await heard.until(lambda: heard.end is not None)
+    signalled: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "killpg", lambda *given: signalled.append(given))
+    await child.close()
+    await child.close()
+    assert signalled == []
+    assert child.code == 0
+
+
 async def test_a_child_that_does_not_read() -> None:
     heard = Heard()
     child = await start_python(heard, "import time; time.sleep(60)")

@@ -1,6 +1,6 @@
 """The memory counter: the common suite, that it never suspends, and its bounds."""
 
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -8,7 +8,7 @@ import pytest
 from tests.conformance.counter import Bench, CounterSuite, Direct, admit
 
 from tollhouse.core.clock import SLICES, Clock
-from tollhouse.store.base import Charge, Rate
+from tollhouse.store.base import Buckets, Charge, Counter, Rate, Verdict
 from tollhouse.store.memory import MemoryCounter
 
 T = TypeVar("T")
@@ -50,6 +50,40 @@ class TestMemoryBuckets(CounterSuite):
     def bench(self) -> Iterator[Bench]:
         memory = Memory()
         memory.counter = Direct(memory.counter)  # type: ignore[assignment]
+        yield memory
+
+
+class Exact:
+    """A Counter that keeps to the ids, as one on the network must: what is asked again is answered again and taken
+    once, and only what was admitted is settled, once."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._answered: dict[str, Verdict] = {}
+        self._open: dict[str, list[tuple[str, str, int]]] = {}
+
+    def buckets(self, rate: Rate) -> Buckets | None:
+        return self._counter.buckets(rate)
+
+    async def admit(self, id: str, charges: Sequence[Charge]) -> Verdict:
+        if id not in self._answered:
+            verdict = self._answered[id] = await self._counter.admit(id, charges)
+            if verdict.refused < 0:
+                self._open[id] = [(charge.rate.name, charge.key, charge.amount) for charge in charges]
+        return self._answered[id]
+
+    def settle(self, id: str, charges: Sequence[Charge], amounts: Sequence[int]) -> None:
+        assert self._open.pop(id) == [(charge.rate.name, charge.key, charge.amount) for charge in charges]
+        self._counter.settle(id, charges, amounts)
+
+
+class TestExact(CounterSuite):
+    """The suite asks as the contract says a caller does."""
+
+    @contextmanager
+    def bench(self) -> Iterator[Bench]:
+        memory = Memory()
+        memory.counter = Exact(memory.counter)  # type: ignore[assignment]
         yield memory
 
 
@@ -99,7 +133,7 @@ def test_beyond_the_bound_new_keys_share_one_bucket() -> None:
     assert [admit(it, Charge(rate, key, 1)).refused for key in "defg"] == [-1, -1, 0, 0]
     assert admit(it, Charge(rate, "a", 1)).refused == -1  # those who were there keep theirs
     assert len(it.counter) == 4
-    it.counter.settle("x", [Charge(rate, "d", 1)], [0])
+    it.counter.settle("1", [Charge(rate, "d", 1)], [0])
     assert admit(it, Charge(rate, "z", 1)).refused == -1
     it.advance(200.0)
     it.sweep()

@@ -129,3 +129,31 @@ def test_fields() -> None:
 )
 def test_ids(raw: bytes, value: Any) -> None:
     assert jsonrpc.as_id(raw) == value
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        b'{"name":"read","Name":"delete_repo"}',
+        b'{"Name":"delete_repo","name":"read"}',
+        b'{"name":"read","arguments":{},"Arguments":{"repo":"prod"}}',
+        b'{"name":"read","ARGUMENTS":{"repo":"prod"}}',
+        b'{"uri":"a:1","Uri":"a:2"}',
+        b'{"uri":"a:1","URI":"a:2"}',
+        b'{"name":"read","_Meta":{}}',
+        '{"requestId":1,"reque\u017ftId":2}'.encode(),
+        b'{"name":"read","N\\u0061me":"delete_repo"}',
+    ],
+)
+def test_params_that_another_decoder_reads_otherwise(params: bytes) -> None:
+    with pytest.raises(jsonrpc.Malformed, match="differs only by case") as caught:
+        jsonrpc.decode_params(params)
+    assert caught.value.code == jsonrpc.INVALID_PARAMS
+
+
+def test_params() -> None:
+    assert jsonrpc.decode_params(b"") == {}
+    fields = jsonrpc.decode_params(b'{"name":"a","name":"b","arguments":{"Name":1},"Other":1,"other":2}')
+    assert jsonrpc.encode_fields(fields) == b'{"name":"b","arguments":{"Name":1},"Other":1,"other":2}'
+    with pytest.raises(jsonrpc.Malformed):
+        jsonrpc.decode_params(b"[1]")
