@@ -17,7 +17,8 @@ from tollhouse.backends.local import install_local_model
 from tollhouse.config.schema import schema
 from tollhouse.core.errors import ConfigError
 from tollhouse.gateway.build import validate
-from tollhouse.gateway.serve import demo_path, ledger_of, load_config, serve
+from tollhouse.gateway.listeners import certificates
+from tollhouse.gateway.serve import DEMO, demo_path, ledger_of, load_config, serve
 from tollhouse.ledger.base import BY, LedgerError
 from tollhouse.ledger.ship import catch_up
 
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         count = len(error.problems)
         print(error, file=sys.stderr)
         print(f"{count} problem{'' if count == 1 else 's'} in the configuration", file=sys.stderr)
+        if any(problem.file == DEMO for problem in error.problems):
+            print("`tollhouse init` writes the demo as a file to change", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -93,10 +96,14 @@ def _config_path(given: str | None) -> Path | None:
 
 def _check(arguments: argparse.Namespace) -> int:
     loaded = load_config(Path(arguments.config))
-    try:
-        validate(loaded.config)
-    except ConfigError as error:
-        raise ConfigError(loaded.complete(error.problems)) from None
+    problems = []
+    for check in (validate, lambda config: certificates(config.server.listen)):
+        try:
+            check(loaded.config)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(loaded.complete(problems))
     print(f"{arguments.config}: fine")
     return 0
 
@@ -140,9 +147,13 @@ def _usage(arguments: argparse.Namespace) -> int:
         if ledger is None:
             print("this configuration keeps no ledger", file=sys.stderr)
             return 1
+        journal = ledger.path.with_name(ledger.path.name + ".journal")
+        if not ledger.path.exists() and not journal.exists():  # asking must not make one
+            print(f"nothing is recorded yet: there is no {ledger.path}", file=sys.stderr)
+            return 1
         ledger.open()
         try:
-            catch_up(ledger.path.with_name(ledger.path.name + ".journal"), ledger)  # what a dead process left
+            catch_up(journal, ledger)  # what a dead process left
             rows = ledger.usage(int(since.timestamp()), int(now.timestamp()) + 1, by)
         finally:
             ledger.close()
@@ -163,13 +174,17 @@ def _usage(arguments: argparse.Namespace) -> int:
 
 
 def _since(text: str, now: datetime) -> datetime | None:
+    """The moment that `text` says, in UTC where it does not say otherwise; None when it is none since 1970."""
     unit = {"h": "hours", "d": "days", "m": "minutes"}.get(text[-1:])
-    if unit is not None and text[:-1].isdigit():
-        return now - timedelta(**{unit: int(text[:-1])})
     try:
-        return datetime.fromisoformat(text).replace(tzinfo=UTC)
-    except ValueError:
+        if unit is not None and text[:-1].isdecimal():
+            since = now - timedelta(**{unit: int(text[:-1])})
+        else:
+            since = datetime.fromisoformat(text)
+            since = since.replace(tzinfo=UTC) if since.tzinfo is None else since.astimezone(UTC)
+    except (ValueError, OverflowError):
         return None
+    return since if since.timestamp() >= 0 else None
 
 
 def _version(_: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import trustme
 from tests.fixtures.gateway import free_port, gateway
 
 ROUTE = "routes: [{name: a, path: /, to: http://127.0.0.1:9}]\n"
@@ -91,8 +92,61 @@ def test_what_only_building_finds_has_its_place_too(tmp_path: Path) -> None:
     for command in ("serve", "check"):
         refused = serve(tmp_path, command, "a.yaml")
         assert refused.returncode == 2
-        assert refused.stderr.startswith("a.yaml:3:"), refused.stderr
+        assert "\na.yaml:3:" in f"\n{refused.stderr}", refused.stderr
         assert "never be reached" in refused.stderr
+
+
+TLS = """
+server:
+  metrics: null
+  listen:
+    - address: 127.0.0.1:0
+      tls:
+        cert: cert.pem
+        key: other.pem
+    - {address: 127.0.0.1:0, tls: {cert: nonsense.pem, key: key.pem}}
+    - address: 127.0.0.1:0
+      tls: {cert: cert.pem, key: key.pem,
+            client_ca: nonsense.pem}
+providers:
+  one:
+    kind: openai
+    base_url: https://127.0.0.1:9/v1
+    tls: {ca: nonsense.pem}
+models: [{name: a, targets: [{provider: one}]}]
+"""
+ONE_TLS = """
+server:
+  metrics: null
+  workers: %d
+  listen:
+    address: 127.0.0.1:0
+    tls: {cert: cert.pem, key: other.pem}
+"""
+
+
+def test_certificates_and_authorities_are_tried(tmp_path: Path) -> None:
+    issued, other = trustme.CA().issue_cert("gateway.test"), trustme.CA().issue_cert("gateway.test")
+    issued.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    issued.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    other.private_key_pem.write_to_path(str(tmp_path / "other.pem"))
+    (tmp_path / "nonsense.pem").write_text("nonsense")
+    (tmp_path / "a.yaml").write_text(TLS)
+    refused = serve(tmp_path, "check", "a.yaml")
+    assert refused.returncode == 2
+    lines = refused.stderr.splitlines()
+    assert [line.split(": ")[:2] for line in lines[:-1]] == [
+        ["a.yaml:8:14", "server.listen[0].tls.key"],
+        ["a.yaml:9:42", "server.listen[1].tls.cert"],
+        ["a.yaml:12:24", "server.listen[2].tls.client_ca"],
+        ["a.yaml:15:5", "providers.one"],
+    ], refused.stderr
+    assert "the key is not that of the certificate" in lines[0]
+    for command, workers in (("check", 1), ("serve", 1), ("serve", 2)):
+        (tmp_path / "a.yaml").write_text(ONE_TLS % workers + ROUTE)
+        refused = serve(tmp_path, command, "a.yaml")
+        assert refused.stderr.count("a.yaml:7:32: server.listen[0].tls.key: cannot load the certificate") == 1
+        assert refused.returncode == 2
 
 
 def test_a_ledger_that_cannot_be_written_is_said(tmp_path: Path) -> None:

@@ -54,7 +54,8 @@ def write(where: Path, cert: trustme.LeafCert) -> None:
 @asynccontextmanager
 async def running(where: Path, more: str = "") -> AsyncIterator[Running]:
     ca = trustme.CA()
-    ca.cert_pem.write_to_path(str(where / "ca.pem"))
+    for name in ("ca.pem", "clients.pem"):
+        ca.cert_pem.write_to_path(str(where / name))
     write(where, ca.issue_cert("gateway.test"))
     async with service() as upstream, serving(CONFIG.format(url=upstream.url, more=more), where) as gateway:
         assert gateway.url.startswith("https://")
@@ -131,6 +132,41 @@ async def test_client_certificates_are_required(tmp_path: Path) -> None:
                 async with now.connect(refused) as wire:
                     await wire.ask("GET", "/echo")
         assert now.service.requests == now.service.requests[:1]
+
+
+async def test_the_authority_of_client_certificates_is_replaced(tmp_path: Path) -> None:
+    async with running(tmp_path, ", client_ca: clients.pem") as now:
+        fresh = trustme.CA()
+
+        def client(issuer: trustme.CA) -> ssl.SSLContext:
+            context = now.trusting()
+            issuer.issue_cert("agent@example.com").configure_cert(context)
+            return context
+
+        async def is_let_in(issuer: trustme.CA) -> bool:
+            try:
+                async with now.connect(client(issuer)) as wire:
+                    return (await wire.ask("GET", "/echo")).status == 200
+            except (ssl.SSLError, ConnectionError, asyncio.IncompleteReadError):
+                return False
+
+        async with now.connect(client(now.ca)) as before:
+            assert (await before.ask("GET", "/echo")).status == 200
+            assert not await is_let_in(fresh)
+            since = now.gateway.log.stat().st_size
+            fresh.cert_pem.write_to_path(str(tmp_path / "new"))
+            (tmp_path / "new").replace(tmp_path / "clients.pem")
+            await now.gateway.logged("the client CA of .* was replaced", since)
+            async with asyncio.timeout(5):
+                while not await is_let_in(fresh):
+                    pass
+            assert not await is_let_in(now.ca)
+            assert (await before.ask("GET", "/echo")).status == 200
+            since = now.gateway.log.stat().st_size
+            (tmp_path / "clients.pem").write_text("no authority\n")
+            await now.gateway.logged("the old client CA keeps serving", since)
+            assert await is_let_in(fresh)
+        assert await asyncio.to_thread(now.gateway.stop, signal.SIGTERM) == 0
 
 
 async def test_client_certificates_are_optional(tmp_path: Path) -> None:

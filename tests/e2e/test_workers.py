@@ -63,6 +63,13 @@ def usage(where: Path) -> Counter[str]:
         return Counter()
 
 
+def listening(gateway: Gateway) -> int:
+    """How many workers have come so far as to listen."""
+    local = f":{int(gateway.url.rpartition(':')[2]):04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[1].endswith(local) and row[3] == "0A" for row in rows)
+
+
 async def test_no_record_of_an_answer_is_lost_when_workers_are_killed_under_load(tmp_path: Path) -> None:
     async with provider() as upstream, serving(CONFIG.format(port=upstream.port), tmp_path) as gateway:
         load = Load(gateway.url)
@@ -72,7 +79,7 @@ async def test_no_record_of_an_answer_is_lost_when_workers_are_killed_under_load
             await until(lambda enough=enough: len(load.whole) >= enough)
             await until(lambda: len(gateway.children()) == 2)
             os.kill(gateway.children()[kill % 2], signal.SIGKILL)
-        await until(lambda: len(gateway.children()) == 2)
+        await until(lambda: listening(gateway) == 2)  # whoever starts ships what the dead have left
         enough = len(load.whole) + 60
         await until(lambda: len(load.whole) >= enough)
         load.stop = True
@@ -134,8 +141,64 @@ async def test_a_worker_that_comes_back_serves_the_configuration_of_now(tmp_path
             for pid in gateway.children():
                 os.kill(pid, signal.SIGKILL)
             since = gateway.log.stat().st_size
-            await until(lambda: gateway.text(since).count("listening on") == 2)
+            await until(lambda: len(re.findall(r"worker \d listens", gateway.text(since))) == 2)
             asked = UNARY.replace(b"smart", b"other")
             for _ in range(8):
                 assert (await once(gateway.url, "POST", CHAT, asked)).status == 200
             assert "serves" not in gateway.text(since)
+
+
+async def test_what_all_workers_do_is_said_once(tmp_path: Path) -> None:
+    async with provider() as upstream, serving(CONFIG.format(port=upstream.port), tmp_path) as gateway:
+        await until(lambda: listening(gateway) == 2)
+        await until(lambda: len(re.findall(r"worker \d listens", gateway.text())) == 2)
+        assert await asyncio.to_thread(gateway.stop, signal.SIGTERM) == 0
+        said = [line.split(": ", 1)[1] for line in gateway.text().splitlines()]
+        url, metrics = f"listening on {gateway.url}", f"metrics on {gateway.metrics_url}/metrics"
+        assert said[0] == f"serving {gateway.config}"
+        assert sorted(said[1:]) == sorted([url, metrics, "worker 0 listens", "worker 1 listens", "stopping"])
+        assert said[-1] == "stopping"
+
+
+async def killed_and_back(gateway: Gateway) -> None:
+    """Every worker, one after the other: as a rule they do not die together."""
+    for pid in sorted(gateway.children()):
+        since = gateway.log.stat().st_size
+        os.kill(pid, signal.SIGKILL)
+        await gateway.logged(r"worker \d listens", since)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "nonsense: [",
+        # Read without a mistake, and found wrong only when it is built.
+        "routes: [{name: own, exact: /status, to: 'http://127.0.0.1:9'}]",
+    ],
+)
+async def test_a_worker_that_comes_back_to_a_mistake_serves_the_last_good_configuration(
+    tmp_path: Path, bad: str
+) -> None:
+    async with provider() as upstream:
+        config = CONFIG.format(port=upstream.port)
+        async with serving(config, tmp_path) as gateway:
+            for version, name in ((2, "second"), (3, "third")):
+                since = gateway.log.stat().st_size
+                config += f"  - {{name: {name}, targets: [{{provider: one, model: ok}}]}}\n"
+                await gateway.change(config)
+                serves = f"configuration {version} serves"
+                await until(lambda since=since, serves=serves: gateway.text(since).count(serves) == 2)
+            since = gateway.log.stat().st_size
+            await gateway.change(f"{config}{bad}\n", "the last good one keeps serving")
+            await until(lambda: gateway.text(since).count("is refused") == 2)
+            for _ in range(2):  # also by one that never saw it good
+                await killed_and_back(gateway)
+            for name in ("third", "second", "smart"):
+                for _ in range(4):
+                    answer = await once(gateway.url, "POST", CHAT, UNARY.replace(b"smart", name.encode()))
+                    assert answer.status == 200, (name, answer.body)
+            since = gateway.log.stat().st_size
+            await gateway.change(config.replace("second", "fourth"))
+            await until(lambda: gateway.text(since).count("serves") >= 2)
+            answer = await once(gateway.url, "POST", CHAT, UNARY.replace(b"smart", b"fourth"))
+            assert answer.status == 200

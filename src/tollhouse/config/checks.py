@@ -7,13 +7,13 @@ problem. A check gives the path of the setting to change.
 from collections.abc import Collection, Iterator
 from typing import Any, Final
 
-from tollhouse.backends.pool import FallbackSpec, TargetSpec
 from tollhouse.config.places import Path, render
-from tollhouse.config.spec import Config, ModelSpec, RouteSpec
+from tollhouse.config.spec import Config, RouteSpec
 from tollhouse.config.suggest import did_you_mean
 from tollhouse.config.wording import Finding
+from tollhouse.policies.keys import KeySpec
 
-__all__ = ["check"]
+__all__ = ["check", "check_names"]
 
 _MANY: Final = 20  # problems of one kind that are told one by one
 
@@ -23,10 +23,55 @@ def check(config: Config, raw: dict[str, Any], left_out: Collection[Path]) -> li
     place = _Places(raw, left_out)
     return [
         found
-        for each in (_models, _routes, _listeners, _workers, _retries, _metrics)
+        for each in (_models, _routes, _listeners, _public_url, _keys, _workers, _retries, _metrics)
         for found in each(config, place)
         if not place.touched(found.path)
     ]
+
+
+def check_names(raw: dict[str, Any], left_out: Collection[Path]) -> list[Finding]:
+    """The findings about names that are given twice, and about those that nothing has.
+
+    They are looked for in what was written, because an entry that has another mistake is not in the Config.
+    """
+    wrong = frozenset(left_out)
+    return [found for each in (_given_twice, _targets) for found in each(raw, wrong) if found.path not in wrong]
+
+
+def _given_twice(raw: dict[str, Any], wrong: Collection[Path]) -> Iterator[Finding]:
+    for kind in ("models", "routes"):
+        seen: dict[str, int] = {}
+        for n, entry in _mappings(raw.get(kind)):
+            path: Path = (kind, n, "name")
+            name = entry.get("name")
+            if isinstance(name, str) and path not in wrong:
+                first = seen.setdefault(name, n)
+                if first != n:
+                    yield Finding(path, f"{kind}[{first}] has the name `{name}` already", near=name)
+
+
+def _targets(raw: dict[str, Any], wrong: Collection[Path]) -> Iterator[Finding]:
+    written = raw.get("providers")
+    providers = list(written) if isinstance(written, dict) else []
+    known = frozenset(providers)
+    for n, model in _mappings(raw.get("models")):
+        name = model.get("name")
+        exact = isinstance(name, str) and "*" not in name and ("models", n, "name") not in wrong
+        for kind in ("targets", "fallback"):
+            for t, target in _mappings(model.get(kind)):
+                at: Path = ("models", n, kind, t)
+                provider, there = target.get("provider"), target.get("model")
+                if isinstance(provider, str) and provider not in known:
+                    yield Finding((*at, "provider"), _no_provider(provider, providers), near=provider)
+                if exact and isinstance(there, str) and "*" in there:
+                    message = f"`*` stands for what a `*` in the name matched, and `{name}` has none"
+                    yield Finding((*at, "model"), message, near=name)
+
+
+def _mappings(value: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The mappings in what should be a list of them, each with its number."""
+    if isinstance(value, list):
+        yield from ((n, entry) for n, entry in enumerate(value) if isinstance(entry, dict))
 
 
 class _Places:
@@ -44,45 +89,35 @@ class _Places:
         """Whether that is so, or something in the value was left out."""
         return self.gone(path) or any(out[: len(path)] == path for out in self._left_out)
 
-    def numbered(self, name: str, entries: Any) -> Iterator[tuple[int, Any]]:
-        """The entries of the top-level list `name`, each with its number in the document."""
-        written = self.raw.get(name)
+    def numbered(self, path: Path, entries: Any) -> Iterator[tuple[Path, Any]]:
+        """The entries of the list at `path`, each with its path in the document."""
+        written = self._at(path)
         if isinstance(written, list):
             numbers = range(len(written))
-            kept = [n for n in numbers if not self.gone((name, n))] if self._left_out else numbers
-            yield from zip(kept, entries, strict=False)
+            kept = [n for n in numbers if not self.gone((*path, n))] if self._left_out else numbers
+            for n, entry in zip(kept, entries, strict=False):
+                yield (*path, n), entry
 
     def has(self, *path: str) -> bool:
         """Whether the setting was written."""
+        inner = self._at(path[:-1])
+        return isinstance(inner, dict) and path[-1] in inner
+
+    def _at(self, path: Path) -> Any:
+        """The value there, None where there is none."""
         value: Any = self.raw
         for step in path:
-            if not isinstance(value, dict) or step not in value:
-                return False
-            value = value[step]
-        return True
+            if isinstance(value, dict):
+                value = value.get(step)
+            elif isinstance(value, list) and isinstance(step, int) and step < len(value):
+                value = value[step]
+            else:
+                return None
+        return value
 
 
 def _models(config: Config, place: _Places) -> Iterator[Finding]:
-    seen: dict[str, int] = {}
-    written = place.raw.get("providers")
-    providers = list(written) if isinstance(written, dict) else []
-    known = frozenset(providers)
-    for n, model in place.numbered("models", config.models):
-        assert isinstance(model, ModelSpec)
-        path: Path = ("models", n)
-        first = seen.setdefault(model.name, n)
-        if first != n:
-            yield Finding((*path, "name"), f"models[{first}] has the name `{model.name}` already", near=model.name)
-        targets: list[tuple[Path, TargetSpec | FallbackSpec]] = [
-            *(((*path, "targets", t), target) for t, target in enumerate(model.targets)),
-            *(((*path, "fallback", t), target) for t, target in enumerate(model.fallback)),
-        ]
-        for at, target in targets:
-            if target.provider not in known:
-                yield Finding((*at, "provider"), _no_provider(target.provider, providers), near=target.provider)
-            if target.model is not None and "*" in target.model and "*" not in model.name:
-                message = f"`*` stands for what a `*` in the name matched, and `{model.name}` has none"
-                yield Finding((*at, "model"), message, near=model.name)
+    for path, model in place.numbered(("models",), config.models):
         if len(model.targets) == 1 and "balance" in model.model_fields_set:
             yield Finding((*path, "balance"), "has no effect with a single target; leave it out", key=True)
 
@@ -96,19 +131,14 @@ def _no_provider(name: str, providers: list[str]) -> str:
 
 
 def _routes(config: Config, place: _Places) -> Iterator[Finding]:
-    names: dict[str, int] = {}
-    conditions: dict[Any, int] = {}
-    for n, route in place.numbered("routes", config.routes):
+    conditions: dict[Any, Path] = {}
+    for path, route in place.numbered(("routes",), config.routes):
         assert isinstance(route, RouteSpec)
-        path: Path = ("routes", n)
-        first = names.setdefault(route.name, n)
-        if first != n:
-            yield Finding((*path, "name"), f"routes[{first}] has the name `{route.name}` already", near=route.name)
         predicate = route.compile()
         key = (predicate.exact, predicate.path, frozenset(predicate.hosts), predicate.methods, predicate.conditions)
-        same = conditions.setdefault(key, n)
-        if same != n:
-            yield Finding(path, f"is for the same requests as routes[{same}], so it would never be reached")
+        same = conditions.setdefault(key, path)
+        if same != path:
+            yield Finding(path, f"is for the same requests as {render(same)}, so it would never be reached")
 
 
 def _listeners(config: Config, place: _Places) -> Iterator[Finding]:
@@ -135,6 +165,34 @@ def _listeners(config: Config, place: _Places) -> Iterator[Finding]:
         yield Finding(("server", "metrics"), f"{server.metrics} is listened on already", near=server.metrics)
 
 
+def _public_url(config: Config, place: _Places) -> Iterator[Finding]:
+    """A resource's metadata names the address that agents call; of several the gateway cannot know which."""
+    server, mcp = config.server, config.mcp
+    if mcp is None or config.authenticate is None or not config.authenticate.jwt or server.public_url is not None:
+        return
+    every = next((one.address for one in server.listen if one.is_every), "")
+    if (every or len(server.listen) > 1) and not place.touched(("server", "listen")):
+        message = (
+            f"required: agents trust the metadata of {mcp.path} if it names the address that they call (RFC 9728), "
+            f"and {f'{every} is none' if every else 'there are several'}; write it like https://gateway.example.com"
+        )
+        yield Finding(("server", "public_url"), message, near=every)
+
+
+def _keys(config: Config, place: _Places) -> Iterator[Finding]:
+    """A name stands for one caller, whose limits, records and MCP sessions are one."""
+    seen: dict[str, tuple[Path, KeySpec]] = {}
+    for scope_path, scope in _scopes(config, place):
+        authenticate = getattr(scope, "authenticate", None)
+        written: Path = (*scope_path, "authenticate", "keys")
+        for path, key in place.numbered(written, authenticate.keys if authenticate is not None else ()):
+            first, other = seen.setdefault(key.name, (path, key))
+            if (key.digest, key.user) != (other.digest, other.user):
+                what = "another key" if key.digest != other.digest else "another user"
+                message = f"{render(first)} has the name `{key.name}` with {what}; a name stands for one caller"
+                yield Finding((*path, "name"), message, near=key.name)
+
+
 def _workers(config: Config, place: _Places) -> Iterator[Finding]:
     if config.server.workers == 1 or place.touched(("server", "workers")):
         return
@@ -151,14 +209,12 @@ def _workers(config: Config, place: _Places) -> Iterator[Finding]:
 def _scopes(config: Config, place: _Places) -> Iterator[tuple[Path, Any]]:
     """Every place where policies may stand."""
     yield (), config
-    for n, model in place.numbered("models", config.models):
-        yield ("models", n), model
+    yield from place.numbered(("models",), config.models)
     for name, server in (config.mcp.servers if config.mcp is not None else {}).items():
         yield ("mcp", "servers", name), server
         for tool, own in server.tools.items():
             yield ("mcp", "servers", name, "tools", tool), own
-    for n, route in place.numbered("routes", config.routes):
-        yield ("routes", n), route
+    yield from place.numbered(("routes",), config.routes)
 
 
 def _retries(config: Config, place: _Places) -> Iterator[Finding]:

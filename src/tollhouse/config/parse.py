@@ -149,6 +149,7 @@ def parse(text: str, file: str, env: Mapping[str, str], previous: Loaded | None 
     findings = pointless(Config, raw, document.empty)
     config = rest.settle(reading, findings)
     files = {**{name: digest_of(name) for name in reading.files}, **secrets.files}
+    findings += checks.check_names(raw, rest.left_out)
     if config is not None:
         findings += checks.check(config, raw, rest.left_out)
     if findings or problems:

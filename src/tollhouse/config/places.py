@@ -67,10 +67,11 @@ def unrender(text: str) -> Path:
 class _Place:
     """Where a value stands, and where what is in it stands. `keys`: where each key of a mapping stands."""
 
-    __slots__ = ("at", "inner", "keys")
+    __slots__ = ("at", "inner", "is_list", "keys")
 
     def __init__(self, event: Any) -> None:
         self.at = (event.start_mark.line + 1, event.start_mark.column + 1)
+        self.is_list = isinstance(event, SequenceStartEvent)
         self.inner: dict[str | int, _Place] = {}
         self.keys: dict[str | int, tuple[int, int]] = {}
 
@@ -89,13 +90,16 @@ class Places:
         return f"<Places of {self.file}>"
 
     def at(self, path: Path, *, key: bool = False) -> tuple[int, int]:
-        """Where the value at `path` begins, or with `key` its key; what is not there stands where its parent does."""
+        """Where the value at `path` begins, or with `key` its key; what is not there stands where its parent does.
+        A value that stands alone where a list may stand is the first of the list."""
         if self._root is None:
             self._root = _place(self._text)
         place, where = self._root, self._root.at
         for depth, step in enumerate(path):
             found = place.inner.get(step)
             if found is None:
+                if step == 0 and not place.is_list:
+                    continue
                 break
             where = found.at
             if key and depth == len(path) - 1:
@@ -115,6 +119,7 @@ def _place(text: str) -> _Place:
             if event.anchor in anchors:
                 place.inner = anchors[event.anchor].inner
                 place.keys = anchors[event.anchor].keys
+                place.is_list = anchors[event.anchor].is_list
             return place
         if isinstance(event, SequenceStartEvent):
             while not isinstance(following := get(), SequenceEndEvent):

@@ -1,7 +1,7 @@
 """The `server` section: where it listens, and what a client may cost. Sizes in bytes, times in seconds."""
 
 import re
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -95,6 +95,15 @@ class ListenSpec(Spec):
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it."""
         return Address.parse(self.address).is_loopback
+
+    @property
+    def is_every(self) -> bool:
+        """Whether it stands for every interface, so that it is no address that a client could call."""
+        host = Address.parse(self.address).host
+        try:
+            return ip_address(host).is_unspecified
+        except ValueError:
+            return not host
 
 
 def _listen(value: Any) -> Any:

@@ -18,11 +18,10 @@ from pydantic import (
 )
 
 from tollhouse.backends.http import HttpRouteSpec
-from tollhouse.backends.llm import AnthropicSpec, OpenAISpec
-from tollhouse.backends.local import LocalSpec
 from tollhouse.backends.mcp_http import HttpServerSpec
 from tollhouse.backends.mcp_stdio import StdioServerSpec
 from tollhouse.backends.pool import PoolSpec
+from tollhouse.backends.providers import ProviderSpec
 from tollhouse.config.server import ServerSpec
 from tollhouse.config.telemetry import TelemetrySpec
 from tollhouse.config.writable import settled
@@ -97,7 +96,7 @@ def _server_name(value: str) -> str:
     return value
 
 
-Provider = Annotated[OpenAISpec | AnthropicSpec | LocalSpec, Field(discriminator="kind")]
+Provider = ProviderSpec
 """Who runs models. Which kind, its `kind` says."""
 
 

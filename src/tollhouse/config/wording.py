@@ -32,7 +32,7 @@ LATER: Final[dict[str, str]] = {
 }
 """Settings that have a name and a meaning, but no implementation in this version."""
 
-LATER_KINDS: Final = frozenset(("azure", "gemini", "vertex", "bedrock"))
+LATER_KINDS: Final = frozenset(("gemini", "vertex", "bedrock"))
 """Kinds of providers of which the same is true."""
 
 _OFF: Final = frozenset(("admin", "access_log", "ledger"))
@@ -64,9 +64,17 @@ _BOUNDS: Final[dict[str, tuple[str, str]]] = {
     "less_than": ("lt", "should be less than {}"),
     "less_than_equal": ("le", "should be at most {}"),
     "multiple_of": ("multiple_of", "should be a multiple of {}"),
-    "string_too_long": ("max_length", "should have at most {} characters"),
     "string_pattern_mismatch": ("pattern", "should look like the regular expression {}"),
 }
+
+_UNITS: Final[dict[str, str]] = {
+    "string_too_short": "character",
+    "string_too_long": "character",
+    "too_short": "entry",
+    "too_long": "entry",
+}
+
+_PLURALS: Final[dict[str, str]] = {"character": "characters", "entry": "entries"}
 
 
 class Finding:
@@ -126,7 +134,7 @@ class _Located:
                 kept = origins.get(tuple(path))
                 path.append(step if kept is None else kept[step])
                 raw = raw[step]
-            elif n == len(loc) - 1 and error["type"] == "missing":
+            elif n == len(loc) - 1 and (error["type"] == "missing" or step == "[key]"):  # about a key, not its value
                 break
             elif not self.labels or self.labels[-1][0] != len(path):  # what follows a branch's label is within it
                 self.labels.append((len(path), str(step)))
@@ -212,12 +220,11 @@ def _finding(root: type[Spec], document: Any, one: _Located) -> Finding:
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
         return Finding(path, words.format(context.get(name)), near=raw)
-    if kind == "string_too_short":
-        return Finding(path, "should not be empty", near=raw)
-    if kind in ("too_short", "too_long"):
-        found = Finding(path, _wrong_length(kind, context), near=raw)
-        # pydantic does not count entries that are wrong themselves
-        found.echo = kind == "too_short" and (not isinstance(raw, (list, dict)) or len(raw) >= context["min_length"])
+    if kind in _UNITS:
+        secret = isinstance(raw, str) and context.get("field_type") == "Value"  # a SecretStr has a length, no type
+        found = Finding(path, _wrong_length(context, "character" if secret else _UNITS[kind]), near=raw)
+        if kind == "too_short" and not secret:  # pydantic does not count entries that are wrong themselves
+            found.echo = not isinstance(raw, (list, dict)) or len(raw) >= context["min_length"]
         return found
     if kind == "finite_number":
         return Finding(path, "should be a finite number", near=raw)
@@ -229,8 +236,8 @@ def _bad_key(path: Path, error: ErrorDetails) -> Finding:
     """A key that may not be one. What is under it is left out with it."""
     if error["type"] == "string_pattern_mismatch":
         message = f"`{path[-1]}` cannot be a name here; use letters, digits, - and _"
-    elif error["type"] == "string_too_long":
-        message = "the name is too long"
+    elif error["type"] in _UNITS:
+        message = "the name " + _wrong_length(error["ctx"], "character")
     else:
         message = str(error.get("ctx", {}).get("error", _plain(error["msg"])))
     return Finding(path, message, key=True, near=path[-1])
@@ -243,11 +250,12 @@ def _wrong_type(expected: str, raw: Any) -> str:
     return f"should be {expected}, not {kind_of(raw)}" + ("; put it in quotes" if quotes else "")
 
 
-def _wrong_length(kind: str, context: Mapping[str, Any]) -> str:
-    least, most = context.get("min_length"), context.get("max_length")
-    if kind == "too_long":
-        return f"has too many entries; {most} are allowed"
-    return "should not be empty" if least == 1 else f"needs at least {least} entries"
+def _wrong_length(bounds: Mapping[str, Any], unit: str) -> str:
+    least, most = bounds.get("min_length"), bounds.get("max_length")
+    if least == 1:
+        return "should not be empty"
+    word, count = ("at most", most) if least is None else ("at least", least)
+    return f"should have {word} {count} {unit if count == 1 else _PLURALS[unit]}"
 
 
 def _wrong_kind(path: Path, raw: Any, context: Mapping[str, Any]) -> Finding:
@@ -269,6 +277,8 @@ def _unknown_key(root: type[Spec], document: Any, path: Path) -> Finding:
     if name in LATER:
         what = LATER[name]
         message = f"{what} {'are' if what.endswith('s') else 'is'} not available in this version; leave `{name}` out"
+    elif elsewhere := _elsewhere(root, document, path):
+        message = elsewhere
     elif name in Scope.model_fields:
         message = f"`{name}` cannot be set here; at the top it is set for everything"
     else:
@@ -277,6 +287,21 @@ def _unknown_key(root: type[Spec], document: Any, path: Path) -> Finding:
     found = Finding(path, message, key=True)
     found.needless = not hint  # nobody misses a key that nobody knows, unless it is a known one misspelt
     return found
+
+
+def _elsewhere(root: type[Spec], document: Any, path: Path) -> str:
+    """Of a key that another kind of the same thing has: which key decided against that kind. Else nothing, also where
+    the kind is written out."""
+    name, (specs, value) = str(path[-1]), _alternatives(root, document, path[:-1])
+    theirs = [spec for spec in specs if name in _names(spec)]
+    ours = [spec for spec in specs if name not in _names(spec)]
+    if not theirs or not ours or any(_is_tagged(spec, value) for spec in specs):
+        return ""
+    needs = ", ".join(f"`{key}`" for key in _required(theirs[0]))
+    has = ", ".join(f"`{key}`" for key in _required(ours[0]) if key in value)
+    if name in _required(theirs[0]):
+        return f"`{name}` cannot stand beside {has}; give one of the two"
+    return f"`{name}` goes with {needs}, and here is {has}; leave it out"
 
 
 def _mark_echoes(findings: list[Finding]) -> None:
@@ -330,15 +355,20 @@ def known_keys(root: type[Spec], document: Any, path: Path) -> list[str]:
 
 def _specs(root: type[Spec], document: Any, path: Path) -> list[type[Spec]]:
     """The Specs that the mapping at `path` may be, those that fit best."""
+    specs, value = _alternatives(root, document, path)
+    given = set(value) if isinstance(value, dict) else set()
+    ranks = [(_is_tagged(spec, value), len(given & _names(spec))) for spec in specs]
+    return [spec for spec, rank in zip(specs, ranks, strict=True) if rank == max(ranks)]
+
+
+def _alternatives(root: type[Spec], document: Any, path: Path) -> tuple[list[type[Spec]], Any]:
+    """Every Spec that the mapping at `path` may be, and the mapping."""
     value: Any = document
     kinds: list[Any] = [root]
     for step in path:
         kinds = [inner for kind in kinds for inner in _step(kind, step)]
         value = _inner(value, step)
-    specs = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Spec)]
-    given = set(value) if isinstance(value, dict) else set()
-    ranks = [(_is_tagged(spec, value), len(given & _names(spec))) for spec in specs]
-    return [spec for spec, rank in zip(specs, ranks, strict=True) if rank == max(ranks)]
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Spec)], value
 
 
 def _inner(value: Any, step: Any) -> Any:
@@ -347,6 +377,10 @@ def _inner(value: Any, step: Any) -> Any:
 
 def _names(spec: type[Spec]) -> set[str]:
     return {field.alias or name for name, field in spec.model_fields.items()}
+
+
+def _required(spec: type[Spec]) -> list[str]:
+    return [field.alias or name for name, field in spec.model_fields.items() if field.is_required()]
 
 
 def _is_tagged(spec: type[Spec], value: Any) -> bool:

@@ -5,31 +5,33 @@ that holds everything it was made from; what has not changed since the configura
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 
 from tollhouse.backends.http import HttpBackend
-from tollhouse.backends.llm import AnthropicSpec, OpenAISpec, Provider, anthropic_provider, openai_provider
-from tollhouse.backends.local import LocalProvider
 from tollhouse.backends.mcp_servers import Servers
 from tollhouse.backends.pool import pool
+from tollhouse.backends.provider import Provider
+from tollhouse.backends.providers import provider
 from tollhouse.config.spec import Config, ModelSpec, RouteSpec
 from tollhouse.core.call import Call, Context, ModelCall, Principal, ToolCall
 from tollhouse.core.clock import Clock
-from tollhouse.core.errors import ConfigError, Problem
+from tollhouse.core.errors import ConfigError, Problem, Reason
 from tollhouse.core.expr import Expression
 from tollhouse.core.forwarded import Forwarding
 from tollhouse.core.handler import Handler, Policy, compose
-from tollhouse.core.http import Headers, Request, Response
+from tollhouse.core.http import Ending, Headers, Request, Response
 from tollhouse.core.match import Predicate
 from tollhouse.core.reply import Reply
-from tollhouse.endpoints.llm import LLMEndpoint
+from tollhouse.core.spec import Spec
+from tollhouse.endpoints.llm import LLMEndpoint, Locate, PathEndpoint
 from tollhouse.endpoints.mcp import McpEndpoint, Server
 from tollhouse.endpoints.mcp import render as render_mcp
 from tollhouse.endpoints.mcp_session import Sessions
@@ -47,20 +49,27 @@ from tollhouse.policies import CALL, REQUEST
 from tollhouse.policies.authenticate import resource_metadata
 from tollhouse.policies.authorize import AUTHORIZE, Authorize, permitted
 from tollhouse.policies.base import Entrance, Kind, Layer, Level, Parts
+from tollhouse.policies.limits import LIMITS
 from tollhouse.policies.meter import Meter
 from tollhouse.policies.record import Record
 from tollhouse.store.base import Counter
 from tollhouse.store.memory import MemoryCounter
-from tollhouse.wire.llm import CHAT, EMBEDDINGS, MESSAGES
+from tollhouse.wire.llm import CHAT, CONVERSE, EMBEDDINGS, MESSAGES, RESPONSES
+from tollhouse.wire.llm.dialect import Dialect
 from tollhouse.wire.mcp.catalogue import Cursors
 
 __all__ = ["Builder", "Fixtures", "validate"]
 
 _LLM_ROUTES = (
-    (b"/v1/chat/completions", "chat", CHAT),
-    (b"/v1/embeddings", "embeddings", EMBEDDINGS),
-    (b"/v1/messages", "messages", MESSAGES),
+    ("chat", CHAT, (b"/v1/chat/completions", b"/openai/v1/chat/completions")),
+    ("responses", RESPONSES, (b"/v1/responses", b"/openai/v1/responses")),
+    ("messages", MESSAGES, (b"/v1/messages",)),
+    ("embeddings", EMBEDDINGS, (b"/v1/embeddings", b"/openai/v1/embeddings")),
 )
+"""The model stands in the body. Clients for Azure ask below /openai."""
+
+_DEPLOYMENTS = b"/openai/deployments"
+_BEDROCK = b"/model"
 _METADATA = b"/.well-known/oauth-protected-resource"
 _POST = frozenset((b"POST",))
 _GET = frozenset((b"GET", b"HEAD"))
@@ -123,6 +132,7 @@ class Builder:
             on_change=self._sessions.changed,
             count=partial(_count, families, "server"),
         )
+        self._starts: list[Callable[[], None]] = []  # of what the configuration being built brings
         self._before: Config | None = None
         self._models: dict[str, tuple[ModelSpec, Model, Authorize | None]] = {}
 
@@ -138,6 +148,7 @@ class Builder:
 
     def build(self, config: Config, tenure: Tenure) -> Handler[Request, Response]:
         """The request floor of `config`. Raises ConfigError with every problem found."""
+        self._starts = []
         try:
             return _Build(self, self._fixtures, config, tenure).floor()
         except BaseException:
@@ -145,8 +156,15 @@ class Builder:
             raise
 
     def applied(self, config: Config) -> None:
-        """`config` serves now: let go of what only the one before had."""
-        self._servers.retain(config.mcp.servers if config.mcp is not None else {})
+        """`config`, the last one that was built, serves now: begin what it brings, let go of what only the one before
+        had."""
+        starts, self._starts = self._starts, []
+        for start in starts:
+            start()
+        mcp = config.mcp
+        self._servers.retain(mcp.servers if mcp is not None else {})
+        if mcp is not None:
+            self._sessions.timeout = mcp.session_timeout
         self._sessions.all_changed()
 
     def reusable(self, config: Config) -> dict[str, tuple[ModelSpec, Model, Authorize | None]]:
@@ -237,14 +255,30 @@ class _Build:
         models, guards = self._all_models()
 
         def visible(principal: Principal | None, name: str) -> bool:
-            guard = guards.get(name)
+            model = models.find(name)
+            guard = None if model is None else guards.get(model.name)
             return guard is None or guard.permitted(_probe(principal, name))
 
         routes = []
-        for path, name, dialect in _LLM_ROUTES:
+        for name, dialect, paths in _LLM_ROUTES:
             endpoint = LLMEndpoint(dialect, models, visible, max_body=config.server.max_body)
             handler = self._entrance("llm", endpoint.handle)
-            routes.append(Route(name, (Predicate(path, exact=True),), handler, render=endpoint.render, methods=_POST))
+            exact = tuple(Predicate(path, exact=True) for path in paths)
+            routes.append(Route(name, exact, handler, render=endpoint.render, methods=_POST))
+
+        def by_path(name: str, prefix: bytes, *read: tuple[Dialect, Locate]) -> Route:
+            endpoints = [
+                (locate, LLMEndpoint(dialect, models, visible, max_body=config.server.max_body, locate=locate))
+                for dialect, locate in read
+            ]
+            several = PathEndpoint(endpoints)
+            handler = self._entrance("llm", several.handle)
+            below = (Predicate(prefix, exact=False),)
+            return Route(name, below, handler, render=several.render, methods=_POST)
+
+        azure = [(dialect, partial(_deployment, dialect.path)) for dialect in (CHAT, EMBEDDINGS)]
+        routes.append(by_path("azure", _DEPLOYMENTS, *azure))
+        routes.append(by_path("converse", _BEDROCK, (CONVERSE, CONVERSE.read_target)))
         listing = ModelsEndpoint(models, visible)
         both = (Predicate(b"/v1/models", exact=True), Predicate(b"/v1/models", exact=False))
         handler = self._entrance("llm", listing.handle)
@@ -281,6 +315,19 @@ class _Build:
         guard = permitted(scopes.layers(AUTHORIZE), parts)
         return [self._meter.handle, *scopes.policies(CALL, parts)], guard
 
+    def _admission(self, parts: Parts) -> Callable[[Call], Awaitable[None]] | None:
+        """What a request that reaches no model and no server must pass all the same: the top's rules and limits."""
+        policies = self._top.policies((AUTHORIZE, LIMITS), parts)
+        if not policies:
+            return None
+        chain: Handler[Call, Reply] = compose(policies, _nothing)
+
+        async def admit(call: Call) -> None:
+            reply = await chain(call)
+            reply.close(Ending(200, Reason.DIRECT_RESPONSE, 0))
+
+        return admit
+
     def _providers(self) -> dict[str, Provider]:
         """All that can be made; what is wrong with the others is noted."""
         found: dict[str, Provider] = {}
@@ -290,15 +337,13 @@ class _Build:
         return found
 
     def _provider(self, name: str, spec: Any) -> Provider:
-        fixtures = self._fixtures
-        make: Callable[[], Provider]
-        if isinstance(spec, OpenAISpec):
-            make = partial(openai_provider, name, spec, fixtures.client, fixtures.clock)
-        elif isinstance(spec, AnthropicSpec):
-            make = partial(anthropic_provider, name, spec, fixtures.client, fixtures.clock)
-        else:
-            make = partial(LocalProvider, name, spec, fixtures.client, fixtures.clock)
-        return self._tenure.get(("provider", name, spec.fingerprint()), make, _close_provider)
+        key = ("provider", name, spec.fingerprint())
+        return self._tenure.get(key, partial(self._new_provider, name, spec), Provider.close)
+
+    def _new_provider(self, name: str, spec: Spec) -> Provider:
+        made = provider(name, spec, self._fixtures.client, self._fixtures.clock)
+        self._builder._starts.append(made.start)
+        return made
 
     # ---- MCP
     def _mcp_routes(self) -> list[Route]:
@@ -322,7 +367,6 @@ class _Build:
                 chain = _chain(policies, upstream.handle)
                 visible = _visible(guard, guards)
                 servers[name] = Server(name, upstream, chain, tools=tools, permitted=visible)
-        self._builder._sessions.timeout = spec.session_timeout
         routes = [self._mcp_route("mcp", spec.path, servers, spec.prefix)]
         routes += [self._mcp_route(f"mcp/{n}", f"{spec.path}/{n}", {n: s}, "never") for n, s in servers.items()]
         return routes + self._metadata_routes([route.predicates[0].path.decode() for route in routes])
@@ -330,6 +374,7 @@ class _Build:
     def _mcp_route(self, name: str, path: str, servers: dict[str, Server], prefix: Any) -> Route:
         spec = self._config.mcp
         assert spec is not None
+        parts = replace(self._parts, entrance="mcp")
         endpoint = McpEndpoint(
             path,
             servers,
@@ -339,7 +384,7 @@ class _Build:
             info=self._builder._info,
             prefix=prefix,
             failure=spec.failure,
-            origins=(self._public_url,),
+            admit=self._admission(parts),
             max_body=self._config.server.max_body,
             families=self._families,
         )
@@ -381,7 +426,7 @@ class _Build:
             forwarding=self._forwarding,
             retried=partial(_retried, self._fixtures.families),
         )
-        backend.start()
+        self._builder._starts.append(backend.start)
         return backend
 
 
@@ -421,6 +466,10 @@ def _visible(guard: Authorize | None, tools: dict[str, Authorize]) -> Callable[[
     return permitted
 
 
+async def _nothing(_: Call) -> Reply:
+    return Reply(200, [], b"")
+
+
 def _probe(principal: Principal | None, model: str) -> ModelCall:
     """Any call of that model by that caller: what rules are asked about when names are listed."""
     request = Request(b"GET", b"/v1/models", Headers())
@@ -438,6 +487,14 @@ def _probe(principal: Principal | None, model: str) -> ModelCall:
     )
 
 
+def _deployment(after: bytes, path: bytes) -> tuple[str, bool | None] | None:
+    """The model of `/openai/deployments/{model}/chat/completions`, where Azure has it."""
+    if not path.endswith(after):
+        return None
+    model = path[len(_DEPLOYMENTS) + 1 : -len(after)]
+    return (unquote(model.decode("latin-1")), None) if model else None
+
+
 def _own_url(fixtures: Fixtures) -> str:
     name, protocol = fixtures.listeners[0] if fixtures.listeners else ("127.0.0.1:8080", "http")
     return f"{protocol}://{name}"
@@ -449,8 +506,3 @@ def _count(families: Families, side: str, revision: str, change: int) -> None:
 
 def _retried(families: Families, context: Context, why: str) -> None:
     families.retries.child(context.route, context.backend, why).inc()
-
-
-async def _close_provider(provider: Provider) -> None:
-    if isinstance(provider, LocalProvider):
-        await provider.close()

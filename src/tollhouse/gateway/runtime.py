@@ -69,10 +69,13 @@ class Runtime:
         self._keep = Keep()
         self._tenures: dict[Snapshot, Tenure] = {}
         self._again = asyncio.Event()
+        self._asked = False  # whether somebody waits to hear what was found
+        self._refused = False  # whether the last reading was
         self._task: asyncio.Task[None] | None = None
         self._source: FileSource | None = None
         self.apply_seconds = 0.0
         self.current = self._make(loaded, 1)
+        applied(loaded.config)
 
     @property
     def config(self) -> Config:
@@ -91,8 +94,9 @@ class Runtime:
             source.watch(self._loaded.files)
             source.start(self.reload)
 
-    def reload(self) -> None:
-        """Something may have changed: look again soon."""
+    def reload(self, *, asked: bool = False) -> None:
+        """Something may have changed: look again soon. asked: by an operator, who is told also that nothing has."""
+        self._asked |= asked
         self._again.set()
 
     async def close(self) -> None:
@@ -119,11 +123,17 @@ class Runtime:
         running.inc()
         began = perf_counter()
         result = "error"
+        asked, self._asked = self._asked, False
+        refused, self._refused = self._refused, False
         try:
             loaded = await self._read()
             if loaded.config == self._loaded.config and _named(loaded) == _named(self._loaded):
                 self._loaded = loaded
                 result = "unchanged"
+                if refused:
+                    log.info("what is written is what serves again")
+                elif asked:
+                    log.info("read again: nothing has changed")
                 return
             began = perf_counter()
             problems = fixed(self._loaded.config, loaded.config)
@@ -134,18 +144,13 @@ class Runtime:
             result = "ok"
             log.info("configuration %d serves", self.current.version)
         except ConfigError as error:
+            self._refused = True
             log.error("the new configuration is refused; the last good one keeps serving:\n%s", error)
         finally:
             running.dec()
             families.config_updates.child("file", result).inc()
             families.reconciliations.child("file", result).inc()
             families.config_apply.child("file", result).observe(perf_counter() - began)
-
-    def _other_files(self, loaded: Loaded) -> bool:
-        """Whether a file that the configuration names (a key set, a certificate) has other contents."""
-        own = str(Path(loaded.positions.file).absolute())
-        before = self._loaded.files
-        return any(before.get(name) != digest for name, digest in loaded.files.items() if name != own)
 
     async def _read(self) -> Loaded:
         try:

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Iterable
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from typing import NamedTuple
 import uvloop
 
 from tollhouse.config.parse import Loaded, load, parse
+from tollhouse.config.secrets import digest, digest_of
 from tollhouse.config.server import ListenSpec
 from tollhouse.config.sources.file import FileSource
 from tollhouse.config.spec import Config
@@ -29,19 +31,20 @@ from tollhouse.core.clock import Clock
 from tollhouse.core.errors import ConfigError, Problem
 from tollhouse.gateway.build import Builder, Fixtures
 from tollhouse.gateway.drain import Drain
+from tollhouse.gateway.listeners import Certificates, addresses_of, certificates, limits_of, name_of, sockets_at
+from tollhouse.gateway.memory import Memory, system_trim
 from tollhouse.gateway.operate import Operations
 from tollhouse.gateway.runtime import Runtime, fixed
-from tollhouse.gateway.supervise import Supervisor
+from tollhouse.gateway.supervise import TOLD, Supervisor
 from tollhouse.ledger.journal import Journal
 from tollhouse.ledger.ship import Shipper
 from tollhouse.ledger.sqlite import SqliteLedger
 from tollhouse.net.client import Client
 from tollhouse.net.egress import Egress
 from tollhouse.net.head import Limits
-from tollhouse.net.listen import Address, Listener, bind
+from tollhouse.net.listen import Listener
 from tollhouse.net.server import Server
 from tollhouse.net.timer import Timer
-from tollhouse.net.tls import CertificateError, ClientAuth, ServerTLS
 from tollhouse.observe.access_log import AccessLog
 from tollhouse.observe.connections import Connections
 from tollhouse.observe.families import Families, names_for
@@ -49,9 +52,17 @@ from tollhouse.observe.metrics import Metrics, Share
 from tollhouse.observe.runtime import Runtime as RuntimeMetrics
 from tollhouse.store.memory import MemoryCounter
 
-__all__ = ["Worker", "demo_path", "ledger_of", "load_config", "serve"]
+__all__ = ["DEMO", "Worker", "demo_path", "ledger_of", "load_config", "serve"]
 
 log = logging.getLogger("tollhouse")
+
+DEMO = "built-in demo"
+"""What the built-in configuration is called where a file would be named."""
+
+_SERVED = "served"  # in the workers' directory: what the configuration was made from that one of them serves
+
+
+_LISTENS = "listens"  # in the same directory: one of them has come so far
 
 
 class _Bound(NamedTuple):
@@ -84,7 +95,7 @@ def load_config(path: Path | None, before: Loaded | None = None) -> Loaded:
     """
     env = {"TOLLHOUSE_PYTHON": sys.executable, **os.environ}
     if path is None:
-        return parse(demo_path().read_text(encoding="utf-8"), "demo.yaml", env, before)
+        return parse(demo_path().read_text(encoding="utf-8"), DEMO, env, before)
     return load(str(path), env, before)
 
 
@@ -102,69 +113,141 @@ def serve(path: Path | None) -> int:
     """Serve the configuration in `path` (None: the demo) until TERM or INT: the exit status. Raises ConfigError before
     serving."""
     loaded = load_config(path)
-    if loaded.config.server.workers == 1:
-        return _run(path, loaded, 0, None)
+    log.info("serving %s", f"the {DEMO}: there is no tollhouse.yaml here" if path is None else path)
     try:
-        return _several(path, loaded)
+        _find_place(loaded.config)
+        return _run(path, loaded, 0, None) if loaded.config.server.workers == 1 else _several(path, loaded)
     except ConfigError as error:
         raise ConfigError(loaded.complete(error.problems)) from None
+
+
+def _find_place(config: Config) -> None:
+    """Raises ConfigError when the ledger's directory is not there: a misspelt name must not become a tree of them."""
+    if config.ledger is not None and not (directory := ledger_path(config.ledger).parent).is_dir():
+        message = f"there is no directory {str(directory)!r}; make it, or name a file in another one"
+        raise ConfigError([Problem(message, path="ledger")])
 
 
 def _several(path: Path | None, loaded: Loaded) -> int:
     server = loaded.config.server
     with ExitStack() as stack:
+        certificates(server.listen)  # what no worker could use is said once, before any of them starts
         addresses, metrics = _reserve(loaded.config, stack)
         directory = Path(tempfile.mkdtemp(prefix="tollhouse-"))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         shared = _Shared(directory, addresses, metrics, os.getpid())
         grace = server.shutdown.max + 15.0  # the hard end, then the ledger
-        return Supervisor(server.workers, partial(_forked, path, loaded, shared), grace).run()
+        good = _LastGood(path, loaded, directory)
+        where = _Where(loaded.config, shared)
+
+        def told() -> None:
+            good.look()
+            where.look()
+
+        return Supervisor(server.workers, partial(_forked, path, good, shared), grace, told=told).run()
+
+
+class _LastGood:
+    """The supervisor's copy of the configuration that serves: a new worker needs one when the file cannot be used.
+
+    A worker that serves a new configuration leaves the digest of what it was made from, and a signal; the supervisor
+    reads the same files, and takes what it finds only if it is the same. So nothing is handed over that holds a secret.
+    """
+
+    def __init__(self, path: Path | None, loaded: Loaded, directory: Path) -> None:
+        self._path = path
+        self._directory = directory
+        self.loaded = loaded
+
+    def look(self) -> None:
+        """A worker has told."""
+        try:
+            served = (self._directory / _SERVED).read_text()
+            if served != _made_from(self.loaded):
+                fresh = load_config(self._path, self.loaded)
+                if served == _made_from(fresh):
+                    self.loaded = fresh
+        except (OSError, ConfigError):  # the file is another one already; its watchers say what is wrong with that
+            return
+
+    def newest(self) -> Loaded:
+        """The configuration as it is now, where it can be read and serve beside others; else the last good one."""
+        good = self.loaded
+        if all(digest_of(name) == digest for name, digest in good.files.items()):
+            return good
+        try:
+            fresh = load_config(self._path, good)
+        except ConfigError:
+            return good  # the new worker's watcher says what is wrong
+        return good if fixed(good.config, fresh.config) else fresh
+
+
+class _Where:
+    """Says where the gateway can be reached: once for all workers, when the first of them listens."""
+
+    def __init__(self, config: Config, shared: _Shared) -> None:
+        schemes = ("https" if spec.tls else "http" for spec in config.server.listen)
+        self._listeners = list(zip(schemes, shared.addresses, strict=True))
+        self._metrics = shared.metrics
+        self._mark = shared.directory / _LISTENS
+        self._is_said = False
+
+    def look(self) -> None:
+        """A worker has told."""
+        if not self._is_said and self._mark.exists():
+            self._is_said = True
+            _say_where(self._listeners, self._metrics)
+
+
+def _say_where(listeners: Iterable[tuple[str, str]], metrics: str | None) -> None:
+    for scheme, name in listeners:
+        log.info("listening on %s://%s", scheme, name)
+    if metrics is not None:
+        log.info("metrics on http://%s/metrics", metrics)
+
+
+def _tell(what: str, value: str, shared: _Shared) -> None:
+    """The supervisor. what: the name of a file in the workers' directory; value: what it holds then."""
+    fresh = shared.directory / f"{what}.{os.getpid()}"
+    try:
+        fresh.write_text(value)
+        fresh.replace(shared.directory / what)
+    except OSError as error:
+        log.warning("the supervisor cannot be told what is served: %s", error)
+    if os.getppid() == shared.supervisor:
+        os.kill(shared.supervisor, TOLD)
+
+
+def _made_from(loaded: Loaded) -> str:
+    """A digest of the contents of every file that `loaded` was made from."""
+    return digest(repr(sorted(loaded.files.items())).encode())
 
 
 def _reserve(config: Config, stack: ExitStack) -> tuple[list[str], str | None]:
     """Hold every address for the workers, so that one that cannot be had is said once, before any of them starts, and
     port 0 is the same port for all: the addresses of the listeners, and that of the metrics."""
     held = []
-    for address, path in _addresses(config):
-        for sock in _bind(address, path):  # alone at first: what is shared would also share with another gateway
+    for address, path in addresses_of(config):
+        for sock in sockets_at(address, path):  # alone at first: what is shared would also share with another gateway
             sock.close()
-        sockets = _bind(address, path, shared=True)
+        sockets = sockets_at(address, path, shared=True)
         for sock in sockets:
             stack.callback(sock.close)
-        held.append(_name(address, sockets))
+        held.append(name_of(address, sockets))
     metrics = held.pop() if config.server.metrics is not None else None
     return held, metrics
 
 
-def _addresses(config: Config) -> list[tuple[str, str]]:
-    """Each address to listen on, with the setting that names it; that of the metrics last."""
-    found = [(spec.address, "server.listen") for spec in config.server.listen]
-    return [*found, (config.server.metrics, "server.metrics")] if config.server.metrics is not None else found
-
-
-def _bind(address: str, path: str, *, shared: bool = False) -> list[socket.socket]:
-    try:
-        return bind(Address.parse(address), shared=shared)
-    except OSError as error:
-        raise ConfigError([Problem(f"cannot listen on {address}: {error.strerror}", path=path)]) from None
-
-
-def _forked(path: Path | None, loaded: Loaded, shared: _Shared, index: int) -> int:
+def _forked(path: Path | None, good: _LastGood, shared: _Shared, index: int) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is listened to: what it would say is read anyway
-    try:
-        return _run(path, _newest(path, loaded), index, shared)
-    except ConfigError as error:
-        log.error("the configuration cannot be served:\n%s", error)
-        return 2
-
-
-def _newest(path: Path | None, loaded: Loaded) -> Loaded:
-    """For a worker that takes a dead one's place: the configuration as it is now, where it can serve beside others."""
-    try:
-        fresh = load_config(path, loaded)
-    except ConfigError:
-        return loaded  # the file's watcher says what is wrong
-    return loaded if fixed(loaded.config, fresh.config) else fresh
+    newest = good.newest()
+    for loaded in (newest, good.loaded) if newest is not good.loaded else (newest,):
+        try:
+            return _run(path, loaded, index, shared)
+        except ConfigError as error:
+            instead = "; the last good one is tried" if loaded is not good.loaded else ""
+            log.error("the configuration cannot be served%s:\n%s", instead, error)
+    return 2
 
 
 def _run(path: Path | None, loaded: Loaded, index: int, shared: _Shared | None) -> int:
@@ -185,7 +268,9 @@ class Worker:
         self._loaded = loaded
         self._index = index
         self._shared = shared
-        self._tls: list[ServerTLS] = []
+        self._certificates = Certificates()
+        self._clock = Clock()
+        self._memory = Memory(self._clock, self._connections, system_trim())
         self.listeners: list[Listener] = []
         self.metrics_listener: Listener | None = None
         self.listening = asyncio.Event()
@@ -200,7 +285,7 @@ class Worker:
 
     async def _serve(self, stack: AsyncExitStack) -> None:
         config = self._loaded.config
-        clock = Clock()
+        clock = self._clock
         families = self._families(config)
         journal = self._journal(config, families, stack)
         access_log = self._access_log(config, clock, families, stack)
@@ -211,8 +296,8 @@ class Worker:
         )
         stack.push_async_callback(client.close)
         operations = Operations(families.metrics, self._share(families.metrics, clock, stack), journal)
-        bound = self._bound(config, stack)
-        names = tuple((name, "https" if spec.tls else "http") for spec, name, _ in bound)
+        held = self._bound(config, stack)
+        names = tuple((name, "https" if spec.tls else "http") for spec, name, _ in held)
         fixtures = Fixtures(
             clock, families, client, MemoryCounter(clock), operations, journal, access_log, listeners=names
         )
@@ -224,10 +309,10 @@ class Worker:
             builder.build,
             families,
             partial(self._applied, builder),
-            self._reload_certificates,
+            self._looked,
         )
         stack.push_async_callback(runtime.close)
-        self._listen(config, runtime, clock, families, bound)
+        self._listen(config, runtime, clock, families, held)
         if config.server.metrics is not None:
             self.metrics_listener = self._metrics_listener(config.server.metrics, operations, clock, stack)
         metrics = RuntimeMetrics(clock, families, worker=str(self._index))
@@ -240,16 +325,15 @@ class Worker:
         drain = self.drain = Drain(self.listeners, times.min, times.max, builder.finish_streams)
         if self._shared is not None:
             clock.every_turn(partial(self._end_with, self._shared.supervisor))
+        self._memory.start()
+        stack.callback(self._memory.stop)
         for listener in (*self.listeners, *((self.metrics_listener,) if self.metrics_listener else ())):
             await listener.start()
         self._signals(drain, runtime, access_log, operations)
         runtime.start(FileSource() if self._path is not None else None)
         operations.ready = True
         self.listening.set()
-        for listener in self.listeners:
-            log.info("listening on %s://%s", listener.server.scheme, listener.server.name)
-        if self.metrics_listener is not None:
-            log.info("metrics on http://%s/metrics", self.metrics_listener.server.name)
+        self._say_that_it_listens()
         await drain.run()
         if self.metrics_listener is not None:
             self.metrics_listener.stop()
@@ -316,48 +400,59 @@ class Worker:
         bound: list[_Bound] = []
         for n, spec in enumerate(config.server.listen):
             address = shared.addresses[n] if shared is not None else spec.address
-            sockets = _bind(address, "server.listen", shared=shared is not None)
+            sockets = sockets_at(address, "server.listen", shared=shared is not None)
             for sock in sockets:
                 stack.callback(sock.close)
-            bound.append(_Bound(spec, _name(address, sockets), sockets))
+            bound.append(_Bound(spec, name_of(address, sockets), sockets))
         return bound
 
-    def _listen(
-        self, config: Config, runtime: Runtime, clock: Clock, families: Families, bound: "list[_Bound]"
-    ) -> None:
+    def _listen(self, config: Config, runtime: Runtime, clock: Clock, families: Families, held: "list[_Bound]") -> None:
         limits = limits_of(config)
-        for spec, name, sockets in bound:
-            tls = None
-            if spec.tls is not None:
-                auth = ClientAuth(spec.tls.client_auth) if spec.tls.client_ca else ClientAuth.NONE
-                try:
-                    tls = ServerTLS(spec.tls.cert, spec.tls.key, spec.tls.client_ca, auth)
-                except CertificateError as error:
-                    raise ConfigError([Problem(str(error), path="server.listen")]) from None
-                self._tls.append(tls)
+        for (_, name, sockets), tls in zip(held, certificates(config.server.listen), strict=True):
             scheme = "https" if tls else "http"
             server = Server(
                 runtime.handle, clock, limits, name=name, scheme=scheme, observer=Connections(families, name, scheme)
             )
             families.connections_open.reads(partial(_count, server), *Connections.labels(name, scheme))
-            self.listeners.append(Listener(server, sockets, tls.context if tls else None))
+            listener = Listener(server, sockets, tls.context if tls else None)
+            self.listeners.append(listener)
+            if tls is not None:
+                self._certificates.add(tls, listener)
 
     def _metrics_listener(self, address: str, operations: Operations, clock: Clock, stack: AsyncExitStack) -> Listener:
         if self._shared is not None and self._shared.metrics is not None:
             address = self._shared.metrics
-        sockets = _bind(address, "server.metrics", shared=self._shared is not None)
+        sockets = sockets_at(address, "server.metrics", shared=self._shared is not None)
         for sock in sockets:
             stack.callback(sock.close)
         limits = Limits(connections=256, body=4096)
-        return Listener(Server(operations.serve_metrics, clock, limits, name=_name(address, sockets)), sockets)
+        return Listener(Server(operations.serve_metrics, clock, limits, name=name_of(address, sockets)), sockets)
 
     # ---- while it runs
+    def _say_that_it_listens(self) -> None:
+        if self._shared is not None:
+            log.info("worker %d listens", self._index)
+            _tell(_LISTENS, "", self._shared)
+        else:
+            metrics = self.metrics_listener.server.name if self.metrics_listener is not None else None
+            _say_where(((one.server.scheme, one.server.name) for one in self.listeners), metrics)
+
+    def _connections(self) -> int:
+        return sum(len(listener.server.connections) for listener in self.listeners)
+
     def _load(self, before: Loaded | None) -> Loaded:
-        return load_config(self._path, before)
+        self._memory.reading()
+        self._loaded = load_config(self._path, before)
+        return self._loaded
+
+    def _looked(self) -> None:
+        self._memory.read()
+        self._certificates.reload()
 
     def _applied(self, builder: Builder, config: Config) -> None:
         builder.applied(config)
-        self._reload_certificates()
+        if self._shared is not None:
+            _tell(_SERVED, _made_from(self._loaded), self._shared)
         limits = limits_of(config)
         for listener in self.listeners:
             listener.server.limits = limits
@@ -370,52 +465,23 @@ class Worker:
             log.error("the supervisor is gone; stopping")
             self.drain.begin(now=True)
 
-    def _reload_certificates(self) -> None:
-        for tls in self._tls:
-            try:
-                if tls.reload():
-                    log.info("a certificate was replaced")
-            except CertificateError as error:
-                log.error("%s; the old certificate keeps serving", error)
-
     def _signals(self, drain: Drain, runtime: Runtime, access_log: AccessLog | None, operations: Operations) -> None:
         loop = asyncio.get_running_loop()
 
         def stop(now: bool) -> None:
-            log.info("stopping")
+            if self._shared is None:  # else the supervisor has said it
+                log.info("stopping")
             operations.draining = True
             drain.begin(now=now)
 
         def again() -> None:
-            runtime.reload()
+            runtime.reload(asked=True)
             if access_log is not None:
                 access_log.reopen()
 
         loop.add_signal_handler(signal.SIGTERM, stop, False)
         loop.add_signal_handler(signal.SIGINT, stop, True)
         loop.add_signal_handler(signal.SIGHUP, again)
-
-
-def limits_of(config: Config) -> Limits:
-    """What a client may cost, as the server takes it."""
-    server = config.server
-    times = server.timeouts
-    return Limits(
-        target=server.max_target,
-        head=server.max_head,
-        headers=server.max_headers,
-        body=server.max_body,
-        connections=server.max_connections,
-        head_timeout=times.head,
-        body_timeout=times.body,
-        idle_timeout=times.idle,
-        write_timeout=times.write,
-    )
-
-
-def _name(address: str, sockets: list[socket.socket]) -> str:
-    """A listener's name: its address with the port it really has."""
-    return str(Address(Address.parse(address).host, sockets[0].getsockname()[1]))
 
 
 def _count(server: Server) -> float:

@@ -10,26 +10,40 @@ import signal
 from collections.abc import Callable
 from time import monotonic
 
-__all__ = ["Supervisor"]
+__all__ = ["TOLD", "Supervisor"]
 
 log = logging.getLogger("tollhouse.supervisor")
 
-_SIGNALS = frozenset((signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
-_QUICK = 2.0  # a worker that lived shorter than this is started again with a delay
+TOLD = signal.SIGUSR1
+"""The signal by which a worker says that it has something to tell."""
+
+_SIGNALS = frozenset((signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, TOLD))
 _MAX_DELAY = 10.0
-_GIVE_UP = 5  # quick deaths in a row of one worker, before any of them has served
+_GIVE_UP = 5  # quick deaths in a row of one worker, where none has lived longer
 
 
 class Supervisor:
     """Runs `work(index)` in `count` forked processes until TERM or INT, then waits for their end.
 
-    work returns the process's exit status. grace: seconds after the first TERM before what is left is killed.
+    work returns the process's exit status. grace: seconds after the first TERM before what is left is killed. told:
+    called when a worker has sent TOLD. quick: a worker that lived shorter than this is started again with a delay.
     """
 
-    def __init__(self, count: int, work: Callable[[int], int], grace: float) -> None:
+    def __init__(
+        self,
+        count: int,
+        work: Callable[[int], int],
+        grace: float,
+        *,
+        told: Callable[[], None] = lambda: None,
+        quick: float = 2.0,
+    ) -> None:
         self._count = count
         self._work = work
         self._grace = grace
+        self._told = told
+        self._short = quick
+        self._lived = False  # whether any worker has lived longer
         self._workers: dict[int, tuple[int, float]] = {}  # pid -> index, started
         self._due: dict[int, float] = {}  # index -> when to start it again
         self._quick: dict[int, int] = {}
@@ -66,10 +80,13 @@ class Supervisor:
             now = monotonic()
             if info is not None:
                 if info.si_signo in (signal.SIGTERM, signal.SIGINT):
+                    log.info("stopping")
                     self._ending = self._ending or now + self._grace
                     self._tell(info.si_signo)
                 elif info.si_signo == signal.SIGHUP:
                     self._tell(signal.SIGHUP)
+                elif info.si_signo == TOLD:
+                    self._told()
             if self._reap(now):
                 status = 1
                 self._ending = self._ending or now + self._grace
@@ -82,6 +99,11 @@ class Supervisor:
                 del self._due[index]
                 self._start(index)
         return status
+
+    def _has_served(self, now: float) -> bool:
+        """Whether any worker is or was well. Then what keeps another from starting may pass, and the rest go on."""
+        self._lived |= any(now - started >= self._short for _, started in self._workers.values())
+        return self._lived
 
     def _patience(self) -> float:
         now = monotonic()
@@ -107,14 +129,16 @@ class Supervisor:
             if self._ending:
                 continue
             code = os.waitstatus_to_exitcode(status)
-            quick = now - started < _QUICK
+            quick = now - started < self._short
+            self._lived |= not quick
             count = self._quick[index] = self._quick.get(index, 0) + 1 if quick else 0
             cause = f"signal {-code}" if code < 0 else f"status {code}"
-            if count >= _GIVE_UP:
+            if count >= _GIVE_UP and not self._has_served(now):
                 log.error("worker %d ended %d times right after its start (%s); giving up", index, count, cause)
                 hopeless = True
                 continue
-            delay = min(_MAX_DELAY, 0.1 * 2**count) if quick else 0.0
-            log.warning("worker %d (pid %d) ended with %s; starting it again in %.1f s", index, pid, cause, delay)
+            delay = min(_MAX_DELAY, 0.1 * 2 ** min(count, 10)) if quick else 0.0
+            when = f"in {delay:.1f} s" if delay else "at once"
+            log.warning("worker %d (pid %d) ended with %s; starting it again %s", index, pid, cause, when)
             self._due[index] = now + delay
         return hopeless

@@ -4,18 +4,20 @@
 
 import copy
 import gc
+import hashlib
 import json
 import os
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tollhouse.backends.providers import ProviderSpec
 from tollhouse.config.parse import Loaded, LoadError, load, parse
 from tollhouse.config.secrets import ABSENT, LIMIT, digest, digest_of
 from tollhouse.core.errors import Problem
@@ -65,7 +67,7 @@ server:
 providrs: {}
 providers:
   openai: {kind: opnai, api_key: "${OPENAI_API_KEY}"}
-  gem: {kind: gemini}
+  gem: {kind: watson}
   ours: {kind: openai, base_url: 5, api_kye: x}
   nokey: {kind: openai, api_key: "${NOPE}"}
   none: {base_url: http://127.0.0.1:1}
@@ -112,8 +114,8 @@ SAID = """\
 6:13: server.shutdown: `max` is shorter than `min`; it counts from the same moment
 7:13: server.max_body: not a size: '10 monkeys'; write bytes or a number and a unit, like 64KiB or 10MiB
 8:1: providrs: unknown key `providrs`; did you mean `providers`?
-10:18: providers.openai.kind: should be one of openai, anthropic, local, not `opnai`; did you mean `openai`?
-11:15: providers.gem.kind: `gemini` is not available in this version; use one of openai, anthropic, local
+10:18: providers.openai.kind: should be one of KINDS, not `opnai`; did you mean `openai`?
+11:15: providers.gem.kind: should be one of KINDS, not `watson`
 12:34: providers.ours.base_url: should be text, not a number; put it in quotes
 12:37: providers.ours.api_kye: unknown key `api_kye`; did you mean `api_key`?
 13:34: providers.nokey.api_key: the environment variable `NOPE` is not set
@@ -125,6 +127,7 @@ SAID = """\
 19:31: models[0].timeout.idle: not a duration; write a number and a unit, like 250ms, 5s, 1m, 1h or 1d
 20:5: models[1].nam: unknown key `nam`; did you mean `name`?
 21:14: models[1].targets: should not be empty
+22:11: models[2].name: models[0] has the name `smart` already
 23:14: models[2].targets: should be a list, not a mapping
 24:12: models[3].name: the name of a model has at most one `*`
 24:48: models[3].targets[0].wieght: unknown key `wieght`; did you mean `weight`?
@@ -157,7 +160,8 @@ SAID = """\
 
 
 def test_every_mistake_is_found_in_one_pass_and_said_once() -> None:
-    assert problems(EVERYTHING) == [f"t.yaml:{line}" for line in SAID.splitlines()]
+    kinds = ", ".join(get_args(spec.model_fields["kind"].annotation)[0] for spec in get_args(get_args(ProviderSpec)[0]))
+    assert problems(EVERYTHING) == [f"t.yaml:{line}" for line in SAID.replace("KINDS", kinds).splitlines()]
 
 
 CROSS = """\
@@ -189,6 +193,109 @@ CROSS_SAID = """\
 """
 
 
+NAMES = """\
+providers: {o: {kind: local}}
+models:
+  - {name: smart, targets: [{provider: o}]}
+  - {name: smart, targets: []}
+  - {name: smart, targets: [{provider: p, wieght: 1}], timeout: 5}
+  - {targets: [{provider: q}]}
+  - {name: a b, targets: [{provider: o, model: '*'}]}
+  - {name: a b, targets: [{provider: o}]}
+mcp:
+  servers:
+    "bad name": {url: nonsense}
+    worse__name: {command: [x], limit: 5}
+routes:
+  - {name: r, path: /a, to: http://127.0.0.1:1}
+  - {name: r, path: b, to: nonsense}
+"""
+
+NAMES_SAID = """\
+4:12: models[1].name: models[0] has the name `smart` already
+4:28: models[1].targets: should not be empty
+5:12: models[2].name: models[0] has the name `smart` already
+5:40: models[2].targets[0].provider: there is no provider `p`; there are: o
+5:43: models[2].targets[0].wieght: unknown key `wieght`; did you mean `weight`?
+5:65: models[2].timeout: should be a mapping, not a number
+6:5: models[3].name: required, but not there
+6:27: models[3].targets[0].provider: there is no provider `q`; there are: o
+7:12: models[4].name: the name of a model has no spaces in it
+8:12: models[5].name: the name of a model has no spaces in it
+11:5: mcp.servers["bad name"]: the name of a server begins with a letter, ends with no _ and has letters, digits, - and _
+11:23: mcp.servers["bad name"].url: 'nonsense' is not a URL like https://host:port/path
+12:5: mcp.servers.worse__name: the name of a server has no `__` in it: that separates it from the names of its tools
+12:28: mcp.servers.worse__name.command: should be text, not a list
+12:33: mcp.servers.worse__name.limit: unknown key `limit`; did you mean `limits`?
+15:12: routes[1].name: routes[0] has the name `r` already
+15:21: routes[1].path: the path of the request cannot be used: it must begin with a slash
+15:28: routes[1].to: 'nonsense' is not a URL like https://host:port/path
+"""
+
+
+def test_a_mistake_in_an_entry_hides_no_name() -> None:
+    assert problems(NAMES) == [f"t.yaml:{line}" for line in NAMES_SAID.splitlines()]
+
+
+JWT = "authenticate: {jwt: [{issuer: i, audiences: [a], jwks: 'https://127.0.0.1:1/jwks'}]}\n"
+MCP = "mcp: {path: /tools, servers: {a: {command: x}}}\n"
+
+
+@pytest.mark.parametrize(
+    "listen,why",
+    [
+        ("0.0.0.0:8080", "and 0.0.0.0:8080 is none"),
+        ("'[::]:8080'", "and [::]:8080 is none"),
+        ("'[0:0::0]:8080'", "is none"),
+        ("':8080'", "and :8080 is none"),
+        ("[127.0.0.1:1, ':2']", "and :2 is none"),
+        ("[127.0.0.1:1, 127.0.0.1:2]", "and there are several"),
+    ],
+)
+def test_agents_must_be_able_to_trust_the_metadata_of_mcp(listen: str, why: str) -> None:
+    server = f"server: {{metrics: null, listen: {listen}}}\n"
+    (only,) = problems(server + JWT + MCP)
+    assert only.startswith("t.yaml:1:9: server.public_url: required: agents trust the metadata of /tools")
+    assert why in only
+    for part in (JWT, MCP):  # either alone needs none
+        parse(server.replace("{", "{public_url: 'https://a.example', ", 1) + JWT + MCP, "t.yaml", {})
+        parse(server + part + ("authenticate: {mode: optional}\n" if part is MCP else ""), "t.yaml", {})
+    parse("server: {listen: 10.0.0.1:8080}\n" + JWT + MCP, "t.yaml", {})
+
+
+TWO_KEYS = """\
+authenticate: {{keys: [{{name: other, key: 12345678}}, {{name: ci, key: first-key, user: alice}}]}}
+routes:
+  - {{name: a, path: /a, to: 'http://127.0.0.1:1', authenticate: {{mode: optional}}}}
+  - name: b
+    path: /b
+    to: http://127.0.0.1:1
+    authenticate:
+      keys:
+        - {}
+"""
+
+
+@pytest.mark.parametrize(
+    "key,said",
+    [
+        ("{name: ci, key: other-key, user: alice}", "with another key"),
+        ("{name: ci, key: first-key, user: mallory}", "with another user"),
+        ("{name: ci, key: first-key}", "with another user"),
+    ],
+)
+def test_a_key_name_is_one_caller_in_every_scope(key: str, said: str) -> None:
+    (only,) = problems(TWO_KEYS.format(key).replace("12345678", "'12345678'"))
+    where = "t.yaml:9:18: routes[1].authenticate.keys[0].name: authenticate.keys[1] has the name `ci`"
+    assert only == f"{where} {said}; a name stands for one caller"
+
+
+def test_the_same_key_may_stand_in_several_scopes() -> None:
+    same = hashlib.sha256(b"first-key").hexdigest()
+    for key in ("{name: ci, key: first-key, user: alice}", f"{{name: ci, key_hash: {same}, user: alice, org: b}}"):
+        parse(TWO_KEYS.format(key).replace("12345678", "'12345678'"), "t.yaml", {})
+
+
 def test_settings_are_checked_against_each_other() -> None:
     assert problems(CROSS) == [f"t.yaml:{line}" for line in CROSS_SAID.splitlines()]
 
@@ -201,6 +308,12 @@ def test_settings_are_checked_against_each_other() -> None:
         ("models:\n  - x\n", "t.yaml:2:5: models[0]: should be a mapping, not text"),
         ("models: [{name: '', targets: [{provider: p}]}]\nproviders: {p: {kind: local}}", "name: should not be empty"),
         ("mcp: {servers: {}}", "t.yaml:1:16: mcp.servers: should not be empty"),
+        ("authenticate: {keys: [{name: a, key: short}]}", "keys[0].key: should have at least 8 characters"),
+        (
+            f"authenticate: {{keys: [{{name: {'a' * 65}, key: long-enough}}]}}",
+            "name: should have at most 64 characters",
+        ),
+        (f"mcp: {{servers: {{{'a' * 65}: {{command: x}}}}}}", ": the name should have at most 64 characters"),
         (
             "mcp: {servers: {'a.b': {command: x}}}",
             "the name of a server begins with a letter, ends with no _ and has letters, digits, - and _",
@@ -226,6 +339,19 @@ def test_settings_are_checked_against_each_other() -> None:
         ("retry: {attempts: 1, backoff: 1s}", "retry.backoff: has no effect with `attempts: 1`"),
         ("authenticate: {keys: []}", "authenticate: nobody could call"),
         ("limits: [{per: user, requests: 1, tokens: 2, window: 1m}]", "exactly one of"),
+        (
+            "mcp: {servers: {a: {command: x, url: http://127.0.0.1:1/mcp}}}",
+            "1:33: mcp.servers.a.url: `url` cannot stand beside `command`; give one of the two",
+        ),
+        (
+            "mcp: {servers: {a: {command: x, headers: {a: b}}}}",
+            "mcp.servers.a.headers: `headers` goes with `url`, and here is `command`; leave it out",
+        ),
+        (
+            "mcp: {servers: {a: {url: http://127.0.0.1:1/mcp, args: [b]}}}",
+            "mcp.servers.a.args: `args` goes with `command`, and here is `url`; leave it out",
+        ),
+        ("providers: {a: {kind: local, api_key: b}}", "providers.a.api_key: unknown key `api_key`"),
     ],
 )
 def test_one_mistake(text: str, said: str) -> None:

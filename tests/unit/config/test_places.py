@@ -36,6 +36,8 @@ models: [{name: é, targets: [a, b]}, "text"]
         (("models", 0, "targets", 1), (9, 33), (9, 33)),
         (("models", 0, "weight"), (9, 10), (9, 10)),  # not there: its parent
         (("models", 7, "name"), (9, 9), (9, 9)),
+        (("base", 0, "kind"), (2, 9), (2, 3)),  # alone where a list may stand
+        (("base", 1, "kind"), (1, 7), (1, 7)),
         (("models", 1, "name"), (9, 38), (9, 38)),
     ],
 )

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tollhouse.core.errors import ConfigError
-from tollhouse.gateway.serve import Worker, _reserve, limits_of, load_config
+from tollhouse.gateway.listeners import limits_of
+from tollhouse.gateway.serve import Worker, _reserve, load_config
 from tollhouse.net.listen import Address, bind
 
 pytestmark = pytest.mark.anyio

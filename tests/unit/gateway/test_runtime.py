@@ -95,6 +95,23 @@ class Program:
         return self.families.config_updates.child("file", result).value
 
 
+async def test_who_asks_is_told_that_nothing_has_changed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "tollhouse.config")
+    async with following(tmp_path) as program:
+        program.runtime.reload()
+        await program.until(lambda: program.updates("unchanged") == 1)
+        assert caplog.messages == []
+        program.runtime.reload(asked=True)
+        await program.until(lambda: program.updates("unchanged") == 2)
+        assert caplog.messages == ["read again: nothing has changed"]
+        program.write("nonsense: [")
+        await program.until(lambda: program.updates("error") == 1)
+        program.write(TEXT)
+        await program.until(lambda: program.updates("unchanged") == 3)
+        assert caplog.messages[-1] == "what is written is what serves again"
+        assert len(caplog.messages) == 3
+
+
 @asynccontextmanager
 async def following(where: Path) -> AsyncIterator[Program]:
     program = Program(where)
@@ -115,7 +132,7 @@ async def test_a_change_is_swapped_in_and_the_old_one_ends_with_its_last_request
         program.write(TEXT.replace("one.test", "two.test"))
         await program.until(lambda: runtime.current is not old)
         assert await program.answer() == b"http://two.test"
-        assert [config.server.public_url for config in program.applied] == ["http://two.test"]
+        assert [config.server.public_url for config in program.applied] == ["http://one.test", "http://two.test"]
         assert runtime.config is program.built[-1]
         assert (old.leases, program.parts["http://one.test"].closed) == (1, False)
         assert (await answer).body == b"http://one.test"
