@@ -140,13 +140,21 @@ _PROMPT = {
 }
 
 
-def _call(params: dict[str, Any]) -> dict[str, Any]:
-    tool = _TOOLS.get(params.get("name", ""))
-    if tool is None:
-        raise _Error(-32602, f"Unknown tool: {params.get('name')}")
-    arguments = params.get("arguments") or {}
+def _asked(params: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments of a tool or prompt."""
+    name, arguments = params.get("name"), params.get("arguments", {})
+    if not isinstance(name, str):
+        raise _Error(-32602, "name must be a string")
     if not isinstance(arguments, dict):
         raise _Error(-32602, "arguments must be an object")
+    return name, arguments
+
+
+def _call(params: dict[str, Any]) -> dict[str, Any]:
+    name, arguments = _asked(params)
+    tool = _TOOLS.get(name)
+    if tool is None:
+        raise _Error(-32602, f"Unknown tool: {name}")
     try:
         return tool[0](arguments)
     except _ToolFailed as problem:
@@ -160,9 +168,10 @@ def _read(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prompt(params: dict[str, Any]) -> dict[str, Any]:
-    if params.get("name") != _PROMPT["name"]:
-        raise _Error(-32602, f"Unknown prompt: {params.get('name')}")
-    text = (params.get("arguments") or {}).get("text", "")
+    name, arguments = _asked(params)
+    if name != _PROMPT["name"]:
+        raise _Error(-32602, f"Unknown prompt: {name}")
+    text = arguments.get("text", "")
     return {"messages": [{"role": "user", "content": _text(f"Sum up in one sentence:\n\n{text}")}]}
 
 
@@ -215,20 +224,28 @@ def _answer(method: str, params: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _reply(line: bytes) -> dict[str, Any] | None:
+def _reply(line: bytes) -> bytes | None:
     try:
         message = msgspec.json.decode(line)
     except (msgspec.DecodeError, RecursionError):
-        return {"jsonrpc": "2.0", "id": None, "error": {"code": -32700, "message": "Parse error"}}
+        return msgspec.json.encode(_failed(None, {"code": -32700, "message": "Parse error"}))
     if not isinstance(message, dict) or not isinstance(message.get("method"), str) or "id" not in message:
         return None  # a notification, or a response to what was never asked
-    params = message.get("params")
-    reply: dict[str, Any] = {"jsonrpc": "2.0", "id": message["id"]}
+    id, params = message["id"], message.get("params")
+    if isinstance(id, bool) or not isinstance(id, str | int | float):
+        return msgspec.json.encode(_failed(None, {"code": -32600, "message": "The id must be a string or a number"}))
     try:
-        reply["result"] = _answer(message["method"], params if isinstance(params, dict) else {})
-    except _Error as problem:
-        reply["error"] = problem.fields
-    return reply
+        try:
+            result = _answer(message["method"], params if isinstance(params, dict) else {})
+            return msgspec.json.encode({"jsonrpc": "2.0", "id": id, "result": result})
+        except _Error as problem:
+            return msgspec.json.encode(_failed(id, problem.fields))
+    except Exception:  # noqa: BLE001 - the root of one request: those of others go on
+        return msgspec.json.encode(_failed(id, {"code": -32603, "message": "Internal error"}))
+
+
+def _failed(id: Any, error: dict[str, Any]) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": id, "error": error}
 
 
 def serve(source: BinaryIO, sink: BinaryIO) -> None:
@@ -237,7 +254,7 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
         if line.strip():
             reply = _reply(line)
             if reply is not None:
-                sink.write(msgspec.json.encode(reply) + b"\n")
+                sink.write(reply + b"\n")
                 sink.flush()
 
 

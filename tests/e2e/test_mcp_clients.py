@@ -205,6 +205,37 @@ async def test_rules_filter_lists_and_calls_alike(running: Gateway, revision: st
         assert not (await client.call_tool("demo__weather", {"city": "Oslo"})).is_error
 
 
+GUARDED = """
+server: {{listen: 127.0.0.1:0, metrics: null}}
+mcp: {{servers: {{demo: {{command: {python}, args: [-m, tollhouse.demo]}}}}}}
+authenticate:
+  keys: [{{name: ci, key: agent-secret, user: ada}}, {{name: other, key: other-secret, user: bob}}]
+authorize:
+  rules: [{{deny: 'principal.user == "bob"'}}]
+limits: [{{per: key, requests: 8, window: 1h}}]
+"""
+
+
+async def test_rules_and_limits_see_what_reaches_no_server(tmp_path: Path, revision: str) -> None:
+    with Gateway(GUARDED.format(python=sys.executable), tmp_path) as gateway:
+        async with agent(gateway, "/mcp", revision) as client:
+            await client.list_tools()  # from now on the server's instructions are known
+        with pytest.raises((MCPError, BaseExceptionGroup)):
+            async with agent(gateway, "/mcp", revision, key="other-secret") as client:
+                await client.list_tools()
+        params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}}
+        opening = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
+        headers = {"accept": "application/json, text/event-stream", "authorization": "Bearer other-secret"}
+        status, given, body = gateway.exchange("POST", "/mcp", opening, headers)
+        assert (status, json.loads(body)["error"]["data"]) == (200, {"reason": "permission_denied"})
+        assert "mcp-session-id" not in given
+        assert b"weather" not in body
+        headers["authorization"] = "Bearer agent-secret"
+        said = [gateway.exchange("POST", "/mcp", opening, headers)[1].get("x-tollhouse-reason") for _ in range(9)]
+        assert said[-1] == "RateLimit"
+        assert gateway.exchange("GET", "/mcp", None, headers)[0] == 429
+
+
 async def test_who_has_no_key(running: Gateway) -> None:
     status, body = running.ask("POST", "/mcp", b"{}", {"content-type": "application/json"})
     assert status == 401

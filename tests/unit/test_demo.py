@@ -52,6 +52,26 @@ def test_odd_lines() -> None:
         b'{"jsonrpc":"2.0","id":6,"method":"resources/read","params":{"uri":"x"}}',
         b'{"jsonrpc":"2.0","id":7,"method":"ping"}',
         b'{"jsonrpc":"2.0","id":8,"method":"ping","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"1"}}}',
+        b'{"jsonrpc":"2.0","id":9,"method":"tools/call","params":{"name":[]}}',
+        b'{"jsonrpc":"2.0","id":10,"method":"tools/call","params":{"name":"time"}}',
+        b'{"jsonrpc":"2.0","id":11,"method":"prompts/get","params":{"name":"summary","arguments":[1]}}',
+        b'{"jsonrpc":"2.0","id":12,"method":"prompts/get","params":{"name":{}}}',
+        b'{"jsonrpc":"2.0","id":[],"method":"ping"}',
+        b'{"jsonrpc":"2.0","id":14,"method":"ping"}',
     )
     codes = [answer["error"]["code"] if "error" in answer else "result" for answer in answers]
-    assert codes == [-32700, -32601, -32602, "result", "result", -32602, "result", -32022]
+    assert codes == [
+        -32700, -32601, -32602, -32602, "result", -32602, "result", -32022,
+        -32602, "result", -32602, -32602, -32600, "result",
+    ]  # fmt: skip
+
+
+def test_nothing_kills_it() -> None:
+    """Around what the decoder takes, what is done with a value may be too deep."""
+    depths = [*range(900, 1100), 6000, 100_000]
+    texts = (b"[" * depth + b"]" * depth for depth in depths)
+    about = b'{"jsonrpc":"2.0","id":1,"method":"prompts/get","params":{"name":"summary","arguments":{"text":%b}}}'
+    answers = said(*(about % text for text in texts), b'{"jsonrpc":"2.0","id":2,"method":"ping"}')
+    assert len(answers) == len(depths) + 1
+    assert {answer["error"]["code"] for answer in answers if "error" in answer} <= {-32700, -32603}
+    assert answers[-1]["result"] == {}

@@ -1,9 +1,10 @@
 """One MCP server as the gateway sees it: its sessions by whom they serve, its catalogue, its end.
 
-Rule: a session is shared only between calls that may share it. An agent of the old era that can be asked things, or
-that reaches the server over HTTP, has a session of its own; stateless agents share one per principal; the catalogue
-is read over one that belongs to nobody and refuses to be asked. What differs between transports is in `mcp_stdio`
-and `mcp_http`.
+Rule: a session is shared only between calls that may share it. An agent of the old era that can be asked things, that
+has told nobody who it is, or that reaches the server over HTTP, has a session of its own; other agents share one per
+principal. Over HTTP the catalogue is read over a session that belongs to nobody and refuses to be asked; where that
+would be one more process, over the session of whoever asks first. Either way it is one catalogue for all. What
+differs between transports is in `mcp_stdio` and `mcp_http`.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from time import monotonic
 from typing import Any
 
 from tollhouse.backends.mcp_session import OPEN_TIMEOUT, Agent, Expired, Features, Key, McpServerSpec, Session
-from tollhouse.core.call import ToolCall
+from tollhouse.core.call import Principal, ToolCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.reply import Reply
@@ -94,7 +95,7 @@ class Upstream:
             context.upstream_began = now
         context.attempts += 1
         deadline = min(context.deadline, now + self.spec.timeout)
-        key = self._key(call)
+        key = self._key(call.session, call.principal)
         try:
             session = self._sessions.get(key)
             if session is None or session.lost:
@@ -121,13 +122,12 @@ class Upstream:
         finally:
             context.upstream_ended = monotonic()
 
-    def _key(self, call: ToolCall) -> Key:
+    def _key(self, agent: Agent | None, principal: Principal | None) -> Key:
         if self.new:
             return _SHARED
-        agent = call.session
-        if agent is not None and (self._own or agent.profile):
+        nobody = principal is None or principal.source == "anonymous"
+        if agent is not None and (self._own or agent.profile or nobody):
             return ("agent", agent.id, agent.profile)
-        principal = call.principal
         return ("principal", principal.id if principal is not None else "", 0)
 
     async def _session(self, key: Key, deadline: float) -> Session:
@@ -138,7 +138,9 @@ class Upstream:
         task = self._opening.get(key)
         if task is None:
             if self._closed:
-                raise Failure(503, Reason.UPSTREAM_FAILURE, f"{self.name}: the server was removed", retry=True)
+                raise Failure(
+                    503, Reason.UPSTREAM_FAILURE, f"{self.name}: the server was removed", retry=True, reached=False
+                )
             wait = self._not_before - monotonic()
             if self._failures >= _FAILURES and wait > 0:
                 raise Failure(
@@ -147,6 +149,7 @@ class Upstream:
                     f"{self.name}: the server does not come up; next attempt in {wait:.1f} s",
                     retry=True,
                     retry_after=wait,
+                    reached=False,
                 )
             self._make_room()
             task = self._opening[key] = self.spawn(self._open(key))
@@ -177,7 +180,7 @@ class Upstream:
             if isinstance(error, Failure):
                 self._failures += 1
                 self._not_before = monotonic() + min(30.0, 0.05 * 2 ** min(self._failures, 10))
-                log.warning("mcp server %s: %s %s", self.name, error.message, error.detail)
+                log.warning("mcp server %s: %s", self.name, _said(error))
             raise error from None
         finally:
             self._opening.pop(key, None)
@@ -205,6 +208,7 @@ class Upstream:
                 Reason.UPSTREAM_FAILURE,
                 f"{self.name}: all {self._limit} sessions with the server are in use",
                 retry=True,
+                reached=False,
             )
         self.discard(min(idle, key=lambda session: session.touched))
 
@@ -214,17 +218,12 @@ class Upstream:
         if not done:
             raise Failure(504, Reason.TIMEOUT, f"{self.name}: {why}", retry=True)
         if task.cancelled():
-            raise Failure(503, Reason.UPSTREAM_FAILURE, f"{self.name}: the server was removed", retry=True)
+            raise Failure(
+                503, Reason.UPSTREAM_FAILURE, f"{self.name}: the server was removed", retry=True, reached=False
+            )
         error = task.exception()
         if isinstance(error, Failure):  # each waiter its own: a raised one refers back to who raises it
-            raise Failure(
-                error.status,
-                error.reason,
-                error.message,
-                detail=error.detail,
-                retry=error.retry,
-                retry_after=error.retry_after,
-            )
+            raise error.copy()
         return task.result()
 
     # ---- what agents do that concerns sessions
@@ -239,7 +238,7 @@ class Upstream:
                 session.tell(jsonrpc.notification("notifications/roots/list_changed"))
 
     # ---- the catalogue
-    async def listing(self, kind: Kind, agent: Agent | None, principal: str) -> Listing:
+    async def listing(self, kind: Kind, agent: Agent | None, principal: Principal | None) -> Listing:
         """All entries of one kind, from memory while they are fresh. Raises Failure when the server does not say and
         the last good list is too old."""
         profile = agent.profile if agent is not None else 0
@@ -251,14 +250,8 @@ class Upstream:
         task = self._fetching.get(slot)
         behind = task is not None and known is not None  # somebody waits already, and something can be shown
         if task is None:
-            if self.new:
-                key: Key = _SHARED
-            elif self._own:
-                key = ("catalogue", "", profile)
-            elif profile and agent is not None:
-                key = ("agent", agent.id, profile)
-            else:
-                key = ("principal", principal, 0)
+            nobodys = self._own and not self.new
+            key: Key = ("catalogue", "", profile) if nobodys else self._key(agent, principal)
             task = self._fetching[slot] = self.spawn(self._fetch(kind, key, slot, agent))
         try:
             wait = 0.0 if behind else self.spec.list_timeout
@@ -341,6 +334,7 @@ class Upstream:
     # ---- the end of sessions, and of all
     def discard(self, session: Session) -> None:
         """Close `session`, now; calls on it fail."""
+        session.detach()
         if self._sessions.get(session.key) is session:
             del self._sessions[session.key]
             if session.features is not None:
@@ -391,7 +385,7 @@ class Upstream:
         try:
             task = self.spawn(self._quietly(work))
         except Failure as failure:
-            log.warning("mcp server %s: %s", self.name, failure)
+            log.warning("mcp server %s: %s", self.name, _said(failure))
         else:
             task.set_name(f"mcp {self.name}")
 
@@ -399,7 +393,13 @@ class Upstream:
         """Run `work` as a task of this server; `close` waits for it. Raises Failure 503 when far too many run."""
         if len(self._tasks) - len(self._sessions) >= _MAX_TASKS:  # every session may have one for its stream
             work.close()
-            raise Failure(503, Reason.UPSTREAM_FAILURE, f"{self.name}: too much is waiting for the server", retry=True)
+            raise Failure(
+                503,
+                Reason.UPSTREAM_FAILURE,
+                f"{self.name}: too much is waiting for the server",
+                retry=True,
+                reached=False,
+            )
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -414,5 +414,12 @@ class Upstream:
         """Work whose failure concerns nobody but the log."""
         try:
             await work
-        except (Failure, jsonrpc.Malformed) as failure:
-            log.info("mcp server %s: %s", self.name, failure)
+        except Failure as failure:
+            log.info("mcp server %s: %s", self.name, _said(failure))
+        except jsonrpc.Malformed as problem:
+            log.info("mcp server %s: %s", self.name, problem)
+
+
+def _said(failure: Failure) -> str:
+    """For the log, where the caller's half of it is not enough."""
+    return f"{failure.message}: {failure.detail}" if failure.detail else failure.message

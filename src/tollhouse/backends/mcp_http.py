@@ -12,14 +12,15 @@ from time import monotonic
 from typing import Any
 
 import msgspec
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 
-from tollhouse.backends.credentials import UpstreamTLSSpec
+from tollhouse.backends.credentials import HeaderFields, UpstreamTLSSpec, header_lines
+from tollhouse.backends.llm import retry_after
 from tollhouse.backends.mcp_session import ANSWER_HEADERS, Expired, Key, McpServerSpec, Messages, Owner, Session
 from tollhouse.core.call import ToolCall
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.reply import Reply
-from tollhouse.net.client import Client, Exchange, Origin, OriginError, Until
+from tollhouse.net.client import Client, Exchange, Origin, Until
 from tollhouse.wire import jsonrpc, sse
 from tollhouse.wire.mcp import capabilities, revisions
 from tollhouse.wire.mcp.catalogue import KINDS
@@ -29,13 +30,7 @@ __all__ = ["HttpPlace", "HttpServerSpec", "HttpSession"]
 
 log = logging.getLogger("tollhouse.backends.mcp")
 
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_OURS = frozenset(
-    (
-        "accept", "connection", "content-length", "content-type", "expect", "host", "last-event-id", "mcp-method",
-        "mcp-name", "mcp-protocol-version", "mcp-session-id", "te", "trailer", "transfer-encoding", "upgrade",
-    )
-)  # fmt: skip
+_OURS = frozenset(("accept", "last-event-id", "mcp-method", "mcp-name", "mcp-protocol-version", "mcp-session-id"))
 _SESSION_ID = re.compile(rb"[\x21-\x7e]{1,1024}")
 _FORGOTTEN = frozenset((-32000, -32001, jsonrpc.INVALID_REQUEST))  # what some servers say with a 400 instead of a 404
 _NEVER = 1e18
@@ -47,7 +42,7 @@ class HttpServerSpec(McpServerSpec):
     """A server with a URL. headers: sent with every request, its credentials among them."""
 
     url: str
-    headers: dict[str, str] = Field(default_factory=dict)
+    headers: HeaderFields = Field(default={})
     tls: UpstreamTLSSpec | None = None
     proxy: str | None = None
 
@@ -59,14 +54,10 @@ class HttpServerSpec(McpServerSpec):
 
     @field_validator("headers")
     @classmethod
-    def _are_headers(cls, value: dict[str, str]) -> dict[str, str]:
-        for name, text in value.items():
-            if not _TOKEN.fullmatch(name):
-                raise ValueError(f"{name!r} is not a header name")
+    def _not_ours(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name in value:
             if name.lower() in _OURS or name.lower().startswith("mcp-param-"):
-                raise ValueError(f"{name!r} is set by the gateway itself")
-            if any((c < " " and c != "\t") or c >= "\x7f" for c in text):
-                raise ValueError(f"the value of {name!r} has a character that a header cannot carry")
+                raise ValueError(f"the header {name!r} is the gateway's own to set")
         return value
 
     def origin(self) -> tuple[Origin, bytes]:
@@ -77,20 +68,18 @@ class HttpServerSpec(McpServerSpec):
 class HttpPlace:
     """Where a server is: its pools and the part of every head that never changes. Shared by its sessions.
 
-    streams: another client, so that open streams never take the places of calls.
+    streams: another client, so that open streams never take the places of calls. Raises OriginError when the URL's TLS
+    files or its proxy cannot be used.
     """
 
     __slots__ = ("calls", "delete", "get", "post", "spec", "streams")
 
     def __init__(self, spec: HttpServerSpec, client: Client, streams: Client) -> None:
-        try:
-            origin, path = spec.origin()
-            self.calls = client.pool(origin)
-            self.streams = streams.pool(origin, 10_000)
-        except OriginError as error:
-            raise Failure(503, Reason.UPSTREAM_FAILURE, str(error)) from None
+        origin, path = spec.origin()
+        self.calls = client.pool(origin)
+        self.streams = streams.pool(origin, 10_000)
         self.spec = spec
-        fixed = b"".join(b"%b: %b\r\n" % (n.lower().encode(), v.encode()) for n, v in spec.headers.items())
+        fixed = header_lines(spec.headers)
         if "user-agent" not in {name.lower() for name in spec.headers}:
             fixed += b"user-agent: tollhouse\r\n"
         line = b"%b %b HTTP/1.1\r\nhost: %b\r\n%b"
@@ -142,7 +131,7 @@ class HttpSession(Session):
                 break
             # The tool's schema, which says what to repeat in headers, is not the one we know: nothing was done.
             self.upstream.changed(KINDS["tools/list"].changed)
-            await self.upstream.listing(KINDS["tools/list"], call.session, "")
+            await self.upstream.listing(KINDS["tools/list"], call.session, call.principal)
         return reply
 
     async def _call(self, call: ToolCall, deadline: float) -> Reply:
@@ -151,7 +140,7 @@ class HttpSession(Session):
         self.active += 1
         try:
             try:
-                exchange = await self._post(body, self._routing(call) if self.new else b"", deadline)
+                exchange = await self._post(body, self._routing(call) if self.new else b"", deadline, call.idempotent)
             except asyncio.CancelledError:
                 self.cancel(id)
                 raise
@@ -187,7 +176,8 @@ class HttpSession(Session):
             sent=True,
         )
 
-    async def _post(self, body: bytes, more: bytes, deadline: float) -> Exchange:
+    async def _post(self, body: bytes, more: bytes, deadline: float, resend: bool = True) -> Exchange:
+        """more: header lines. resend: it does no harm when the server gets it twice."""
         timeout = self.upstream.spec.timeout
         return await self._place.calls.exchange(
             b"%b%bcontent-length: %d\r\n\r\n" % (self._head, more, len(body)),
@@ -197,6 +187,7 @@ class HttpSession(Session):
             deadline=deadline,
             first_byte=timeout,
             idle=timeout,
+            resend=resend,
         )
 
     def _routing(self, call: ToolCall) -> bytes:
@@ -236,16 +227,29 @@ class HttpSession(Session):
                 502,
                 Reason.UPSTREAM_FAILURE,
                 f"{self.upstream.name}: the server refused the gateway's credentials ({status})",
+                code="upstream_credentials",
+                sent=True,
+            )
+        if status == 429:
+            raise Failure(
+                429,
+                Reason.UPSTREAM,
+                f"{self.upstream.name}: the server is limiting requests; try again later",
+                code="rate_limit_exceeded",
+                detail=data[:200].decode(errors="replace"),
+                retry=True,
+                retry_after=retry_after(exchange.headers),
             )
         if error is not None and len(error) and 400 <= status < 500:
             return jsonrpc.failed(id, error)
         raise Failure(
-            503 if status in (429, 503) else 502,
+            503 if status == 503 else 502,
             Reason.UPSTREAM_FAILURE,
             f"{self.upstream.name}: the server answered with status {status}",
             detail=data[:200].decode(errors="replace"),
-            retry=status in (429, 502, 503, 504),
-            sent=status not in (429, 503),
+            retry=status in (502, 503, 504),
+            retry_after=retry_after(exchange.headers) if status == 503 else None,
+            sent=True,
         )
 
     async def _forgotten(self) -> bool:
@@ -346,6 +350,7 @@ class HttpSession(Session):
                     deadline=_NEVER,
                     first_byte=30.0,
                     idle=_NEVER,
+                    resend=True,
                 )
                 try:
                     if exchange.status in (404, 405) or (exchange.status == 200 and not exchange.event_stream):
@@ -382,6 +387,7 @@ class HttpSession(Session):
                 first_byte=2.0,
                 idle=2.0,
                 connect=1.0,
+                resend=True,
             )
             exchange.close()
 

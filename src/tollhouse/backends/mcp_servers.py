@@ -5,7 +5,6 @@ changed, or has gone, ends when its calls have ended.
 """
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Mapping
 
 from tollhouse.backends.mcp import Upstream
@@ -23,8 +22,7 @@ _HTTP_SESSIONS = 10_000
 def fingerprint(spec: McpServerSpec) -> str:
     """A digest of all that makes a server another one: how it is reached, not what may be done with it."""
     kind = next((kind for kind in (StdioServerSpec, HttpServerSpec) if isinstance(spec, kind)), McpServerSpec)
-    text = f"{kind.__name__}{spec.model_dump_json(include=set(kind.model_fields))}"
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return kind.model_construct(**{name: getattr(spec, name) for name in kind.model_fields}).fingerprint()
 
 
 class Servers:
@@ -51,8 +49,8 @@ class Servers:
         self._leaving: set[Upstream] = set()
 
     def get(self, name: str, spec: McpServerSpec) -> Upstream:
-        """The server of that name and configuration; nothing is started before it is needed. Raises Failure 503 when
-        its files (certificates) cannot be read, TypeError for a kind of server that is not known here."""
+        """The server of that name and configuration; nothing is started before it is needed. Raises OriginError when
+        its TLS files or its proxy cannot be used, TypeError for a kind of server that is not known here."""
         key = (name, fingerprint(spec))
         known = self._known.get(key)
         if known is None:

@@ -1,16 +1,20 @@
 """A session with an MCP server, and what the server says within one call: what all transports share.
 
 Rule: a session serves whom its key names, and declares what they declared and nothing more. What the server says
-outside of a call goes to the agents that use the session; what it asks for and they cannot give is refused here.
+outside of a call may quote a call: it goes to the one it must be about, or to nobody. What the server asks for and its
+agents cannot give is refused here.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
+from functools import partial
+from time import monotonic
 from typing import Any, Protocol
 
 import msgspec
 
-from tollhouse.core.call import ToolCall
+from tollhouse.core.call import Principal, ToolCall
 from tollhouse.core.clock import FOREVER, Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Sink
@@ -33,6 +37,8 @@ __all__ = [
     "Owner",
     "Session",
 ]
+
+log = logging.getLogger("tollhouse.backends.mcp")
 
 ANSWER_HEADERS: list[tuple[bytes, bytes]] = [(b"content-type", b"application/json")]
 
@@ -70,7 +76,13 @@ class Agent(Protocol):
         """Take what a server says outside of any call. False: nobody can hear it now."""
         ...
 
-    def on_end(self, callback: Callable[[], None]) -> None: ...
+    def on_end(self, key: Any, callback: Callable[[], None]) -> None:
+        """Call `callback` at its end; one for each key."""
+        ...
+
+    def forget(self, key: Any) -> None:
+        """The callback of `key` is not wanted any more."""
+        ...
 
 
 class Features(msgspec.Struct, frozen=True):
@@ -88,16 +100,22 @@ class Messages:
     """What a server says within one call: raw JSON-RPC messages, one a `send`. Timed.
 
     `first` waits for the earliest; then it is the Source of the rest. Subclasses know what `quit` means. logs and
-    progress say whether the agent wants them: what nobody wants must not begin an answer.
+    progress say whether the agent wants them: what nobody wants must not begin an answer. The call's Context is told
+    when the server has said all.
     """
 
-    __slots__ = ("_failure", "_held", "_paused", "_sink", "_size", "_waiter", "deadline", "logs", "over", "progress")
+    __slots__ = (
+        "_context", "_failure", "_held", "_paused", "_sink", "_size", "_waiter",
+        "agent", "deadline", "logs", "over", "progress",
+    )  # fmt: skip
 
     def __init__(self, waiter: "asyncio.Future[None]", call: ToolCall | None) -> None:
         self.deadline = FOREVER
         self.over = False
         self.logs = call is not None and bool(call.level or call.session is not None)
         self.progress = call is not None and call.progress
+        self.agent: Agent | None = call.session if call is not None else None
+        self._context = call.context if call is not None else None
         self._waiter: asyncio.Future[None] | None = waiter
         self._held: list[bytes] = []
         self._size = 0
@@ -157,8 +175,7 @@ class Messages:
         """No more comes."""
         if self.over:
             return
-        self.over = True
-        self.deadline = FOREVER
+        self._ended()
         self._failure = failure
         if self._sink is not None and not self._held:
             self._end()
@@ -198,9 +215,14 @@ class Messages:
         self._held.clear()
         self._failure = None
         if not self.over:
-            self.over = True
-            self.deadline = FOREVER
+            self._ended()
             self.quit()
+
+    def _ended(self) -> None:
+        self.over = True
+        self.deadline = FOREVER
+        if self._context is not None:
+            self._context.upstream_ended = monotonic()
 
 
 class Owner(Protocol):
@@ -224,7 +246,7 @@ class Owner(Protocol):
 
     def known(self, kind: Kind, agent: Agent | None) -> Listing | None: ...
 
-    async def listing(self, kind: Kind, agent: Agent | None, principal: str) -> Listing: ...
+    async def listing(self, kind: Kind, agent: Agent | None, principal: Principal | None) -> Listing: ...
 
 
 class Session:
@@ -266,6 +288,10 @@ class Session:
         """The latest call that still runs and can carry what belongs to none."""
         return None
 
+    def sole(self) -> Messages | None:
+        """The call that an uncorrelated message must be about: the only one that runs. None in doubt."""
+        return self.in_flight() if self.active == 1 else None
+
     async def close(self) -> None:
         raise NotImplementedError
 
@@ -289,9 +315,15 @@ class Session:
 
     def attach(self, agent: Agent) -> None:
         """`agent` uses this session from now to its end; a session of its own ends with it."""
-        if agent not in self.agents:
+        if agent not in self.agents and not self.closed:
             self.agents.add(agent)
-            agent.on_end(lambda: self._left(agent))
+            agent.on_end(self, partial(self._left, agent))
+
+    def detach(self) -> None:
+        """It ends: no agent has anything to do with it any more."""
+        agents, self.agents = self.agents, set()
+        for agent in agents:
+            agent.forget(self)
 
     def _left(self, agent: Agent) -> None:
         self.agents.discard(agent)
@@ -387,13 +419,23 @@ class Session:
             self.upstream.changed(method)
         elif method in ("notifications/cancelled", "notifications/progress"):
             return  # of requests that we cannot tell either
-        elif self.agents:
+        elif method == "notifications/resources/updated":  # names nothing but what an agent has subscribed to
             for agent in tuple(self.agents):
                 agent.deliver(self.upstream.name, data, message, self.tell)
-        elif method == "notifications/message":
-            current = self.in_flight()
-            if current is not None and self.active == 1 and current.logs:
-                current.push(data, droppable=True)
+        else:
+            self._uncorrelated(data, message)
+
+    def _uncorrelated(self, data: bytes, message: jsonrpc.Message) -> None:
+        """A log message, or anything else that may quote a call: to whom it must be about, or to nobody."""
+        current = self.sole()
+        agent = next(iter(self.agents)) if len(self.agents) == 1 else None
+        whole = self.key[0] == "agent"  # nobody else's calls ever run here
+        if agent is not None and (whole or (current.agent is agent if current is not None else not self.active)):
+            agent.deliver(self.upstream.name, data, message, self.tell)
+        elif current is not None and (current.logs or message.method != "notifications/message"):
+            current.push(data, droppable=True)
+        else:
+            log.debug("mcp server %s: dropped a %s that could be anybody's", self.upstream.name, message.method)
 
     def asked(self, data: bytes, message: jsonrpc.Message) -> None:
         """A request of the server: answered here, carried to the agent, or refused."""

@@ -67,7 +67,9 @@ class StdioSession(Session):
         assert isinstance(spec, StdioServerSpec)
         self._spec = spec
         self._child: process.Child | None = None
-        self._calls: dict[int, Messages] = {}
+        self._calls: dict[int, _Call] = {}
+        self._carrying = 0  # of `_calls`: what agents have asked
+        self._mixed = False  # several of those have run at once, and one of them still does
         self._told = 0
         self._told_since = 0.0
 
@@ -100,7 +102,7 @@ class StdioSession(Session):
                 return message
             messages.rearm(asyncio.get_running_loop().create_future())
 
-    def _begin(self, id: int, line: bytes, deadline: float, call: ToolCall | None) -> Messages:
+    def _begin(self, id: int, line: bytes, deadline: float, call: ToolCall | None) -> "_Call":
         child = self._child
         if child is None or self.lost:
             raise self._gone("it is not running", sent=False)
@@ -108,11 +110,18 @@ class StdioSession(Session):
         messages = _Call(self, id, deadline, call)
         self._calls[id] = messages
         self.active += 1
+        if call is not None:
+            self._carrying += 1
+            self._mixed = self._mixed or self._carrying > 1
         return messages
 
     def ended(self, id: int) -> None:
         """A call is no longer waited for or has been answered."""
-        if self._calls.pop(id, None) is not None:
+        messages = self._calls.pop(id, None)
+        if messages is not None:
+            if messages.carries:
+                self._carrying -= 1
+                self._mixed = self._mixed and self._carrying > 0
             self.done()
 
     def cancel(self, id: int, why: str) -> None:
@@ -129,6 +138,11 @@ class StdioSession(Session):
 
     def in_flight(self) -> Messages | None:
         return next(reversed(self._calls.values()), None)
+
+    def sole(self) -> Messages | None:
+        if self._carrying != 1 or self._mixed:
+            return None
+        return next((messages for messages in self._calls.values() if messages.carries), None)
 
     # ---- process.Listener
     def line(self, data: bytes) -> None:
@@ -159,6 +173,7 @@ class StdioSession(Session):
     def exited(self, code: int | None, why: str) -> None:
         self.lost = True
         calls, self._calls = self._calls, {}
+        self._carrying, self._mixed = 0, False
         if calls:
             log.warning("mcp server %s: %s, with %d calls in flight", self.upstream.name, why, len(calls))
         self.active += 1  # what follows must not make it look idle halfway
@@ -175,6 +190,7 @@ class StdioSession(Session):
             f"{self.upstream.name}: the server's process is gone: {why}",
             retry=True,
             sent=sent,
+            reached=sent,
         )
 
     def _stderr(self, text: str) -> None:
@@ -194,14 +210,15 @@ class StdioSession(Session):
 
 
 class _Call(Messages):
-    """A call on a child, watched for its deadline."""
+    """A call on a child, watched for its deadline. carries: an agent's, not one of our own."""
 
-    __slots__ = ("_id", "_session")
+    __slots__ = ("_id", "_session", "carries")
 
     def __init__(self, session: StdioSession, id: int, deadline: float, call: ToolCall | None) -> None:
         super().__init__(asyncio.get_running_loop().create_future(), call)
         self._session = session
         self._id = id
+        self.carries = call is not None
         self.deadline = deadline
         clock = session.upstream.clock
         clock.watch(self)

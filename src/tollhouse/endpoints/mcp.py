@@ -1,33 +1,51 @@
 """MCP for agents: Streamable HTTP at revisions 2025-06-18 and 2025-11-25 (sessions) and 2026-07-28 (stateless).
 
 Rule: the era is settled first, from this request alone; after that both eras walk the same way: name to server, a
-ToolCall through that server's chain, and the answer told in the agent's words. An answer is JSON when the first
-message is the last one, and an event stream otherwise.
+ToolCall through that server's chain, and the answer told in the agent's words. What reaches no chain is put to `admit`
+first, so that rules and limits see every request. An answer is JSON when the first message is the last one, and an
+event stream otherwise.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 
+from tollhouse.core.call import ToolCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure
 from tollhouse.core.http import Request, Response
 from tollhouse.endpoints.mcp_call import put
 from tollhouse.endpoints.mcp_lists import Lists, Permitted, Server, Upstream
-from tollhouse.endpoints.mcp_request import JSON, Asking, Refused, failed, plain, refusal, render
+from tollhouse.endpoints.mcp_offer import capabilities, instructions
+from tollhouse.endpoints.mcp_request import (
+    JSON,
+    LONGEST_METHOD,
+    Accepted,
+    Asking,
+    Refused,
+    failed,
+    named,
+    outcome_of,
+    plain,
+    refusal,
+    render,
+)
 from tollhouse.endpoints.mcp_session import Session, Sessions
 from tollhouse.observe.families import Families
 from tollhouse.wire import jsonrpc
-from tollhouse.wire.mcp import capabilities, names, revisions
+from tollhouse.wire.mcp import names, revisions
+from tollhouse.wire.mcp.capabilities import profile_of
 from tollhouse.wire.mcp.catalogue import KINDS, Cursors, Kind
 from tollhouse.wire.mcp.headers import NAMED, param_mismatch, request_fault
 from tollhouse.wire.mcp.messages import LEVELS
 
-__all__ = ["McpEndpoint", "Permitted", "Server", "Upstream", "render"]
+__all__ = ["Admit", "McpEndpoint", "Permitted", "Server", "Upstream", "render"]
 
-_LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
+Admit = Callable[[ToolCall], Awaitable[None]]
+"""Asked before what reaches no server: rules and limits of the endpoint. Raises Failure."""
+
 _ASSUMED = "2025-03-26"  # what a missing version header means (2025-11-25, Streamable HTTP)
 
 _TOOLS, _PROMPTS = KINDS["tools/list"], KINDS["prompts/list"]
@@ -40,14 +58,16 @@ _TARGETS: dict[str, Kind] = {
     "resources/unsubscribe": _RESOURCES,
 }
 _SUBSCRIBING = frozenset(("resources/subscribe", "resources/unsubscribe"))
+_THROUGH = frozenset((*_TARGETS, "completion/complete"))  # what a server answers, through its own chain
 
 
 class McpEndpoint:
     """Several servers as one, or one alone; `handle` is a Handler of the request floor.
 
-    path: names the endpoint; sessions are bound to it. prefix, failure: as in config. origins: allowed values of
-    Origin beside loopback ones, such as the public URL. max_body: bytes of a request. info: raw JSON of serverInfo.
-    families: metrics, or None.
+    path: names the endpoint; sessions are bound to it. prefix, failure: as in config. admit: awaited with a ToolCall
+    that has no server and no name before every request that goes through no server's chain (its method is the
+    JSON-RPC one, or GET or DELETE); notifications are not asked about. max_body: bytes of a request. info: raw JSON of
+    serverInfo. families: metrics, or None.
     """
 
     def __init__(
@@ -61,7 +81,7 @@ class McpEndpoint:
         info: bytes,
         prefix: names.Prefix = "auto",
         failure: Literal["open", "closed"] = "open",
-        origins: Iterable[str] = (),
+        admit: Admit | None = None,
         max_body: int = 10 << 20,
         page: int = 1000,
         families: Families | None = None,
@@ -85,8 +105,8 @@ class McpEndpoint:
             cursors=cursors,
             page=page,
         )
-        self._origins = frozenset(map(_origin, origins))
-        self._accepts: dict[bytes, tuple[bool, bool]] = {}
+        self._admit = admit
+        self._accepted = Accepted()
         self._new: dict[str, Callable[[Asking], Any]] = {
             "server/discover": self._discover,
             "subscriptions/listen": self._listen,
@@ -103,47 +123,31 @@ class McpEndpoint:
 
     # ---- HTTP
     async def handle(self, request: Request) -> Response:
-        """Answer one request. Raises Failure only for a body that cannot be read."""
+        """Answer one request. Raises Failure for a body that cannot be read, and for a GET or DELETE that `admit`
+        refuses."""
         headers = dict(request.headers)
         request.context.operation = "mcp"
-        origin = headers.get(b"origin")
-        if origin is not None and not self._allowed(origin):
-            return plain(403, "this Origin is not allowed here: add it to the gateway's public_url or mcp.origins")
         if request.method == b"POST":
             return await self._post(request, headers)
         if request.method not in (b"GET", b"DELETE"):
             return plain(405, "use POST", (b"allow", b"GET, POST, DELETE"))
         if headers.get(b"mcp-protocol-version") == revisions.NEWEST_NEW.encode():
             return plain(405, f"revision {revisions.NEWEST_NEW} has only POST", (b"allow", b"POST"))
+        await self._ask(request, "GET" if request.method == b"GET" else "DELETE")
         return self._get(request, headers) if request.method == b"GET" else self._delete(request, headers)
 
-    def _allowed(self, origin: bytes) -> bool:
-        text = origin.decode("latin-1").lower()
-        if text in self._origins:
-            return True
-        try:
-            return urlsplit(text).hostname in _LOOPBACK
-        except ValueError:
-            return False
-
-    def _accepted(self, value: bytes | None) -> tuple[bool, bool]:
-        """Whether JSON, and whether event streams are accepted."""
-        if value is None:
-            return True, True
-        known = self._accepts.get(value)
-        if known is None:
-            kinds = {part.partition(b";")[0].strip() for part in value.lower().split(b",")}
-            every = b"*/*" in kinds
-            known = (
-                every or b"application/json" in kinds or b"application/*" in kinds,
-                every or b"text/event-stream" in kinds or b"text/*" in kinds,
-            )
-            if len(self._accepts) < 256:
-                self._accepts[value] = known
-        return known
+    async def _ask(self, request: Request, method: str) -> None:
+        """Whether this request may be made, though no server is asked. Raises Failure."""
+        if self._admit is not None:
+            call = ToolCall(request, request.context, server="", method=method, name="", params={})
+            try:
+                await self._admit(call)
+            except Failure as failure:
+                request.context.mcp_outcome = outcome_of(failure)
+                raise
 
     async def _post(self, request: Request, headers: dict[bytes, bytes]) -> Response:
-        json, stream = self._accepted(headers.get(b"accept"))
+        json, stream = self._accepted.of(headers.get(b"accept"))
         if not (json and stream):
             return plain(406, "accept both application/json and text/event-stream")
         if not headers.get(b"content-type", b"").lower().startswith(b"application/json"):
@@ -153,11 +157,21 @@ class McpEndpoint:
         context.bytes_in = len(body)
         id = b"null"
         new = False
+        due = ""  # the method, while neither a chain nor `admit` was asked
         try:
             message = jsonrpc.decode(body)
             id = bytes(message.id) or id
             version = headers.get(b"mcp-protocol-version", b"").decode("latin-1")
-            method = context.mcp_method = message.method
+            method = message.method
+            if len(method) > LONGEST_METHOD:
+                what = f"there is no method of more than {LONGEST_METHOD} characters"
+                raise Refused(jsonrpc.METHOD_NOT_FOUND, what, status=None if message.is_request else 400)
+            context.mcp_method = method
+            if message.is_request:
+                due = method
+                if method not in _THROUGH:
+                    due = ""
+                    await self._ask(request, method)
             handshake = method == "initialize"
             new = not handshake and revisions.is_new(version)
             fields = jsonrpc.decode_fields(message.params)
@@ -188,21 +202,26 @@ class McpEndpoint:
                 self._read_meta(asking, meta)
             if answer is None:
                 self._count(asking)
-                raise Refused(jsonrpc.METHOD_NOT_FOUND, f"there is no method {method[:100]!r} here")
+                raise Refused(jsonrpc.METHOD_NOT_FOUND, f"there is no method {method!r} here")
             response: Response = await answer(asking)
             return response
         except jsonrpc.Malformed as problem:
-            context.mcp_outcome = "protocol_error"
             status = 400 if problem.code != jsonrpc.INTERNAL_ERROR else 200
             if problem.code == jsonrpc.INVALID_PARAMS and not new:
                 status = 200
-            return refusal(id, problem.code, problem.message, None, status)
+            told = refusal(id, problem.code, problem.message, None, status)
         except Refused as refused:
-            context.mcp_outcome = "protocol_error"
             status = refused.status if refused.status is not None else revisions.status_of(refused.code, new=new)
-            return refusal(id, refused.code, refused.message, refused.data, status)
+            told = refusal(id, refused.code, refused.message, refused.data, status)
         except Failure as failure:
             return failed(id, failure, context)
+        context.mcp_outcome = "protocol_error"
+        if due:  # it was refused before its server's chain: guessing names is not free
+            try:
+                await self._ask(request, due)
+            except Failure as failure:
+                return failed(id, failure, context)
+        return told
 
     # ---- the old era
     def _session(self, headers: dict[bytes, bytes], version: str, principal: Any) -> Session:
@@ -232,7 +251,7 @@ class McpEndpoint:
         asked = jsonrpc.decode_string(fields.get("protocolVersion"))
         if asked is None:
             raise Refused(jsonrpc.INVALID_PARAMS, "protocolVersion is missing", status=400)
-        profile = capabilities.profile_of(fields.get("capabilities", b""))
+        profile = profile_of(fields.get("capabilities", b""))
         revision = revisions.negotiate(asked)
         session = self._sessions.open(
             principal=_principal(asking.request.context.principal),
@@ -244,11 +263,11 @@ class McpEndpoint:
         session.wrap = self._wrap_uris
         result: dict[str, Any] = {
             "protocolVersion": revision,
-            "capabilities": self._capabilities(new=False),
+            "capabilities": capabilities(self.servers, new=False),
             "serverInfo": msgspec.Raw(self._info),
         }
-        if instructions := self._instructions():
-            result["instructions"] = instructions
+        if said := instructions(self.servers, self._lists, asking.request, session):
+            result["instructions"] = said
         self._count(asking)
         asking.request.context.mcp_outcome = "ok"
         body = jsonrpc.result(asking.id, jsonrpc.encode_fields(result))
@@ -271,7 +290,7 @@ class McpEndpoint:
         return Response(202, [])
 
     def _get(self, request: Request, headers: dict[bytes, bytes]) -> Response:
-        if not self._accepted(headers.get(b"accept"))[1]:
+        if not self._accepted.of(headers.get(b"accept"))[1]:
             return plain(406, "accept text/event-stream")
         try:
             version = headers.get(b"mcp-protocol-version", b"").decode("latin-1")
@@ -338,12 +357,12 @@ class McpEndpoint:
     async def _discover(self, asking: Asking) -> Response:
         result: dict[str, Any] = {
             "supportedVersions": list(revisions.SERVED),
-            "capabilities": self._capabilities(new=True),
+            "capabilities": capabilities(self.servers, new=True),
             "serverInfo": msgspec.Raw(self._info),
             "ttlMs": 5000,
         }
-        if instructions := self._instructions():
-            result["instructions"] = instructions
+        if said := instructions(self.servers, self._lists, asking.request, None):
+            result["instructions"] = said
         return self._whole(asking, jsonrpc.encode_fields(result))
 
     async def _listen(self, asking: Asking) -> Response:
@@ -365,34 +384,6 @@ class McpEndpoint:
             asking.token = raw
         asking.meta = revisions.passing_meta(meta)
 
-    def _capabilities(self, *, new: bool) -> dict[str, Any]:
-        """The join over the servers. One that was never reached counts as having everything."""
-        known = [server.upstream.features for server in self.servers.values()]
-
-        def any_has(name: str) -> bool:
-            return any(features is None or name in features.capabilities for features in known)
-
-        offered: dict[str, Any] = {}
-        for name in ("tools", "prompts", "resources"):
-            if any_has(name):
-                offered[name] = {"listChanged": True}
-        if "resources" in offered and not new:
-            offered["resources"]["subscribe"] = True
-        for name in ("completions", "logging"):
-            if any_has(name):
-                offered[name] = {}
-        return offered
-
-    def _instructions(self) -> str:
-        said = []
-        for server in self.servers.values():
-            features = server.upstream.features
-            if features is not None and features.instructions:
-                said.append(
-                    f"# {server.name}\n\n{features.instructions}" if len(self.servers) > 1 else features.instructions
-                )
-        return "\n\n".join(said)
-
     async def _list(self, asking: Asking) -> Response:
         kind = KINDS[asking.method]
         request = asking.request
@@ -400,57 +391,67 @@ class McpEndpoint:
         text = jsonrpc.decode_string(cursor)
         if cursor is not None and text is None:
             raise Refused(jsonrpc.INVALID_PARAMS, "the cursor must be a string")
-        principal = _principal(request.context.principal)
-        result = await self._lists.result(kind, request, asking.session, principal, text, new=asking.new)
+        result = await self._lists.result(kind, request, asking.session, text, new=asking.new)
         self._count(asking, kind.resource_type)
         request.context.mcp_outcome = "ok"
         return Response(200, [JSON], jsonrpc.result(asking.id, result))
 
     async def _complete(self, asking: Asking) -> Response:
+        """`completion/complete` of what the caller may use: the values complete a prompt or a URI that lists show."""
         ref = jsonrpc.decode_fields(asking.fields.get("ref", b""))
-        kind, key = (_PROMPTS, "name") if "name" in ref else (_TEMPLATES, "uri")
-        name = jsonrpc.decode_string(ref.get(key))
-        if name is None:
-            raise Refused(jsonrpc.INVALID_PARAMS, "ref must name a prompt, or a resource template by its uri")
+        said = jsonrpc.decode_string(ref.get("type"))
+        kind, key = {"ref/prompt": (_PROMPTS, "name"), "ref/resource": (_TEMPLATES, "uri")}.get(said or "", (None, ""))
+        if kind is None or key not in ref:
+            wanted = "a prompt by its name (ref/prompt), or a resource template by its uri (ref/resource)"
+            raise Refused(jsonrpc.INVALID_PARAMS, f"ref must name {wanted}")
+        name = named(ref, key)
         server, original = await self._owner(kind, name, asking)
-        ref[key] = msgspec.Raw(msgspec.json.encode(original))
+        if not self._lists.permits(server, kind, original, asking.request, asking.session):
+            raise self._unknown(kind, name, asking)
+        # Only what was looked at: a server may read another member than `type` says.
+        ref = {"type": ref["type"], key: msgspec.Raw(msgspec.json.encode(original))}
         asking.fields["ref"] = msgspec.Raw(jsonrpc.encode_fields(ref))
         features = server.upstream.features
         if features is not None and "completions" not in features.capabilities:
+            await self._ask(asking.request, asking.method)
             return self._whole(asking, b'{"completion":{"values":[],"total":0,"hasMore":false}}')
         return await self._put(asking, server, kind, original)
 
     async def _call(self, asking: Asking) -> Response:
         kind = _TARGETS[asking.method]
         fields = asking.fields
-        name = jsonrpc.decode_string(fields.get(kind.key))
-        if name is None:
-            raise Refused(jsonrpc.INVALID_PARAMS, f"{kind.key} must be a string")
+        name = named(fields, kind.key)
         server, original = await self._owner(kind, name, asking)
         if original is not name:
             fields[kind.key] = msgspec.Raw(msgspec.json.encode(original))
         if asking.new and asking.method == "tools/call":
             self._check_params(asking, server, original)
         session = asking.session
-        if session is None or asking.method not in _SUBSCRIBING:
-            return await self._put(asking, server, kind, original)
-        if asking.method == "resources/subscribe":
-            session.subscribed.add(name)
-            return await self._put(asking, server, kind, original)
-        session.subscribed.discard(name)
-        if self._sessions.subscribed_elsewhere(session, name):
-            return self._whole(asking, b"{}")
+        if session is not None and asking.method in _SUBSCRIBING:
+            if asking.method == "resources/subscribe":
+                session.subscribe(name)
+                asking.over = partial(session.subscribed_to, name)
+            elif self._sessions.subscribed_elsewhere(session, name):
+                await self._ask(asking.request, asking.method)
+                session.unsubscribed(name, True)
+                return self._whole(asking, b"{}")
+            else:
+                asking.over = partial(session.unsubscribed, name)
         return await self._put(asking, server, kind, original)
 
     async def _owner(self, kind: Kind, name: str, asking: Asking) -> tuple[Server, str]:
-        found = await self._lists.owner(kind, name, asking.session, _principal(asking.request.context.principal))
+        found = await self._lists.owner(kind, name, asking.session, asking.request.context)
         if found is None:
-            self._count(asking, kind.resource_type)
-            if kind.key == "name":
-                raise Refused(jsonrpc.INVALID_PARAMS, f"Unknown {kind.resource_type.lower()}: {name[:200]}")
-            code = jsonrpc.INVALID_PARAMS if asking.new else revisions.RESOURCE_NOT_FOUND
-            raise Refused(code, "Resource not found", {"uri": name[:2000]})
+            raise self._unknown(kind, name, asking)
         return found
+
+    def _unknown(self, kind: Kind, name: str, asking: Asking) -> Refused:
+        """Nobody has it, or this caller may not know that somebody has."""
+        self._count(asking, kind.resource_type)
+        if kind.key == "name":
+            return Refused(jsonrpc.INVALID_PARAMS, f"Unknown {kind.resource_type.lower()}: {name[:200]}")
+        code = jsonrpc.INVALID_PARAMS if asking.new else revisions.RESOURCE_NOT_FOUND
+        return Refused(code, "Resource not found", {"uri": name[:2000]})
 
     def _check_params(self, asking: Asking, server: Server, original: str) -> None:
         """Headers that repeat arguments must say what the arguments say (2026-07-28, Custom Headers)."""
@@ -494,11 +495,3 @@ class McpEndpoint:
 
 def _principal(principal: Any) -> str:
     return principal.id if principal is not None else ""
-
-
-def _origin(url: str) -> str:
-    parts = urlsplit(url.lower())
-    default = {"http": 80, "https": 443}.get(parts.scheme)
-    port = f":{parts.port}" if parts.port and parts.port != default else ""
-    host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname
-    return f"{parts.scheme}://{host}{port}"

@@ -120,6 +120,9 @@ def _stream(asking: Asking, reply: Reply, in_flight: InFlight | None, clock: Clo
 
 
 def _over(asking: Asking, in_flight: InFlight | None) -> None:
+    over, asking.over = asking.over, None
+    if over is not None:
+        over(asking.request.context.mcp_outcome == "ok")
     session = asking.session
     if in_flight is not None and session is not None and session.calls.get(asking.id) is in_flight:
         del session.calls[asking.id]

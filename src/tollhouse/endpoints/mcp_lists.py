@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from tollhouse.core.call import ToolCall
+from tollhouse.core.call import Context, Principal, ToolCall
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import Request
@@ -46,7 +46,7 @@ class Upstream(Protocol):
         """What it said of itself; None while it was never reached."""
         ...
 
-    async def listing(self, kind: Kind, agent: Any, principal: str) -> Listing: ...
+    async def listing(self, kind: Kind, agent: Any, principal: Principal | None) -> Listing: ...
 
     def known(self, kind: Kind, agent: Any) -> Listing | None: ...
 
@@ -102,8 +102,11 @@ class Lists:
         self._page = page
         self._views: dict[tuple[Any, ...], bytes] = {}
 
-    async def catalogue(self, kind: Kind, agent: Any, principal: str) -> tuple[list[tuple[Server, Listing]], list[str]]:
-        """Each server's listing in order of configuration, and the servers that have none. Raises Failure."""
+    async def catalogue(
+        self, kind: Kind, agent: Any, context: Context
+    ) -> tuple[list[tuple[Server, Listing]], list[str]]:
+        """Each server's listing in order of configuration, and the servers that have none. The wait for servers is the
+        upstream's time in `context`. Raises Failure."""
         servers = list(self._servers.values())
         now = monotonic()
         found: dict[str, Listing] = {}
@@ -116,9 +119,14 @@ class Lists:
                 missing.append(server)
         unavailable = []
         if missing:
-            answers = await asyncio.gather(
-                *(server.upstream.listing(kind, agent, principal) for server in missing), return_exceptions=True
-            )
+            principal = context.principal
+            context.upstream_began = context.upstream_began or now
+            try:
+                answers = await asyncio.gather(
+                    *(server.upstream.listing(kind, agent, principal) for server in missing), return_exceptions=True
+                )
+            finally:
+                context.upstream_ended = monotonic()
             for server, answer in zip(missing, answers, strict=True):
                 if isinstance(answer, Listing):
                     found[server.name] = answer
@@ -130,13 +138,12 @@ class Lists:
             raise Failure(503, Reason.UPSTREAM_FAILURE, f"no server answers: {', '.join(unavailable)}", retry=True)
         return [(server, found[server.name]) for server in servers if server.name in found], unavailable
 
-    async def result(
-        self, kind: Kind, request: Request, agent: Any, principal: str, cursor: str | None, *, new: bool
-    ) -> bytes:
+    async def result(self, kind: Kind, request: Request, agent: Any, cursor: str | None, *, new: bool) -> bytes:
         """The encoded result of a list request. Raises Failure, and Malformed for a bad cursor."""
-        bound = f"{principal}\0{kind.method}\0{self._endpoint}"
+        principal = request.context.principal
+        bound = f"{principal.id if principal is not None else ''}\0{kind.method}\0{self._endpoint}"
         after = self._cursors.open(bound, cursor) if cursor is not None else None
-        parts, unavailable = await self.catalogue(kind, agent, principal)
+        parts, unavailable = await self.catalogue(kind, agent, request.context)
         visible = [self._visible(kind, server, listing, request, agent) for server, listing in parts]
         view: tuple[Any, ...] = ()
         if after is None:
@@ -161,24 +168,30 @@ class Lists:
         return self._render(kind, entries, onward, parts, unavailable, new=new)
 
     def _visible(self, kind: Kind, server: Server, listing: Listing, request: Request, agent: Any) -> bytes:
-        permitted = server.permitted
-        if permitted is None:
+        if server.permitted is None:
             return b"\1" * len(listing.entries)
-        context = request.context
-        return bytes(
-            permitted(
-                ToolCall(
-                    request,
-                    context,
-                    server=server.name,
-                    method=kind.asked_by,
-                    name=entry.name,
-                    params={},
-                    session=agent,
-                )
+        return bytes(self.permits(server, kind, entry.name, request, agent) for entry in listing.entries)
+
+    def permits(self, server: Server, kind: Kind, name: str, request: Request, agent: Any) -> bool:
+        """Whether the rules show `name` (the server's own) to this caller."""
+        permitted = server.permitted
+        return permitted is None or permitted(
+            ToolCall(
+                request, request.context, server=server.name, method=kind.asked_by, name=name, params={}, session=agent
             )
-            for entry in listing.entries
         )
+
+    def sees(self, server: Server, request: Request, agent: Any) -> bool:
+        """Whether anything that the server is known to offer may be used by this caller."""
+        if server.permitted is None:
+            return True
+        for kind in KINDS.values():
+            listing = server.upstream.known(kind, agent) or server.upstream.known(kind, None)
+            if listing is not None and any(
+                self.permits(server, kind, entry.name, request, agent) for entry in listing.entries
+            ):
+                return True
+        return False
 
     def _render(
         self,
@@ -204,7 +217,7 @@ class Lists:
         return jsonrpc.encode_fields(fields)
 
     # ---- names
-    async def owner(self, kind: Kind, name: str, agent: Any, principal: str) -> tuple[Server, str] | None:
+    async def owner(self, kind: Kind, name: str, agent: Any, context: Context) -> tuple[Server, str] | None:
         """The server of an exposed name (a URI for resources), and the name there; None when nobody has it."""
         if self._wrap[kind.method]:
             if kind.key == "name":
@@ -216,5 +229,5 @@ class Lists:
             return (server, original) if server is not None and original else None
         if len(self._servers) == 1:
             return next(iter(self._servers.values())), name
-        parts, _ = await self.catalogue(kind, agent, principal)
+        parts, _ = await self.catalogue(kind, agent, context)
         return next(((server, name) for server, listing in parts if name in listing.index), None)

@@ -4,6 +4,7 @@ Rule: a refusal before any message was read speaks HTTP; one of a message is a J
 status 200 wherever another one would end their session, to new ones the status of its code (`wire.mcp.revisions`).
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -16,9 +17,26 @@ from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import capabilities
 from tollhouse.wire.mcp.messages import Translation, is_tool_error
 
-__all__ = ["JSON", "Asking", "Refused", "failed", "outcome_of", "plain", "refusal", "render"]
+__all__ = [
+    "JSON",
+    "LONGEST_METHOD",
+    "Accepted",
+    "Asking",
+    "Refused",
+    "failed",
+    "named",
+    "outcome_of",
+    "plain",
+    "refusal",
+    "render",
+]
 
 JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
+
+# Characters. Methods and names are kept with verdicts, buckets, records and log lines: what is kept must be short.
+LONGEST_METHOD = 128
+_LONGEST = {"name": 256, "uri": 8192}
+_READ = frozenset(("name", "uri", "arguments", "ref", "type"))
 
 
 class Refused(Exception):
@@ -33,7 +51,8 @@ class Refused(Exception):
 
 
 class Asking:
-    """One request of an agent while it is answered."""
+    """One request of an agent while it is answered. over: called once its answer has ended, with whether the server
+    answered it with a result."""
 
     __slots__ = (
         "call",
@@ -44,6 +63,7 @@ class Asking:
         "method",
         "name",
         "new",
+        "over",
         "request",
         "session",
         "token",
@@ -61,6 +81,7 @@ class Asking:
         self.token = b""
         self.level = ""
         self.name = ""
+        self.over: Callable[[bool], None] | None = None
         self.call: ToolCall | None = None
         self.translation: Translation | None = None
 
@@ -154,3 +175,42 @@ def plain(status: int, text: str, *headers: tuple[bytes, bytes]) -> Response:
     reason = Reason.INVALID_REQUEST
     body = jsonrpc.error(b"null", jsonrpc.INVALID_REQUEST, text)
     return Response(status, [JSON, *headers, (b"x-tollhouse-reason", reason.encode())], body, reason=reason)
+
+
+def named(fields: Mapping[str, msgspec.Raw], key: str) -> str:
+    """What a request names: the member `key` ("name" or "uri") of its params or `ref`. Raises Refused."""
+    for member in fields:
+        if member not in _READ and member.casefold() in _READ:
+            # Some servers take names for equal but for the case: they would read another value than the rules did.
+            raise Refused(jsonrpc.INVALID_PARAMS, f"the member {member[:100]!r} must be written {member.casefold()!r}")
+    name = jsonrpc.decode_string(fields.get(key))
+    if name is None:
+        raise Refused(jsonrpc.INVALID_PARAMS, f"{key} must be a string")
+    if len(name) > _LONGEST[key]:
+        raise Refused(jsonrpc.INVALID_PARAMS, f"{key} has {len(name)} characters: at most {_LONGEST[key]}")
+    return name
+
+
+class Accepted:
+    """What values of the header Accept mean, remembered: agents send few different ones."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[bool, bool]] = {}
+
+    def of(self, value: bytes | None) -> tuple[bool, bool]:
+        """Whether JSON, and whether event streams are accepted."""
+        if value is None:
+            return True, True
+        known = self._known.get(value)
+        if known is None:
+            kinds = {part.partition(b";")[0].strip() for part in value.lower().split(b",")}
+            every = b"*/*" in kinds
+            known = (
+                every or b"application/json" in kinds or b"application/*" in kinds,
+                every or b"text/event-stream" in kinds or b"text/*" in kinds,
+            )
+            if len(self._known) < 256 and len(value) <= 256:
+                self._known[value] = known
+        return known

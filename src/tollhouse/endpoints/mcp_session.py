@@ -56,11 +56,12 @@ class Session:
     """One agent's session. Timed: it ends when it is idle for the timeout.
 
     profile: what the agent can be asked (`wire.mcp.capabilities`). servers: behind its endpoint. wrap: URIs carry their
-    server. calls: requests in flight by raw id. subscribed: URIs as the agent knows them.
+    server. calls: requests in flight by raw id. subscribed: URIs as the agent knows them, that their server has
+    agreed to tell of.
     """
 
     __slots__ = (
-        "_answers", "_asked", "_backlog", "_ends", "_outlets", "_sessions",
+        "_answers", "_asked", "_backlog", "_ends", "_outlets", "_sessions", "_subscribing",
         "calls", "deadline", "endpoint", "id", "level", "principal", "profile", "revision", "servers", "subscribed",
         "wrap",
     )  # fmt: skip
@@ -91,7 +92,8 @@ class Session:
         self._backlog: deque[bytes] = deque(maxlen=_BACKLOG)
         self._asked = 0
         self._answers: dict[bytes, tuple[Callable[[bytes], None], bytes]] = {}
-        self._ends: list[Callable[[], None]] = []
+        self._ends: dict[Any, Callable[[], None]] = {}
+        self._subscribing: dict[str, list[bytes]] = {}  # asked for and not yet granted: what was told meanwhile
 
     @property
     def hears(self) -> str:
@@ -113,11 +115,15 @@ class Session:
             else:
                 self._sessions.end(self)
 
-    def on_end(self, callback: Callable[[], None]) -> None:
+    def on_end(self, key: Any, callback: Callable[[], None]) -> None:
+        """Call `callback` when this session ends, unless it is told to `forget` the key."""
         if self._sessions is None:
             callback()
         else:
-            self._ends.append(callback)
+            self._ends[key] = callback
+
+    def forget(self, key: Any) -> None:
+        self._ends.pop(key, None)
 
     # ---- to the agent
     def outlet(self) -> Outlet:
@@ -150,13 +156,37 @@ class Session:
                     self.say(jsonrpc.notification(method, message.params))
             elif method == "notifications/resources/updated":
                 uri, notification = updated_uri(message, server if self.wrap else "")
-                if any(uri.startswith(subscribed) for subscribed in self.subscribed):  # also of a part of it
+                if any(map(uri.startswith, self.subscribed)):  # also of a part of it
                     self.say(notification)
+                else:
+                    held = next((held for asked, held in self._subscribing.items() if uri.startswith(asked)), None)
+                    if held is not None and len(held) < _BACKLOG:
+                        held.append(notification)
             else:
                 self.say(jsonrpc.notification(method, message.params))
         except jsonrpc.Malformed:
             return False
         return True
+
+    # ---- subscriptions of resources
+    def subscribe(self, uri: str) -> None:
+        """`uri` is being asked for; `subscribed_to` must follow. Raises Failure 429 when there are too many."""
+        if len(self.subscribed) + len(self._subscribing) >= _SUBSCRIPTIONS and uri not in self.subscribed:
+            why = f"this session has {_SUBSCRIPTIONS} subscriptions: end some with resources/unsubscribe"
+            raise Failure(429, Reason.RATE_LIMIT, why)
+        self._subscribing.setdefault(uri, [])
+
+    def subscribed_to(self, uri: str, granted: bool) -> None:
+        """The server's answer, or the rules', to `subscribe`. A refusal ends no earlier subscription."""
+        held = self._subscribing.pop(uri, [])
+        if granted and self._sessions is not None:
+            self.subscribed.add(uri)
+            for notification in held:
+                self.say(notification)
+
+    def unsubscribed(self, uri: str, granted: bool) -> None:
+        if granted:
+            self.subscribed.discard(uri)
 
     def _deliver_request(self, message: jsonrpc.Message, answer: Callable[[bytes], None]) -> bool:
         if not self._outlets:
@@ -194,8 +224,8 @@ class Session:
             outlet.finish()
         self._outlets.clear()
         self._answers.clear()
-        ends, self._ends = self._ends, []
-        for callback in ends:
+        ends, self._ends = self._ends, {}
+        for callback in ends.values():
             callback()
 
 

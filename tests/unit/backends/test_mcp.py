@@ -1,6 +1,9 @@
 """A server over time: lists that grow old, sessions that idle, configurations that change."""
 
 import asyncio
+import gc
+import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from tollhouse.backends import mcp
 from tollhouse.backends.mcp_http import HttpServerSpec
 from tollhouse.backends.mcp_servers import fingerprint
 from tollhouse.backends.mcp_stdio import StdioServerSpec
+from tollhouse.net.client import OriginError
 
 pytestmark = pytest.mark.anyio
 
@@ -115,7 +119,7 @@ async def test_idle_sessions_are_closed() -> None:
         assert len(list(server.sessions)) == 1
         await asyncio.sleep(0.1)
         server.expire()
-        assert server.idle or server._tasks
+        assert not list(server.sessions)
         await until(lambda: server.idle)
         assert (await running.stateless().call("echo", {"message": "again"})).text == "again"
 
@@ -153,6 +157,37 @@ def test_fingerprints() -> None:
     assert fingerprint(plain) == fingerprint(More(command="a", limits=7))
     assert fingerprint(plain) != fingerprint(StdioServerSpec(command="b"))
     assert fingerprint(plain) != fingerprint(HttpServerSpec(url="http://a"))
+    keys = [HttpServerSpec.model_validate({"url": "http://a", "headers": {"x-key": key}}) for key in "abb"]
+    assert fingerprint(keys[0]) != fingerprint(keys[1])  # another credential is another server
+    assert fingerprint(keys[1]) == fingerprint(keys[2])
+
+
+@pytest.mark.parametrize("wrong", [{"tls": {"ca": "garbage.pem"}}, {"proxy": "socks5://127.0.0.1:1"}])
+async def test_a_server_that_cannot_be_reached_as_it_is_written(wrong: Any, tmp_path: Path) -> None:
+    if "tls" in wrong:
+        (tmp_path / "garbage.pem").write_text("garbage")
+        wrong = {"tls": {"ca": str(tmp_path / "garbage.pem")}}
+    spec = HttpServerSpec.model_validate({"url": "https://127.0.0.1:1/mcp", **wrong})
+    async with gateway({}) as running:
+        with pytest.raises(OriginError):
+            running.servers.get("u", spec)
+        assert running.servers.all == []
+
+
+async def test_an_agent_keeps_no_session_that_has_ended() -> None:
+    async with gateway({"c": child()}) as running:
+        agent = await running.agent(who="ada")
+        known = next(iter(running.sessions._open.values()))
+        ended = []
+        for _ in range(5):
+            await agent.call("echo")
+            ended += [weakref.ref(session) for session in running.servers.all[0].sessions]
+            assert len(known._ends) == 1
+            await agent.call("die")
+            assert known._ends == {}
+        await until(lambda: not running.servers.all[0]._tasks)
+        gc.collect()
+        assert [session for session in ended if session() is not None] == []
 
 
 async def test_closing_while_a_session_opens() -> None:

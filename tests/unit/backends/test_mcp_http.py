@@ -2,14 +2,17 @@
 
 import asyncio
 import json
+from time import monotonic
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 from tests.fixtures.mcp_gateway import Gateway, gateway, http_server
 from tests.fixtures.mcp_raw import STREAM, TOOLS, Asked, Old, answer, chunk, events, result, upstream
+from tests.unit.net.upstreams import stand_still
 
 from tollhouse.backends.mcp_http import HttpServerSpec
+from tollhouse.core.errors import Failure
 
 pytestmark = pytest.mark.anyio
 
@@ -75,13 +78,15 @@ async def test_sessions_are_the_agents_own_and_end_with_them() -> None:
 async def test_what_the_server_is_told_of_the_agent() -> None:
     async with upstream(Old()) as server, gateway({"u": HttpServerSpec(url=server.url)}) as running:
         agent = await running.agent({"sampling": {}, "experimental": {"secret": {}}})
+        agent.ids = 50
         meta = {"progressToken": "agents-own", "com.example/x": 1, "io.modelcontextprotocol/y": 2}
         await agent.call("echo", {"a": 1}, _meta=meta, task=7)
         told = server.calls("initialize")[0].body["params"]
         assert told["capabilities"] == {"sampling": {}}
         assert told["clientInfo"]["name"] == "tollhouse"
         call = server.calls("tools/call")[0]
-        assert call.id != agent.ids or isinstance(call.id, int)
+        assert isinstance(call.id, int)
+        assert call.id != agent.ids
         params = call.body["params"]
         assert params["_meta"] == {"com.example/x": 1, "progressToken": call.id}
         assert (params["name"], params["arguments"]) == ("echo", {"a": 1})
@@ -192,6 +197,86 @@ async def test_bad_answers_become_clear_errors(name: str) -> None:
         assert len([session for session in sessions(running) if session.active]) == 0
 
 
+@pytest.mark.parametrize(("harmless", "worked", "calls"), [(False, 0.0, 1), (True, 0.0, 2), (True, 0.5, 1)])
+async def test_a_kept_connection_that_closes(harmless: bool, worked: float, calls: int) -> None:
+    """The close may have crossed the call; then a tool that says it may is called again. What was worked on is not."""
+
+    def call(asked: Asked) -> Any:
+        if len(server.calls("tools/call")) > 1:
+            return result(asked, {"content": [{"type": "text", "text": "ok"}]})
+        return [asyncio.sleep(worked), CUT]
+
+    tools = [{**TOOLS[0], "annotations": {"idempotentHint": harmless, "readOnlyHint": False}}]
+    script = Old(tools_call=call, tools_list=lambda asked: result(asked, {"tools": tools}))
+    async with upstream(script) as server, gateway({"u": HttpServerSpec(url=server.url)}) as running:
+        agent = await running.agent()
+        await agent.ask("tools/list")
+        if not worked:
+            stand_still(running.clock)
+        answered = await agent.call("echo")
+        assert len(server.calls("tools/call")) == calls
+        assert ("result" in answered.message) == (calls > 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "ours", "code", "retry", "sent", "after"),
+    [
+        (401, 502, "upstream_credentials", False, True, None),
+        (403, 502, "upstream_credentials", False, True, None),
+        (429, 429, "rate_limit_exceeded", True, False, 7.0),
+        (503, 503, None, True, True, 7.0),
+        (502, 502, None, True, True, None),
+    ],
+)
+async def test_a_refusal_says_what_is_known(
+    status: int, ours: int, code: str | None, retry: bool, sent: bool, after: float | None
+) -> None:
+    """That it was reached, above all: what answered is not asked again as if nothing had been sent."""
+    failures: list[Failure] = []
+
+    async def seen(call: Any, next: Any) -> Any:
+        try:
+            return await next(call)
+        except Failure as failure:
+            failures.append(failure)
+            raise
+
+    script = Old(tools_call=lambda asked: answer(status, b"busy", retry_after="7"))
+    async with (
+        upstream(script) as server,
+        gateway({"u": HttpServerSpec(url=server.url)}, policies=(seen,)) as running,
+    ):
+        answered = await (await running.agent()).call("echo")
+        assert answered.error == (200, -32603)
+        [failure] = failures
+        assert (failure.status, failure.code, failure.retry, failure.sent, failure.retry_after) == (
+            ours, code, retry, sent, after,
+        )  # fmt: skip
+        assert failure.reached
+        assert "busy" not in answered.body.decode()
+
+
+async def test_waiting_for_a_list_is_the_servers_time() -> None:
+    contexts: list[Any] = []
+
+    async def admit(call: Any) -> None:
+        contexts.append(call.context)
+
+    def listed(asked: Asked) -> Any:
+        return [asyncio.sleep(0.05), result(asked, {"tools": TOOLS})]
+
+    async with (
+        upstream(Old(tools_list=listed)) as server,
+        gateway({"u": HttpServerSpec(url=server.url)}, admit=admit) as running,
+    ):
+        agent = await running.agent()
+        for _ in range(2):
+            assert "result" in (await agent.ask("tools/list")).message
+        first, second = contexts[-2:]
+        assert first.upstream_ended - first.upstream_began >= 0.05
+        assert (second.upstream_began, second.upstream_ended) == (0.0, 0.0)  # from memory
+
+
 async def test_a_server_that_is_down() -> None:
     async with upstream(Old()) as server:
         url = server.url
@@ -203,6 +288,11 @@ async def test_a_server_that_is_down() -> None:
 
 async def test_notifications_before_the_answer_make_a_stream() -> None:
     gate = asyncio.Event()
+    contexts: list[Any] = []
+
+    def seen(call: Any, next: Any) -> Any:
+        contexts.append(call.context)
+        return next(call)
 
     def call(asked: Asked) -> Any:
         token = asked.body["params"]["_meta"]["progressToken"]
@@ -220,17 +310,22 @@ async def test_notifications_before_the_answer_make_a_stream() -> None:
         ]
 
     script = Old(tools_call=call)
-    async with upstream(script) as server, gateway({"u": HttpServerSpec(url=server.url)}) as running:
+    async with (
+        upstream(script) as server,
+        gateway({"u": HttpServerSpec(url=server.url)}, policies=[seen]) as running,
+    ):
         for agent in (await running.agent(), running.stateless()):
             params = {"name": "echo", "_meta": {"progressToken": 5}}
             stream = await agent.start("tools/call", params)
             await stream.head()
             assert stream.headers["content-type"] == "text/event-stream"
             assert (await stream.next())["params"] == {"progressToken": 5, "progress": 1}
+            before = monotonic()
             gate.set()
             assert (await stream.next())["id"] == agent.ids
             assert await stream.next() is None
             await stream.close()
+            assert before <= contexts[-1].upstream_ended <= monotonic()  # the server's time, not the gateway's
             gate.clear()
         assert quiet(running)
         assert server.closed <= 1  # connections are kept, also after a stream
@@ -504,6 +599,9 @@ async def test_lists_of_many_pages() -> None:
         {"url": "http://x", "headers": {"Mcp-Session-Id": "y"}},
         {"url": "http://x", "headers": {"a b": "y"}},
         {"url": "http://x", "headers": {"a": "y\r\nb: c"}},
+        {"url": "http://x", "headers": {"a": ""}},
+        {"url": "http://x", "headers": {"Mcp-Param-Region": "y"}},
+        {"url": "http://x", "headers": {"Authorization": "y", "authorization": "z"}},
         {"url": "http://x", "command": "y"},
         {"url": "http://x", "tls": {"verifyy": False}},
     ],
@@ -514,3 +612,8 @@ def test_specs(wrong: Any) -> None:
     assert HttpServerSpec.model_validate(
         {"url": "https://x/mcp", "tls": {"verify": False}, "headers": json.loads("{}")}
     )
+
+
+def test_header_values_are_secret() -> None:
+    spec = HttpServerSpec.model_validate({"url": "http://x", "headers": {"Authorization": "Bearer hush"}})
+    assert "hush" not in f"{spec!r}{spec.headers}{spec.model_dump_json()}"

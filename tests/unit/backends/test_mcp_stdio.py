@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 from tests.fixtures.mcp_gateway import Gateway, child, gateway
 
 from tollhouse.backends.mcp_stdio import StdioServerSpec
+from tollhouse.core.call import Principal
 
 pytestmark = pytest.mark.anyio
 
@@ -26,10 +28,10 @@ async def until(condition: Any) -> None:
 
 async def test_a_call_in_each_era() -> None:
     async with gateway({"c": child()}) as running:
-        agent = await running.agent()
+        agent = await running.agent(who="ada")
         answer = await agent.call("echo", {"message": "hi\n\r\u2028 é"})
         assert (answer.status, answer.streamed, answer.text) == (200, False, "hi\n\r\u2028 é")
-        assert (await running.stateless().call("echo", {"message": "hi"})).text == "hi"
+        assert (await running.stateless(who="ada").call("echo", {"message": "hi"})).text == "hi"
         assert len(children(running)) == 1  # what cannot be asked anything shares a child
 
 
@@ -138,8 +140,8 @@ async def cancelled(running: Gateway) -> None:
 
 async def test_an_agent_that_leaves_cancels() -> None:
     async with gateway({"c": child()}) as running:
-        agent = await running.agent()
-        stateless = running.stateless()
+        agent = await running.agent(who="ada")
+        stateless = running.stateless(who="ada")
         for one in (agent, stateless):
             stream = await one.start("tools/call", {"name": "never", "arguments": {}})
             await until(lambda: children(running) and children(running)[0].active == 1)
@@ -219,6 +221,95 @@ async def test_principals_do_not_share_a_child() -> None:
         assert (await (await running.agent(who="ada")).call("pid")).text == pids["ada"]
 
 
+def anonymous(principal: Any) -> Any:
+    """A policy: callers are nobody, as the gateway says it."""
+
+    def policy(call: Any, next: Any) -> Any:
+        call.principal = principal
+        return next(call)
+
+    return policy
+
+
+@pytest.mark.parametrize("principal", [None, Principal("anonymous", source="anonymous")])
+async def test_who_is_nobody_shares_no_child(principal: Any) -> None:
+    async with gateway({"c": child()}, policies=[anonymous(principal)]) as running:
+        one, other = await running.agent(), await running.agent()
+        pids = {(await agent.call("pid")).text for agent in (one, other, running.stateless())}
+        assert len(pids) == 3
+        assert len((await one.ask("tools/list")).message["result"]["tools"]) == 14
+        assert len(children(running)) == 3  # no further one for the list
+        await one.end()
+        await until(lambda: len(children(running)) == 2)
+
+
+async def changed(running: Gateway, stream: Any) -> None:
+    """Nothing stands on the stream before what is put there now."""
+    running.sessions.changed("c", "notifications/tools/list_changed")
+    assert (await stream.next())["method"] == "notifications/tools/list_changed"
+
+
+@pytest.mark.parametrize("who", ["", "ada"])
+async def test_logs_of_a_call_reach_nobody_else(who: str) -> None:
+    """Whether they are one person or several behind one key: logs may quote arguments."""
+    async with gateway({"c": child()}) as running:
+        one, other = await running.agent(who=who), await running.agent(who=who)
+        await other.call("echo")
+        ears = await other.listen()
+        for tool in ("log", "late"):
+            answer = await one.call(tool)
+            if who:
+                heard = [message for message in answer.messages if "method" in message]
+                assert [message["params"]["data"] for message in heard] == (["hello"] if tool == "log" else [])
+            else:
+                stream = await one.listen()  # its child is its own: what it says is this agent's at any time
+                while (await stream.next())["method"] != "notifications/message":
+                    pass
+                await stream.close()
+            await changed(running, ears)
+        await ears.close()
+
+
+async def test_logs_are_dropped_where_several_calls_run() -> None:
+    async with gateway({"c": child()}) as running:
+        one, other = await running.agent(who="ada"), await running.agent(who="ada")
+        waiting = asyncio.create_task(one.call("never"))
+        await until(lambda: children(running) and children(running)[0].active == 1)
+        ears = [await one.listen(), await other.listen()]
+        for tool in ("log", "late"):  # the late one comes when `never` is alone again: still it could be anybody's
+            assert not (await other.call(tool)).streamed
+        for stream in ears:
+            await changed(running, stream)
+        await one.tell("notifications/cancelled", {"requestId": one.ids})
+        assert not (await waiting).streamed
+        assert (await other.call("log")).streamed  # now it is sure again
+        for stream in ears:
+            await stream.close()
+
+
+async def test_logs_of_an_agent_that_is_alone() -> None:
+    async with gateway({"c": child()}) as running:
+        agent = await running.agent(who="ada")
+        stream = await agent.listen()
+        for tool, data in (("log", "hello"), ("late", "late")):
+            assert not (await agent.call(tool)).streamed
+            assert (await stream.next())["params"]["data"] == data
+        await stream.close()
+
+
+async def test_a_stateless_call_hears_its_own_logs_beside_an_agent() -> None:
+    async with gateway({"c": child()}) as running:
+        agent = await running.agent(who="ada")
+        await agent.call("echo")
+        ears = await agent.listen()
+        level = {"io.modelcontextprotocol/logLevel": "debug"}
+        loud = await running.stateless(who="ada").call("log", _meta=level)
+        assert [message.get("method") for message in loud.messages] == ["notifications/message", None]
+        assert not (await running.stateless(who="ada").call("log")).streamed  # it did not ask, and nobody else gets it
+        await changed(running, ears)
+        await ears.close()
+
+
 async def test_children_are_bounded() -> None:
     async with gateway({"c": child(max_children=2)}) as running:
         for who in ("a", "b", "c"):
@@ -293,3 +384,28 @@ def test_specs() -> None:
     ):
         with pytest.raises(ValidationError):
             StdioServerSpec.model_validate(wrong)
+
+
+async def test_the_time_of_a_streamed_call_is_the_servers() -> None:
+    """To the end of what it says, or to where the agent leaves: what it takes is not the gateway's."""
+    contexts: list[Any] = []
+
+    def seen(call: Any, next: Any) -> Any:
+        contexts.append(call.context)
+        return next(call)
+
+    async with gateway({"c": child()}, policies=[seen]) as running:
+        agent = await running.agent({"roots": {}})
+        for leaves in (False, True):
+            stream = await agent.start("tools/call", {"name": "ask", "arguments": {"method": "roots/list"}})
+            await stream.head()
+            request = await stream.next()
+            before = monotonic()
+            if leaves:
+                await stream.close()
+                await until(lambda: not any(session.active for session in children(running)))
+            else:
+                await agent.answer(request["id"], {"roots": []})
+                assert "result" in await stream.next()
+                await stream.close()
+            assert before <= contexts[-1].upstream_ended <= monotonic()

@@ -55,6 +55,62 @@ HOSTILE: list[tuple[Any, int, int]] = [
     ({"jsonrpc": "2.0", "id": 1, "method": "logging/setLevel", "params": {"level": "loud"}}, 200, -32602),
     ({"jsonrpc": "2.0", "id": 1, "method": "completion/complete", "params": {"ref": 7}}, 200, -32602),
     ({"jsonrpc": "2.0", "id": 1, "method": "completion/complete", "params": {"ref": {}}}, 200, -32602),
+    ({"jsonrpc": "2.0", "id": 1, "method": "completion/complete", "params": {"ref": {"name": "x"}}}, 200, -32602),
+    (
+        {"jsonrpc": "2.0", "id": 1, "method": "completion/complete", "params": {"ref": {"type": [], "name": "x"}}},
+        200,
+        -32602,
+    ),
+    (
+        {
+            "jsonrpc": "2.0",
+            "id": 1,
+            "method": "completion/complete",
+            "params": {"ref": {"type": "ref/resource", "name": "x"}},
+        },
+        200,
+        -32602,
+    ),
+    ({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "c", "Name": "d"}}, 200, -32602),
+    ({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "c", "argumentſ": {}}}, 200, -32602),
+    (
+        {
+            "jsonrpc": "2.0",
+            "id": 1,
+            "method": "completion/complete",
+            "params": {"ref": {"type": "ref/prompt", "name": "x", "NAME": "y"}},
+        },
+        200,
+        -32602,
+    ),
+    ({"jsonrpc": "2.0", "id": 1, "method": "m" * 128}, 200, -32601),
+    ({"jsonrpc": "2.0", "id": 1, "method": "m" * 129}, 200, -32601),
+    ({"jsonrpc": "2.0", "method": "m" * 129}, 400, -32601),
+    ({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "n" * 257}}, 200, -32602),
+    ({"jsonrpc": "2.0", "id": 1, "method": "prompts/get", "params": {"name": "n" * 257}}, 200, -32602),
+    ({"jsonrpc": "2.0", "id": 1, "method": "resources/read", "params": {"uri": "u" * 8193}}, 200, -32602),
+    ({"jsonrpc": "2.0", "id": 1, "method": "resources/subscribe", "params": {"uri": "u" * 8193}}, 200, -32602),
+    ({"jsonrpc": "2.0", "id": 1, "method": "resources/unsubscribe", "params": {"uri": "u" * 8193}}, 200, -32602),
+    (
+        {
+            "jsonrpc": "2.0",
+            "id": 1,
+            "method": "completion/complete",
+            "params": {"ref": {"type": "ref/prompt", "name": "n" * 257}},
+        },
+        200,
+        -32602,
+    ),
+    (
+        {
+            "jsonrpc": "2.0",
+            "id": 1,
+            "method": "completion/complete",
+            "params": {"ref": {"type": "ref/resource", "uri": "u" * 8193}},
+        },
+        200,
+        -32602,
+    ),
     ({"jsonrpc": "2.0", "id": 1, "method": "resources/read", "params": {}}, 200, -32602),
     ({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {}}, 400, -32602),
     ({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": 7}}, 400, -32602),
@@ -67,7 +123,13 @@ HOSTILE: list[tuple[Any, int, int]] = [
 
 
 async def test_hostile_input() -> None:
-    async with gateway(SPECS) as running:
+    methods: list[str] = []
+
+    async def admit(call: ToolCall) -> None:
+        methods.append(call.method)
+        methods.append(call.context.mcp_method)
+
+    async with gateway(SPECS, admit=admit) as running:
         agent = await running.agent()
         for body, status, code in HOSTILE:
             answer = await running.send(body, agent.headers | {"content-type": "application/json"})
@@ -76,6 +138,7 @@ async def test_hostile_input() -> None:
             assert "Traceback" not in answer.body.decode()
         assert (await agent.ask("ping")).message["result"] == {}
         assert len(running.sessions) == 1
+        assert max(map(len, methods)) == 128
 
 
 HTTP: list[tuple[str, dict[str, str], int]] = [
@@ -87,14 +150,7 @@ HTTP: list[tuple[str, dict[str, str], int]] = [
     ("POST", {"content-type": "text/plain"}, 415),
     ("POST", {"content-type": "-"}, 415),
     ("POST", {"content-type": "application/json; charset=utf-8"}, 200),
-    ("POST", {"origin": "http://evil.example.com"}, 403),
-    ("POST", {"origin": "http://127.0.0.1.evil.example.com"}, 403),
-    ("POST", {"origin": "null"}, 403),
-    ("POST", {"origin": "http://[::1"}, 403),
-    ("POST", {"origin": "http://localhost:5173"}, 200),
-    ("POST", {"origin": "https://allowed.example.com"}, 200),
-    ("POST", {"origin": "https://ALLOWED.example.com"}, 200),
-    ("POST", {"origin": "https://allowed.example.com:444"}, 403),
+    ("POST", {"origin": "https://app.example.com"}, 200),  # judged on the request floor, for every entrance
     ("POST", {"mcp-session-id": "-"}, 400),
     ("POST", {"mcp-session-id": "forged"}, 404),
     ("POST", {"mcp-session-id": "\xff"}, 404),
@@ -116,7 +172,7 @@ HTTP: list[tuple[str, dict[str, str], int]] = [
 
 
 async def test_what_http_must_be() -> None:
-    async with gateway(SPECS, origins=["https://allowed.example.com:443/"]) as running:
+    async with gateway(SPECS) as running:
         agent = await running.agent()
         for method, headers, status in HTTP:
             body = PING if method == "POST" else None
