@@ -12,7 +12,29 @@ import msgspec
 from tollhouse.core.call import Context
 from tollhouse.core.errors import Failure, Reason
 
-__all__ = ["Duplex", "End", "Ending", "Feeder", "Headers", "Request", "Response", "Sink", "Source", "finish"]
+__all__ = [
+    "CREDENTIALS",
+    "Duplex",
+    "End",
+    "Ending",
+    "Feeder",
+    "Headers",
+    "Request",
+    "Response",
+    "Sink",
+    "Source",
+    "finish",
+]
+
+
+CREDENTIALS = frozenset(
+    (
+        b"authorization", b"proxy-authorization", b"cookie", b"set-cookie", b"x-api-key", b"api-key",
+        b"x-goog-api-key", b"x-amz-security-token",
+    )
+)  # fmt: skip
+"""Header fields that may prove who somebody is: they go to nobody they were not meant for, not into another origin's
+redirect, nor into what expressions compute, which ends in logs and metric labels."""
 
 
 class Headers(list[tuple[bytes, bytes]]):
@@ -82,7 +104,7 @@ class Duplex(Source, Sink, Protocol):
 
 
 class Ending(msgspec.Struct, gc=False):
-    """How an exchange ended; made once, read by every `ends` callback."""
+    """How an exchange ended; made once, read by every `ends` callback. Who knows better says so to those after it."""
 
     status: int
     reason: str
@@ -100,11 +122,13 @@ def finish(ends: list[End], ending: Ending) -> None:
     Emptying it also cuts the cycles (request -> ends -> closure -> request) that would make every request work
     for the cycle collector.
     """
+    ends.reverse()
     try:
         while ends:
-            ends.pop(0)(ending)
+            ends.pop()(ending)
     finally:
-        if ends:
+        if ends:  # one of them raised
+            ends.reverse()
             finish(ends, ending)
 
 
@@ -113,6 +137,8 @@ class Request:
 
     The base class holds a complete body; `net.server` has the one that is fed by a connection. It is a Source of
     its own body. `render` turns a Failure into a Response in the dialect that was asked; the router sets it.
+    `ends` run once, after those of the Response and the last appended first: whoever is outermost sees what became of
+    the others.
     """
 
     __slots__ = (
@@ -166,6 +192,10 @@ class Request:
         says nothing: `read` it."""
         parts = self.parts
         return parts[0] if self.complete and len(parts) == 1 and self.body_size <= limit else None
+
+    def check_length(self) -> None:
+        """Raises Failure 413 when more is announced, or has come, than may: before work is begun for a body that will
+        be refused. Who reads the body whole need not ask."""
 
     async def read(self, limit: int) -> bytes:
         """The whole body. Raises Failure 413 above `limit` bytes, 408 when it does not come in time, 400 when it is

@@ -1,21 +1,22 @@
-"""The HTTP/1.1 client: one pool per origin for traffic, and `fetch` for documents.
+"""The HTTP/1.1 client: pools for traffic, and `fetch` for documents.
 
-Rule: a pool lives as long as somebody holds it or a connection of it is open, so that Snapshots share pools and
-leave none behind. A document is fetched on a connection of its own, and what comes from outside (its URL, where it
-redirects to) passes the egress guard, whose checked addresses are the ones that are dialled.
+Rule: a pool is its owner's alone, a bulkhead: nobody else takes its connections or changes its limit. Who wants to
+share one across configurations shares the owner. A document is fetched on a connection of its own, and what comes
+from outside (its URL, where it redirects to) passes the egress guard, whose checked addresses are the ones that are
+dialled.
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
 from time import monotonic
 from urllib.parse import urljoin
-from weakref import WeakValueDictionary
+from weakref import WeakSet
 
 import msgspec
 
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.core.http import Headers
+from tollhouse.core.http import CREDENTIALS, Headers
 from tollhouse.net.connect import TLS, Address, Connector, Lookup, Origin, OriginError
 from tollhouse.net.egress import Egress
 from tollhouse.net.exchange import Exchange, Until
@@ -24,7 +25,6 @@ from tollhouse.net.pool import Pool
 __all__ = ["TLS", "Client", "Exchange", "Fetched", "Origin", "OriginError", "Pool", "Until"]
 
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
-_CREDENTIALS = frozenset((b"authorization", b"cookie", b"proxy-authorization"))
 _TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _FORBIDDEN = frozenset(b"\r\n\0")
 
@@ -58,17 +58,15 @@ class Client:
         self._clock = clock
         self._egress = egress or Egress()
         self._connector = Connector(on_connect, lookup)
-        self._pools: WeakValueDictionary[Origin, Pool] = WeakValueDictionary()
+        self._pools: WeakSet[Pool] = WeakSet()  # to be cut at the end; they are their owners'
 
-    def pool(self, origin: Origin, limit: int | None = None) -> Pool:
-        """The pool of `origin`; hold it. limit: of open connections, 512 if nobody says; who says last is right.
-        Raises OriginError when its TLS files or its proxy cannot be used."""
-        pool = self._pools.get(origin)
-        if pool is None:
-            self._connector.prepare(origin)
-            pool = self._pools[origin] = Pool(origin, self._connector, self._clock)
-        if limit is not None:
-            pool.limit = limit
+    def pool(self, origin: Origin, limit: int = 512) -> Pool:
+        """A new pool for the caller, who holds it and retires it in the end; one that is only dropped ends with its
+        last connection. limit: of open connections. Nothing is opened yet. Raises OriginError when the TLS files or
+        the proxy of `origin` cannot be used."""
+        self._connector.prepare(origin)
+        pool = Pool(origin, self._connector, self._clock, limit=limit)
+        self._pools.add(pool)
         return pool
 
     async def fetch(
@@ -104,9 +102,10 @@ class Client:
             raise Failure(504, Reason.TIMEOUT, message, detail=url, retry=True, sent=True) from None
 
     async def close(self) -> None:
-        """Cut every connection of every pool."""
-        for pool in list(self._pools.values()):
+        """Cut every connection of every pool that is left."""
+        for pool in list(self._pools):
             pool.close()
+        await self._connector.close()
         await asyncio.sleep(0)  # connection_lost comes a turn later
         await asyncio.sleep(0)
 
@@ -152,7 +151,7 @@ class Client:
                 if previous.scheme == "https" and origin.scheme == "http":
                     raise Failure(502, Reason.UPSTREAM_FAILURE, "a redirect from https to http is refused")
                 guarded, tls = True, None
-                headers = [pair for pair in headers if pair[0].lower() not in _CREDENTIALS]
+                headers = [pair for pair in headers if pair[0].lower() not in CREDENTIALS]
                 origin, path = self._origin(url, guarded, tls, proxy)
         raise Failure(502, Reason.UPSTREAM_FAILURE, f"the document redirects more than {redirects} times")
 

@@ -9,18 +9,23 @@ alike, so that request heads are the same with and without one.
 import asyncio
 import base64
 import ipaddress
+import logging
 import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
 
 import msgspec
 
 from tollhouse.core.errors import Failure, Reason
+from tollhouse.net.tls import CertificateError, Stamp, cause, load_pair, stamp
 
 __all__ = ["TLS", "Address", "Connector", "Lookup", "Origin", "OriginError"]
+
+log = logging.getLogger("tollhouse.net.connect")
 
 Address = tuple[int, str]
 """An address family and a numeric address."""
@@ -31,6 +36,7 @@ Lookup = Callable[[str, int], Awaitable[Sequence[Address]]]
 _STAGGER = 0.25  # seconds between attempts, RFC 8305 section 5
 _NAMES = 256  # names remembered
 _NAME_TTL = 10.0  # seconds
+_GONE = frozenset((socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)))  # there is no such name
 _CONTEXTS = 256
 _MAX_PROXY_HEAD = 16_384
 _URL = re.compile(r"(https?)://([^/?#]*)([^#]*)(?:#.*)?", re.IGNORECASE)
@@ -62,17 +68,21 @@ class TLS(msgspec.Struct, frozen=True):
                 cafile=None if directory else self.ca, capath=self.ca if directory else None
             )
         except (OSError, ssl.SSLError) as error:
-            raise OriginError(f"cannot load the CA certificates {self.ca}: {error}") from None
+            raise OriginError(f"cannot load the CA certificates {self.ca}: {cause(error)}") from None
         if not self.verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         if self.cert is not None:
             try:
-                context.load_cert_chain(self.cert, self.key)
-            except (OSError, ssl.SSLError) as error:
-                raise OriginError(f"cannot load the client certificate {self.cert}: {error}") from None
+                load_pair(context, self.cert, self.key)
+            except CertificateError as error:
+                raise OriginError(f"client certificate: {error}") from None
         context.set_alpn_protocols(["http/1.1"])
         return context
+
+    def stamp(self) -> Stamp:
+        """Of the files that `context` reads."""
+        return stamp(name for name in (self.ca, self.cert, self.key) if name is not None)
 
 
 _SYSTEM = TLS()
@@ -144,18 +154,22 @@ def _authority(text: str, url: str) -> tuple[str, int]:
 
 
 class Connector:
-    """Makes connections. on_connect(transport, seconds): called for each one made, transport "plaintext" or "tls"."""
+    """Makes connections. on_connect(transport, seconds): called for each one made, transport "plaintext" or "tls".
+
+    A name is looked up once for all who wait for it: the system does that in a few threads, which a slow name must not
+    fill. `close` ends look-ups that nobody waits for any more."""
 
     def __init__(self, on_connect: Callable[[str, float], None] | None = None, lookup: Lookup | None = None) -> None:
         self._on_connect = on_connect
         self._lookup = lookup or _system_lookup
         self._names: dict[tuple[str, int], tuple[float, Sequence[Address]]] = {}
-        self._contexts: dict[TLS, ssl.SSLContext] = {}
+        self._lookups: dict[tuple[str, int], asyncio.Task[Sequence[Address] | str]] = {}
+        self._contexts: dict[TLS, tuple[ssl.SSLContext, Stamp]] = {}
 
     def prepare(self, origin: Origin) -> None:
         """Read what `origin` names, so that a mistake shows when it is configured. Raises OriginError."""
         if origin.scheme == "https":
-            self._context(origin.tls or _SYSTEM)
+            self._fresh(_files_of(origin.tls))
         if origin.proxy is not None:
             _proxy(origin.proxy)
 
@@ -184,57 +198,117 @@ class Connector:
                     if not secure:
                         await loop.create_connection(lambda: protocol, sock=sock)
                     else:
-                        tls = origin.tls or _SYSTEM
+                        name = origin.tls.server_name if origin.tls is not None else None
                         await loop.create_connection(
                             lambda: protocol,
                             sock=sock,
-                            ssl=self._context(tls),
-                            server_hostname=tls.server_name or origin.host.rstrip("."),
+                            ssl=self._context(origin.tls),
+                            server_hostname=name or origin.host.rstrip("."),
                             ssl_handshake_timeout=timeout + 1.0,  # ours comes first
                         )
                 except BaseException:
                     sock.close()
                     raise
         except TimeoutError:
-            raise Failure(504, Reason.TIMEOUT, "the upstream could not be reached in time", retry=True) from None
+            raise Failure(
+                504, Reason.TIMEOUT, "the upstream could not be reached in time", retry=True, reached=False
+            ) from None
         except ssl.SSLCertVerificationError as error:
             message = f"the upstream's certificate was refused: {error.verify_message}"
-            raise Failure(502, Reason.UPSTREAM_FAILURE, message, detail=str(origin), retry=True) from None
+            raise Failure(
+                502, Reason.UPSTREAM_FAILURE, message, detail=str(origin), retry=True, reached=False
+            ) from None
         except ssl.SSLError as error:
             message = "no TLS connection to the upstream"
-            raise Failure(502, Reason.UPSTREAM_FAILURE, message, detail=f"{origin}: {error}", retry=True) from None
+            raise Failure(
+                502, Reason.UPSTREAM_FAILURE, message, detail=f"{origin}: {error}", retry=True, reached=False
+            ) from None
         except OSError as error:
             self._names.pop((origin.host, origin.port), None)  # its addresses may have changed
             message = "the upstream could not be reached"
-            raise Failure(502, Reason.UPSTREAM_FAILURE, message, detail=f"{origin}: {error}", retry=True) from None
+            raise Failure(
+                502, Reason.UPSTREAM_FAILURE, message, detail=f"{origin}: {error}", retry=True, reached=False
+            ) from None
         if self._on_connect is not None:
             self._on_connect("tls" if secure else "plaintext", loop.time() - began)
 
     async def resolve(self, host: str, port: int) -> Sequence[Address]:
-        """The addresses of `host`, remembered for 10 seconds; failures are not. Raises OSError."""
+        """The addresses of `host`, remembered for 10 seconds; failures are not. When they cannot be looked up again,
+        the last ones are used until connecting to them fails (RFC 8767), but not when the name is gone. Raises
+        OSError."""
         family = _numeric(host)
         if family:
             return ((family, host),)
-        now = asyncio.get_running_loop().time()
-        known = self._names.get((host, port))
-        if known is not None and known[0] > now:
+        key = host, port
+        loop = asyncio.get_running_loop()
+        known = self._names.get(key)
+        if known is not None and known[0] > loop.time():
             return known[1]
-        addresses = tuple(dict.fromkeys(await self._lookup(host, port)))
-        if not addresses:
-            raise OSError(f"{host} has no address")
-        self._names.pop((host, port), None)
+        running = self._lookups.get(key)
+        if running is None:
+            running = self._lookups[key] = loop.create_task(self._look_up(key))
+            running.add_done_callback(partial(self._looked_up, key))
+        await asyncio.wait((running,))  # who leaves does not end it for the others
+        found = "the look-up was given up" if running.cancelled() else running.result()
+        if isinstance(found, str):
+            raise OSError(found)
+        return found
+
+    async def _look_up(self, key: tuple[str, int]) -> Sequence[Address] | str:
+        """Its addresses, which are remembered, or why there are none. It does not raise OSError: a task's exception
+        refers back to all who read it."""
+        known = self._names.get(key)
+        try:
+            found = tuple(dict.fromkeys(await self._lookup(*key)))
+        except OSError as error:
+            if known is None or (isinstance(error, socket.gaierror) and error.errno in _GONE):
+                return str(error)
+            found = tuple(known[1])
+        if not found:
+            return f"{key[0]} has no address"
+        self._names.pop(key, None)
         if len(self._names) >= _NAMES:
             del self._names[next(iter(self._names))]
-        self._names[host, port] = (now + _NAME_TTL, addresses)
-        return addresses
+        self._names[key] = (asyncio.get_running_loop().time() + _NAME_TTL, found)
+        return found
 
-    def _context(self, tls: TLS) -> ssl.SSLContext:
-        tls = TLS(tls.ca, tls.verify, tls.cert, tls.key)  # the name is not the context's
-        context = self._contexts.get(tls)
-        if context is None:
-            if len(self._contexts) >= _CONTEXTS:
-                del self._contexts[next(iter(self._contexts))]
-            context = self._contexts[tls] = tls.context()
+    def _looked_up(self, key: tuple[str, int], _: object) -> None:
+        del self._lookups[key]
+
+    async def close(self) -> None:
+        """End what is being looked up; who waits for it gets an OSError."""
+        running = list(self._lookups.values())
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running)
+
+    def _context(self, tls: TLS | None) -> ssl.SSLContext:
+        """As its files are now. Those that cannot be loaded any more leave in use what was loaded before."""
+        tls = _files_of(tls)
+        try:
+            return self._fresh(tls)
+        except OriginError as error:
+            known = self._contexts.get(tls)
+            if known is None:
+                message = "no TLS connection to the upstream"
+                raise Failure(
+                    502, Reason.UPSTREAM_FAILURE, message, detail=str(error), retry=True, reached=False
+                ) from None
+            log.error("%s; what was loaded before stays in use", error)
+            self._contexts[tls] = (known[0], tls.stamp())  # said once
+            return known[0]
+
+    def _fresh(self, tls: TLS) -> ssl.SSLContext:
+        known, now = self._contexts.get(tls), tls.stamp()
+        if known is not None and known[1] == now:
+            return known[0]
+        context = tls.context()
+        if known is None and len(self._contexts) >= _CONTEXTS:
+            del self._contexts[next(iter(self._contexts))]
+        self._contexts[tls] = (context, now)
+        if known is not None:
+            log.info("the TLS files of an upstream were read again")
         return context
 
     async def _dial(self, host: str, port: int, addresses: Sequence[Address] | None) -> socket.socket:
@@ -275,6 +349,11 @@ class Connector:
             sock.close()
             raise
         return sock
+
+
+def _files_of(tls: TLS | None) -> TLS:
+    """What a context is made from and known by: the name is not the context's."""
+    return _SYSTEM if tls is None else TLS(tls.ca, tls.verify, tls.cert, tls.key)
 
 
 async def _system_lookup(host: str, port: int) -> Sequence[Address]:

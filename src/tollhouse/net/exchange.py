@@ -60,9 +60,10 @@ class Exchange(msgspec.Struct, eq=False):
     """One answer, whole or still coming. A Source of its body; a Sink for the request's body while that is sent.
 
     status, headers: of the final answer (never 1xx but 101). complete: the body is here to its end (also before it
-    was taken). event_stream: content-type is text/event-stream. encoded: there is a content-encoding. After status 101
-    it is a Duplex: `send` goes to the upstream, `end` ends that direction, `feed` names who is paused when the upstream
-    is slow.
+    was taken). event_stream: content-type is text/event-stream. encoded: there is a content-encoding. stale: it failed
+    because a kept connection was closed within a quarter of a second, without a byte of answer: the server may have
+    decided so before it knew of the request. After status 101 it is a Duplex: `send` goes to the upstream, `end` ends
+    that direction, `feed` names who is paused when the upstream is slow.
     """
 
     _link: Carrier | None
@@ -72,8 +73,8 @@ class Exchange(msgspec.Struct, eq=False):
     event_stream: bool = False
     encoded: bool = False
     failure: Failure | None = None
-    stale: bool = False  # failed on a kept connection before any byte of an answer
-    _body: bytes = b""  # what is not taken yet, once the link is gone
+    stale: bool = False
+    body: bytes = b""  # what is not taken yet, once it is complete
     _closed: bool = False
 
     @property
@@ -88,7 +89,7 @@ class Exchange(msgspec.Struct, eq=False):
         link = self._link
         if link is not None:
             return link.taken()
-        data, self._body = self._body, b""
+        data, self.body = self.body, b""
         return data
 
     async def read(self, limit: int, *, decode: bool = True) -> bytes:
@@ -154,7 +155,7 @@ class Exchange(msgspec.Struct, eq=False):
         self._closed = True
         if self._link is not None:
             self._link.cut()
-        self._body = b""
+        self.body = b""
 
     # ---- Sink of the request's body, and of the tunnel
     def send(self, data: bytes) -> None:

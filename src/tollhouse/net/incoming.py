@@ -7,10 +7,11 @@ reading from the socket pauses meanwhile. A request refers to its connection onl
 import asyncio
 from typing import Protocol
 
+from tollhouse.core.call import Context
 from tollhouse.core.clock import FOREVER
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.core.http import Headers, Request, Sink, problem
-from tollhouse.net.head import Limits
+from tollhouse.core.http import Request, Sink, problem
+from tollhouse.net.head import Head, Limits
 
 __all__ = ["Carrier", "Incoming"]
 
@@ -50,32 +51,37 @@ class Incoming(Request):
         "chunked",
         "expects",
         "keep_alive",
+        "length",
         "wanted",
     )
 
-    def __init__(self, connection: Carrier) -> None:  # on purpose not calling super: the head is yet to come
-        self.method = b""
-        self.target = b""
-        self.query = b""
-        self.headers = Headers()
+    def __init__(self, connection: Carrier, head: Head) -> None:  # on purpose not calling super: the body is to come
+        self.method = head.method
+        self.target = head.target
+        self.path = head.path
+        self.query = head.query
+        self.version = head.version
+        self.headers = head.headers
+        self.upgrade = head.upgrade
+        self.chunked = head.chunked
+        self.expects = head.expects
+        self.length = head.length  # of the body, as announced
+        self.keep_alive = head.keep_alive
         self.listener = connection.listener
         self.scheme = connection.scheme
         self.peer = connection.peer
-        self.upgrade = False
+        self.context = Context()
         self.parts = []
         self.body_size = 0
         self.complete = False
         self.ends = []
         self.render = problem
-        self.chunked = False
-        self.expects = False
-        self.keep_alive = False
+        self.wanted = False  # somebody waits for the body, or takes it as it comes
         self._connection: Carrier | None = connection
+        self._limit = connection.limits.body
         self._waiter: asyncio.Future[None] | None = None
         self._sink: Sink | None = None
-        self.wanted = False  # somebody waits for the body, or takes it as it comes
         self._error: Failure | None = None
-        self._limit = connection.limits.body
         self._paused = False
 
     def whole(self, limit: int) -> bytes | None:
@@ -86,6 +92,7 @@ class Incoming(Request):
 
     async def read(self, limit: int) -> bytes:
         limit = self._limit = min(limit, self._limit)
+        self.check_length()
         if not self.complete:
             connection = self._gone_if_none()
             connection.wants_body(self)
@@ -101,13 +108,18 @@ class Incoming(Request):
                     self._waiter = None
                     self.wanted = False
                     connection.deadline = FOREVER
-        if self.body_size > limit:
-            self.keep_alive = False
-            raise Failure(413, Reason.INVALID_REQUEST, f"the request body is larger than {limit} bytes")
+        self.check_length()
         parts = self.parts
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def check_length(self) -> None:
+        if self.length > self._limit or self.body_size > self._limit:
+            raise self._too_large()
+
     def start(self, sink: Sink) -> None:
+        if self.length > self._limit or self.body_size > self._limit:
+            sink.end(self._too_large())
+            return
         parts, self.parts = self.parts, []
         for part in parts:
             sink.send(part)
@@ -153,8 +165,7 @@ class Incoming(Request):
             return
         if self._sink is not None:
             if self.body_size > self._limit:
-                self.keep_alive = False
-                self.fail(Failure(413, Reason.INVALID_REQUEST, f"the request body is larger than {self._limit} bytes"))
+                self.fail(self._too_large())
                 return
             connection = self._connection
             if connection is not None and not self._paused:
@@ -193,6 +204,16 @@ class Incoming(Request):
         self._connection = None
         self._sink = None
         self._error = None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether the client is waited for: somebody takes the body as it comes."""
+        return self.wanted and not self.complete and not self._paused
+
+    def _too_large(self) -> Failure:
+        """The rest of the body is not read, so no request can follow (RFC 9112 section 9.3)."""
+        self.keep_alive = False
+        return Failure(413, Reason.INVALID_REQUEST, f"the request body is larger than {self._limit} bytes")
 
     def _lacks(self, limit: int) -> bool:
         return not self.complete and self.body_size <= limit

@@ -15,6 +15,7 @@ from tollhouse.core.clock import FOREVER, Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Feeder, Sink, Source
 from tollhouse.net.exchange import Exchange, Until, broken, too_large
+from tollhouse.net.repeated_answer import RepeatedAnswer
 
 __all__ = ["MAX_ANSWER", "Home", "Link"]
 
@@ -24,6 +25,7 @@ _MAX_FIELDS = 256
 _HIGH_WATER = 65_536  # bytes held before reading pauses
 _MAX_TUNNEL = 8 << 20  # bytes waiting in a tunnel whose feeder nobody named
 _SOON = 2.0  # the clock looks once a second; what is shorter is hurried
+_RACE = 0.25  # after its request was written, a close may still be one that crossed it; the clock is a tick coarser
 _JOIN = 1024  # pieces held before they are made one: a piece costs 40 bytes beside its content
 
 _NOTHING, _LENGTH, _CHUNKED, _TUNNEL = range(4)  # what is still to be sent
@@ -42,9 +44,11 @@ class Home(Protocol):
     """Where a Link goes when it is free, and who must know when it is gone. Both are called once each time.
 
     names: header names as this upstream writes them, and in lower case; the links keep it, and keep it small.
+    repeated: the head its answers have at present; the links keep that, too.
     """
 
     names: dict[bytes, bytes]
+    repeated: RepeatedAnswer
 
     def give(self, link: "Link") -> None: ...
 
@@ -55,6 +59,7 @@ class Link(asyncio.Protocol):
     """One connection. `begin` starts an exchange; the link parts from it when it is complete, failed or cut."""
 
     __slots__ = (
+        "_began",
         "_chunked",
         "_clock",
         "_exchange",
@@ -72,6 +77,7 @@ class Link(asyncio.Protocol):
         "_outgoing",
         "_parser",
         "_pieces",
+        "_repeated",
         "_reusable",
         "_size",
         "_slack",
@@ -104,6 +110,7 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None  # one for the life of the connection
         self._names = home.names
+        self._repeated = home.repeated
         self._pieces: list[bytes] = []  # of the answer's body: what nobody has taken yet
         self.on_body = self._pieces.append  # the parser's callback
         self._trailers: list[tuple[bytes, bytes]] = []
@@ -146,7 +153,7 @@ class Link(asyncio.Protocol):
         self._total = total
         self._idle = idle
         clock = self._clock
-        now = clock.now
+        now = self._began = clock.now
         deadline = now + first_byte
         self.deadline = deadline if deadline < total else total  # a third of the price of min()
         if first_byte < _SOON or total - now < _SOON:
@@ -296,7 +303,17 @@ class Link(asyncio.Protocol):
             return
         pieces = self._pieces
         had = len(pieces)
+        anew = False
         if self._mode == _PLAIN:
+            anew = self._stage == _ASKED and not self._slack  # the parser is between two answers
+            if anew and (body := self._repeated.read(data, exchange)) is not None:
+                keep = self._repeated.keep
+                if keep is not None:
+                    self._keep = keep
+                self._reusable = True
+                pieces.append(body)
+                self._complete(exchange)
+                return
             parser = self._parser
             try:
                 if self._stage == _HEADED or self._slack + len(data) <= _MAX_HEAD:
@@ -314,10 +331,15 @@ class Link(asyncio.Protocol):
             pieces.append(data)
         elif not self._feed_head(data):
             return
-        fresh = len(pieces) - had
         stage = self._stage
+        if stage == _DONE:
+            if anew and self._reusable and len(pieces) == 1 and not self._chunked and not exchange.event_stream:
+                self._repeated.learn(data, exchange, len(pieces[0]), self._keep)
+            self._complete(exchange)
+            return
+        fresh = len(pieces) - had
         sink = self.sink
-        if sink is not None and fresh and stage != _DONE:
+        if sink is not None and fresh:
             # Each piece of a stream goes as it comes.
             self._slack = 0
             if not self.paused:  # `_arm`, without the call
@@ -344,10 +366,7 @@ class Link(asyncio.Protocol):
             if self._size > self._limit:
                 self.fail(too_large(self._limit))
                 return
-        if stage == _DONE:
-            self._complete(exchange)
-            return
-        if not fresh:
+        else:
             self._slack += len(data)
             if self._slack > _MAX_HEAD:
                 self.fail(broken("the upstream's answer has too much that is not its body"))
@@ -515,14 +534,14 @@ class Link(asyncio.Protocol):
     def _complete(self, exchange: Exchange) -> None:
         """The answer is whole. The link is free before anybody hears of it."""
         waiter, sink, pieces = self._waiter, self.sink, self._pieces
+        body = b"" if not pieces else pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if len(body) > self._limit:
+            self.fail(too_large(self._limit))
+            return
         exchange.complete = True
-        if self.lost or not self._reusable or self._outgoing != _NOTHING or self.choked or self._keep <= 0.0:
-            self._part()
-            self.retire()
-        else:
-            if pieces:
-                exchange._body = pieces.pop() if len(pieces) == 1 else b"".join(pieces)
-                pieces.clear()
+        if self._reusable and not self.lost and self._outgoing == _NOTHING and not self.choked and self._keep > 0.0:
+            exchange.body = body
+            pieces.clear()
             self._exchange = exchange._link = self._waiter = self.sink = None
             if self._chunked:
                 self._chunked = False
@@ -534,8 +553,11 @@ class Link(asyncio.Protocol):
                 self.paused = False
                 self._transport.resume_reading()  # type: ignore[union-attr]
             self._home.give(self)
+        else:
+            self._part()
+            self.retire()
         if sink is not None:
-            if exchange._body:
+            if exchange.body:
                 try:
                     sink.send(exchange.take())
                 except Failure as failure:
@@ -549,7 +571,7 @@ class Link(asyncio.Protocol):
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange._link = None
-            exchange._body = b"".join(self._pieces)
+            exchange.body = b"".join(self._pieces)
             self._pieces.clear()
         self._waiter = self.sink = self.feeder = None
         body, self.body = self.body, None
@@ -586,7 +608,7 @@ class Link(asyncio.Protocol):
         elif self._slack:
             self.fail(broken("the upstream closed within the head of its answer", cause))
         else:
-            exchange.stale = self.kept
+            exchange.stale = self.kept and self._clock.now - self._began < _RACE
             self.fail(broken("the upstream closed without an answer", cause))
 
     def _malformed(self, error: Exception) -> None:

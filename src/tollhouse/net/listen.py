@@ -4,14 +4,19 @@ Rule: binding is separate from serving, so that a supervisor or a test can know 
 """
 
 import asyncio
+import logging
 import re
 import socket
 import ssl
 from dataclasses import dataclass
+from functools import partial
+from ipaddress import ip_address
 
 from tollhouse.net.server import Server
 
 __all__ = ["Address", "Listener", "bind"]
+
+log = logging.getLogger("tollhouse.net.listen")
 
 _BACKLOG = 4096
 _ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[^\[\]:]*)):(?P<port>\d{1,5})")
@@ -34,7 +39,10 @@ class Address:
 
     @property
     def is_loopback(self) -> bool:
-        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+        try:
+            return self.host == "localhost" or ip_address(self.host).is_loopback
+        except ValueError:
+            return False  # a name, which may lead anywhere
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -77,6 +85,7 @@ class Listener:
         self._sockets = sockets
         self._context = context
         self._servers: list[asyncio.Server] = []
+        self._renewal: asyncio.Task[None] | None = None
 
     @property
     def port(self) -> int:
@@ -84,19 +93,52 @@ class Listener:
         return port
 
     async def start(self) -> None:
-        loop = asyncio.get_running_loop()
-        for sock in self._sockets:
-            self._servers.append(
-                await loop.create_server(
-                    self.server.accept,
-                    sock=sock,
-                    ssl=self._context,
-                    backlog=_BACKLOG,
-                    ssl_handshake_timeout=10.0 if self._context is not None else None,
-                )
-            )
+        self._servers = await self._serve(self._sockets)
+
+    async def _serve(self, sockets: list[socket.socket]) -> list[asyncio.Server]:
+        servers: list[asyncio.Server] = []
+        try:
+            for sock in sockets:
+                servers.append(await self._accept(sock))  # noqa: PERF401  # what was begun is ended when one fails
+        except BaseException:
+            for server in servers:
+                server.close()
+            raise
+        return servers
+
+    async def _accept(self, sock: socket.socket) -> asyncio.Server:
+        context, server = self._context, self.server
+        accept = server.accept if context is None else partial(server.accept_tls, context)
+        return await asyncio.get_running_loop().create_server(accept, sock=sock, backlog=_BACKLOG)
+
+    def renew(self, context: ssl.SSLContext) -> None:
+        """From now on accept with `context`; handshakes and connections under way keep theirs. No client is refused:
+        who waits to be accepted waits at the kernel's socket, which stays. Call it in the loop, after `start`."""
+        self._context = context
+        if self._renewal is not None:
+            self._renewal.cancel()
+        self._renewal = asyncio.get_running_loop().create_task(self._renew())
+
+    async def _renew(self) -> None:
+        sockets: list[socket.socket] = []
+        try:
+            sockets.extend(sock.dup() for sock in self._sockets)
+            servers = await self._serve(sockets)
+        except BaseException as error:  # cancelled, or no more file descriptors
+            for sock in sockets:
+                sock.close()
+            if not isinstance(error, OSError):
+                raise
+            log.error("%s: the new client CA could not be taken (%s); the old one serves", self.server.name, error)
+            return
+        old, self._servers, self._sockets = self._servers, servers, sockets
+        for server in old:
+            server.close()
 
     def stop(self) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
+            self._renewal = None
         for server in self._servers:
             server.close()
         self._servers.clear()

@@ -17,20 +17,18 @@ from tollhouse.core.http import Request, Source
 from tollhouse.net.connect import Address, Connector, Origin
 from tollhouse.net.exchange import Exchange, Until
 from tollhouse.net.link import MAX_ANSWER, Link
+from tollhouse.net.repeated_answer import RepeatedAnswer
 
 __all__ = ["Pool"]
 
-_IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))  # RFC 9110 section 9.2.2
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)[ \t]*\r\n", re.IGNORECASE)
 
 
 class Pool:
-    """Connections to one origin.
+    """Connections to one origin, for one owner, who retires it.
 
     limit: open connections. queue: requests that may wait for one, `patience` seconds each. keep_alive: seconds an
-    idle connection is kept, less if the server says so. resend: a request whose method is not idempotent is sent
-    again, too, when the server closed a kept connection without a byte of answer (it is carried out twice, if the
-    server did it and died). addresses: dial these and do not resolve.
+    idle connection is kept, less if the server says so. addresses: dial these and do not resolve.
     """
 
     __slots__ = (
@@ -42,6 +40,7 @@ class Pool:
         "_links",
         "_open",
         "_queue",
+        "_retired",
         "addresses",
         "keep_alive",
         "limit",
@@ -49,7 +48,7 @@ class Pool:
         "origin",
         "patience",
         "queue",
-        "resend",
+        "repeated",
     )
 
     def __init__(
@@ -62,7 +61,6 @@ class Pool:
         queue: int = 4096,
         patience: float = 10.0,
         keep_alive: float = 30.0,
-        resend: bool = True,
         addresses: Sequence[Address] | None = None,
     ) -> None:
         self.origin = origin
@@ -70,16 +68,16 @@ class Pool:
         self.queue = queue
         self.patience = patience
         self.keep_alive = keep_alive
-        self.resend = resend
         self.addresses = addresses
         self._connector = connector
-        self.names: dict[bytes, bytes] = {}  # for the links' use
+        self.names: dict[bytes, bytes] = {}  # these two are for the links' use
+        self.repeated = RepeatedAnswer()
         self._clock = clock
         self._idle: list[Link] = []
         self._links: set[Link] = set()
         self._queue: deque[asyncio.Future[Link | None]] = deque()
         self._open = 0  # slots: connections open, being opened, or promised to a waiter
-        self._closed = False
+        self._closed = self._retired = False
 
     @property
     def open(self) -> int:
@@ -97,7 +95,7 @@ class Pool:
         return len(self._queue)
 
     def begin(
-        self, head: bytes, body: bytes, *, until: Until, deadline: float, first_byte: float, idle: float
+        self, head: bytes, body: bytes, until: Until, deadline: float, first_byte: float, idle: float
     ) -> "tuple[Exchange, asyncio.Future[None]] | None":
         """`exchange` up to its first wait, without a coroutine; None when no connection is idle. Not for HEAD. The
         future only wakes: afterwards give the Exchange to `exchange` as `begun`, but for one that has not failed and
@@ -125,6 +123,7 @@ class Pool:
         chunked: bool = False,
         connect: float = 5.0,
         limit: int = MAX_ANSWER,
+        resend: bool = False,
         begun: Exchange | None = None,
     ) -> Exchange:
         """Send a request and return its answer as soon as `until` says.
@@ -134,7 +133,11 @@ class Pool:
         pushed upstream as it comes and is never sent twice; a Request whose body is complete counts as bytes.
         deadline: monotonic seconds. first_byte: seconds from the last byte of the request to the end of the answer's
         head. idle: seconds between two pieces of the answer. connect: seconds. limit: bytes of a WHOLE answer.
-        begun: what `begin` gave for the same request, once its future has woken.
+        resend: once more on another connection, if the server closed a kept one just as this request was written
+        (`Exchange.stale`; RFC 9112 section 9.3.1). That is nearly always the server's end of patience with an idle
+        connection, which crossed the request; but a server that read it and died within that quarter of a second does
+        it twice, so say it only of what may be done twice. begun: what `begin` gave for the same request, once its
+        future has woken.
         Raises Failure: 503 when no connection is free, 504 when a time has passed, 502 otherwise, and what a Source
         ended with. `retry` is set where another attempt may help, `sent` once the server may have acted upon it.
         """
@@ -174,10 +177,16 @@ class Pool:
                     exchange.close()
                     raise Failure(502, Reason.UPSTREAM_FAILURE, "the upstream switched protocols unasked", sent=True)
                 return exchange
-            if exchange.stale and source is None and not again and (self.resend or method in _IDEMPOTENT):
+            if resend and exchange.stale and source is None and not again:
                 again = True
                 continue
             raise exchange.failed()
+
+    def retire(self) -> None:
+        """Its owner goes: what is idle closes now, the rest as it becomes free. Who asks all the same is served."""
+        self._retired = True
+        for link in list(self._idle):
+            link.retire()
 
     def close(self) -> None:
         """Cut every connection; who waits or is served gets a Failure 503, and so does who comes later."""
@@ -226,7 +235,7 @@ class Pool:
                 raise _stopping()
             if link.lost:
                 message = "the upstream closed the connection at once"
-                raise Failure(502, Reason.UPSTREAM_FAILURE, message, detail=str(self.origin), retry=True)
+                raise Failure(502, Reason.UPSTREAM_FAILURE, message, detail=str(self.origin), retry=True, reached=False)
         except BaseException:
             link.retire()
             self._freed()
@@ -264,7 +273,9 @@ class Pool:
     def _exhausted(self, why: str) -> Failure:
         message = "the upstream's connection pool is exhausted"
         detail = f"{self.origin}: {why}; limit {self.limit}"
-        return Failure(503, Reason.UPSTREAM_FAILURE, message, code="pool_exhausted", detail=detail, retry=True)
+        return Failure(
+            503, Reason.UPSTREAM_FAILURE, message, code="pool_exhausted", detail=detail, retry=True, reached=False
+        )
 
     def _freed(self) -> None:
         """One slot is not used any more: it passes on or is counted off."""
@@ -283,7 +294,10 @@ class Pool:
             if not waiter.done():
                 waiter.set_result(link)
                 return
-        self._idle.append(link)
+        if self._retired:
+            link.retire()
+        else:
+            self._idle.append(link)
 
     def forget(self, link: Link) -> None:
         if link.counted:

@@ -30,6 +30,6 @@ class Timer:
         now = loop.time()
         self.lag = max(0.0, now - self._due)
         self._due = now + self._clock.tick
-        # Armed before the turn: a hook that raises is reported by the loop and does not stop time.
+        # Armed before the turn: whatever happens in it does not stop time.
         self._handle = loop.call_later(self._clock.tick, self._turn, loop)
         self._clock.turn()

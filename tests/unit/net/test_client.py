@@ -5,7 +5,7 @@ import gc
 from time import monotonic
 
 import pytest
-from tests.unit.net.upstreams import Collector, Peer, ask, client, upstream
+from tests.unit.net.upstreams import Collector, Peer, ask, client, stand_still, upstream
 
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
@@ -59,16 +59,72 @@ async def test_one_connection_serves_many_in_turn_and_the_last_used_comes_first(
         assert pool._idle[-1] is seen
 
 
-async def test_a_pool_is_shared_and_lives_as_long_as_it_is_held() -> None:
-    async with client() as c:
-        one, _ = Origin.of("http://127.0.0.1:1/a")
-        other, _ = Origin.of("http://127.0.0.1:1/b")
-        pool = c.pool(one, 7)
-        assert c.pool(other) is pool
-        assert pool.limit == 7
-        assert c.pool(other, 9).limit == 9
+async def test_a_pool_is_its_owners_alone() -> None:
+    arrived = asyncio.Semaphore(0)
+
+    async def hold(peer: Peer) -> None:
+        await peer.request()
+        arrived.release()
+        await peer.closed()
+
+    async with upstream(hold) as up, client() as c:
+        mine, other = c.pool(up.origin(), 1), c.pool(up.origin(), 2)
+        assert (mine.limit, other.limit) == (1, 2)
+        mine.patience = 0.05
+        held = asyncio.create_task(ask(mine))
+        await arrived.acquire()
+        await failing(ask(mine), 503, retry=True, sent=False)
+        others = asyncio.create_task(ask(other))  # another one's full pool is nothing to it
+        await arrived.acquire()
+        assert (mine.open, other.open) == (1, 1)
+        mine.close()
+        await failing(held, 503, retry=False, sent=True)
+        assert other.open == 1
+        other.close()
+        await failing(others, 503, retry=False, sent=True)
+
+
+async def test_a_retired_pool_keeps_nothing_and_cuts_nothing() -> None:
+    async def slow(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            if peer.number:
+                arrived.release()
+                await may.wait()
+            await peer.send(OK)
+
+    may = asyncio.Event()
+    arrived = asyncio.Semaphore(0)
+    async with upstream(slow) as up, client() as c:
+        pool = c.pool(up.origin(), 2)
+        await ask(pool)
+        idle, pool._idle = pool._idle, []  # so that the next ones open theirs
+        busy = asyncio.create_task(ask(pool))
+        await arrived.acquire()
+        pool._idle = idle
+        pool.retire()
+        await up.until_left(1)
+        assert (pool.open, pool.idle) == (1, 0)
+        late = [asyncio.create_task(ask(pool)) for _ in range(2)]  # one has to wait
+        await arrived.acquire()
+        assert pool.waiting == 1
+        may.set()
+        assert [e.take() for e in await asyncio.gather(busy, *late)] == [b"hi"] * 3
+        await up.until_left(3)
+        assert (pool.open, pool.idle) == (0, 0)
+
+
+async def test_a_pool_that_was_dropped_ends_with_its_last_connection() -> None:
+    async with upstream(polite) as up, client() as c:
+        pool = c.pool(up.origin())
+        pool.keep_alive = 0.05
+        await ask(pool)
         del pool
-        assert len(c._pools) == 0
+        await up.until_left(1)
+        async with asyncio.timeout(5):
+            while c._pools:
+                gc.collect()
+                await asyncio.sleep(0.01)
 
 
 async def test_stale_connection_is_replaced_and_the_request_sent_again() -> None:
@@ -82,16 +138,44 @@ async def test_stale_connection_is_replaced_and_the_request_sent_again() -> None
         peer.cut()
 
     async with upstream(play) as up, client() as c:
+        stand_still(c._clock)
         pool = c.pool(up.origin())
         await ask(pool)
-        assert (await ask(pool, b"x", method=b"POST")).status == 200
+        assert (await ask(pool, b"x", method=b"POST", resend=True)).status == 200
         assert up.connections == 2
         assert len(seen) == 1
-        pool.resend = False
-        await failing(ask(pool, b"x", method=b"POST"), 502, retry=True, sent=True)
+        for method in (b"POST", b"PUT", b"GET"):  # the caller alone knows what may be done twice
+            await failing(ask(pool, b"x", method=method), 502, retry=True, sent=True)
+            await ask(pool)
+
+
+@pytest.mark.parametrize("begin", [False, True])
+async def test_a_request_the_server_worked_on_is_never_sent_again(begin: bool) -> None:
+    """A close is the race with our write only as long as it can be one."""
+    seen = []
+
+    async def play(peer: Peer) -> None:
+        for works in (0.0, 0.5):
+            _, body = await peer.request()
+            seen.append(body)
+            await asyncio.sleep(works)
+            if works:
+                peer.cut()
+            else:
+                await peer.send(OK)
+
+    async with upstream(play) as up, client() as c:
+        pool = c.pool(up.origin())
         await ask(pool)
-        assert (await ask(pool)).status == 200  # GET is idempotent
-        assert (await ask(pool, b"x", method=b"PUT")).status == 200
+        begun = None
+        if begin:
+            head = b"POST / HTTP/1.1\r\ncontent-length: 4\r\n\r\n"
+            started = pool.begin(head, b"work", until=Until.WHOLE, deadline=monotonic() + 5, first_byte=5, idle=5)
+            assert started is not None
+            begun, woken = started
+            await woken
+        await failing(ask(pool, b"work", method=b"POST", resend=True, begun=begun), 502, retry=True, sent=True)
+        assert seen == [b"", b"work"]
 
 
 async def test_all_idle_connections_stale_costs_one_resend() -> None:
@@ -103,10 +187,11 @@ async def test_all_idle_connections_stale_costs_one_resend() -> None:
 
     both = asyncio.Barrier(4)
     async with upstream(play) as up, client() as c:
+        stand_still(c._clock)
         pool = c.pool(up.origin(), 4)
         await asyncio.gather(*(ask(pool) for _ in range(4)))
         both = asyncio.Barrier(1)
-        assert (await ask(pool)).status == 200  # at the limit: an idle one makes room
+        assert (await ask(pool, resend=True)).status == 200  # at the limit: an idle one makes room
         assert up.connections == 5
         assert pool.open <= 4
 
@@ -120,16 +205,17 @@ async def test_no_resend_when_a_byte_of_the_answer_came_or_the_connection_was_ne
         peer.writer.close()
 
     async with upstream(partial) as up, client() as c:
+        stand_still(c._clock)
         pool = c.pool(up.origin())
         await ask(pool)
-        await failing(ask(pool), 502, retry=True, sent=True)
+        await failing(ask(pool, resend=True), 502, retry=True, sent=True)
         assert up.connections == 1
 
     async def closes(peer: Peer) -> None:
         await peer.request()
 
     async with upstream(closes) as up, client() as c:
-        await failing(ask(c.pool(up.origin())), 502, retry=True, sent=True)
+        await failing(ask(c.pool(up.origin()), resend=True), 502, retry=True, sent=True)
         assert up.connections == 1
 
 
@@ -155,6 +241,7 @@ async def test_a_body_that_was_pushed_is_never_sent_again() -> None:
             self.closed = True
 
     async with upstream(play) as up, client() as c:
+        stand_still(c._clock)
         pool = c.pool(up.origin())
         await ask(pool)
         body = Body()
@@ -166,6 +253,7 @@ async def test_a_body_that_was_pushed_is_never_sent_again() -> None:
             deadline=monotonic() + 5,
             first_byte=5.0,
             idle=5.0,
+            resend=True,
         )
         await failing(call, 502, retry=True, sent=True)
         assert up.connections == 1
@@ -186,6 +274,7 @@ async def test_a_complete_request_body_counts_as_bytes(chunked: bool) -> None:
             await peer.send(OK)
 
     async with upstream(play) as up, client() as c:
+        stand_still(c._clock)
         pool = c.pool(up.origin())
         await ask(pool)
         framing = b"transfer-encoding: chunked" if chunked else b"content-length: 5"
@@ -198,6 +287,7 @@ async def test_a_complete_request_body_counts_as_bytes(chunked: bool) -> None:
             first_byte=5.0,
             idle=5.0,
             chunked=chunked,
+            resend=True,
         )
         assert exchange.status == 200
         assert bodies == [b"whole", b"whole"]  # so it could be sent again
@@ -527,9 +617,9 @@ async def test_what_was_begun_on_a_stale_connection_is_sent_again() -> None:
 
     head = b"POST / HTTP/1.1\r\ncontent-length: 1\r\n\r\n"
     async with upstream(play) as up, client() as c:
+        stand_still(c._clock)
         pool = c.pool(up.origin())
         for resend in (True, False):
-            pool.resend = resend
             if not pool.idle:
                 await ask(pool)
             begun = pool.begin(head, b"x", until=Until.WHOLE, deadline=monotonic() + 5, first_byte=5, idle=5)
@@ -545,6 +635,7 @@ async def test_what_was_begun_on_a_stale_connection_is_sent_again() -> None:
                 deadline=monotonic() + 5,
                 first_byte=5,
                 idle=5,
+                resend=resend,
                 begun=exchange,
             )
             if resend:

@@ -17,6 +17,7 @@ from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.net.client import Exchange, Until
 from tollhouse.net.link import Link
+from tollhouse.net.repeated_answer import RepeatedAnswer
 
 ASYNC = pytest.mark.anyio
 
@@ -389,6 +390,7 @@ class Home:
 
     def __init__(self) -> None:
         self.names: dict[bytes, bytes] = {}
+        self.repeated = RepeatedAnswer()
 
     def give(self, link: Link) -> None:
         self.given += 1
@@ -411,9 +413,11 @@ class Woken:
         self.woken = True
 
 
-def told(pieces: list[bytes], *, method: bytes, until: Until, eof: bool) -> Any:
+def told(pieces: list[bytes], *, method: bytes, until: Until, eof: bool, repeated: RepeatedAnswer | None = None) -> Any:
     """Everything that can be seen of an answer that came in `pieces`."""
     home, transport = Home(), Transport()
+    if repeated is not None:
+        home.repeated = repeated
     link = Link(home, Clock(), Woken, 30.0)  # type: ignore[arg-type]
     link.connection_made(transport)  # type: ignore[arg-type]
     exchange = Exchange(link)
@@ -489,3 +493,54 @@ def test_the_bound_of_the_head_does_not_depend_on_the_cuts(size: int, cut: int) 
         for pieces in ([data], [data[:cut], data[cut:]]):
             seen = told(pieces, method=method, until=Until.WHOLE, eof=False)
             assert (seen[6] is None) is (size <= 65_536)
+
+
+PLAIN = b"HTTP/1.1 200 OK\r\nDate: today\r\nContent-Length: %d\r\nX-A: b\r\n\r\n%b"
+
+
+@pytest.mark.parametrize("until", list(Until))
+def test_a_head_that_was_seen_changes_nothing(until: Until) -> None:
+    for learnt in CORPUS:
+        repeated = RepeatedAnswer()
+        for data in (learnt, *CORPUS):
+            plain = told([data], method=b"GET", until=until, eof=False)
+            assert told([data], method=b"GET", until=until, eof=False, repeated=repeated) == plain, data
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    sizes=st.lists(st.sampled_from([0, 1, 2, 8, 9, 10, 11, 95, 96, 97, 98, 99, 100, 101, 102, 999, 1000]), min_size=2),
+    off=st.sampled_from([0, 0, 0, -1, 1, 20]),
+    cut=st.integers(0, 80),
+)
+def test_a_head_is_known_whatever_its_length(sizes: list[int], off: int, cut: int) -> None:
+    repeated = RepeatedAnswer()
+    for size in sizes:
+        data = PLAIN % (size, b"x" * (size + off))
+        for pieces in ([data], [data[:cut], data[cut:]] if cut else [data]):
+            plain = told(pieces, method=b"GET", until=Until.WHOLE, eof=True)
+            assert told(pieces, method=b"GET", until=Until.WHOLE, eof=True, repeated=repeated) == plain
+
+
+def test_a_known_head_is_not_parsed_again() -> None:
+    repeated = RepeatedAnswer()
+    told([PLAIN % (7, b"1234567")], method=b"GET", until=Until.WHOLE, eof=False, repeated=repeated)
+    exchange = Exchange(None)
+    assert repeated.read(PLAIN % (12, b"123456789012"), exchange) == b"123456789012"
+    assert (exchange.status, exchange.length) == (200, 12)
+    assert exchange.headers == [(b"date", b"today"), (b"content-length", b"12"), (b"x-a", b"b")]
+    assert repeated.keep is None  # it does not say
+    assert repeated.read(PLAIN.replace(b"today", b"later") % (7, b"1234567"), exchange) is None
+    assert repeated.read(PLAIN % (7, b"123456"), Exchange(None)) is None
+    assert repeated.read(PLAIN % (7, b"12345678"), Exchange(None)) is None
+
+
+def test_an_upstream_whose_heads_all_differ_is_learnt_from_seldom() -> None:
+    repeated = RepeatedAnswer()
+    learnt = 0
+    for n in range(1000):
+        data = PLAIN.replace(b"today", b"%d" % n) % (1, b"x")
+        told([data], method=b"GET", until=Until.WHOLE, eof=False, repeated=repeated)
+        learnt += repeated.read(PLAIN.replace(b"today", b"%d" % n) % (1, b"x"), Exchange(None)) is not None and n > 0
+        repeated._misses = n + 1  # what we asked does not count
+    assert 8 <= learnt < 30

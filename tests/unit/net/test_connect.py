@@ -206,6 +206,84 @@ async def test_names_are_remembered_for_a_while_and_failures_are_not() -> None:
             assert names.asked == asked
 
 
+class SlowNames(Names):
+    """They answer when they may."""
+
+    def __init__(self, *addresses: Address) -> None:
+        super().__init__(*addresses)
+        self.may = asyncio.Event()
+
+    async def __call__(self, host: str, port: int) -> Sequence[Address]:
+        await self.may.wait()
+        return await super().__call__(host, port)
+
+
+async def test_a_name_is_looked_up_once_for_all_who_wait() -> None:
+    names = SlowNames((V4, "127.0.0.1"))
+    connector = Connector(lookup=names)
+    waiting = [asyncio.create_task(connector.resolve("a.example", 80)) for _ in range(200)]
+    other = asyncio.create_task(connector.resolve("a.example", 81))
+    await asyncio.sleep(0)
+    waiting.pop(0).cancel()  # who began it may leave
+    names.may.set()
+    assert set(await asyncio.gather(*waiting)) == {((V4, "127.0.0.1"),)}
+    await other
+    assert names.asked == 2
+    assert not connector._lookups
+
+
+async def test_all_who_wait_hear_that_there_is_no_such_name() -> None:
+    names = SlowNames()
+    connector = Connector(lookup=names)
+    waiting = [asyncio.create_task(connector.resolve("a.example", 80)) for _ in range(3)]
+    names.may.set()
+    errors = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(error) for error in errors] == [OSError] * 3
+    assert len({id(error) for error in errors}) == 3  # one exception raised in several tasks would know them all
+    assert names.asked == 1
+
+
+async def test_a_look_up_that_nobody_waits_for_ends_with_the_client() -> None:
+    names = SlowNames((V4, "127.0.0.1"))
+    async with client(lookup=names) as c:
+        pool = c.pool(Origin.of("http://a.example:1/")[0])
+        call = asyncio.create_task(ask(pool))
+        while not c._connector._lookups:
+            await asyncio.sleep(0)
+        (task,) = c._connector._lookups.values()
+        call.cancel()
+        await asyncio.wait((call,))
+        assert not task.done()
+        waiting = asyncio.create_task(ask(pool))
+        await asyncio.sleep(0.01)
+        await c.close()
+        assert task.cancelled()
+        await asyncio.wait((waiting,))
+        assert isinstance(waiting.exception(), Failure)  # and it is not cancelled itself
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_when_names_cannot_be_looked_up_the_last_addresses_serve(gone: bool) -> None:
+    """But not those of a name that is gone."""
+
+    async def lookup(host: str, port: int) -> Sequence[Address]:
+        nonlocal answer
+        if isinstance(answer, int):
+            raise socket.gaierror(answer, "no")
+        return answer
+
+    answer: int | Sequence[Address] = ((V4, "127.0.0.1"),)
+    connector = Connector(lookup=lookup)
+    assert await connector.resolve("a.example", 80) == ((V4, "127.0.0.1"),)
+    connector._names["a.example", 80] = (0.0, connector._names["a.example", 80][1])  # its time is over
+    answer = socket.EAI_NONAME if gone else socket.EAI_AGAIN
+    if gone:
+        with pytest.raises(OSError, match="no"):
+            await connector.resolve("a.example", 80)
+    else:
+        assert await connector.resolve("a.example", 80) == ((V4, "127.0.0.1"),)
+
+
 async def test_the_memory_for_names_is_bounded() -> None:
     names = Names((V4, "127.0.0.1"))
     connector = Connector(lookup=names)
@@ -345,6 +423,55 @@ async def test_contexts_are_made_once_and_bounded(roots: str) -> None:
         for i in range(300):
             connector._context(TLS(ca=roots, key=str(i)))
         assert len(connector._contexts) <= 256
+
+
+async def test_files_of_an_upstream_that_change_are_read_again(
+    ca: trustme.CA, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    roots, cert, key = (tmp_path / name for name in ("roots.pem", "cert.pem", "key.pem"))
+
+    def issue() -> None:
+        issued = ca.issue_cert("gateway@example.com")
+        issued.private_key_pem.write_to_path(str(key))
+        issued.cert_chain_pems[0].write_to_path(str(cert))
+
+    seen: list[str] = []
+
+    async def serve(peer: Peer) -> None:
+        seen.append(peer.writer.get_extra_info("peercert")["serialNumber"])
+        await peer.request()
+        await peer.send(OK.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
+
+    ca.cert_pem.write_to_path(str(roots))
+    issue()
+    context = server_context(ca, "127.0.0.1")
+    context.verify_mode = ssl.CERT_REQUIRED
+    ca.configure_trust(context)
+    async with upstream(serve, tls=context) as up, client() as c:
+        tls = TLS(ca=str(roots), cert=str(cert), key=str(key))
+        origin = Origin.of(up.url(scheme="https"), tls=tls)[0]
+        pool = c.pool(origin)
+        for _ in range(2):
+            assert (await ask(pool)).status == 200
+        issue()
+        assert (await ask(pool)).status == 200
+        assert seen[0] == seen[1] != seen[2]
+        # What cannot be loaded leaves in use what was, and says so once; as a setting it is refused.
+        key.write_text("nonsense")
+        with pytest.raises(OriginError, match=r"key\.pem.*no PEM private key"):
+            c._connector.prepare(origin)
+        caplog.clear()
+        for _ in range(2):
+            assert (await ask(pool)).status == 200
+        assert caplog.text.count("what was loaded before stays in use") == 1
+        assert seen[3] == seen[4] == seen[2]
+        issue()
+        assert (await ask(pool)).status == 200
+        assert seen[5] not in seen[:5]
+        # An authority that is taken out is trusted no more.
+        trustme.CA().cert_pem.write_to_path(str(roots))
+        failure = await failing(ask(pool), 502)
+        assert "certificate was refused" in failure.message
 
 
 # ---- outbound proxy

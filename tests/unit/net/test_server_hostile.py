@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 
+import httptools
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -255,6 +256,82 @@ async def test_cuts_anywhere_change_nothing(case: Case, shares: set[float]) -> N
     cuts = sorted({0, size, *(int(share * size) for share in shares)})
     pieces = [case.raw[a:b] for a, b in pairwise(cuts)]
     assert await exchange(pieces) == await exchange([case.raw]), case.name
+
+
+# ---- heads that come again
+
+
+def asked(name: bytes, body: bytes, *, method: bytes = b"POST", more: bytes = b"") -> bytes:
+    return b"%b /p HTTP/1.1\r\nhost: x\r\n%b: %d\r\n%b\r\n%b" % (method, name, len(body), more, body)
+
+
+_BODIES = st.builds(
+    lambda begin, size: (begin + b"a" * size)[:size],
+    st.sampled_from([b"", b"\r\n", b"\r\n\r\n", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"]),
+    st.sampled_from([0, 1, 8, 9, 10, 11, 98, 99, 100, 101, 102, 500, 997, 998, 999, 1000, 1001, 1002, 3000]),
+)
+_REPEATING = st.one_of(
+    st.builds(asked, st.just(b"content-length"), _BODIES),
+    st.builds(asked, st.sampled_from([b"Content-Length", b"content-length:0", b"content-length:", b"x"]), _BODIES),
+    st.builds(asked, st.just(b"content-length"), _BODIES, method=st.sampled_from([b"PUT", b"GET"])),
+    st.builds(
+        asked,
+        st.just(b"content-length"),
+        _BODIES,
+        more=st.sampled_from(
+            [b"connection: close\r\n", b"expect: 100-continue\r\n", b"x: y \t\r\n", b"upgrade: h2c\r\n"]
+        ),
+    ),
+    st.builds(lambda one, more: one + more, st.builds(asked, st.just(b"content-length"), _BODIES), st.just(b"\r\n")),
+    st.builds(lambda one: b"\r\n" + one, st.builds(asked, st.just(b"content-length"), _BODIES)),
+    st.sampled_from([PROBE, PROBE + PROBE, b"\r\n\r\n" + PROBE, PROBE + b"\r\n", b"\r\n"]),
+)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(_REPEATING, st.integers(1, 3)), max_size=6))
+async def test_a_head_that_comes_again_is_read_as_the_first_time(reads: list[tuple[bytes, int]]) -> None:
+    """Reads that may be recognised, against the same bytes cut in two, which never are."""
+    pieces = [read for read, times in reads for _ in range(times)]
+    cut = [part for read in pieces for part in (read[:1], read[1:]) if part]
+    assert await exchange(pieces) == await exchange(cut)
+
+
+async def test_a_head_that_comes_again_is_not_parsed_again() -> None:
+    seen: list[Request] = []
+
+    async def handler(request: Request) -> Response:
+        seen.append(request)
+        request.headers.set(b"host", b"changed by a policy")
+        return await echo(request)
+
+    server = Server(handler, Clock(source=lambda: 0.0), LIMITS)
+    connection, wire = server.accept(), Wire()
+    connection.connection_made(wire)
+    bodies = [b"a", b"bb", b"c" * 10, b"", b"d" * 1234]
+    for body in bodies[:2]:
+        connection.data_received(asked(b"Content-Length", body))
+        for _ in range(3):
+            await asyncio.sleep(0)
+    connection._requests._parser = httptools.HttpRequestParser(object())  # is not asked any more
+    for body in bodies[2:]:
+        connection.data_received(asked(b"Content-Length", body))
+        for _ in range(3):
+            await asyncio.sleep(0)
+    assert [await request.read(10_000) for request in seen] == bodies
+    assert {(r.method, r.target, r.path, r.header(b"content-length")) for r in seen} == {
+        (b"POST", b"/p", b"/p", b"%d" % len(body)) for body in bodies
+    }
+    assert statuses(wire.written) == [200] * len(bodies)
+    connection.connection_lost(None)
+    await server.wait_closed()
+
+
+async def test_the_bound_on_bodies_holds_for_heads_that_come_again() -> None:
+    pieces = [asked(b"content-length", b"a" * n) for n in (10, 10, LIMITS.body, LIMITS.body + 1)]
+    written, closed = await exchange(pieces)
+    assert statuses(written) == [200, 200, 200, 413]
+    assert closed
 
 
 _WORDS = st.sampled_from(
