@@ -15,7 +15,9 @@ __all__ = ["Call", "Context", "ModelCall", "Principal", "ToolCall", "Usage"]
 class Usage(msgspec.Struct, gc=False, omit_defaults=True):
     """Tokens by kind. `input` excludes cached tokens and `output` includes reasoning, whatever the provider counts.
 
-    estimated: the provider did not say (a stream that was left), so this is ours, from what was seen.
+    cache_write_1h: those of `cache_write` that are kept for an hour. audio_input, image_input: those of `input`, and
+    audio_output, image_output: those of `output`, that are sound and pictures. estimated: the provider did not say (a
+    stream that was left), so this is ours, from what was seen.
     """
 
     input: int = 0
@@ -24,6 +26,11 @@ class Usage(msgspec.Struct, gc=False, omit_defaults=True):
     cache_write: int = 0
     reasoning: int = 0
     estimated: bool = False
+    cache_write_1h: int = 0
+    audio_input: int = 0
+    audio_output: int = 0
+    image_input: int = 0
+    image_output: int = 0
 
     @property
     def total(self) -> int:
@@ -97,6 +104,8 @@ class Context(msgspec.Struct, gc=False):
     model_answered: str = ""
     stream: bool = False
     usage: Usage | None = None
+    cost_nano: int | None = None  # nano-dollars that `usage` cost, once somebody asked; None: not known
+    model_sent: str = ""  # the name that the provider was asked for
     server: str = ""
     tool: str = ""
     mcp_method: str = ""
@@ -107,6 +116,8 @@ class Context(msgspec.Struct, gc=False):
     first_event: float = 0.0
     attempts: int = 0
     fallback: str = ""  # the target that answered instead of the ones asked first
+    tried: str = ""  # the targets that were asked, in their order, if there were several; joined by ", "
+    budget: Any = None  # core.backoff.RetryBudget that repetitions are taken from, where a target has failed
     rule: str = ""  # the rule that denied
     bytes_in: int = 0
     error: str = ""  # what a Failure that was answered says to the operator
@@ -128,6 +139,7 @@ class ModelCall(Call, kw_only=True, eq=False):
     """A model is asked. `fields` is the body's top level with values unparsed; what is changed is put there.
 
     label: the configured model's name, bounded, for metrics. reserve: the estimate, where it is known already.
+    content_type: of the body, b"" for JSON. chat: the request in the neutral model, once somebody needed it.
     """
 
     dialect: Any
@@ -138,6 +150,8 @@ class ModelCall(Call, kw_only=True, eq=False):
     fields: dict[str, msgspec.Raw]
     body: bytes
     reserve: int | None = None
+    content_type: bytes = b""
+    chat: Any = None
 
     @property
     def estimate(self) -> int:

@@ -32,6 +32,7 @@ class Reason(StrEnum):
     EXT_PROC = "ExtProc"
     INVALID_REQUEST = "InvalidRequest"
     CLIENT_GONE = "ClientGone"
+    OVERLOADED = "Overloaded"
 
 
 class Failure(Exception):
@@ -41,9 +42,10 @@ class Failure(Exception):
     to the caller. code: the machine-readable code of the dialect ("model_not_found"), or None. detail: for the log
     only. retry: another attempt (on another target) may help. retry_after: seconds. headers: lower-case names.
     sent: True once bytes of the request may have been acted upon, so that only idempotent work may be repeated.
+    reached: False where it is known that nothing of the request left: no connection, no process, no place in a pool.
     """
 
-    __slots__ = ("code", "detail", "headers", "message", "reason", "retry", "retry_after", "sent", "status")
+    __slots__ = ("code", "detail", "headers", "message", "reached", "reason", "retry", "retry_after", "sent", "status")
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class Failure(Exception):
         retry_after: float | None = None,
         headers: tuple[tuple[bytes, bytes], ...] = (),
         sent: bool = False,
+        reached: bool = True,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -68,6 +71,22 @@ class Failure(Exception):
         self.retry_after = retry_after
         self.headers = headers
         self.sent = sent
+        self.reached = reached
+
+    def copy(self) -> "Failure":
+        """The same, for somebody else to raise: one that was raised refers to the frames it went through."""
+        return Failure(
+            self.status,
+            self.reason,
+            self.message,
+            code=self.code,
+            detail=self.detail,
+            retry=self.retry,
+            retry_after=self.retry_after,
+            headers=self.headers,
+            sent=self.sent,
+            reached=self.reached,
+        )
 
 
 class Problem:

@@ -343,7 +343,7 @@ class _Text:
         variable = self.tokens[at].text
         path, end = self._path(at)
         tested = self._at(at - 2) == "has" and self._at(at - 1) == "(" and self._at(end) == ")"
-        mine = [fact for fact in FACTS if fact.variable == variable and (self.late or not fact.late)]
+        mine = [f for f in FACTS if f.variable == variable and not (f.early if self.late else f.late)]
         if not path or not mine[0].name:
             return frozenset(mine)
         for fact in mine:

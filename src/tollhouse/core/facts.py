@@ -5,6 +5,7 @@ is missing, never empty, so that `has()` tells the truth. Facts of the caller ar
 the others are read for each evaluation, and only those that the expression names.
 """
 
+import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
@@ -13,7 +14,7 @@ import cel
 
 from tollhouse.core.call import Call, Context, ModelCall, Principal, ToolCall
 from tollhouse.core.depth import decode
-from tollhouse.core.http import Request
+from tollhouse.core.http import CREDENTIALS, Request
 from tollhouse.core.match import host_of
 
 __all__ = ["FACTS", "MISSING", "VARIABLES", "Fact", "Prepared", "gather", "prepare", "recall"]
@@ -28,15 +29,13 @@ class _Missing:
 MISSING: Any = _Missing()
 """What `Fact.read` gives for a fact that this call does not have."""
 
-CREDENTIALS = frozenset((b"authorization", b"proxy-authorization", b"x-api-key", b"api-key"))
-"""Headers that expressions do not see: what they compute ends in logs and metric labels."""
-
 
 class Fact(NamedTuple):
     """One field of a variable: `variable.name`, or `variable.group.name`.
 
     caller: depends on the Principal alone. name_of_call: depends on nothing but the Principal and what is asked (the
-    model; the server, method and name). late: known only when the call is over. open: a map with keys we do not know.
+    model; the server, method and name). late: known only when the call is over. early: known only until then. open: a
+    map with keys we do not know.
     """
 
     variable: str
@@ -48,6 +47,7 @@ class Fact(NamedTuple):
     name_of_call: bool = False
     late: bool = False
     open: bool = False
+    early: bool = False
 
     @property
     def path(self) -> str:
@@ -75,7 +75,28 @@ def _query(call: Call) -> dict[str, str]:
 
 
 def _of_model(read: Callable[[ModelCall], Any]) -> Read:
-    return lambda call: read(call) if isinstance(call, ModelCall) else MISSING
+    # Without a model (a list of them, an unknown name) no model is asked: then there is nothing to say of it.
+    return lambda call: read(call) if isinstance(call, ModelCall) and call.model else MISSING
+
+
+def _of_body(read: Callable[[ModelCall], Any]) -> Read:
+    # One that only stands for a call has no body.
+    return lambda call: read(call) if isinstance(call, ModelCall) and call.dialect is not None else MISSING
+
+
+def _tools(call: ModelCall) -> bool:
+    fields = call.fields
+    return any(bytes(fields[name]).translate(None, _BLANK) not in _NOTHING for name in _TOOLS if name in fields)
+
+
+def _metadata(call: ModelCall) -> Any:
+    """Raises ValueError for one that is too deep."""
+    for name in _METADATA:
+        raw = call.fields.get(name)
+        if raw is not None:
+            value = decode(raw)
+            return value if isinstance(value, dict) else {}
+    return {}
 
 
 def _of_server(read: Callable[[ToolCall], Any]) -> Read:
@@ -87,8 +108,24 @@ def _of(methods: tuple[str, ...], read: Callable[[ToolCall], Any]) -> Read:
 
 
 def _arguments(call: ToolCall) -> Any:
-    return decode(call.arguments) if call.arguments else {}
+    """Raises ValueError also where the server may read other arguments than these: it gets them as they came."""
+    if not call.arguments:
+        return {}
+    value = decode(call.arguments)
+    json.loads(bytes(call.arguments), object_pairs_hook=_unambiguous)  # not so deep that it could fail
+    return value
 
+
+def _unambiguous(members: list[tuple[str, Any]]) -> None:
+    # Of two equal names decoders take the first or the last, and some take equal but for the case as equal.
+    if len({name.casefold() for name, _ in members}) != len(members):
+        raise ValueError("the arguments have members whose names differ at most by case")
+
+
+_BLANK = b" \t\r\n"
+_NOTHING = (b"null", b"[]", b"{}")
+_TOOLS = ("tools", "functions", "toolConfig")  # as the APIs have them
+_METADATA = ("metadata", "requestMetadata", "labels")
 
 _TOOL = ("tools/call",)
 _PROMPT = ("prompts/get",)
@@ -130,10 +167,17 @@ FACTS: tuple[Fact, ...] = (
     Fact("llm", "", "stream", "bool", _of_model(lambda c: c.stream)),
     Fact("llm", "", "tokens", "int: estimate before the answer", _of_model(lambda c: c.estimate)),
     Fact(
+        "llm", "", "tools", "bool: the model may call tools; not in labels and log fields", _of_body(_tools), early=True
+    ),
+    Fact(
+        "llm", "", "metadata", "map: the request's `metadata`; not in labels and log fields",
+        _of_body(_metadata), open=True, early=True,
+    ),
+    Fact(
         "llm", "", "provider", "who answered; not in rules and limits",
         _of_model(lambda c: c.context.provider or MISSING), late=True,
     ),
-    Fact("mcp", "", "server", "the server's name", _of_server(lambda c: c.server), name_of_call=True),
+    Fact("mcp", "", "server", "the server's name", _of_server(lambda c: c.server or MISSING), name_of_call=True),
     Fact("mcp", "", "method", "tools/call, tools/list, ...", _of_server(lambda c: c.method), name_of_call=True),
     Fact("mcp", "", "arguments", "map: of a tool or prompt", _of(_TOOL + _PROMPT, _arguments), open=True),
     Fact("mcp", "tool", "name", "the server's own name", _of(_TOOL, lambda c: c.name), name_of_call=True),
@@ -182,7 +226,7 @@ def prepare(principal: Principal) -> Prepared:
 
 def gather(facts: tuple[Fact, ...], call: Call) -> dict[str, Any]:
     """The value of one variable: those of `facts` that the call has. Raises ValueError for
-    arguments that are not JSON, or too deep."""
+    arguments that are not JSON, too deep, or ambiguous."""
     value: dict[str, Any] = {}
     for fact in facts:
         read = fact.read(call)

@@ -1,18 +1,19 @@
 """The names clients may ask for: finding one, and listing them at `/v1/models`.
 
 Rule: finding a name costs the same whatever the number of names; a name that may not be asked for is not shown,
-neither in a list nor by its id nor as a suggestion.
+neither in a list nor by its id nor as a suggestion. What asks no model is put to `admit`, so that rules and limits see
+every request.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from tollhouse.core.call import ModelCall, Principal
+from tollhouse.core.call import Call, ModelCall, Principal
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import Headers, Request, Response
@@ -20,12 +21,17 @@ from tollhouse.core.reply import Reply
 from tollhouse.wire.llm import CHAT, MESSAGES
 from tollhouse.wire.llm.dialect import Dialect
 
-__all__ = ["Model", "Models", "ModelsEndpoint", "Permitted", "unknown_model"]
+__all__ = ["LONGEST", "Admit", "Model", "Models", "ModelsEndpoint", "Permitted", "apart", "unknown_model"]
 
 Permitted = Callable[[Principal | None, str], bool]
-"""Whether this principal may ask for that model: the configured name."""
+"""Whether this principal may ask for a model by that name."""
 
-_LONGEST = 256  # characters of a name worth a suggestion
+Admit = Callable[[Call], Awaitable[None]]
+"""Asked before what reaches no model: rules and limits of the top. Raises Failure."""
+
+LONGEST = 256
+"""Characters of a model's name: no longer one is configured, looked for or remembered."""
+
 _AROUND = 32  # names looked at for suggestions, on either side in the alphabet
 _PAGE = 1000
 
@@ -33,12 +39,14 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Model(msgspec.Struct, frozen=True):
-    """A configured model. name: exact, or with one `*`. handler: its whole call chain. created: unix seconds."""
+    """A configured model. name: exact, or with one `*`. aliases: further exact names; a call has the model's own. handler:
+    its whole call chain. created: unix seconds."""
 
     name: str
     handler: Handler[ModelCall, Reply]
     owned_by: str = "tollhouse"
     created: int = 0
+    aliases: tuple[str, ...] = ()
 
 
 class Models:
@@ -48,14 +56,21 @@ class Models:
     each length there is, however many wildcards.
     """
 
-    __slots__ = ("_exact", "_names", "_prefixes", "_sizes")
+    __slots__ = ("_exact", "_names", "_own", "_prefixes", "_sizes")
 
     def __init__(self, models: Iterable[Model]) -> None:
         """Raises ValueError for a name with several `*`, and for one that comes twice."""
-        self._exact: dict[str, Model] = {}
+        self._exact: dict[str, Model] = {}  # aliases among them
+        self._own: dict[str, str] = {}
         self._prefixes: dict[str, list[tuple[str, Model]]] = {}
         names: set[str] = set()
         for model in models:
+            for alias in model.aliases:
+                if alias in names:
+                    raise ValueError(f"the model {alias!r} is there twice")
+                names.add(alias)
+                self._exact[alias] = model
+                self._own[alias] = model.name
             prefix, star, suffix = model.name.partition("*")
             if "*" in suffix:
                 raise ValueError(f"the model name {model.name!r} has more than one *")
@@ -77,7 +92,7 @@ class Models:
     def find(self, name: str) -> Model | None:
         """The Model that answers for `name`."""
         model = self._exact.get(name)
-        if model is None and self._sizes:
+        if model is None and self._sizes and 0 < len(name) <= LONGEST:
             return self._wild(name)
         return model
 
@@ -93,9 +108,16 @@ class Models:
                         return model
         return None
 
+    def own(self, name: str) -> str:
+        """The name of the model that an alias stands for; any other name is its own."""
+        return self._own.get(name, name)
+
     def all(self) -> list[Model]:
-        """Exact names in alphabetical order, then wildcards as they are matched."""
+        """Exact names and aliases, each as a Model of that name, in alphabetical order, then wildcards as they are
+        matched."""
         exact = [self._exact[name] for name in self._names]
+        if self._own:
+            exact = [msgspec.structs.replace(m, name=n) for n, m in zip(self._names, exact, strict=True)]
         wild = [
             model
             for length in self._sizes
@@ -106,14 +128,30 @@ class Models:
 
     def nearest(self, name: str, permitted: Callable[[str], bool], count: int = 3) -> list[str]:
         """Permitted names that `name` may have been meant for, the best first. Looks at few, however many there are."""
-        if len(name) > _LONGEST:
+        if len(name) > LONGEST:
             return []
         names = self._names
         if len(names) > 2 * _AROUND:
             at = bisect_left(names, name)
             names = names[max(at - _AROUND, 0) : at + _AROUND]
-        close = get_close_matches(name, [n for n in names if len(n) <= _LONGEST], n=count + 5, cutoff=0.6)
-        return [n for n in close if permitted(n)][:count]
+        close = get_close_matches(name, [n for n in names if len(n) <= LONGEST], n=count + 5, cutoff=0.6)
+        return [n for n in close if permitted(self.own(n))][:count]
+
+
+def apart(request: Request) -> ModelCall:
+    """A call of no model: what rules and limits are asked about before an answer of our own."""
+    return ModelCall(
+        request,
+        request.context,
+        dialect=None,
+        operation="",
+        model="",
+        label="",
+        stream=False,
+        fields={},
+        body=b"",
+        reserve=0,
+    )
 
 
 def unknown_model(models: Models, name: str, permitted: Callable[[str], bool]) -> Failure:
@@ -129,20 +167,27 @@ def unknown_model(models: Models, name: str, permitted: Callable[[str], bool]) -
 
 class ModelsEndpoint:
     """`GET /v1/models` and `GET /v1/models/{id}`, in Anthropic's shape for a caller who sends `anthropic-version`, else
-    in OpenAI's. Wildcards are listed by their pattern, last; a name that a wildcard matches can be asked for by id."""
+    in OpenAI's. Wildcards are listed by their pattern, last; a name that a wildcard matches can be asked for by id.
 
-    __slots__ = ("_models", "_path", "_permitted")
+    admit: awaited with a call of no model before every answer."""
 
-    def __init__(self, models: Models, permitted: Permitted, *, path: bytes = b"/v1/models") -> None:
+    __slots__ = ("_admit", "_models", "_path", "_permitted")
+
+    def __init__(
+        self, models: Models, permitted: Permitted, *, admit: Admit | None = None, path: bytes = b"/v1/models"
+    ) -> None:
         self._models = models
         self._permitted = permitted
+        self._admit = admit
         self._path = path
 
     async def handle(self, request: Request) -> Response:
-        """Raises Failure 404 for an unknown id, 405 for another method, 400 for a bad query."""
+        """Raises Failure 404 for an unknown id, 405 for another method, 400 for a bad query, and what `admit` says."""
         if request.method not in (b"GET", b"HEAD"):
             headers = ((b"allow", b"GET, HEAD"),)
             raise Failure(405, Reason.INVALID_REQUEST, "models are read with GET", headers=headers)
+        if self._admit is not None:
+            await self._admit(apart(request))
         anthropic = request.header(b"anthropic-version") is not None
         rest = request.path[len(self._path) :].strip(b"/")
         if rest:
@@ -160,13 +205,14 @@ class ModelsEndpoint:
 
     def _one(self, name: str, principal: Principal | None, anthropic: bool) -> dict[str, object]:
         model = self._models.find(name)
-        if model is None or not self._permitted(principal, model.name):
+        if model is None or not self._permitted(principal, self._models.own(name)):
             raise unknown_model(self._models, name, lambda n: self._permitted(principal, n))
         return _shape(model, name, anthropic)
 
     def _list(self, request: Request, anthropic: bool) -> dict[str, object]:
         principal = request.context.principal
-        models = [m for m in self._models.all() if self._permitted(principal, m.name)]
+        own = self._models.own
+        models = [m for m in self._models.all() if self._permitted(principal, own(m.name))]
         if not anthropic:
             return {"object": "list", "data": [_shape(m, m.name, False) for m in models]}
         page, more = _page(models, request)

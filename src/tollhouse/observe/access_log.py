@@ -19,24 +19,46 @@ from urllib.parse import unquote_plus
 
 import msgspec
 
-__all__ = ["AccessLine", "AccessLog", "redact", "stamp"]
+__all__ = ["AccessLine", "AccessLog", "LineLabels", "Shared", "redact", "stamp"]
 
 
 class AccessLine(msgspec.Struct, gc=False, omit_defaults=True):
-    """One request. Durations in milliseconds. agent: the client that acts. key: the key's name, never the secret.
+    """What is one request's own. Durations in milliseconds. peer: the client's address.
 
-    What every request has comes first, so that it can be given by position, to `bytes_out`."""
+    What every request has comes first, so that it can be given by position, to `tokens_out`."""
 
     time: str
     id: str
-    status: int
-    reason: str
-    method: str
     path: str
     duration_ms: float
     ours_ms: float = 0.0
     upstream_ms: float = 0.0
     peer: str = ""
+    bytes_in: int = 0
+    bytes_out: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    tokens_cache_read: int = 0
+    tokens_cache_write: int = 0
+    tokens_reasoning: int = 0
+    tokens_estimated: bool = False
+    cost_usd: float | None = None
+    ttft_ms: float = 0.0
+    query: str = ""
+    retries: int = 0
+    fallback: str = ""
+    rule: str = ""
+    gone: bool = False
+    error: str = ""
+    trace: str = ""
+
+
+class LineLabels(msgspec.Struct, omit_defaults=True):
+    """What many requests have in common. agent: the client that acts. key: the key's name, never the secret."""
+
+    status: int
+    reason: str
+    method: str
     listener: str = ""
     route: str = ""
     backend: str = ""
@@ -50,47 +72,43 @@ class AccessLine(msgspec.Struct, gc=False, omit_defaults=True):
     model: str = ""
     model_answered: str = ""
     stream: bool = False
-    tokens_in: int = 0
-    tokens_out: int = 0
-    tokens_cache_read: int = 0
-    tokens_cache_write: int = 0
-    tokens_reasoning: int = 0
-    tokens_estimated: bool = False
-    bytes_in: int = 0
-    bytes_out: int = 0
-    ttft_ms: float = 0.0
-    query: str = ""
     mcp_method: str = ""
     server: str = ""
     tool: str = ""
     outcome: str = ""
-    retries: int = 0
-    fallback: str = ""
-    rule: str = ""
-    gone: bool = False
-    error: str = ""
-    trace: str = ""
 
 
-FIELDS = frozenset(AccessLine.__struct_fields__)
+class Shared:
+    """LineLabels, encoded once for all lines that have them. json: stands in the place of a line's `}`."""
 
-_SECRET = ("key", "token", "secret", "password", "passwd", "signature", "credential", "assertion", "auth", "session")
+    __slots__ = ("json", "labels")
+
+    def __init__(self, labels: LineLabels) -> None:
+        self.labels = labels
+        self.json = b"," + msgspec.json.encode(labels)[1:] + b"\n"
+
+
+_SECRET = (
+    "key", "token", "secret", "password", "passwd", "signature", "credential", "assertion", "auth", "session", "bearer",
+)  # fmt: skip
 _SEPARATOR = re.compile("([&;])")  # some servers still take ; for &
-_SECRET_WHOLE = frozenset({"code", "sig", "jwt", "pwd", "state", "nonce", "code_verifier"})
+_SECRET_WHOLE = frozenset({"code", "sig", "jwt", "pass", "pin", "pwd", "state", "nonce", "code_verifier"})
 
 
 def redact(query: str) -> str:
     """The query string with the values of everything that may be a credential replaced; other bytes are untouched.
 
-    A name counts when it contains (decoded, in any case) key, token, secret, password, signature, credential,
-    assertion, auth or session, or is code, sig, jwt, pwd, state, nonce.
+    A name counts when it contains (decoded once or twice, as some servers do; in any case) key, token, secret,
+    password, signature, credential, assertion, auth, session or bearer, or is code, sig, jwt, pass, pin, pwd, state,
+    nonce.
     """
     parts = _SEPARATOR.split(query)
     for n, part in enumerate(parts):
         name, equals, _ = part.partition("=")
         if equals:
-            plain = unquote_plus(name).lower()
-            if plain in _SECRET_WHOLE or any(word in plain for word in _SECRET):
+            once = unquote_plus(name).lower()
+            twice = unquote_plus(once).lower() if "%" in once or "+" in once else once
+            if {once, twice} & _SECRET_WHOLE or any(word in once or word in twice for word in _SECRET):
                 parts[n] = f"{name}=***"
     return "".join(parts)
 
@@ -151,6 +169,7 @@ class AccessLog:
         self._batches: deque[tuple[bytearray, int]] = deque()
         self._waiting = 0
         self._reopen = False
+        self._within = False  # a line: what the thread wrote last does not end one
         self._ending = False
         self._wake = Condition()
         self._thread: Thread | None = None
@@ -161,17 +180,24 @@ class AccessLog:
         self._thread = Thread(target=self._run, name="access-log", daemon=True)
         self._thread.start()
 
-    def add(self, line: AccessLine, extra: dict[str, Any] | None = None) -> None:
-        """Take one line. `extra`: fields of config, none of them named as one of AccessLine's."""
+    def add(self, line: AccessLine, shared: Shared, extra: dict[str, Any] | None = None) -> None:
+        """Take one line. `extra`: fields of config, none of them named as one of the line's. A line that cannot be
+        encoded (half a surrogate pair in a caller's words) is dropped."""
         buffer = self._buffer
-        if self._text:
-            buffer += _text(line, extra)
-        else:
-            self._encode_into(line, buffer, -1)
-            if extra:
-                buffer[-1:] = b","
-                buffer += self._encode(extra)[1:]
-            buffer += b"\n"
+        size = len(buffer)
+        try:
+            if self._text:
+                buffer += _text(line, shared.labels, extra)
+            else:
+                self._encode_into(line, buffer, -1)
+                buffer[-1:] = shared.json
+                if extra:
+                    buffer[-2:] = b"," + self._encode(extra)[1:] + b"\n"
+        except (TypeError, ValueError, msgspec.MsgspecError):
+            del buffer[size:]  # half a line would run into the next
+            with self._wake:
+                self.dropped += 1
+            return
         self._count += 1
         if self._count >= self._lines or len(buffer) >= self._size:
             self.flush()
@@ -243,17 +269,24 @@ class AccessLog:
             return  # better the renamed file than none
         os.close(self._fd)
         self._fd = fresh
+        self._within = False
 
     def _write(self, data: bytearray | bytes, count: int) -> None:
         view = memoryview(data)
+        written = 0
         try:
-            while view:
-                view = view[os.write(self._fd, view) :]
+            if self._within:  # a line was cut: what comes now is not to be its end
+                os.write(self._fd, b"\n")
+                self._within = False
+            while written < len(data):
+                written += os.write(self._fd, view[written:])
         except OSError:
-            # Disk full or a closed pipe: these lines are gone, the next ones are tried again.
+            # Disk full or a closed pipe: the lines that were not written are gone, the next ones are tried again.
             with self._wake:
-                self.dropped += count
+                self.dropped += data.count(b"\n", written) if count else 0
         finally:
+            if written:
+                self._within = data[written - 1] != _NEWLINE
             view.release()
             with self._wake:
                 self._waiting -= len(data) if count else 0
@@ -263,20 +296,25 @@ def _missing(n: int) -> bytes:
     return b'{"dropped":%d,"why":"the access log was not written in time"}\n' % n
 
 
+_NEWLINE = ord("\n")
+_APART = frozenset(("time", "status", "method", "path", "query", "duration_ms"))
 _WORDS = tuple(
-    n for n in AccessLine.__struct_fields__ if n not in ("time", "status", "method", "path", "query", "duration_ms")
+    (f.name, f.default, which)
+    for which, fields in enumerate((msgspec.structs.fields(AccessLine), msgspec.structs.fields(LineLabels)))
+    for f in fields
+    if f.name not in _APART
 )
-_DEFAULTS = {f.name: f.default for f in msgspec.structs.fields(AccessLine)}
 
 
-def _text(line: AccessLine, extra: dict[str, Any] | None) -> bytes:
+def _text(line: AccessLine, labels: LineLabels, extra: dict[str, Any] | None) -> bytes:
     """`time status method path 12.3ms name=value ...`; a value with anything unusual in it is a JSON string, so that
     no caller can write a line of his own."""
     target = f"{line.path}?{line.query}" if line.query else line.path
-    words = [line.time, str(line.status), _word(line.method), _word(target), f"{line.duration_ms}ms"]
-    for name in _WORDS:
-        value = getattr(line, name)
-        if value != _DEFAULTS[name]:
+    words = [line.time, str(labels.status), _word(labels.method), _word(target), f"{line.duration_ms}ms"]
+    both = (line, labels)
+    for name, default, which in _WORDS:
+        value = getattr(both[which], name)
+        if value != default:
             words.append(f"{name}={_word(value)}")
     if extra:
         words.extend(f"{name}={_word(value)}" for name, value in extra.items())

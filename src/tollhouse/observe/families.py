@@ -1,4 +1,5 @@
-"""The metric families of the gateway: every name, its labels and its buckets, in one table to read.
+"""The metric families of the gateway: every name, its labels and its buckets, in one table to read. What is declared is
+fed.
 
 Extra labels (config `telemetry.metrics.labels`) stand at the end of the request, gen_ai and mcp families. A label
 value that comes from outside goes through `Bounded`, which lets so many different ones pass and no more.
@@ -37,7 +38,6 @@ CONNECT = tuple(round(x, 4) for x in _doubling(0.0005, 15))  # to 8.192
 LAG = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 SEED = {
-    "config_source_disconnects_total": "agentgateway_xds_connection_terminations",
     "config_updates_total": "agentgateway_xds_message_total",
     "config_bytes_total": "agentgateway_xds_message_bytes_total",
     "config_apply_duration_seconds": "kgateway_controller_reconcile_duration_seconds",
@@ -45,7 +45,6 @@ SEED = {
     "config_reconciliations_running": "kgateway_controller_reconciliations_running",
     "runtime_num_workers": "agentgateway_tokio_num_workers",
     "runtime_num_alive_tasks": "agentgateway_tokio_num_alive_tasks",
-    "runtime_queue_depth": "agentgateway_tokio_global_queue_depth",
     "ratelimit_hits_total": "ratelimit_solo_io_total_hits",
     "ratelimit_over_limit_total": "ratelimit_solo_io_over_limit",
     "ratelimit_near_limit_total": "ratelimit_solo_io_near_limit",
@@ -144,6 +143,14 @@ class Families:
         self.per_token: Family[Spread] = histogram(
             "gen_ai_server_time_per_output_token", "Seconds between a stream's tokens, mean.", gen_ai, PER_TOKEN
         )
+        self.cost: Family[Count] = counter(
+            "gen_ai_cost_usd_total",
+            "What calls cost, in USD, as far as prices are known.",
+            ("gen_ai_system", "gen_ai_request_model", "route", *(() if "org" in more else ("org",)), *more),
+        )
+        self.price_lookups: Family[Count] = counter(
+            "gen_ai_price_lookups_total", "Calls that used tokens, by whether their price is known.", ("result",)
+        )
 
         # MCP
         self.mcp_requests: Family[Count] = counter(
@@ -188,9 +195,6 @@ class Families:
         source = ("source", "result")
         self.config_updates: Family[Count] = counter("config_updates_total", "Configurations that arrived.", source)
         self.config_bytes: Family[Count] = counter("config_bytes_total", "Their bytes.", source)
-        self.config_disconnects: Family[Count] = counter(
-            "config_source_disconnects_total", "Connections to a config source that ended.", ("source", "reason")
-        )
         self.config_apply: Family[Spread] = histogram(
             "config_apply_duration_seconds", "From a new configuration to the swap.", source, CONNECT
         )
@@ -203,7 +207,6 @@ class Families:
         worker = ("worker",)
         self.workers: Family[Gauge] = gauge("runtime_num_workers", "Worker processes.", worker)
         self.alive_tasks: Family[Gauge] = gauge("runtime_num_alive_tasks", "Tasks of the event loop.", worker)
-        self.queue_depth: Family[Gauge] = gauge("runtime_queue_depth", "Callbacks ready and not yet run.", worker)
         self.loop_lag: Family[Spread] = histogram(
             "runtime_loop_lag_seconds", "How much later than asked a timer ran.", worker, LAG
         )

@@ -15,7 +15,7 @@ a new worker starts from the numbers of the dead one whose place it takes, so th
 import gc
 import os
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -80,18 +80,40 @@ class Gauge:
 
 
 class Spread:
-    """A histogram: how many observations fell at or under each bound, and their sum."""
+    """A histogram: how many observations fell at or under each bound, and their sum.
 
-    __slots__ = ("bounds", "counts", "sum")
+    note: `observe` for the hot path, a sixth of its cost: what is noted is counted when somebody looks, many values at
+    a time. Whoever uses it calls `Metrics.count_noted` now and then, which bounds what waits.
+    """
+
+    __slots__ = ("_noted", "bounds", "counts", "note", "sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
+        self._noted: list[float] = []
+        self.note: Callable[[float], None] = self._noted.append
 
     def observe(self, x: float) -> None:
         self.counts[bisect_left(self.bounds, x)] += 1
         self.sum += x
+
+    def count_noted(self) -> None:
+        """Count what was noted."""
+        noted = self._noted
+        n = len(noted)
+        if not n:
+            return
+        values = sorted(noted[:n])
+        del noted[:n]  # what another thread noted meanwhile stays
+        self.sum += sum(values)
+        counts, below = self.counts, 0
+        for at, bound in enumerate(self.bounds):
+            upto = bisect_right(values, bound, below)
+            counts[at] += upto - below
+            below = upto
+        counts[-1] += n - below
 
 
 C = TypeVar("C", bound=Count | Gauge | Spread)
@@ -272,6 +294,14 @@ class Metrics:
         """The exposition, in the format that `accept` (an Accept header) likes best: (content type, body)."""
         return _render(self._dump(), accept, _process({self.worker: os.getpid()}))
 
+    def count_noted(self) -> None:
+        """Count what was noted in all histograms."""
+        for sets in self._families.values():
+            for family in sets.values():
+                if family.kind == "histogram":
+                    for spread in family.children.values():
+                        spread.count_noted()
+
     def dump(self) -> bytes:
         """Everything counted up to now, to be merged elsewhere."""
         return _PACK.encode(self._dump())
@@ -282,6 +312,8 @@ class Metrics:
         for sets in list(self._families.values()):
             for f in list(sets.values()):
                 if f.kind == "histogram":
+                    for spread in list(f.children.values()):
+                        spread.count_noted()
                     rows = [(v, c.sum, c.counts[:]) for v, c in list(f.children.items())]
                 else:
                     rows = [(v, c.get(), []) for v, c in list(f.children.items())]

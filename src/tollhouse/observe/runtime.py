@@ -32,9 +32,6 @@ class Runtime:
         self._last = 0.0
         self._clock.every_turn(self._turn)
         self._families.alive_tasks.reads(lambda: float(len(asyncio.all_tasks(loop))), self._worker)
-        ready = getattr(loop, "_ready", None)
-        if ready is not None:  # asyncio's own loop; uvloop does not tell
-            self._families.queue_depth.reads(lambda: float(len(ready)), self._worker)
 
     def stop(self) -> None:
         self._clock.remove(self._turn)

@@ -17,17 +17,21 @@ from tollhouse.policies.authenticate import AUTHENTICATE, AuthenticateSpec
 from tollhouse.policies.authorize import AUTHORIZE, AUTHORIZE_ROUTE, AuthorizeSpec
 from tollhouse.policies.base import Kind
 from tollhouse.policies.cors import CORS, CorsSpec
-from tollhouse.policies.headers import HEADERS, HeadersSpec
+from tollhouse.policies.headers import HEADERS, RESPONSE_HEADERS, HeadersSpec
 from tollhouse.policies.limits import LIMITS, LIMITS_ROUTE, LimitSpec
+from tollhouse.policies.origin import ORIGIN
 from tollhouse.policies.retry import RETRY, RetrySpec
 from tollhouse.policies.timeout import TIMEOUT, TimeoutSpec
+from tollhouse.policies.transform import TRANSFORM, Steps
 
-__all__ = ["CALL", "REQUEST", "CallScope", "EntranceScope", "RuledScope", "Scope"]
+__all__ = ["CALL", "REQUEST", "CallScope", "EntranceScope", "ModelScope", "RuledScope", "Scope"]
 
 REQUEST: Final[tuple[Kind[Request, Response], ...]] = (
-    CORS,  # first: a preflight carries no credentials, and a page must be able to read every refusal
+    RESPONSE_HEADERS,  # first: no answer is without them, preflights and refusals included
+    CORS,  # before all that refuses: a preflight has no credentials, and a page must be able to read every refusal
     ADDRESS,  # before anything that costs: what comes from outside the allowed networks is not looked at
     AUTHENTICATE,  # before all that asks who it is
+    ORIGIN,  # behind it: whoever has said who he is, is asked no further, except by MCP
     AUTHORIZE_ROUTE,  # before limits: what is forbidden must not use up anybody's share
     LIMITS_ROUTE,  # before the deadline begins to matter, and before the upstream is touched
     TIMEOUT,
@@ -37,6 +41,7 @@ REQUEST: Final[tuple[Kind[Request, Response], ...]] = (
 CALL: Final[tuple[Kind[Call, Reply], ...]] = (
     AUTHORIZE,  # first: what is forbidden must not use up anybody's share
     LIMITS,  # outside retries: a call counts once, however often it is tried
+    TRANSFORM,  # behind both: rules and limits see the request as it came
     RETRY,  # innermost: only the backend is asked again
 )
 
@@ -54,6 +59,12 @@ class CallScope(RuledScope):
     retry: RetrySpec | None = Field(default=None, description="when a failed call to a model or tool is made again")
 
 
+class ModelScope(CallScope):
+    """What may be set on a model."""
+
+    transform: Steps | None = Field(default=None, description="changes to requests: fields and system text")
+
+
 class EntranceScope(RuledScope):
     """What may be set on a route or a virtual MCP endpoint. It replaces what the top says, where it does not add."""
 
@@ -63,7 +74,7 @@ class EntranceScope(RuledScope):
     headers: HeadersSpec | None = Field(default=None, description="header fields set, added and removed")
 
 
-class Scope(EntranceScope, CallScope):
+class Scope(EntranceScope, ModelScope):
     """What may be set at the top, for everything."""
 
     timeout: TimeoutSpec | None = Field(default=None, description="how long a request may take")

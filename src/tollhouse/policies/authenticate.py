@@ -1,8 +1,8 @@
 """Authentication: who is calling. Sets `Context.principal`, or refuses with 401.
 
 Rule: a credential that is shown must be good, also where none is needed. It is taken from `Authorization: Bearer`,
-else from `x-api-key` or `api-key` (as SDKs send it), is known by its SHA-256 digest from there on, and never goes into
-a log or an error. Backends take these headers out of what goes upstream.
+else from `x-api-key`, `api-key` or `x-goog-api-key` (as SDKs send it), is known by its SHA-256 digest from there on,
+and never goes into a log or an error. Backends take these headers out of what goes upstream.
 
 Challenges follow RFC 6750 section 3; before MCP they name the resource's metadata (RFC 9728 section 5.1), by which
 an agent finds out where to get a token.
@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 _WELL_KNOWN = "/.well-known/oauth-protected-resource"
+_OTHER_KEYS = (b"api-key", b"x-goog-api-key")
 
 
 class ResourceMetadataSpec(Spec):
@@ -126,11 +127,14 @@ class Authenticate:
         if self._metadata:
             fields.append(f'resource_metadata="{self._metadata}{_path(request)}"')
         challenge = "Bearer " + ", ".join(fields) if fields else "Bearer"
+        code = "invalid_api_key" if reason is Reason.API_KEY_AUTH else "invalid_token"
+        if not error:
+            code = "credential_required"
         return Failure(
             401,
             reason,
             message,
-            code="invalid_api_key" if reason is Reason.API_KEY_AUTH else "invalid_token",
+            code=code,
             headers=((b"www-authenticate", challenge.encode("latin-1")),),
         )
 
@@ -153,7 +157,7 @@ def _presented(headers: Headers) -> bytes | None:
         if name == b"authorization":
             scheme = value[:7]
             return value[7:].strip() if scheme == b"Bearer " or scheme.lower() == b"bearer " else b""
-        if name == b"x-api-key" or (name == b"api-key" and key is None):
+        if name == b"x-api-key" or (name in _OTHER_KEYS and key is None):
             key = value
     return key
 

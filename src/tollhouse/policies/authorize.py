@@ -5,7 +5,8 @@ rules, one of them must match. Scopes add up: every scope that has rules must ag
 and never permit more. The same rules filter lists (`permitted`), where only what is surely refused is left out.
 
 A rule that speaks of something the call is not about (`mcp.tool` on a model call) does not match it; see `core.expr`.
-MCP requests that name nothing (initialize, lists) pass allow rules about names: what they answer with is filtered.
+Requests that name nothing (the list of models, initialize, lists) pass allow rules about names: what they answer with
+is filtered.
 """
 
 from collections.abc import Awaitable, Sequence
@@ -13,7 +14,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from tollhouse.core.call import Call, ToolCall
+from tollhouse.core.call import Call, ModelCall, ToolCall
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.expr import Cel, Expression, Memo, Outcome
 from tollhouse.core.handler import Handler
@@ -77,7 +78,10 @@ class _Scope:
                 return f"{name} (in doubt)"
         if not self.allow:
             return ""
-        apart = isinstance(call, ToolCall) and call.method not in _NAMES_SOMETHING
+        if isinstance(call, ToolCall):
+            apart = call.method not in _NAMES_SOMETHING
+        else:
+            apart = isinstance(call, ModelCall) and not call.model
         for expression in self.allow:
             said = expression.ask(call, listing=listing)
             if said is Outcome.YES or (listing and said is Outcome.UNSURE) or (apart and said is Outcome.APART):

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from tollhouse.core.clock import Clock
-from tollhouse.core.errors import ConfigError, Problem
+from tollhouse.core.errors import ConfigError, Failure, Problem
 from tollhouse.core.forwarded import Forwarding
 from tollhouse.core.handler import Policy
+from tollhouse.core.http import Request, Response
 from tollhouse.net.client import Client
 from tollhouse.observe.families import Families
 from tollhouse.store.base import Counter
 
-__all__ = ["ENTRANCES", "EVERYWHERE", "Entrance", "Kind", "Layer", "Level", "Parts", "Shared", "wrong"]
+__all__ = ["ENTRANCES", "EVERYWHERE", "Entrance", "Kind", "Layer", "Level", "Parts", "Shared", "shown", "wrong"]
 
 Level = Literal["top", "model", "server", "tool", "endpoint", "route"]
 Entrance = Literal["llm", "mcp", "http"]
@@ -89,6 +90,18 @@ class Kind(Generic[Q, R]):
         if parts.entrance not in self.entrances or not (layers or self.always):
             return None
         return self.build(layers, parts)
+
+
+def shown(request: Request, change: Callable[[Response], None]) -> None:
+    """Let `change` see the answer to a Failure, too: those are rendered by the server, after every policy."""
+    render = request.render
+
+    def changed(failure: Failure, asked: Request) -> Response:
+        response = render(failure, asked)
+        change(response)
+        return response
+
+    request.render = changed
 
 
 def wrong(layer: Layer, path: str, message: str) -> ConfigError:

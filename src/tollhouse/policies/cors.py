@@ -6,6 +6,7 @@ without one, or a cache would serve it to the wrong page.
 """
 
 import re
+from functools import partial
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -13,7 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import Request, Response
 from tollhouse.core.spec import Duration, Spec
-from tollhouse.policies.base import Kind, Layer, Parts
+from tollhouse.policies.base import Kind, Layer, Parts, shown
 
 __all__ = ["CORS", "Cors", "CorsSpec"]
 
@@ -95,28 +96,23 @@ class Cors:
 
     async def handle(self, request: Request, next: Handler[Request, Response]) -> Response:
         origin = request.header(b"origin")
-        if origin is None:
-            response = await next(request)
-            response.headers = [*response.headers, _VARY]
-            return response
-        allowed = self._allows(origin)
-        if request.method == b"OPTIONS":
-            method = request.header(b"access-control-request-method")
-            if method is not None:
-                return self._answer(request, origin, method) if allowed else Response(204, [_PREFLIGHT_VARY])
-        if not allowed:
-            response = await next(request)
-            response.headers = [*response.headers, _VARY]
-            return response
-        # Failures are rendered by the server, after every policy: the page must be able to read those too.
-        render = request.render
-        request.render = lambda failure, asked: self._shown(render(failure, asked), origin)
-        return self._shown(await next(request), origin)
+        change = _vary
+        if origin is not None:
+            allowed = self.allows(origin)
+            if request.method == b"OPTIONS":
+                method = request.header(b"access-control-request-method")
+                if method is not None:
+                    return self._answer(request, origin, method) if allowed else Response(204, [_PREFLIGHT_VARY])
+            if allowed:
+                change = partial(self._show, origin)
+        shown(request, change)
+        response = await next(request)
+        change(response)
+        return response
 
-    def _shown(self, response: Response, origin: bytes) -> Response:
+    def _show(self, origin: bytes, response: Response) -> None:
         passed = [pair for pair in response.headers if not pair[0].startswith(b"access-control-")]
         response.headers = [*passed, (b"access-control-allow-origin", self._named or origin), *self._actual]
-        return response
 
     def _answer(self, request: Request, origin: bytes, method: bytes) -> Response:
         headers = [(b"access-control-allow-origin", self._named or origin)]
@@ -128,7 +124,8 @@ class Cors:
                 headers.append((b"access-control-allow-headers", asked))
         return Response(204, headers + self._preflight)
 
-    def _allows(self, origin: bytes) -> bool:
+    def allows(self, origin: bytes) -> bool:
+        """Whether pages of this origin (as the header says it) may call."""
         if self._any or origin in self._exact:
             return True
         if not self._below:
@@ -141,6 +138,10 @@ class Cors:
             if len(origin) <= 300:
                 self._known[origin] = known
         return known
+
+
+def _vary(response: Response) -> None:
+    response.headers = [*response.headers, _VARY]
 
 
 def _below(origin: str) -> re.Pattern[bytes]:

@@ -2,9 +2,13 @@
 
 Rule: what frames a message or speaks of one connection only is not a rule's business, nor is `host`, nor the caller's
 credential (it was checked before rules run, and backends put their own). Those are errors when config is read.
+
+Rules for requests stand last in the chain, so that every policy sees the request as it came; rules for answers stand
+first, so that no answer is without them: not a refusal, not a preflight.
 """
 
 import re
+from collections.abc import Awaitable
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -12,9 +16,9 @@ from pydantic import AfterValidator, Field, model_validator
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import Request, Response
 from tollhouse.core.spec import Spec
-from tollhouse.policies.base import Kind, Layer, Parts
+from tollhouse.policies.base import Kind, Layer, Level, Parts, shown
 
-__all__ = ["HEADERS", "HeaderRules", "HeaderRulesSpec", "HeadersSpec"]
+__all__ = ["HEADERS", "RESPONSE_HEADERS", "HeaderRulesSpec", "HeadersSpec", "RequestRules", "ResponseRules"]
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
@@ -24,7 +28,7 @@ _FRAMING = frozenset(
         "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
     )
 )  # fmt: skip
-_CREDENTIALS = frozenset(("authorization", "x-api-key", "api-key"))
+_CREDENTIALS = frozenset(("authorization", "x-api-key", "api-key", "x-goog-api-key"))
 
 
 def _name(value: str) -> str:
@@ -79,35 +83,49 @@ class HeadersSpec(Spec):
         return self
 
 
-class HeaderRules:
-    """Rules for both directions, ready-made."""
+class _Rules:
+    """Rules for one direction, ready-made."""
 
-    def __init__(self, spec: HeadersSpec) -> None:
-        self._request = _rules(spec.request)
-        self._response = _rules(spec.response)
+    def __init__(self, spec: HeaderRulesSpec) -> None:
+        self._gone = frozenset(name.encode() for name in (*spec.remove, *spec.set))
+        self._more = [(name.encode(), value.encode()) for name, value in (*spec.set.items(), *spec.add.items())]
+
+    def changed(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        gone = self._gone
+        return [pair for pair in headers if pair[0] not in gone] + self._more
+
+
+class RequestRules(_Rules):
+    """Changes requests."""
+
+    def handle(self, request: Request, next: Handler[Request, Response]) -> Awaitable[Response]:
+        request.headers[:] = self.changed(request.headers)
+        return next(request)
+
+
+class ResponseRules(_Rules):
+    """Changes answers, those to what was refused as well."""
 
     async def handle(self, request: Request, next: Handler[Request, Response]) -> Response:
-        rules = self._request
-        if rules is not None:
-            gone, more = rules
-            request.headers[:] = [pair for pair in request.headers if pair[0] not in gone] + more
+        shown(request, self._change)
         response = await next(request)
-        rules = self._response
-        if rules is not None:
-            gone, more = rules
-            response.headers = [pair for pair in response.headers if pair[0] not in gone] + more
+        self._change(response)
         return response
 
-
-def _rules(spec: HeaderRulesSpec | None) -> tuple[frozenset[bytes], list[tuple[bytes, bytes]]] | None:
-    if spec is None:
-        return None
-    gone = frozenset(name.encode() for name in (*spec.remove, *spec.set))
-    return gone, [(name.encode(), value.encode()) for name, value in (*spec.set.items(), *spec.add.items())]
+    def _change(self, response: Response) -> None:
+        response.headers = self.changed(response.headers)
 
 
 def _build(layers: tuple[Layer, ...], parts: Parts) -> Any:
-    return HeaderRules(layers[-1].spec).handle
+    rules = layers[-1].spec.request
+    return None if rules is None else RequestRules(rules).handle
 
 
-HEADERS: Kind[Request, Response] = Kind("headers", frozenset(("top", "route", "endpoint")), adds=False, build=_build)
+def _build_response(layers: tuple[Layer, ...], parts: Parts) -> Any:
+    rules = layers[-1].spec.response
+    return None if rules is None else ResponseRules(rules).handle
+
+
+_LEVELS: frozenset[Level] = frozenset(("top", "route", "endpoint"))
+HEADERS: Kind[Request, Response] = Kind("headers", _LEVELS, adds=False, build=_build)
+RESPONSE_HEADERS: Kind[Request, Response] = Kind("headers", _LEVELS, adds=False, build=_build_response)

@@ -10,6 +10,7 @@ from hashlib import sha256
 from itertools import islice
 from time import time
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from pydantic import Discriminator, Field, Tag, field_validator
@@ -27,6 +28,7 @@ _LONGEST = 300.0
 """Seconds a verdict is trusted at most."""
 
 _LONGEST_CLAIM = 256
+_LARGEST = 10**_LONGEST_CLAIM  # of a number that names somebody; writing out longer ones fails
 
 Algorithm = Literal["ES256", "ES384", "ES512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "EdDSA", "Ed25519"]
 
@@ -75,6 +77,8 @@ class JwtSpec(Spec):
     def _jwks(cls, value: Any) -> Any:
         if isinstance(value, dict):
             Keys.parse(msgspec.json.encode(value))
+        elif _kind(value) == "url" and "@" in urlsplit(value).netloc:
+            raise ValueError("a URL of keys has no user and password; keys are public")
         return value
 
 
@@ -197,14 +201,17 @@ def _principal(spec: JwtSpec, claims: dict[str, Any]) -> Principal | Flaw:
     names = spec.claims
     user, subject = _text(claims, names.user), claims.get("sub")
     if not isinstance(subject, str | None) or not (subject or user):
-        return Flaw.CLAIM  # somebody nobody could name in a log or a limit
+        return Flaw.SUBJECT  # somebody nobody could name in a log or a limit
+    name = subject or user
+    if len(name) > _LONGEST_CLAIM or len(user) > _LONGEST_CLAIM:
+        return Flaw.SUBJECT  # cut, it would be somebody else's as well
     return Principal(
-        f"jwt:{spec.issuer}|{(subject or user)[:_LONGEST_CLAIM]}",
+        f"jwt:{spec.issuer}|{name}",
         source="jwt",
         user=user,
-        org=_text(claims, names.org),
-        agent=_text(claims, names.agent),
-        email=_text(claims, names.email),
+        org=_text(claims, names.org)[:_LONGEST_CLAIM],
+        agent=_text(claims, names.agent)[:_LONGEST_CLAIM],
+        email=_text(claims, names.email)[:_LONGEST_CLAIM],
         groups=_texts(claims, names.groups),
         claims=claims,
         expires=claims["exp"] + spec.leeway,
@@ -226,8 +233,9 @@ def _find(claims: dict[str, Any], names: Claim) -> Any:
 def _text(claims: dict[str, Any], names: Claim) -> str:
     value = _find(claims, names)
     if isinstance(value, str):
-        return value[:_LONGEST_CLAIM]
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else ""
+        return value
+    number = isinstance(value, int) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
+    return str(value) if number else ""
 
 
 def _texts(claims: dict[str, Any], names: Claim) -> tuple[str, ...]:

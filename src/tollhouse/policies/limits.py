@@ -1,8 +1,8 @@
 """Rate limits: requests, calls and tokens per caller, model, tool, address or anything CEL can name.
 
 Rule: all or nothing. A request is admitted by every limit or taken from none, in one step of the counter. Tokens are
-not known before the answer: an estimate is taken first, and corrected in the reply's `ends` to what was used; it is
-given back when there was no answer. A refusal says which limit, and when to come back.
+not known before the answer: an estimate is taken first, and corrected in the request's `ends` to what was used; it is
+given back when the call failed or nobody was asked. A refusal says which limit, and when to come back.
 
 Where the counter's state is in this process (`Buckets`) nothing waits: limits are taken from one by one, and given back
 to when a later one refuses, before anybody else can have looked. Else one `admit` asks for all of them.
@@ -12,6 +12,7 @@ floor. Both are this one class.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from ipaddress import IPv6Address
 from math import ceil, inf
 from random import random
@@ -23,7 +24,7 @@ from tollhouse.core.call import Call, Context, ModelCall, Principal, ToolCall
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.expr import Expression, Undecided
 from tollhouse.core.handler import Handler
-from tollhouse.core.http import Ending, Request, Response
+from tollhouse.core.http import End, Ending, Request, Response
 from tollhouse.core.reply import Reply
 from tollhouse.core.spec import Duration, Spec
 from tollhouse.observe.families import Families
@@ -68,15 +69,17 @@ def _itself(principal: Principal) -> str:
 
 def _model(call: Call) -> str | None:
     # The configured name: asking for ever new names under a `*` must not give ever new buckets.
-    return call.label if isinstance(call, ModelCall) else None
+    return (call.label or None) if isinstance(call, ModelCall) else None
 
 
 def _tool(call: Call) -> str | None:
-    return f"{call.server}/{call.name}" if isinstance(call, ToolCall) and call.method == "tools/call" else None
+    if isinstance(call, ToolCall) and call.server and call.method == "tools/call":
+        return f"{call.server}/{call.name}"
+    return None  # a name that no server has is nobody's: those who guess must not share a bucket
 
 
 def _server(call: Call) -> str | None:
-    return call.server if isinstance(call, ToolCall) else None
+    return (call.server or None) if isinstance(call, ToolCall) else None
 
 
 def _ip(call: Call) -> str | None:
@@ -95,11 +98,13 @@ def _prefix(address: str) -> str:
 
 
 def _tokens(call: Call) -> int:
-    return (call.estimate or 1) if isinstance(call, ModelCall) else 0
+    return (call.estimate or 1) if type(call) is ModelCall and call.model else 0
 
 
 def _calls(call: Call) -> int:
-    return 1 if isinstance(call, ModelCall) or (isinstance(call, ToolCall) and call.method == "tools/call") else 0
+    if isinstance(call, ModelCall):
+        return 1 if call.model else 0
+    return 1 if isinstance(call, ToolCall) and call.server and call.method == "tools/call" else 0
 
 
 _KEYS: dict[str, Key] = {
@@ -183,11 +188,14 @@ class _Limit:
         self.over = families.limit_over.child(descriptor)
         self.near = families.limit_near.child(descriptor)
 
+    def left(self, behind: float) -> int:
+        """Units that could be taken now."""
+        rate = self.rate
+        return max(int((rate.tolerance - behind) / rate.step + 1e-6), 0)
+
     def state(self, behind: float) -> bytes:
         """The limit's item of the header RateLimit: what is left, and when all of it is."""
-        rate = self.rate
-        left = int((rate.tolerance - behind) / rate.step + 1e-6)
-        return self._item % (left if left > 0 else 0, ceil(behind))
+        return self._item % (self.left(behind), ceil(behind))
 
 
 def _expression(source: str) -> Key:
@@ -203,47 +211,30 @@ def _expression(source: str) -> Key:
     return key
 
 
-class _Reserved:
-    """Tokens taken on an estimate, that are corrected when the call has ended. further: those of another limit."""
-
-    __slots__ = ("_amount", "_buckets", "_context", "_further", "_key")
-
-    def __init__(
-        self, context: Context, buckets: Buckets, key: str, amount: int, further: "_Reserved | None" = None
-    ) -> None:
-        self._context = context
-        self._buckets = buckets
-        self._key = key
-        self._amount = amount
-        self._further = further
-
-    def settle(self, ending: Ending) -> None:
-        """For a reply's `ends`."""
-        usage = self._context.usage
-        if usage is not None:
-            self.correct(usage.total)
-        elif ending.status >= 400:
-            self.correct(0)
-        # else nobody counted: the estimate stays
-
-    def correct(self, used: int) -> None:
-        self._buckets.move(self._key, used - self._amount)
-        if self._further is not None:
-            self._further.correct(used)
+def _used(context: Context, ending: Ending) -> int:
+    """The tokens that a request's answer came to; -1 where nobody counted, so that the estimate stays."""
+    usage = context.usage
+    if usage is not None:
+        return usage.input + usage.output + usage.cache_read + usage.cache_write
+    if ending.gone and context.upstream_began:
+        return -1  # the caller did not wait: what was asked is worked on, and to be paid for, all the same
+    return 0 if ending.status >= 400 else -1  # whatever ended it, there was no answer to pay for
 
 
-class _Asked(_Reserved):
+def _settle(context: Context, buckets: Buckets, key: str, reserved: int, further: End | None, ending: Ending) -> None:
+    """Correct tokens that were taken on an estimate, for the request's `ends`. further: those of another limit."""
+    used = _used(context, ending)
+    if used >= 0:
+        buckets.move(key, used - reserved)
+    if further is not None:
+        further(ending)
+
+
+def _settle_far(context: Context, counter: Counter, charges: Sequence[Charge], ending: Ending) -> None:
     """The same, of a counter that `admit` was asked of."""
-
-    __slots__ = ("_charges", "_counter")
-
-    def __init__(self, context: Context, counter: Counter, charges: Sequence[Charge]) -> None:
-        self._context = context
-        self._counter = counter
-        self._charges = charges
-
-    def correct(self, used: int) -> None:
-        self._counter.settle(self._context.request_id, self._charges, [used] * len(self._charges))
+    used = _used(context, ending)
+    if used >= 0:
+        counter.settle(context.request_id, charges, [used] * len(charges))
 
 
 class Limits:
@@ -261,9 +252,9 @@ class Limits:
             return self._far(call, next)
         states: list[bytes] | None = [] if self._shows else None
         reserved = self._take(call, states)
-        if reserved is None and not states:
-            return next(call)
-        return self._admitted(call, next, reserved, states)
+        if reserved is not None:
+            call.request.ends.append(reserved)
+        return _told(next(call), states) if states else next(call)
 
     def handle_request(self, request: Request, next: Handler[Request, Response]) -> Awaitable[Response]:
         """The same for a plain route, where nothing is reserved. Raises Failure 429."""
@@ -277,31 +268,19 @@ class Limits:
     async def _far(self, call: Call, next: Handler[Call, Reply]) -> Reply:
         states: list[bytes] = []
         reserved = await self._ask(call, states)
-        return await self._admitted(call, next, reserved, states)
+        if reserved is not None:
+            call.request.ends.append(reserved)
+        return await _told(next(call), states)
 
     async def _far_request(self, call: Call, next: Handler[Request, Response]) -> Response:
         states: list[bytes] = []
         await self._ask(call, states)
         return await _shown(next(call.request), states)
 
-    async def _admitted(
-        self, call: Call, next: Handler[Call, Reply], reserved: _Reserved | None, states: list[bytes] | None
-    ) -> Reply:
-        try:
-            reply = await next(call)
-        except BaseException:  # whatever ended it, there was no answer to pay for
-            if reserved is not None:
-                reserved.correct(0)
-            raise
-        if reserved is not None:
-            reply.ends.append(reserved.settle)
-        if states:
-            reply.headers = [*reply.headers, (b"ratelimit", b", ".join(states))]
-        return reply
-
-    def _take(self, call: Call, states: list[bytes] | None) -> _Reserved | None:
-        """Take from every limit that `call` concerns, without waiting. states: gets the items of the header."""
-        reserved = None
+    def _take(self, call: Call, states: list[bytes] | None) -> End | None:
+        """Take from every limit that `call` concerns, without waiting: what corrects it at the end, if anything does.
+        states: gets the items of the header."""
+        reserved: End | None = None
         near: tuple[_Limit, ...] = ()
         for limit in self._limits:
             amount = 1 if limit.always else limit.amount(call)
@@ -317,7 +296,7 @@ class Limits:
                 near = (*near, limit)
             limit.hits.value += 1
             if limit.tokens:
-                reserved = _Reserved(call.context, limit.buckets, key, amount, reserved)  # type: ignore[arg-type]
+                reserved = partial(_settle, call.context, limit.buckets, key, amount, reserved)  # type: ignore[arg-type]
             if states is not None and limit.shown:
                 states.append(limit.state(ahead))
         for limit in near:
@@ -337,7 +316,7 @@ class Limits:
         wait = inf if amount > rate.burst else ahead - rate.tolerance
         return _refusal(refusing, Charge(rate, key, amount), wait, ahead - amount * rate.step)
 
-    async def _ask(self, call: Call, states: list[bytes]) -> _Reserved | None:
+    async def _ask(self, call: Call, states: list[bytes]) -> End | None:
         """`_take`, of a counter that has to be waited for."""
         concerned = self._concerned(call)
         if not concerned:
@@ -354,7 +333,7 @@ class Limits:
             if limit.shown:
                 states.append(limit.state(ahead))
         tokens = [charge for limit, charge in concerned if limit.tokens]
-        return _Asked(call.context, self._counter, tokens) if tokens else None
+        return partial(_settle_far, call.context, self._counter, tokens) if tokens else None
 
     def _concerned(self, call: Call) -> list[tuple[_Limit, Charge]]:
         """The limits that `call` concerns, and what it takes from each."""
@@ -365,6 +344,13 @@ class Limits:
             if key is not None:
                 concerned.append((limit, Charge(limit.rate, key, amount)))
         return concerned
+
+
+async def _told(answer: Awaitable[Reply], states: list[bytes]) -> Reply:
+    reply = await answer
+    if states:
+        reply.headers = [*reply.headers, (b"ratelimit", b", ".join(states))]
+    return reply
 
 
 async def _shown(answer: Awaitable[Response], states: list[bytes]) -> Response:
@@ -389,13 +375,17 @@ def _refusal(limit: _Limit, charge: Charge, wait: float, behind: float) -> Failu
         return Failure(
             429, Reason.RATE_LIMIT, message, code="rate_limit_exceeded", detail=detail, headers=tuple(headers)
         )
+    left = limit.left(behind)
+    state = "is used up"
+    if left:
+        state = f"has {left} {limit.unit} left, and this request may need {charge.amount}"
     # Up to a tenth later, so that those who were refused together do not come back together.
     after = ceil(wait * (1.0 + 0.1 * random())) or 1  # noqa: S311 - spreads load
     headers.append((b"retry-after", b"%d" % after))
     return Failure(
         429,
         Reason.RATE_LIMIT,
-        f"the limit `{limit.name}` ({allowed}) is used up; try again in {after} s",
+        f"the limit `{limit.name}` ({allowed}) {state}; try again in {after} s",
         code="rate_limit_exceeded",
         detail=detail,
         retry_after=float(after),

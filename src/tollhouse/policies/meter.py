@@ -2,25 +2,38 @@
 
 Rule: outermost, and one record for each call, however it ends: refused, failed, cut, left, or answered. The record
 is in the journal before the last byte of the answer is released; when it cannot be written the answer fails, and
-while the journal is full no billable call begins. Prices are not known here: `cost_nano` is None.
+while the journal is full no billable call begins. What a model's call cost follows from what it used; where no price is
+known it is None and counted, never 0.
+
+A name is the caller's word until somebody has answered to it. Ledger and metrics keep the names they have seen for
+ever, so a tool's name, and a model's under a `*`, is `other` until then, and beyond so many; the access log has it.
 """
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from time import monotonic, time
 from typing import Any
 
-from tollhouse.core.call import Call, Context, ModelCall, ToolCall, Usage
+import msgspec
+
+from tollhouse.core.call import Call, ModelCall, ToolCall, Usage
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import Ending
 from tollhouse.core.reply import Reply
 from tollhouse.ledger.journal import Journal
-from tollhouse.ledger.records import Outcome, UsageRecord
+from tollhouse.ledger.prices import Prices
+from tollhouse.ledger.records import Outcome, UsageFacts, UsageRecord, labels
 from tollhouse.observe.families import Bounded, Families
 from tollhouse.observe.metrics import OTHER, Count, Spread
 
 __all__ = ["Meter", "outcome_of"]
 
-_REMEMBERED = 10_000
+_REMEMBERED, _SMALL = 10_000, 2048  # rows, and the bytes of one
+_ASKED, _LONGEST = 256, 128  # names of models under a `*`, and characters of any name
+_TOLD = frozenset((401, 403, 408, 429))  # of a provider's 4xx: not about the request
+_OK, _ANSWERED = Outcome.OK, Reason.UPSTREAM  # to ask an Enum for a member costs as much as a call
+_UNUSED = Usage()
 _DENIED = frozenset(
     (
         Reason.RATE_LIMIT, Reason.BUDGET, Reason.JWT_AUTH, Reason.BASIC_AUTH, Reason.API_KEY_AUTH, Reason.EXT_AUTH,
@@ -54,9 +67,8 @@ _MCP_OUTCOMES = {
 }
 
 
-def outcome_of(failure: Failure) -> Outcome:
-    """How a call that failed before its first event ended."""
-    reason = failure.reason
+def outcome_of(reason: str) -> Outcome:
+    """How a call that failed for this reason before its first event ended."""
     if reason in _DENIED:
         return Outcome.DENIED
     if reason == Reason.TIMEOUT:
@@ -74,38 +86,81 @@ def _outcome_at_end(ending: Ending) -> Outcome:
         return Outcome.CLIENT_GONE
     failure = ending.failure
     if failure is not None:
-        return Outcome.CUT if failure.reason in _UPSTREAM else outcome_of(failure)
-    return Outcome.OK if ending.status < 400 else Outcome.UPSTREAM_ERROR
+        return Outcome.CUT if failure.reason in _UPSTREAM else outcome_of(failure.reason)
+    if ending.status < 400:
+        return Outcome.OK
+    if ending.status < 500 and ending.reason == _ANSWERED and ending.status not in _TOLD:
+        return Outcome.INVALID  # the provider says that the request makes no sense
+    return outcome_of(ending.reason)
 
 
 class _Model:
     """The children of one model's labels."""
 
-    __slots__ = ("duration", "first", "input", "output", "per_token")
+    __slots__ = ("child", "duration", "first", "input", "labels", "output", "per_token")
 
     def __init__(self, families: Families, labels: tuple[str, ...]) -> None:
-        self.input = families.token_usage.child("input", *labels)
-        self.output = families.token_usage.child("output", *labels)
-        self.duration = families.server_duration.child(*labels)
+        self.labels = labels
+        self.child = families.token_usage.child
+        self.input = self.child("input", *labels).note
+        self.output = self.child("output", *labels).note
+        self.duration = families.server_duration.child(*labels).note
         self.first = families.first_token.child(*labels)
         self.per_token = families.per_token.child(*labels)
 
+    def observe(self, call: ModelCall, usage: Usage, ended: float) -> None:
+        """An answer that came to its end."""
+        self.input(usage.input)
+        self.output(usage.output)
+        if usage.cache_read or usage.cache_write or usage.reasoning:
+            for kind, n in (
+                ("cache_read", usage.cache_read), ("cache_write", usage.cache_write), ("reasoning", usage.reasoning)
+            ):  # fmt: skip
+                if n:
+                    self.child(kind, *self.labels).observe(n)
+        context = call.context
+        upstream = context.upstream_began
+        if upstream:
+            ended = context.upstream_ended or ended
+            self.duration(ended - upstream)
+            if call.stream and usage.output > 1 and context.first_event:
+                self.per_token.observe((ended - context.first_event) / (usage.output - 1))
+
+
+class _Row:
+    """What calls with the same labels have in common: the half of a record that says them, and a model's series."""
+
+    __slots__ = ("cost", "model", "recorded")
+
+    def __init__(self, recorded: bytes) -> None:
+        self.recorded = recorded
+        self.model: _Model | None = None
+        self.cost: Count | None = None
+
 
 class Meter:
-    """The policy `handle`, one for all chains of a Snapshot. journal: None keeps no records."""
+    """The policy `handle`, one for all chains of a Snapshot. journal: None keeps no records. prices: None knows no
+    price."""
 
-    def __init__(self, families: Families, journal: Journal | None = None) -> None:
+    def __init__(self, families: Families, journal: Journal | None = None, prices: Prices | None = None) -> None:
         self._families = families
         self._journal = journal
+        self._prices = prices
+        self._encode: Callable[[UsageFacts], bytes] = msgspec.json.Encoder().encode
         self._extra = families.extra.values if families.extra.names else None
         self._answered = Bounded(500)
-        self._models: dict[tuple[Any, ...], tuple[_Model, tuple[str, ...]]] = {}
+        self._orgs = Bounded(500)
+        self._priced = families.price_lookups.child("hit")
+        self._unpriced = families.price_lookups.child("miss")
+        self._rows: dict[tuple[Any, ...], _Row] = {}
         self._tools: dict[tuple[Any, ...], tuple[Count, Spread]] = {}
         self._known: set[tuple[str, str]] = set()
+        self._asked: set[str] = set()
         records = families.ledger_records
         self._recorded = records.child("usage", "journal")
 
-    async def handle(self, call: Call, next: Handler[Call, Reply]) -> Reply:
+    def handle(self, call: Call, next: Handler[Call, Reply]) -> Awaitable[Reply]:
+        """Raises Failure 503 while the journal is full."""
         journal = self._journal
         if journal is not None and journal.full and _billable(call):
             raise Failure(
@@ -116,172 +171,191 @@ class Meter:
                 detail="the journal is full: its disk, or the records that wait for the ledger",
                 retry_after=5.0,
             )
-        admitted, began = time(), monotonic()
+        if type(call) is not ModelCall:
+            return self._tool_call(call, next)
+        # A request asks one model, and how the request ended tells how the call did: nothing is waited for here.
+        call.request.ends.append(partial(self._model_ended, call, monotonic()))
+        return self._stream(call, next) if call.stream else next(call)
+
+    async def _stream(self, call: ModelCall, next: Handler[Call, Reply]) -> Reply:
+        began = monotonic()
+        reply = await next(call)
+        context = call.context
+        row = self._row(call, _OK, reply.status, _ANSWERED)
+        model = row.model or self._model(call, row)
+        model.first.observe((context.first_event or monotonic()) - began)
+        return reply
+
+    async def _tool_call(self, call: Call, next: Handler[Call, Reply]) -> Reply:
+        began = monotonic()
         try:
             reply = await next(call)
         except Failure as failure:
-            self._failed(call, admitted, began, outcome_of(failure), failure.status, failure.reason)
+            self._failed(call, began, outcome_of(failure.reason), failure.status, failure.reason)
             raise
         except BaseException as error:  # cancelled, because the client left, or a bug: recorded like any end
             if isinstance(error, Exception):
-                self._failed(call, admitted, began, Outcome.ERROR, 500, Reason.INTERNAL)
+                self._failed(call, began, Outcome.ERROR, 500, Reason.INTERNAL)
             else:
-                self._failed(call, admitted, began, Outcome.CLIENT_GONE, 499, Reason.CLIENT_GONE)
+                self._failed(call, began, Outcome.CLIENT_GONE, 499, Reason.CLIENT_GONE)
             raise
-        context = call.context
-        if isinstance(call, ModelCall):
-            if call.stream:
-                self._model(call, context)[0].first.observe((context.first_event or monotonic()) - began)
-
-            def end(ending: Ending) -> None:
-                self._model_ended(call, admitted, began, ending)
-
-        else:
-
-            def end(ending: Ending) -> None:
-                self._tool_ended(call, admitted, began, ending)
-
-        reply.ends.append(end)
+        reply.ends.append(partial(self._tool_ended, call, began))
         return reply
 
     # ---- ends
-    def _model_ended(self, call: ModelCall, admitted: float, began: float, ending: Ending) -> None:
-        context = call.context
+    def _model_ended(self, call: ModelCall, began: float, ending: Ending) -> None:
         now = monotonic()
-        meters, labels = self._model(call, context)
-        usage = context.usage
-        if usage is not None:
-            meters.input.observe(usage.input)
-            meters.output.observe(usage.output)
-            if usage.cache_read or usage.cache_write or usage.reasoning:
-                self._further(usage, labels)
-        upstream = context.upstream_began
-        if upstream:
-            ended = context.upstream_ended or now
-            meters.duration.observe(ended - upstream)
-            if usage is not None and usage.output > 1 and call.stream and context.first_event:
-                meters.per_token.observe((ended - context.first_event) / (usage.output - 1))
         failure = ending.failure
+        status = ending.status
         reason = ending.reason if failure is None else failure.reason
-        self._append(call, admitted, began, now, _outcome_at_end(ending), ending.status, reason, ending.bytes_out)
+        outcome = _OK if status < 400 and failure is None else _outcome_at_end(ending)
+        row = self._row(call, outcome, status, reason)
+        usage = call.context.usage
+        if usage is not None:
+            (row.model or self._model(call, row)).observe(call, usage, now)
+            if self._prices is not None:
+                self._charge(self._prices, call, usage, row)
+        if self._journal is None:
+            return
+        try:
+            self._append(self._journal, row, call, began, now, ending.bytes_out)
+        except Failure:
+            if status < 400:
+                raise  # else it fails already, for its own reason; the journal counts its failures
 
-    def _tool_ended(self, call: Call, admitted: float, began: float, ending: Ending) -> None:
+    def _tool_ended(self, call: Call, began: float, ending: Ending) -> None:
         now = monotonic()
         outcome = _outcome_at_end(ending)
-        if outcome is Outcome.OK:
+        if outcome is _OK:
             outcome = _MCP_OUTCOMES.get(call.context.mcp_outcome, outcome)
         if isinstance(call, ToolCall):
             self._tool(call, now - began, outcome)
-        failure = ending.failure
-        reason = ending.reason if failure is None else failure.reason
-        self._append(call, admitted, began, now, outcome, ending.status, reason, ending.bytes_out)
+        if self._journal is not None:
+            failure = ending.failure
+            row = self._row(call, outcome, ending.status, ending.reason if failure is None else failure.reason)
+            self._append(self._journal, row, call, began, now, ending.bytes_out)
 
-    def _failed(self, call: Call, admitted: float, began: float, outcome: Outcome, status: int, reason: str) -> None:
+    def _failed(self, call: Call, began: float, outcome: Outcome, status: int, reason: str) -> None:
         now = monotonic()
         if isinstance(call, ToolCall):
             self._tool(call, now - began, outcome)
-        try:
-            self._append(call, admitted, began, now, outcome, status, reason, 0)
-        except Failure:
-            pass  # the call fails already, for its own reason; the journal counts its failures
+        if self._journal is not None:
+            try:
+                self._append(self._journal, self._row(call, outcome, status, reason), call, began, now, 0)
+            except Failure:
+                pass  # the call fails already, for its own reason; the journal counts its failures
 
-    def _append(
-        self,
-        call: Call,
-        admitted: float,
-        began: float,
-        now: float,
-        outcome: Outcome,
-        status: int,
-        reason: str,
-        bytes_out: int,
-    ) -> None:
-        journal = self._journal
-        if journal is None:
+    def _charge(self, prices: Prices, call: ModelCall, usage: Usage, row: _Row) -> None:
+        cost = prices.cost(call.context)
+        if cost is None:
+            if usage.total:  # counting tokens uses none
+                self._unpriced.value += 1
             return
+        self._priced.value += 1
+        spent = row.cost
+        if spent is None:
+            context = call.context
+            extra = () if self._extra is None else self._extra(call.request, context)
+            org = () if "org" in self._families.extra.names else (self._org(call),)  # or the operator says what it is
+            spent = row.cost = self._families.cost.child(context.provider, call.label, context.route, *org, *extra)
+        spent.value += cost * 1e-9
+
+    def _append(self, journal: Journal, row: _Row, call: Call, began: float, now: float, bytes_out: int) -> None:
         context = call.context
-        at = int(admitted * 1e6)
+        usage = context.usage or _UNUSED
+        ended = int(time() * 1e6)
         total = int((now - began) * 1e6)
-        record = UsageRecord(admitted_at=at, ended_at=at + total, outcome=outcome)
-        record.request_id = context.request_id
-        record.route = context.route
-        record.dialect = context.dialect
-        record.operation = context.operation
-        record.backend = context.backend
-        record.reason = reason
-        record.status = status
-        record.total_us = total
-        record.bytes_in = context.bytes_in or call.request.body_size
-        record.bytes_out = bytes_out
-        if context.attempts > 1:
-            record.attempt = context.attempts
-        if context.server:
-            record.server = context.server
-            record.tool = context.tool
-        else:
-            record.model_asked = context.model_asked
-            record.model_answered = context.model_answered
-            record.provider = context.provider
-            record.stream = context.stream
-        principal = call.principal
-        if principal is not None:
-            record.org = principal.org
-            record.user = principal.user
-            record.key = principal.key
-            record.agent = principal.agent
-        usage = context.usage
-        if usage is not None:
-            record.input = usage.input
-            record.output = usage.output
-            record.cache_read = usage.cache_read
-            record.cache_write = usage.cache_write
-            record.reasoning = usage.reasoning
-            record.estimated = usage.estimated
+        upstream = first = 0
         if context.upstream_began:
-            record.upstream_us = int(((context.upstream_ended or now) - context.upstream_began) * 1e6)
+            upstream = int(((context.upstream_ended or now) - context.upstream_began) * 1e6)
             if context.first_event:
-                record.ttft_us = int((context.first_event - began) * 1e6)
-        journal.append(record)
+                first = int((context.first_event - began) * 1e6)
+        facts = UsageFacts(
+            ended - total,
+            ended,
+            context.request_id,
+            usage.input,
+            usage.output,
+            usage.cache_read,
+            usage.cache_write,
+            usage.reasoning,
+            context.cost_nano,
+            first,
+            total,
+            upstream,
+            context.bytes_in or call.request.body_size,
+            bytes_out,
+            usage.cache_write_1h,
+            usage.audio_input,
+            usage.audio_output,
+            usage.image_input,
+            usage.image_output,
+        )
+        journal.write(self._encode(facts)[:-1] + row.recorded)
         self._recorded.value += 1
 
-    # ---- children
-    def _model(self, call: ModelCall, context: Context) -> tuple[_Model, tuple[str, ...]]:
-        """The children for this call's labels, and the labels."""
-        extra = () if self._extra is None else self._extra(call.request, context)
-        key = (call.operation, context.provider, call.label, context.model_answered, context.route, extra)
-        found = self._models.get(key)
-        if found is None:
-            labels = (
-                "embeddings" if call.operation == "embeddings" else "chat",
-                context.provider,
-                call.label,
-                self._answered(context.model_answered),
-                context.route,
-                *extra,
-            )
-            found = (_Model(self._families, labels), labels)
-            if len(self._models) < _REMEMBERED:
-                self._models[key] = found
-        return found
+    def _org(self, call: Call) -> str:
+        return "" if call.principal is None else self._orgs(call.principal.org)
 
-    def _further(self, usage: Usage, labels: tuple[str, ...]) -> None:
-        child = self._families.token_usage.child
-        if usage.cache_read:
-            child("cache_read", *labels).observe(usage.cache_read)
-        if usage.cache_write:
-            child("cache_write", *labels).observe(usage.cache_write)
-        if usage.reasoning:
-            child("reasoning", *labels).observe(usage.reasoning)
+    # ---- what is remembered
+    def _row(self, call: Call, outcome: Outcome, status: int, reason: str) -> _Row:
+        context = call.context
+        usage = context.usage
+        estimated = usage is not None and usage.estimated
+        key: tuple[Any, ...] = (
+            context.model_answered, context.model_asked, call.principal, outcome, status, reason, context.attempts,
+            context.route, context.dialect, context.operation, context.provider, context.backend, estimated,
+            context.stream,
+        )  # fmt: skip
+        if context.server:
+            key = (*key, context.server, context.tool)
+        if self._extra is not None:
+            key = (*key, self._extra(call.request, context))
+        row = self._rows.get(key)
+        if row is None:
+            name = self._name(call, outcome)
+            row = _Row(_labels(call, outcome, status, reason, estimated, name, self._answered(context.model_answered)))
+            if len(row.recorded) <= _SMALL and name != OTHER:  # which another name, or a later call, is not
+                if len(self._rows) >= _REMEMBERED:
+                    self._rows.clear()
+                self._rows[key] = row
+        return row
+
+    def _name(self, call: Call, outcome: Outcome) -> str:
+        """What is asked, where somebody has answered to it, else "other"."""
+        if isinstance(call, ToolCall):
+            name = call.name
+            if name and (call.server, name) not in self._known:
+                answered = outcome is _OK or outcome is Outcome.TOOL_ERROR
+                if not answered or len(self._known) >= _REMEMBERED or len(name) > _LONGEST:
+                    return OTHER
+                self._known.add((call.server, name))
+            return name
+        name = call.context.model_asked
+        if isinstance(call, ModelCall) and call.label != name and name not in self._asked:
+            if outcome is not _OK or len(self._asked) >= _ASKED or len(name) > _LONGEST:
+                return OTHER
+            self._asked.add(name)
+        return name
+
+    def _model(self, call: ModelCall, row: _Row) -> _Model:
+        """The row's series, from its first answer on."""
+        context = call.context
+        extra = () if self._extra is None else self._extra(call.request, context)
+        labels = (
+            "embeddings" if call.operation == "embeddings" else "chat",
+            context.provider,
+            call.label,
+            self._answered(context.model_answered),
+            context.route,
+            *extra,
+        )
+        model = row.model = _Model(self._families, labels)
+        return model
 
     def _tool(self, call: ToolCall, took: float, outcome: Outcome) -> None:
         context = call.context
-        resource = call.name
-        if resource and (call.server, resource) not in self._known:
-            # A name is the caller's word until the server has answered to it.
-            if outcome in (Outcome.OK, Outcome.TOOL_ERROR) and len(self._known) < _REMEMBERED and len(resource) <= 128:
-                self._known.add((call.server, resource))
-            else:
-                resource = OTHER
+        resource = self._name(call, outcome)
         extra = () if self._extra is None else self._extra(call.request, context)
         key = (call.method, call.server, resource, context.route, outcome, context.mcp_outcome, extra)
         found = self._tools.get(key)
@@ -306,6 +380,32 @@ _MCP_WORDS = {
     Outcome.TIMEOUT: "timeout",
     Outcome.CLIENT_GONE: "cancelled",
 }
+
+
+def _labels(call: Call, outcome: Outcome, status: int, reason: str, estimated: bool, name: str, answered: str) -> bytes:
+    context = call.context
+    record = UsageRecord(admitted_at=0, ended_at=0, outcome=outcome, reason=reason, status=status, estimated=estimated)
+    record.route = context.route
+    record.dialect = context.dialect
+    record.operation = context.operation
+    record.backend = context.backend
+    if context.attempts > 1:
+        record.attempt = context.attempts
+    if context.server:
+        record.server = context.server
+        record.tool = name if context.tool else ""
+    else:
+        record.model_asked = name
+        record.model_answered = answered
+        record.provider = context.provider
+        record.stream = context.stream
+    principal = call.principal
+    if principal is not None:
+        record.org = principal.org
+        record.user = principal.user
+        record.key = principal.key
+        record.agent = principal.agent
+    return labels(record)
 
 
 def _billable(call: Call) -> bool:

@@ -2,8 +2,8 @@
 
 Rule: only what may help and can do no harm. The Failure says whether another attempt may help; work that may already
 have been done is repeated only where that is harmless (models; tools that say they are idempotent); nothing starts
-that cannot end before the deadline; and all retries of a scope share one budget. A Reply is the commit: after it
-nothing is retried.
+that cannot end before the deadline; and all retries of a scope, or of a model with several targets, share one budget.
+A Reply is the commit: after it nothing is retried.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from tollhouse.core.backoff import Backoff, RetryBudget
+from tollhouse.core.backoff import Backoff, RetryBudget, cause
 from tollhouse.core.call import Call, ModelCall, ToolCall
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
@@ -21,7 +21,7 @@ from tollhouse.core.spec import Duration, Spec
 from tollhouse.observe.metrics import Count, Family
 from tollhouse.policies.base import Kind, Layer, Parts
 
-__all__ = ["RETRY", "Retry", "RetrySpec"]
+__all__ = ["RETRY", "Retry", "RetrySpec", "cause"]
 
 _LONGEST_WAIT = 30.0
 """Seconds an upstream may ask us to wait; more is told to the caller instead."""
@@ -33,7 +33,8 @@ def _text(value: object) -> object:
 
 Retried = Annotated[Literal["connect", "timeout", "429", "5xx", "500", "502", "503", "504"], BeforeValidator(_text)]
 """connect: not reached, nothing was sent. timeout: a time has passed. The others are how the upstream answered; 502
-also stands for a connection that died before the answer."""
+also stands for a connection that died before the answer. What is refused for the gateway's own credentials is not
+asked again: it would be refused again."""
 
 
 class RetrySpec(Spec):
@@ -77,7 +78,9 @@ class Retry:
                 if not failure.retry or not self._covers(why) or (failure.sent and not _repeatable(call)):
                     break
                 wait = self._backoff.delay(repetition, failure.retry_after)
-                if wait > _LONGEST_WAIT or monotonic() + wait >= context.deadline or not self._budget.retry():
+                # A model with several targets has a budget of its own, and other targets are asked from it too.
+                budget = self._budget if context.budget is None else context.budget
+                if wait > _LONGEST_WAIT or monotonic() + wait >= context.deadline or not budget.retry():
                     break
                 self._retries.child(context.route, context.backend, why).inc()
                 await asyncio.sleep(wait)
@@ -91,15 +94,6 @@ class Retry:
 
     def _covers(self, why: str) -> bool:
         return why in self._on or (why[:1] == "5" and "5xx" in self._on)
-
-
-def cause(failure: Failure) -> str:
-    """The word of `retry.on` for a Failure, and the `reason` of the retries metric."""
-    if failure.reason == Reason.TIMEOUT:
-        return "timeout"
-    if failure.reason in (Reason.UPSTREAM_FAILURE, Reason.NO_HEALTHY_BACKEND) and not failure.sent:
-        return "connect"
-    return str(failure.status)
 
 
 def _repeatable(call: Call) -> bool:

@@ -32,6 +32,9 @@ def request(target: bytes = b"/v1/x?page=2&page=3&q=a%20b", *, who: Principal | 
             (b"accept", b"b"),
             (b"authorization", b"Bearer secret"),
             (b"x-api-key", b"secret"),
+            (b"cookie", b"session=secret"),
+            (b"x-goog-api-key", b"secret"),
+            (b"x-amz-security-token", b"secret"),
         ]
     )
     made = Request(b"POST", target, headers, peer="10.0.0.7")
@@ -141,6 +144,7 @@ def test_every_fact_is_documented_once() -> None:
         ),
         'request.query.page == "2" && request.query["q"] == "a b"',
         'request.ip == "10.0.0.7" && source.address == request.ip && request.scheme == "http"',
+        "request.headers.all(name, name in ['host', 'x-org', 'accept'])",
         "!has(mcp.tool) && !has(llm.model)",
         "// a comment: mcp.arguments\n true",
         "'// no comment' != \"mcp\"",
@@ -211,6 +215,31 @@ def test_claims_that_cel_has_no_type_for_are_doubt() -> None:
     who = principal(claims={"x": object()})
     assert Expression("true && has(jwt.x)").ask(plain(who)) is DOUBT
     assert Expression("llm.model == 'x' || jwt.x == 1").ask(model(who=who)) is DOUBT
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"repo":"test","Repo":"prod"}',
+        b'{"Repo":"prod","repo":"test"}',
+        b'{"repo":"prod","repo":"test"}',
+        '{"\u017fhop":"prod","shop":"test"}'.encode(),
+        b'{"repo":"test","in":[{"a":{"x":1,"x":2}}]}',
+        b'{"repo":"test","r\\u0065po":"test"}',
+    ],
+)
+def test_arguments_that_another_decoder_reads_otherwise_are_doubt(raw: bytes) -> None:
+    call = tool()
+    call.params = {"arguments": msgspec.Raw(raw)}
+    assert Expression("mcp.arguments.repo == 'prod'").ask(call) is DOUBT
+    assert Expression("has(mcp.tool.arguments.repo)").ask(call) is DOUBT
+    assert Expression("mcp.tool.name == 'search'").ask(call) is YES  # says nothing of them
+
+
+def test_arguments_of_one_meaning_are_read() -> None:
+    call = tool()
+    call.params = {"arguments": msgspec.Raw(b'{"repo":"prod","a":[{"x":1},{"X":2}],"b":{"repo":1}}')}
+    assert Expression("mcp.arguments.repo == 'prod' && mcp.arguments.a[1].X == 2").ask(call) is YES
 
 
 def test_arguments_that_are_not_json_are_doubt() -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tollhouse.core.call import ModelCall, Principal
-from tollhouse.core.errors import Failure
+from tollhouse.core.call import Call, ModelCall, Principal
+from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Headers, Request
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.models import Model, Models, ModelsEndpoint, unknown_model
@@ -44,10 +44,15 @@ def test_the_most_specific_name_answers() -> None:
         "openai/o3": "openai/*",
         "claude-fast": "*-fast",
         "claude": "*",
-        "": "*",
+        "a" * 256: "*",
     }.items():
         assert found(it, name) == model
     assert len(it) == 6
+
+
+@pytest.mark.parametrize("name", ["", "a" * 257, "openai/" + "a" * 3_000_000])
+def test_no_wildcard_stands_for_no_name_nor_for_one_nobody_would_keep(name: str) -> None:
+    assert found(models("*", "openai/*"), name) is None
 
 
 def test_a_wildcard_does_not_overlap_itself() -> None:
@@ -76,7 +81,7 @@ def test_finding_is_as_defined(names: set[str], asked: str) -> None:
     """Against the definition, tried one by one."""
     best: tuple[int, int] | None = None
     name = asked if asked in names else None
-    if name is None:
+    if name is None and asked:  # no pattern stands for no name
         for pattern in names:
             prefix, star, suffix = pattern.partition("*")
             fits = asked.startswith(prefix) and asked.endswith(suffix) and len(asked) >= len(prefix) + len(suffix)
@@ -237,3 +242,63 @@ async def test_failures_in_the_shape_that_was_asked(headers: list[tuple[bytes, b
     with pytest.raises(Failure) as caught:
         await endpoint().handle(request)
     assert set(msgspec.json.decode(render(caught.value, request).body)) == shape
+
+
+@pytest.mark.parametrize("path", [b"/v1/models", b"/v1/models/smart", b"/v1/models/none"])
+async def test_rules_and_limits_are_asked_before_every_answer(path: bytes) -> None:
+    asked: list[Call] = []
+
+    async def admit(call: Call) -> None:
+        asked.append(call)
+        if len(asked) > 1:
+            raise Failure(429, Reason.RATE_LIMIT, "enough")
+
+    it = ModelsEndpoint(models("smart"), lambda principal, name: True, admit=admit)
+    request = Request(b"GET", path, Headers())
+    request.context.principal = Principal("p", source="key")
+    if path.endswith(b"none"):
+        with pytest.raises(Failure, match="is not there"):
+            await it.handle(request)
+    else:
+        assert (await it.handle(request)).status == 200
+    [call] = asked
+    assert isinstance(call, ModelCall)
+    assert (call.model, call.label, call.estimate, call.principal) == ("", "", 0, request.context.principal)
+    with pytest.raises(Failure, match="enough"):
+        await it.handle(request)
+
+
+# ---- aliases
+def aliased() -> Models:
+    return Models((Model("smart", nobody, aliases=("clever", "brainy")), Model("x/*", nobody), Model("zest", nobody)))
+
+
+def test_an_alias_finds_its_model() -> None:
+    it = aliased()
+    for name in ("smart", "clever", "brainy"):
+        assert found(it, name) == "smart"
+        assert it.own(name) == "smart"
+    assert it.own("x/y") == "x/y"
+    assert [m.name for m in it.all()] == ["brainy", "clever", "smart", "zest", "x/*"]
+    assert it.nearest("clevr", lambda name: name == "smart") == ["clever"]
+    assert it.nearest("clevr", lambda name: name == "clever") == []
+
+
+@pytest.mark.parametrize("aliases", [("zest",), ("smart",), ("a", "a")])
+def test_an_alias_is_one_name(aliases: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="there twice"):
+        Models((Model("smart", nobody, aliases=aliases), Model("zest", nobody)))
+
+
+async def test_aliases_are_listed_to_who_may_use_the_model() -> None:
+    for may, names in ((True, {"smart", "clever", "brainy"}), (False, set())):
+        it = ModelsEndpoint(aliased(), lambda _, name, may=may: may and name == "smart")  # type: ignore[misc]
+        request = Request(b"GET", b"/v1/models", Headers())
+        listed = msgspec.json.decode((await it.handle(request)).body)
+        assert {model["id"] for model in listed["data"]} == names
+        one = Request(b"GET", b"/v1/models/clever", Headers())
+        if may:
+            assert msgspec.json.decode((await it.handle(one)).body)["id"] == "clever"
+        else:
+            with pytest.raises(Failure, match="not there"):
+                await it.handle(one)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from tollhouse.observe.metrics import OTHER, Metrics, Share, merged
+from tollhouse.observe.metrics import OTHER, Metrics, Share, Spread, merged
 
 OM = "application/openmetrics-text"
 
@@ -27,6 +27,30 @@ def samples(body: bytes, *, openmetrics: bool = False) -> dict[tuple[str, tuple[
 
 def value(body: bytes, name: str, **labels: str) -> float:
     return samples(body)[name, tuple(sorted(labels.items()))]
+
+
+@given(st.lists(st.lists(st.one_of(st.sampled_from([0.5, 1.0, 4.0]), st.floats(0, 10)))))
+def test_what_is_noted_counts_as_what_is_observed(turns: list[list[float]]) -> None:
+    noted, observed = Spread((0.5, 1.0, 4.0)), Spread((0.5, 1.0, 4.0))
+    for values in turns:
+        for value in values:
+            noted.note(value)
+            observed.observe(value)
+        noted.count_noted()
+        assert noted.counts == observed.counts
+        assert noted.sum == pytest.approx(observed.sum)
+
+
+def test_what_is_noted_is_shown() -> None:
+    metrics = Metrics()
+    family = metrics.histogram("x_seconds", "X.", (), (1.0,))
+    note = family.child().note
+    note(0.5)
+    note(2)
+    assert b"x_seconds_count 2" in metrics.render()[1]
+    note(3)
+    metrics.count_noted()
+    assert family.child().counts == [1, 2]
 
 
 def test_counter_gauge_histogram() -> None:
@@ -151,11 +175,11 @@ def test_other_labels_after_a_reload() -> None:
 
 
 def test_namespace_and_other_names() -> None:
-    metrics = Metrics("agentgateway", names={"runtime_queue_depth": "agentgateway_tokio_global_queue_depth"})
-    metrics.gauge("runtime_queue_depth", "Q.").child().set(1)
+    metrics = Metrics("agentgateway", names={"runtime_num_workers": "agentgateway_tokio_num_workers"})
+    metrics.gauge("runtime_num_workers", "Q.").child().set(1)
     metrics.gauge("plain", "P.").child().set(1)
     body = metrics.render()[1]
-    assert value(body, "agentgateway_tokio_global_queue_depth") == 1
+    assert value(body, "agentgateway_tokio_num_workers") == 1
     assert value(body, "agentgateway_plain") == 1
 
 

@@ -99,9 +99,12 @@ async def respond(request: Request) -> Response:
     return Response(200, [(b"content-type", b"text/plain")], b"ok")
 
 
-def end(reply: Reply, call: Call, usage: Usage | None = None, status: int = 200) -> None:
+def end(reply: Reply | None, call: Call, usage: Usage | None = None, status: int = 200) -> None:
+    """What the server does at the end of a request; reply: None when the call failed."""
     call.context.usage = usage
-    finish(reply.ends, Ending(status, "Upstream"))
+    ends = call.request.ends if reply is None else reply.ends + call.request.ends
+    call.request.ends = []
+    finish(ends, Ending(status, "Upstream"))
 
 
 def counted(parts: Parts, family: str) -> dict[tuple[str, ...], float]:

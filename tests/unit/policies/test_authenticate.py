@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from hashlib import sha256
@@ -143,7 +144,7 @@ async def test_a_bad_credential_is_refused_in_both_modes(mode: str, header: tupl
 
 async def test_no_credential() -> None:
     failure = await Door({"keys": [CI]}).refused()
-    assert (failure.status, failure.reason, failure.code) == (401, Reason.API_KEY_AUTH, "invalid_api_key")
+    assert (failure.status, failure.reason, failure.code) == (401, Reason.API_KEY_AUTH, "credential_required")
     assert dict(failure.headers)[b"www-authenticate"] == b"Bearer"
     anonymous = await Door({"mode": "optional", "keys": [CI]}).enter()
     assert (anonymous.id, anonymous.source, anonymous.user) == ("anonymous", "anonymous", "")
@@ -167,6 +168,7 @@ async def test_without_configuration_everybody_is_anonymous(spec: dict[str, Any]
         ({"jwt": [issuer(algorithms=["HS256"])]}, "ES256"),
         ({"jwt": [issuer(algorithms=["none"])]}, "ES256"),
         ({"jwt": [issuer(jwks={"keys": []})]}, "no public key"),
+        ({"jwt": [issuer(jwks="https://ada:sk-ci-pw@idp.example.com/keys")]}, "no user and password"),
     ],
 )
 def test_bad_configuration(spec: dict[str, Any], said: str) -> None:
@@ -240,8 +242,12 @@ async def test_claims_are_mapped(mapping: dict[str, Any], claims: dict[str, Any]
         (lambda: token(iss="https://evil.example.com"), "issuer is not accepted"),
         (lambda: token(iss=None), "issuer is not accepted"),
         (lambda: token(nbf=int(time()) + 1000), "not valid yet"),
-        (lambda: token(sub=None), "a claim of the token is missing"),
-        (lambda: token(sub=5), "a claim of the token is missing"),
+        (lambda: token(exp=None), "`exp`"),
+        (lambda: token(sub=None), "whom it speaks for"),
+        (lambda: token(sub=5), "whom it speaks for"),
+        (lambda: token(sub="a" * 257), "at most 256"),  # cut, two of them could be one principal
+        (lambda: token(sub=None, user="a" * 257), "at most 256"),
+        (lambda: token(sub=None, user=10**300), "at most 256"),
         (lambda: token(NEXT), "does not publish"),
         (lambda: token(ECKey.generate_key("P-256", {"kid": "one"})), "signature is not valid"),
         (lambda: token(header={"typ": "dpop+jwt"}), "another kind of token"),
@@ -501,6 +507,57 @@ async def test_the_last_good_keys_serve_while_the_issuer_is_down(error: Exceptio
     await it.keys()
     await it.settle()
     assert len(await it.keys()) == 2
+
+
+@pytest.mark.parametrize("claim", ["exp", "nbf", "iat"])
+@pytest.mark.parametrize("value", [10**400, -(10**400), 1e308], ids=["huge", "below", "float"])
+async def test_a_forged_token_with_a_time_beyond_numbers_is_refused(claim: str, value: float) -> None:
+    claims = {"iss": ISSUER, "aud": "tollhouse", "sub": "ada", "exp": int(time()) + 600} | {claim: value}
+    parts = ({"alg": "ES256", "kid": "one"}, claims)
+    forged = b".".join(urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in parts) + b".Zm9yZ2Vk"
+    failure = await Door({"jwt": [issuer()]}).refused(bearer(forged))
+    assert (failure.status, failure.reason) == (401, Reason.JWT_AUTH)
+
+
+@pytest.mark.parametrize("error", [OSError("down"), RuntimeError("a bug")])
+async def test_keys_of_a_day_ago_serve_no_longer(error: Exception) -> None:
+    it = Source()
+    first = await it.keys()
+    it.document = error
+    it.now += 86_390
+    assert await it.keys() is first
+    await it.settle()
+    it.now += 10
+    for _ in range(2):
+        with pytest.raises(Failure, match="keys cannot be had") as caught:
+            await it.keys()
+        assert (caught.value.status, caught.value.reason) == (503, Reason.JWT_AUTH)
+    assert it.read == 3  # and the issuer is left alone for a while
+    it.document = json.dumps(jwks(KEY, NEXT)).encode()
+    it.now += 5
+    assert len(await it.keys()) == 2  # waited for, after a day without tokens as well
+    it.now += 86_400
+    assert await it.keys() is not first
+    assert it.read == 5
+
+
+async def test_what_may_be_secret_in_a_url_of_keys_is_not_logged(caplog: Any) -> None:
+    async with idp() as (it, url):
+        it.status = 500
+        door = Door({"jwt": [issuer(jwks=f"{url}?token=SECRET#SECRET")]})
+        failure = await door.refused(bearer(token()))
+        assert failure.detail == f"no keys from {url}"
+        assert f"cannot read the keys at {url}: it answered 500" in caplog.text
+        await door.parts.shared.close()  # type: ignore[attr-defined]
+    # And with a failure that names the URL itself, or where it was sent to.
+    for said in (f"{url}?token=SECRET", "https://ada:SECRET@idp.example.com/x?SECRET"):
+        where = Source()
+        where.document = Failure(504, Reason.TIMEOUT, "late", detail=f"at {said} it ended")
+        where.source._where = url
+        with pytest.raises(Failure):
+            await where.keys()
+    assert "https://idp.example.com/x it ended" in caplog.text
+    assert "SECRET" not in caplog.text
 
 
 async def test_an_unknown_key_is_looked_for_at_most_once_in_ten_seconds() -> None:

@@ -93,6 +93,16 @@ async def test_requests_that_name_nothing_pass_allow_rules_about_names(method: s
     assert not await passes(model(principal=ada()), about_tools)
 
 
+async def test_so_do_requests_for_models_that_name_none() -> None:
+    about_models = rules({"allow": 'llm.model == "a" && "dev" in jwt.groups'})
+    assert await passes(model("", ada()), about_models)
+    assert await passes(model("", ada()), rules({"deny": 'llm.model == "b"'}, {"deny": "llm.tokens > 5"}))
+    assert await passes(model("", ada()), rules({"allow": 'llm.operation == "chat"'}))
+    assert not await passes(model("", ada()), rules({"allow": '"admin" in jwt.groups'}))
+    assert not await passes(model("", ada()), rules({"deny": "!has(llm.model)"}))
+    assert not await passes(model("", ada()), rules({"deny": 'request.ip == "10.0.0.7"'}))
+
+
 async def test_a_refusal_names_the_rule_to_us_and_not_to_the_caller() -> None:
     scopes = (
         rules({"allow": "true"}),

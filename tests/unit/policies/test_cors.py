@@ -111,6 +111,19 @@ async def test_without_an_origin_the_answer_still_varies() -> None:
     assert response.headers == [(b"content-type", b"text/plain"), (b"vary", b"origin")]
 
 
+@pytest.mark.parametrize("origin", [None, APP, b"https://evil.example.com"])
+async def test_refusals_vary_too(origin: bytes | None) -> None:
+    async def refuse(request: Request) -> Response:
+        raise Failure(401, Reason.JWT_AUTH, "no")
+
+    asked = request(b"GET", b"/x", *([(b"origin", origin)] if origin else []))
+    with pytest.raises(Failure) as caught:
+        await door(refuse)(asked)
+    answer = asked.render(caught.value, asked)
+    assert dict(answer.headers)[b"vary"] == b"origin"
+    assert (b"allow-origin" in told(answer)) is (origin == APP)
+
+
 async def test_what_pages_may_read() -> None:
     response = await door(expose=["x-a", "x-b"], credentials=True)(request(b"GET", b"/x", (b"origin", APP)))
     assert told(response) == {b"allow-origin": APP, b"allow-credentials": b"true", b"expose-headers": b"x-a, x-b"}

@@ -1,13 +1,15 @@
 """Header rules: what they do, and what they may not touch."""
 
+import gc
 from typing import Any
 
 import pytest
 from tests.unit.policies.floor import layer, parts, request
 
+from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import compose
 from tollhouse.core.http import Request, Response
-from tollhouse.policies.headers import HEADERS, HeadersSpec
+from tollhouse.policies.headers import HEADERS, RESPONSE_HEADERS, HeadersSpec
 
 pytestmark = pytest.mark.anyio
 
@@ -20,11 +22,15 @@ async def echo(request: Request) -> Response:
 
 
 async def changed(rules: dict[str, Any]) -> tuple[list[Any], list[Any]]:
-    policy = HEADERS.make((layer(HeadersSpec.model_validate(rules)),), parts())
-    assert policy is not None
     asked = request(b"GET", b"/", (b"host", b"h"), (b"x-a", b"1"), (b"x-a", b"2"))
-    response = await compose((policy,), echo)(asked)
+    response = await door(rules, echo)(asked)
     return list(asked.headers), response.headers
+
+
+def door(rules: dict[str, Any], handler: Any) -> Any:
+    spec = layer(HeadersSpec.model_validate(rules))
+    made = [kind.make((spec,), parts()) for kind in (RESPONSE_HEADERS, HEADERS)]
+    return compose([policy for policy in made if policy is not None], handler)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +56,32 @@ async def test_of_answers() -> None:
     assert len(asked) == 3
     assert answered == [(b"x-a", b"1"), (b"x-b", b"3"), (b"x-a", b"2")]
     assert SHARED == [(b"server", b"x"), (b"x-a", b"1"), (b"x-b", b"2")]
+
+
+async def test_of_refusals_too() -> None:
+    async def refuse(request: Request) -> Response:
+        raise Failure(403, Reason.AUTHORIZATION, "no", headers=((b"x-b", b"2"),))
+
+    asked = request(b"GET", b"/")
+    with pytest.raises(Failure) as caught:
+        await door({"response": {"set": {"strict-transport-security": "max-age=1"}, "remove": ["x-b"]}}, refuse)(asked)
+    told = asked.render(caught.value, asked)
+    assert (told.status, dict(told.headers)) == (
+        403,
+        {b"content-type": b"application/problem+json", b"strict-transport-security": b"max-age=1"},
+    )
+
+
+async def test_no_cycles() -> None:
+    handler = door({"response": {"set": {"x-b": "3"}}}, echo)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            await handler(request(b"GET", b"/"))
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

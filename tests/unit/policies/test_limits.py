@@ -16,6 +16,7 @@ from tests.unit.policies.floor import parts as near_parts
 from tollhouse.core.call import Call, Usage
 from tollhouse.core.errors import ConfigError, Failure, Reason
 from tollhouse.core.handler import Handler, compose
+from tollhouse.core.http import Ending, finish
 from tollhouse.core.reply import Reply
 from tollhouse.policies.base import Layer, Parts
 from tollhouse.policies.limits import LIMITS, LIMITS_ROUTE, LimitSpec, _prefix
@@ -67,6 +68,7 @@ async def outcome(handler: Handler[Call, Reply], call: Call) -> int:
     try:
         reply = await handler(call)
     except Failure as failure:
+        end(None, call, status=failure.status)
         return failure.status
     end(reply, call, Usage(1, 1))
     return 200
@@ -128,6 +130,14 @@ async def test_whose_bucket(parts: Make, per: str, one: Any, other: Any, same: b
         ({"per": "user", "calls": 1}, tool("", method="tools/list")),
         ({"per": "mcp.tool.name", "requests": 1}, model()),
         ({"per": "llm.model", "requests": 1}, tool()),
+        # What reaches no model and no server: neither a call nor anybody's bucket.
+        ({"per": "user", "calls": 1}, model("")),
+        ({"per": "user", "tokens": 1}, model("")),
+        ({"per": "model", "requests": 1}, model("")),
+        ({"per": "llm.model", "requests": 1}, model("")),
+        ({"per": "user", "calls": 1}, tool("guess", server="")),
+        ({"per": "tool", "requests": 1}, tool("guess", server="")),
+        ({"per": "server", "requests": 1}, tool("guess", server="")),
     ],
 )
 async def test_what_a_limit_does_not_concern(parts: Make, spec: dict[str, Any], call: Any) -> None:
@@ -182,11 +192,45 @@ async def test_what_was_not_answered_is_given_back(parts: Make, error: BaseExcep
 
     p = parts(Time(), entrance="llm")
     layers = limits({"per": "user", "tokens": 100}, {"per": "user", "requests": 5})
+    call = model(estimate=100)
     with pytest.raises(type(error)):
-        await chain(p, layers, backend=fail)(model(estimate=100))
+        await chain(p, layers, backend=fail)(call)
+    end(None, call, status=getattr(error, "status", 500))
     handler = chain(p, layers)
     assert await outcome(handler, model(estimate=100)) == 200
     assert [await outcome(handler, model(estimate=1)) for _ in range(4)] == [200] * 3 + [429]  # requests stay counted
+
+
+@pytest.mark.parametrize(
+    "began, usage, left",
+    [
+        (0.0, None, 100),  # nobody was asked
+        (1.0, None, 40),  # nobody said what came of it: as reserved
+        (1.0, Usage(20, 0, estimated=True), 80),
+    ],
+)
+async def test_who_leaves_pays_for_what_was_asked(parts: Make, began: float, usage: Usage | None, left: int) -> None:
+    handler = chain(parts(Time(), entrance="llm"), limits({"per": "user", "tokens": 100}))
+    call = model(estimate=60)
+    await handler(call)
+    call.context.upstream_began = began
+    call.context.usage = usage
+    ends, call.request.ends = call.request.ends, []
+    finish(ends, Ending(499, Reason.CLIENT_GONE, 0, None, True))
+    assert await outcome(handler, model(estimate=left + 1)) == 429
+    assert await outcome(handler, model(estimate=left)) == 200
+
+
+async def test_a_refusal_says_what_is_left_and_what_was_needed(parts: Make) -> None:
+    handler = chain(parts(Time(), entrance="llm"), limits({"per": "user", "tokens": 40, "name": "few"}))
+    await handler(model(estimate=18))
+    with pytest.raises(Failure, match=r"`few` \(40 tokens in 1 min\) has 22 tokens left, .* may need 30; try again in"):
+        await handler(model(estimate=30))
+
+
+async def test_what_names_no_model_is_a_request_all_the_same(parts: Make) -> None:
+    handler = chain(parts(Time(), entrance="llm"), limits({"per": "ip", "requests": 2}))
+    assert [await outcome(handler, model("")) for _ in range(3)] == [200, 200, 429]
 
 
 async def test_an_estimate_of_nothing_is_one(parts: Make) -> None:

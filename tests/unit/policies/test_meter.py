@@ -12,9 +12,10 @@ import pytest
 
 from tollhouse.core.call import Call, ModelCall, Principal, ToolCall, Usage
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.core.http import Ending, Headers, Request
+from tollhouse.core.http import Ending, Headers, Request, finish
 from tollhouse.core.reply import Reply
 from tollhouse.ledger.journal import Journal
+from tollhouse.ledger.prices import Origin, Prices, PriceSpec
 from tollhouse.ledger.records import Outcome, UsageRecord
 from tollhouse.ledger.segment import Reader
 from tollhouse.observe.families import ExtraLabels, Families
@@ -26,12 +27,21 @@ pytestmark = pytest.mark.anyio
 OK = Ending(200, Reason.UPSTREAM, 704)
 
 
+def end(call: Call, reply: Reply | None, ending: Ending) -> None:
+    """What the server does at the end of a request."""
+    ends = call.request.ends if reply is None else reply.ends + call.request.ends
+    call.request.ends = []
+    finish(ends, ending)
+
+
 class Bench:
-    def __init__(self, directory: Path, extra: ExtraLabels | None = None, **options: Any) -> None:
+    def __init__(
+        self, directory: Path, extra: ExtraLabels | None = None, prices: Prices | None = None, **options: Any
+    ) -> None:
         self.journal = Journal(directory, **options)
         self.journal.open()
         self.families = Families(Metrics(), extra)
-        self.meter = Meter(self.families, self.journal)
+        self.meter = Meter(self.families, self.journal, prices)
 
     async def run(self, call: Call, act: Callable[[Call], Any] | None = None, ending: Ending = OK) -> Reply:
         async def inner(call: Call) -> Reply:
@@ -39,8 +49,18 @@ class Bench:
                 await act(call)
             return Reply(200, [], b"{}")
 
-        reply = await self.meter.handle(call, inner)
-        reply.close(ending)
+        try:
+            reply = await self.meter.handle(call, inner)
+        except Failure as failure:
+            end(call, None, Ending(failure.status, failure.reason))
+            raise
+        except BaseException as error:
+            internal = isinstance(error, Exception)
+            end(
+                call, None, Ending(500, Reason.INTERNAL) if internal else Ending(499, Reason.CLIENT_GONE, 0, None, True)
+            )
+            raise
+        end(call, reply, ending)
         return reply
 
     def records(self) -> list[UsageRecord]:
@@ -50,6 +70,7 @@ class Bench:
         return found
 
     def shown(self, family: Any) -> dict[tuple[str, ...], Any]:
+        self.families.metrics.count_noted()
         return {v: (c.value if hasattr(c, "value") else (sum(c.counts), c.sum)) for v, c in family.children.items()}
 
 
@@ -134,7 +155,7 @@ async def test_a_stream_has_time_to_first_token_at_the_commit(bench: Bench) -> N
     labels = ("chat", "openai", "smart", "gpt-4o-2024", "llm")
     assert sum(bench.families.first_token.child(*labels).counts) == 1
     assert bench.records() == []
-    reply.close(OK)
+    end(call, reply, OK)
     assert bench.shown(bench.families.per_token)[labels] == (1, pytest.approx(0.3 / 30))
     assert [r.stream for r in bench.records()] == [True]
 
@@ -173,7 +194,7 @@ async def test_failures_before_the_answer(bench: Bench, reason: Reason, status: 
     assert caught.value is failure
     (record,) = bench.records()
     assert (record.outcome, record.status, record.reason) == (outcome, status, reason)
-    assert outcome_of(failure) == outcome
+    assert outcome_of(failure.reason) == outcome
 
 
 @pytest.mark.parametrize(
@@ -183,7 +204,11 @@ async def test_failures_before_the_answer(bench: Bench, reason: Reason, status: 
         (Ending(200, Reason.UPSTREAM, 1, Failure(504, Reason.TIMEOUT, "idle")), "timeout"),
         (Ending(200, Reason.UPSTREAM, 1, Failure(403, Reason.GUARDRAIL, "masked")), "denied"),
         (Ending(499, Reason.CLIENT_GONE, 1, None, True), "client_gone"),
-        (Ending(400, Reason.UPSTREAM, 1), "upstream_error"),
+        (Ending(400, Reason.UPSTREAM, 1), "invalid"),  # what the provider itself says of the request
+        (Ending(422, Reason.UPSTREAM, 1), "invalid"),
+        (Ending(429, Reason.UPSTREAM, 1), "upstream_error"),
+        (Ending(403, Reason.UPSTREAM, 1), "upstream_error"),
+        (Ending(500, Reason.UPSTREAM, 1), "upstream_error"),
         (Ending(200, Reason.UPSTREAM, 1), "ok"),
     ],
 )
@@ -256,7 +281,8 @@ async def test_without_a_journal() -> None:
         await upstream(call)
         return Reply(200, [], b"{}")
 
-    (await meter.handle(model_call(), inner)).close(OK)
+    call = model_call()
+    end(call, await meter.handle(call, inner), OK)
     assert len(families.token_usage.children) == 4
 
 
@@ -279,6 +305,47 @@ async def test_models_that_answer_under_many_names(bench: Bench) -> None:
 
         await bench.run(model_call(), answer)
     assert len({v[4] for v in bench.families.token_usage.children}) == 501
+
+
+async def test_what_callers_choose_is_not_remembered_without_bound(bench: Bench) -> None:
+    call = model_call()
+    call.context.model_asked = "m" * 5000
+    await bench.run(call, upstream)
+    await bench.run(model_call(), upstream)
+    assert len(bench.meter._rows) == 1
+    assert [r.model_asked for r in bench.records()] == ["other", "smart"]
+
+
+async def test_names_under_a_wildcard_become_labels_once_somebody_answered_and_so_many(bench: Bench) -> None:
+    async def asked(name: str, act: Any) -> None:
+        call = model_call()
+        call.context.model_asked = name
+        await bench.run(call, act)
+
+    async def refuse(call: Call) -> None:
+        raise Failure(404, Reason.UPSTREAM, "what model is that?")
+
+    with pytest.raises(Failure):
+        await asked("m-0", refuse)
+    for n in range(300):
+        await asked(f"m-{n}", upstream)
+    with pytest.raises(Failure):
+        await asked("m-0", refuse)
+    names = [r.model_asked for r in bench.records()]
+    assert names == ["other", *(f"m-{n}" for n in range(256)), *["other"] * 44, "m-0"]
+
+
+async def test_the_ledger_keeps_so_many_names_of_what_answered(bench: Bench) -> None:
+    for n in range(600):
+
+        async def answer(call: Call, n: int = n) -> None:
+            await upstream(call)
+            call.context.model_answered = f"m-{n}" + "x" * 1000
+
+        await bench.run(model_call(), answer)
+    answered = {r.model_answered for r in bench.records()}
+    assert len(answered) == 501
+    assert max(map(len, answered)) == 128
 
 
 # ---- tools
@@ -334,7 +401,8 @@ async def test_names_from_callers_become_labels_once_the_server_knows_them(bench
     with pytest.raises(Failure):
         await bench.run(tool_call(name="real"), refuse)
     assert bench.families.mcp_requests.child("tools/call", "Tool", "shop", "real", "llm").value == 2
-    assert [r.tool for r in bench.records()][:2] == ["made-up-0", "made-up-1"]  # the record keeps what was asked
+    tools = [r.tool for r in bench.records()]  # the ledger keeps its labels for ever
+    assert tools == ["other"] * 21 + ["real"] * 2
 
 
 async def test_denied_tools(bench: Bench) -> None:
@@ -361,3 +429,76 @@ async def test_leaves_no_cycle(bench: Bench) -> None:
         except Failure:
             pass
     assert gc.collect() == 0
+
+
+# ---- cost
+def priced() -> Prices:
+    spec = PriceSpec.model_validate({"model": "gpt-4o-2024", "input": 2, "output": 8, "cache_read": 1, "reasoning": 8})
+    return Prices(None, {"openai/gpt-4o": Origin("openai"), "here": Origin("local")}, [spec])
+
+
+async def test_a_call_at_a_known_price(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "journal", prices=priced())
+    for _ in range(2):
+        await bench.run(model_call(), upstream)
+    cost = 12 * 2_000 + 31 * 8_000 + 5 * 1_000
+    assert [record.cost_nano for record in bench.records()] == [cost, cost]
+    assert bench.shown(bench.families.cost) == {("openai", "smart", "llm", "platform"): pytest.approx(2 * cost / 1e9)}
+    assert bench.shown(bench.families.price_lookups) == {("hit",): 2, ("miss",): 0}
+
+
+async def test_a_call_at_no_known_price_has_no_cost(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "journal", prices=priced())
+
+    async def another(call: Call) -> None:
+        await upstream(call)
+        call.context.model_answered = "another"
+
+    await bench.run(model_call(), another)
+    assert [record.cost_nano for record in bench.records()] == [None]
+    assert bench.shown(bench.families.cost) == {}
+    assert bench.shown(bench.families.price_lookups) == {("hit",): 0, ("miss",): 1}
+
+
+async def test_the_local_model_costs_nothing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "journal", prices=priced())
+
+    async def here(call: Call) -> None:
+        await upstream(call)
+        call.context.backend, call.context.provider, call.context.model_answered = "here", "local", "smollm2"
+
+    await bench.run(model_call(), here)
+    assert [record.cost_nano for record in bench.records()] == [0]
+    assert bench.shown(bench.families.cost) == {("local", "smart", "llm", "platform"): 0}
+
+
+async def test_a_call_that_used_nothing_is_not_looked_up(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "journal", prices=priced())
+
+    async def refuse(call: Call) -> None:
+        raise Failure(429, Reason.RATE_LIMIT, "later")
+
+    with pytest.raises(Failure):
+        await bench.run(model_call(), refuse)
+    await bench.run(tool_call())
+    assert [record.cost_nano for record in bench.records()] == [None, None]
+    assert bench.shown(bench.families.price_lookups) == {("hit",): 0, ("miss",): 0}
+
+
+async def test_every_kind_of_token_is_recorded(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "journal")
+
+    async def rich(call: Call) -> None:
+        await upstream(call)
+        call.context.usage = Usage(1, 2, 3, 4, 5, False, 6, 7, 8, 9, 10)
+
+    await bench.run(model_call(), rich)
+    (record,) = bench.records()
+    assert [getattr(record, name) for name in Usage.__struct_fields__] == [1, 2, 3, 4, 5, False, 6, 7, 8, 9, 10]
+
+
+async def test_an_own_label_named_org_takes_the_place_of_the_callers(tmp_path: Path) -> None:
+    extra = ExtraLabels([("org", lambda request, context: "shop")])
+    bench = Bench(tmp_path / "journal", extra, priced())
+    await bench.run(model_call(), upstream)
+    assert list(bench.shown(bench.families.cost)) == [("openai", "smart", "llm", "shop")]

@@ -12,6 +12,7 @@ import pytest
 from tollhouse.core.call import Principal, Usage
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Ending, Headers, Request, Response, finish
+from tollhouse.ledger.prices import Origin, Prices, PriceSpec
 from tollhouse.observe.access_log import AccessLog
 from tollhouse.observe.families import ExtraLabels, Families
 from tollhouse.observe.metrics import Metrics
@@ -102,8 +103,30 @@ async def test_an_answer(path: Path) -> None:
     labels = ("openai/gpt-4o", "http", "POST", "200", "Upstream", "127.0.0.1:8080", "tollhouse", "main", "llm", "0")
     assert gate.counted() == {labels: 1}
     assert gate.families.response_bytes.child(*labels).value == 5
+    gate.metrics.count_noted()
     assert sum(gate.families.request_duration.child(*labels).counts) == 1
     assert 0.04 < gate.families.overhead.child("llm").sum < 1.7
+
+
+async def test_what_a_call_cost(path: Path) -> None:
+    spec = PriceSpec.model_validate({"model": "gpt-4o-2024", "input": 2.5, "output": 10})
+    gate = Gate(path, prices=Prices(None, {"openai": Origin("openai")}, [spec]))
+
+    def answer(model: str) -> Callable[[Request], Response]:
+        def ended(request: Request) -> Response:
+            context = request.context
+            context.backend, context.model_answered, context.usage = "openai", model, Usage(1001, 100)
+            return Response(200, [], b"12345", reason=Reason.UPSTREAM)
+
+        return ended
+
+    await gate.serve(request(), answer("gpt-4o-2024"))
+    await gate.serve(request(), answer("unknown"))
+    await gate.serve(request(), lambda _: Response(200, [], b""))
+    priced, unknown, none = gate.lines()
+    assert priced["cost_usd"] == 0.0035025
+    assert "cost_usd" not in unknown
+    assert "cost_usd" not in none
 
 
 async def test_a_failure(path: Path) -> None:
@@ -188,6 +211,28 @@ async def test_extra_labels_and_fields(path: Path) -> None:
     assert {line["bad"] for line in lines} == {""}
     assert path.read_text().count('"user"') == 5
     assert {values[-1]: n for values, n in gate.counted().items()} == {"a": 2, "b": 1, "other": 2}
+
+
+async def test_the_clients_address_is_the_one_that_trusted_proxies_tell(path: Path) -> None:
+    gate = Gate(path)
+    one = request()
+    one.context.client = "203.0.113.9"
+    await gate.serve(one)
+    await gate.serve(request())
+    assert [line["peer"] for line in gate.lines()] == ["203.0.113.9", "192.0.2.7"]
+
+
+async def test_what_callers_choose_is_not_remembered_without_bound(path: Path) -> None:
+    gate = Gate(path)
+
+    def answer(request: Request) -> Response:
+        request.context.model_asked = "m" * 5000
+        return Response(404, [])
+
+    await gate.serve(request(), answer)
+    await gate.serve(request())
+    assert len(gate.record._rows) == 1
+    assert [len(line.get("model", "")) for line in gate.lines()] == [5000, 0]
 
 
 async def test_method_label_is_bounded(path: Path) -> None:

@@ -18,11 +18,12 @@ from tollhouse.policies.retry import RETRY, RetrySpec, cause
 
 pytestmark = pytest.mark.anyio
 
-CONNECT = Failure(502, Reason.UPSTREAM_FAILURE, "x", retry=True)
+CONNECT = Failure(502, Reason.UPSTREAM_FAILURE, "x", retry=True, reached=False)
 DIED = Failure(502, Reason.UPSTREAM_FAILURE, "x", retry=True, sent=True)
 TIMEOUT = Failure(504, Reason.TIMEOUT, "x", retry=True, sent=True)
 BUSY = Failure(429, Reason.UPSTREAM, "x", retry=True)
 NOBODY = Failure(503, Reason.NO_HEALTHY_BACKEND, "x", retry=True)
+REFUSED = Failure(502, Reason.UPSTREAM_FAILURE, "x", code="upstream_credentials", retry=True, sent=True)
 FINAL = Failure(502, Reason.UPSTREAM_FAILURE, "x", sent=True)
 
 
@@ -75,6 +76,10 @@ async def tries(*failures: Failure, call: Call | None = None, p: Any = None, **s
         ([DIED], {"on": [502]}, (2, True)),
         ([DIED], {"on": [503]}, (1, False)),
         ([DIED], {"on": ["connect"]}, (1, False)),
+        ([NOBODY], {"on": ["connect"]}, (1, False)),  # it answered, though it did nothing: not the absence of `sent`
+        ([NOBODY], {"on": [503]}, (2, True)),
+        ([REFUSED], {}, (1, False)),
+        ([REFUSED], {"on": ["connect", "502", "5xx"]}, (1, False)),
     ],
 )
 async def test_what_is_made_again(failures: list[Failure], spec: dict[str, Any], expected: tuple[int, bool]) -> None:
@@ -125,7 +130,8 @@ async def test_retries_are_counted() -> None:
     await tries(CONNECT, TIMEOUT, DIED, BUSY, call=call, p=p, attempts=5)
     counts = counted(p, "retries_total")
     assert counts == {("chat", "openai", why): 1 for why in ("connect", "timeout", "502", "429")}
-    assert [cause(f) for f in (CONNECT, DIED, TIMEOUT, BUSY, NOBODY)] == ["connect", "502", "timeout", "429", "connect"]
+    words = [cause(failure) for failure in (CONNECT, DIED, TIMEOUT, BUSY, NOBODY, REFUSED)]
+    assert words == ["connect", "502", "timeout", "429", "503", "credentials"]
 
 
 async def test_who_leaves_while_waiting_is_gone() -> None:

@@ -1,0 +1,55 @@
+"""What is declared is fed: one gateway does some of everything, and its scrape has a sample of each family."""
+
+import re
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from tests.fixtures.gateway import serving
+from tests.fixtures.provider import provider
+from tests.fixtures.wire import once
+
+from tollhouse.observe.families import Families
+from tollhouse.observe.metrics import Family, Metrics
+
+pytestmark = pytest.mark.anyio
+
+CONFIG = """
+server: {{listen: 127.0.0.1:0, metrics: 127.0.0.1:0}}
+ledger: sqlite:tollhouse.db
+telemetry: {{access_log: {{path: access.log}}}}
+providers: {{up: {{kind: openai, base_url: "http://127.0.0.1:{port}/v1", api_key: real-upstream-key}}}}
+models:
+  - {{name: ok, targets: [{{provider: up}}]}}
+  - {{name: "500", targets: [{{provider: up}}], retry: {{attempts: 2, backoff: 1ms}}}}
+mcp: {{servers: {{demo: {{command: {python}, args: [-m, tollhouse.demo]}}}}}}
+authorize: {{rules: [{{deny: 'request.path == "/none"'}}]}}
+limits: [{{per: ip, requests: 1000, window: 1h}}]
+"""
+INITIALIZE = (
+    b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{}}}'
+)
+CALL = b'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"echo","arguments":{"message":"x"}}}'
+
+ELSEWHERE = {"tollhouse_gen_ai_cost_usd_total"}  # which needs prices
+
+
+async def test_each_family_has_a_sample(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        models = await stack.enter_async_context(provider())
+        config = CONFIG.format(port=models.port, python=sys.executable)
+        gateway = await stack.enter_async_context(serving(config, tmp_path))
+        headers = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
+        for model, stream, status in (("ok", "false", 200), ("ok", "true", 200), ("500", "false", 502)):
+            body = b'{"model":"%b","stream":%b,"messages":[]}' % (model.encode(), stream.encode())
+            assert (await once(gateway.url, "POST", "/v1/chat/completions", body, headers)).status == status
+        opened = await once(gateway.url, "POST", "/mcp", INITIALIZE, headers)
+        session = {"mcp-session-id": opened.headers["mcp-session-id"], "mcp-protocol-version": "2025-11-25"}
+        assert b'"result"' in (await once(gateway.url, "POST", "/mcp", CALL, headers | session)).body
+        await gateway.change(config.replace("1000", "1001"))
+        scraped = await once(gateway.metrics_url, "GET", "/metrics")
+        sample = re.compile(r"^(tollhouse_\w+?)(?:_bucket|_sum|_count)?[{ ]", re.MULTILINE)
+        found = set(sample.findall(scraped.body.decode()))
+        declared = {family.name for family in vars(Families(Metrics())).values() if isinstance(family, Family)}
+        assert declared - found - ELSEWHERE == set()

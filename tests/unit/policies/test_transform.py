@@ -1,0 +1,179 @@
+"""Transforms: what is changed of a request, in which order, and what is refused when config is read."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from pydantic import ValidationError
+from tests.unit.policies.floor import layer, parts, request, tool, who
+
+from tollhouse.core.call import Call, ModelCall
+from tollhouse.core.errors import Failure
+from tollhouse.core.reply import Reply
+from tollhouse.policies import Scope
+from tollhouse.policies.transform import TRANSFORM
+from tollhouse.wire.llm import CHAT, EMBEDDINGS
+from tollhouse.wire.llm.dialect import Dialect
+
+pytestmark = pytest.mark.anyio
+
+
+def steps(spec: Any) -> Any:
+    return Scope.model_validate({"transform": spec}).transform
+
+
+def asked(dialect: Dialect = CHAT, *headers: tuple[bytes, bytes], **fields: Any) -> ModelCall:
+    body = msgspec.json.encode({"model": "m", **fields})
+    made = request(b"POST", dialect.path, *headers, principal=who(id="ada", org="platform"))
+    decoded = dialect.decode(body)
+    return ModelCall(
+        made, made.context, dialect=dialect, operation=dialect.operation, model="m", label="m", stream=False,
+        fields=decoded.fields, body=body,
+    )  # fmt: skip
+
+
+async def sent(call: Call, *specs: Any) -> Any:
+    """The fields that the backend gets. specs: of each scope, widest first."""
+    levels = ("top", "model")
+    handle = TRANSFORM.make(
+        tuple(layer(steps(spec), levels[n], "m" * n) for n, spec in enumerate(specs)), parts(entrance="llm")
+    )
+    assert handle is not None
+    seen: list[Call] = []
+
+    async def last(it: Call) -> Reply:
+        seen.append(it)
+        return Reply(200, [], b"")
+
+    await handle(call, last)
+    [only] = seen
+    assert only is call
+    return {name: msgspec.json.decode(v) for name, v in call.fields.items()} if isinstance(call, ModelCall) else None
+
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+async def test_fields_are_removed_set_and_filled_in() -> None:
+    spec = {"remove": ["user"], "set": {"top_p": 1, "tools": []}, "defaults": {"temperature": 0.2, "seed": 7, "n": 2}}
+    call = asked(user="x", top_p=0.5, seed=None, n=1, messages=HI)
+    assert await sent(call, spec) == {
+        "model": "m", "messages": HI, "top_p": 1, "tools": [], "temperature": 0.2, "seed": 7, "n": 1,
+    }  # fmt: skip
+
+
+async def test_what_was_worked_out_before_is_forgotten() -> None:
+    call = asked(messages=HI, max_tokens=5)
+    call.chat = object()
+    before = call.estimate
+    await sent(call, {"set": {"max_tokens": 500}})
+    assert call.chat is None
+    assert call.estimate == before + 495
+
+
+async def test_a_field_in_another_case_is_no_way_around() -> None:
+    assert await sent(asked(Temperature=2, USER="x"), {"set": {"temperature": 0}, "remove": ["user"]}) == {
+        "model": "m", "temperature": 0,
+    }  # fmt: skip
+
+
+async def test_values_in_cel() -> None:
+    spec = {"set": {"user": {"cel": "principal.user"}, "metadata": {"cel": "{'org': principal.org}"}}}
+    assert await sent(asked(user="somebody else"), spec) == {
+        "model": "m", "user": "ada", "metadata": {"org": "platform"},
+    }  # fmt: skip
+
+
+async def test_doubt_refuses() -> None:
+    for spec in (
+        {"set": {"user": {"cel": 'request.headers["x-user"]'}}},
+        {"defaults": {"user": {"cel": 'request.headers["x-user"]'}}},
+        {"when": 'request.headers["x-user"] == "a"', "remove": ["user"]},
+        {"prompt": {"prefix": 'For {{ request.headers["x-user"] }}'}},
+    ):
+        with pytest.raises(Failure, match="cannot work out") as caught:
+            await sent(asked(messages=HI), spec)
+        assert (caught.value.status, caught.value.code) == (400, "transform_undecided")
+        assert "top: transform 1" in caught.value.detail
+        assert "x-user" not in caught.value.message
+    # Nobody needs to know a default that is not used.
+    spec = {"defaults": {"user": {"cel": 'request.headers["x-user"]'}}}
+    assert await sent(asked(user="me"), spec) == {"model": "m", "user": "me"}
+
+
+async def test_only_when() -> None:
+    spec = [
+        {"when": 'llm.operation == "chat"', "set": {"temperature": 0}},
+        {"when": 'llm.operation == "embeddings"', "set": {"dimensions": 256}},
+    ]
+    assert await sent(asked(), spec) == {"model": "m", "temperature": 0}
+    assert await sent(asked(EMBEDDINGS), spec) == {"model": "m", "dimensions": 256}
+
+
+async def test_scopes_add_up() -> None:
+    top = {
+        "set": {"a": "top", "c": "top"},
+        "defaults": {"d": "top", "e": "top"},
+        "prompt": {"prefix": "T1", "suffix": "T2"},
+    }
+    model = {"set": {"a": "model"}, "defaults": {"d": "model"}, "prompt": {"prefix": "M1", "suffix": "M2"}}
+    assert await sent(asked(messages=HI), top, model) == {
+        "model": "m", "a": "model", "c": "top", "d": "model", "e": "top",
+        "messages": [{"role": "system", "content": "T1\n\nM1\n\nM2\n\nT2"}, *HI],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "prompt, system",
+    [
+        ({"prefix": "P"}, "P\n\nMine."),
+        ({"suffix": "{{principal.org}} / {{ principal.user }}"}, "Mine.\n\nplatform / ada"),
+        ({"template": "You help {{ principal.user }}."}, "You help ada."),
+        ({"template": "Rules.\n{{ system }}\nEnd."}, "Rules.\n\nMine.\n\nEnd."),
+        ({"template": "{{system}}"}, "Mine."),
+    ],
+)
+async def test_prompts(prompt: Any, system: str) -> None:
+    messages = [{"role": "system", "content": "Mine."}, *HI]
+    assert (await sent(asked(messages=messages), {"prompt": prompt}))["messages"] == [
+        {"role": "system", "content": system}, *HI,
+    ]  # fmt: skip
+
+
+async def test_tools_are_not_transformed() -> None:
+    await sent(tool(), {"set": {"a": 1}})
+    assert TRANSFORM.make((layer(steps({"set": {"a": 1}})),), parts(entrance="mcp")) is None
+
+
+@pytest.mark.parametrize(
+    "spec, said",
+    [
+        ({}, "nothing is changed"),
+        ([], "at least 1 item"),
+        ({"set": {"model": "x"}}, "cannot be changed"),
+        ({"remove": ["Stream"]}, "cannot be changed"),
+        ({"set": {"": 1}}, "has a name"),
+        ({"set": {"a": {"cel": "nobody.x"}}}, "unknown variable"),
+        ({"set": {"a": {"cel": 7}}}, "as text"),
+        ({"set": {"a": float("nan")}}, "NaN"),
+        ({"when": "1 +", "set": {"a": 1}}, "not a CEL expression"),
+        ({"set": {"a": 1}, "remove": ["a"]}, "both removed and set"),
+        ({"defaults": {"a": 1}, "remove": ["a"]}, "use `set`"),
+        ({"defaults": {"a": 1}, "set": {"a": 1}}, "always counts"),
+        ({"prompt": {}}, "give a prefix"),
+        ({"prompt": {"prefix": ""}}, "at least 1 character"),
+        ({"prompt": {"prefix": "{{ system }}"}}, "is for `template`"),
+        ({"prompt": {"template": "a", "suffix": "b"}}, "the whole text"),
+        ({"prompt": {"template": "{{ system }} {{system}}"}}, "once"),
+        ({"prompt": {"prefix": "{{ nobody }}"}}, "unknown variable"),
+        ({"sets": {}}, "Extra inputs"),
+    ],
+)
+def test_a_wrong_transform_is_an_error_when_config_is_read(spec: Any, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        steps(spec)
+
+
+def test_a_literal_object_is_no_cel() -> None:
+    [only] = steps({"set": {"a": {"cel": "x", "and": "more"}}})
+    assert only.set == {"a": {"cel": "x", "and": "more"}}
