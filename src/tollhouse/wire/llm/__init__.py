@@ -1,12 +1,75 @@
-"""Language model dialects: how each API asks, answers, streams and fails. `CHAT`, `EMBEDDINGS` and `MESSAGES` have no
-state and serve every request."""
+"""Language model APIs: how each asks, answers, streams and fails. A dialect or codec has no state and serves every
+request; a new API is one file for each, and one line here."""
 
 from tollhouse.wire.llm.anthropic import AnthropicMessages
+from tollhouse.wire.llm.audio import Speech, Transcriptions, Translations
+from tollhouse.wire.llm.codec import Codec
+from tollhouse.wire.llm.codec.anthropic import AnthropicCodec
+from tollhouse.wire.llm.codec.converse import ConverseCodec
+from tollhouse.wire.llm.codec.gemini import GeminiCodec
+from tollhouse.wire.llm.codec.openai_chat import OpenAIChatCodec
+from tollhouse.wire.llm.codec.openai_responses import OpenAIResponsesCodec
+from tollhouse.wire.llm.completions import Completions
+from tollhouse.wire.llm.converse import BedrockConverse
+from tollhouse.wire.llm.count_tokens import CountTokens
 from tollhouse.wire.llm.embeddings import Embeddings
+from tollhouse.wire.llm.gemini import GeminiBatchEmbed, GeminiCount, GeminiEmbed, GeminiGenerate
+from tollhouse.wire.llm.images import ImageEdits, Images, ImageVariations
+from tollhouse.wire.llm.moderations import Moderations
 from tollhouse.wire.llm.openai_chat import OpenAIChat
+from tollhouse.wire.llm.openai_responses import OpenAIResponses
+from tollhouse.wire.llm.rerank import Rerank
 
-__all__ = ["CHAT", "EMBEDDINGS", "MESSAGES"]
+__all__ = [
+    "CHAT",
+    "CODECS",
+    "COMPLETIONS",
+    "CONVERSE",
+    "COUNT_TOKENS",
+    "EMBEDDINGS",
+    "GEMINI",
+    "GENERATE",
+    "IMAGES",
+    "IMAGE_EDITS",
+    "IMAGE_VARIATIONS",
+    "MESSAGES",
+    "MODERATIONS",
+    "OPENAI_OTHERS",
+    "RERANK",
+    "RESPONSES",
+    "SPEECH",
+    "TRANSCRIPTIONS",
+    "TRANSLATIONS",
+]
 
 CHAT = OpenAIChat()
-EMBEDDINGS = Embeddings()
+RESPONSES = OpenAIResponses()
 MESSAGES = AnthropicMessages()
+GENERATE = GeminiGenerate()
+CONVERSE = BedrockConverse()
+EMBEDDINGS = Embeddings()
+COUNT_TOKENS = CountTokens()
+COMPLETIONS = Completions()
+MODERATIONS = Moderations()
+IMAGES = Images()
+IMAGE_EDITS = ImageEdits()
+IMAGE_VARIATIONS = ImageVariations()
+SPEECH = Speech()
+TRANSCRIPTIONS = Transcriptions()
+TRANSLATIONS = Translations()
+RERANK = Rerank()
+
+GEMINI = (GENERATE, GeminiEmbed(), GeminiBatchEmbed(), GeminiCount())
+"""What a model's path can end in there."""
+
+OPENAI_OTHERS = (
+    EMBEDDINGS, COMPLETIONS, MODERATIONS, IMAGES, IMAGE_EDITS, IMAGE_VARIATIONS, SPEECH, TRANSCRIPTIONS, TRANSLATIONS,
+    RERANK,
+)  # fmt: skip
+"""What servers of OpenAI's API may know beside chat and responses; one that does not says so itself."""
+
+CODECS: dict[str, Codec] = {
+    codec.name: codec
+    for codec in (OpenAIChatCodec(), OpenAIResponsesCodec(), AnthropicCodec(), GeminiCodec(), ConverseCodec())
+}
+"""By the operation of the dialect whose requests they read. Any two of them make a translation."""

@@ -6,42 +6,30 @@ the cache. An error in a stream is an `error` event; `ping` may come at any time
 """
 
 import re
-from typing import Annotated
 
 import msgspec
 
 from tollhouse.core.call import Usage
 from tollhouse.core.errors import Failure
 from tollhouse.wire.llm.dialect import Dialect, StreamFailure, bytes_of, text_of
+from tollhouse.wire.llm.reader import TextReader
+from tollhouse.wire.llm.system import System, around_blocks
+from tollhouse.wire.llm.usage import MessagesUsage
 from tollhouse.wire.sse import frame, parse, split
 
 __all__ = ["AnthropicMessages", "MessagesReader"]
 
 Raw = msgspec.Raw
 _ABSENT = Raw()  # a union with Raw does not decode
-_Count = Annotated[int, msgspec.Meta(ge=0)]
 
 # Text in an event whose form we do not know. A match cannot begin inside a JSON string: there the quote before the
 # colon would be escaped.
 _TEXT = re.compile(rb'"(?:text|thinking|partial_json)"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)"')
 
 
-class _OutputDetails(msgspec.Struct, gc=False):
-    thinking_tokens: _Count | None = None
-    reasoning_tokens: _Count | None = None
-
-
-class _Usage(msgspec.Struct, gc=False):
-    input_tokens: _Count | None = None
-    output_tokens: _Count | None = None
-    cache_read_input_tokens: _Count | None = None
-    cache_creation_input_tokens: _Count | None = None
-    output_tokens_details: _OutputDetails | None = None
-
-
 class _Message(msgspec.Struct, gc=False):
     model: str | None = None
-    usage: _Usage | None = None
+    usage: MessagesUsage | None = None
 
 
 class _Error(msgspec.Struct, gc=False):
@@ -60,7 +48,7 @@ class _OddEvent(msgspec.Struct, gc=False):
 
     type: str = ""
     message: _Message | None = None
-    usage: _Usage | None = None
+    usage: MessagesUsage | None = None
     error: _Error | None = None
 
 
@@ -107,11 +95,11 @@ class AnthropicMessages(Dialect):
             answer = _message(body)
         except _UNREADABLE:
             return None, ""
-        if answer.usage is None or (answer.usage.input_tokens is None and answer.usage.output_tokens is None):
-            return None, answer.model or ""
-        usage = Usage()
-        _merge(usage, answer.usage)
-        return usage, answer.model or ""
+        usage = answer.usage
+        return None if usage is None else usage.normal(), answer.model or ""
+
+    def with_system(self, fields: dict[str, Raw], system: System) -> None:
+        fields["system"] = around_blocks(fields.get("system"), system, "system")
 
     def error(self, failure: Failure, request_id: str) -> bytes:
         kind = _TYPES.get(failure.status) or ("invalid_request_error" if failure.status < 500 else "api_error")
@@ -130,21 +118,12 @@ class AnthropicMessages(Dialect):
         return MessagesReader()
 
 
-class MessagesReader:
+class MessagesReader(TextReader):
     """StreamReader of message events."""
 
-    __slots__ = ("began", "counted", "failure", "finished", "model", "text", "usage")
+    __slots__ = ()
 
-    def __init__(self) -> None:
-        self.began = False
-        self.finished = False
-        self.failure: StreamFailure | None = None
-        self.usage: Usage | None = None
-        self.counted = False
-        self.model = ""
-        self.text = 0
-
-    def read(self, block: bytes) -> bytes:
+    def look(self, block: bytes) -> bytes:
         if block.startswith(_SAID) and block.find(b"\n", len(_SAID)) == len(block) - 2 and self.began:
             # Mostly: one event with some text in it.
             try:
@@ -153,8 +132,7 @@ class MessagesReader:
                 return self._each(block)
             content = event.delta
             if event.type == _DELTA and content is not None:
-                text = content.text or content.thinking or content.partial_json or ""
-                self.text += len(text) if text.isascii() else bytes_of(text)
+                self.said(block, content.text or content.thinking or content.partial_json or "")
                 return block
         return self._each(block)
 
@@ -199,29 +177,14 @@ class MessagesReader:
             self.model = event.message.model or ""
             if event.message.usage is not None:
                 self.usage = Usage()
-                _merge(self.usage, event.message.usage)
+                event.message.usage.merge(self.usage)
         elif kind == "message_delta" and event.usage is not None:
             if self.usage is None:
                 self.usage = Usage()
-            _merge(self.usage, event.usage)
+            event.usage.merge(self.usage)
             self.counted = event.usage.output_tokens is not None
         elif kind == "message_stop":
             self.finished = True
-
-
-def _merge(usage: Usage, told: _Usage) -> None:
-    """Put what the provider told in place of what was known; what it left out stays."""
-    if told.input_tokens is not None:
-        usage.input = told.input_tokens
-    if told.output_tokens is not None:
-        usage.output = told.output_tokens
-    if told.cache_read_input_tokens is not None:
-        usage.cache_read = told.cache_read_input_tokens
-    if told.cache_creation_input_tokens is not None:
-        usage.cache_write = told.cache_creation_input_tokens
-    details = told.output_tokens_details
-    if details is not None:
-        usage.reasoning = details.thinking_tokens or details.reasoning_tokens or 0
 
 
 def _told(error: _Error | None, raw: bytes) -> StreamFailure:

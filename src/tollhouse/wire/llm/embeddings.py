@@ -22,5 +22,8 @@ class Embeddings(OpenAIDialect):
     def output_bound(self, fields: Mapping[str, msgspec.Raw]) -> int:
         return 0
 
+    def said(self, answer: bytes) -> int:
+        return 0
+
     def reader(self, *, strip: bool) -> StreamReader:
         return ChatReader(strip)  # a provider that streams an answer nobody asked to stream

@@ -10,20 +10,21 @@ client that does not know it still sees an answer without its end.
 
 import re
 from collections.abc import Mapping
-from typing import Annotated
 
 import msgspec
 
 from tollhouse.core.call import Usage
 from tollhouse.core.errors import Failure
 from tollhouse.wire.llm.dialect import Dialect, StreamFailure, bytes_of, text_of
+from tollhouse.wire.llm.reader import TextReader
+from tollhouse.wire.llm.system import System, around_messages
+from tollhouse.wire.llm.usage import ChatUsage
 from tollhouse.wire.sse import frame, parse, split
 
 __all__ = ["ChatReader", "OpenAIChat", "OpenAIDialect"]
 
 Raw = msgspec.Raw
 _ABSENT = Raw()  # a union with Raw does not decode
-_Count = Annotated[int, msgspec.Meta(ge=0)]
 
 # Text in a chunk whose form we do not know. A match cannot begin inside a JSON string: there the quote before the colon
 # would be escaped.
@@ -34,25 +35,9 @@ _DONE = b"[DONE]"
 _NO_ERROR = (b"", b"null", b"{}", b'""')
 
 
-class _PromptDetails(msgspec.Struct, gc=False):
-    cached_tokens: _Count | None = None
-    cache_write_tokens: _Count | None = None
-
-
-class _CompletionDetails(msgspec.Struct, gc=False):
-    reasoning_tokens: _Count | None = None
-
-
-class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: _Count | None = None
-    completion_tokens: _Count | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _CompletionDetails | None = None
-
-
 class _Answer(msgspec.Struct, gc=False):
     model: str | None = None
-    usage: _Usage | None = None
+    usage: ChatUsage | None = None
 
 
 class _Function(msgspec.Struct, gc=False):
@@ -79,7 +64,7 @@ class _Choice(msgspec.Struct, gc=False):
 class _Chunk(msgspec.Struct, gc=False):
     model: str | None = None
     choices: list[_Choice] | None = None
-    usage: _Usage | None = None
+    usage: ChatUsage | None = None
     error: Raw = _ABSENT
 
 
@@ -88,7 +73,7 @@ class _OddChunk(msgspec.Struct, gc=False):
 
     model: str | None = None
     choices: list[Raw] | None = None
-    usage: _Usage | None = None
+    usage: ChatUsage | None = None
     error: Raw = _ABSENT
 
 
@@ -131,7 +116,7 @@ class OpenAIDialect(Dialect):
         except _UNREADABLE:
             return None, ""
         usage = answer.usage
-        return (None if usage is None else _normal(usage)), answer.model or ""
+        return None if usage is None else usage.normal(), answer.model or ""
 
     def error(self, failure: Failure, request_id: str) -> bytes:
         kind = _TYPES.get(failure.status) or ("invalid_request_error" if failure.status < 500 else "server_error")
@@ -149,10 +134,10 @@ class OpenAIChat(OpenAIDialect):
 
     operation = "chat"
     path = b"/chat/completions"
-    output_bounds = ("max_completion_tokens", "max_tokens")
+    output_bounds: tuple[str, ...] = ("max_completion_tokens", "max_tokens")
 
     def output_bound(self, fields: Mapping[str, Raw]) -> int:
-        bound = super().output_bound(fields)
+        bound = Dialect.output_bound(self, fields)
         choices = fields.get("n")
         if choices is not None and (n := bytes(choices)).isdigit() and len(n) < 4:
             return bound * max(int(n), 1)
@@ -172,26 +157,23 @@ class OpenAIChat(OpenAIDialect):
         options["include_usage"] = _TRUE
         return Raw(_encode(options))
 
+    def with_system(self, fields: dict[str, Raw], system: System) -> None:
+        fields["messages"] = around_messages(fields.get("messages"), system)
+
     def reader(self, *, strip: bool) -> "ChatReader":
         return ChatReader(strip)
 
 
-class ChatReader:
+class ChatReader(TextReader):
     """StreamReader of chat completion chunks."""
 
-    __slots__ = ("_strip", "began", "counted", "failure", "finished", "model", "text", "usage")
+    __slots__ = ("_strip",)
 
     def __init__(self, strip: bool) -> None:
+        super().__init__()
         self._strip = strip
-        self.began = False
-        self.finished = False
-        self.failure: StreamFailure | None = None
-        self.usage: Usage | None = None
-        self.counted = False
-        self.model = ""
-        self.text = 0
 
-    def read(self, block: bytes) -> bytes:
+    def look(self, block: bytes) -> bytes:
         if not block.startswith(b"data: {") or block.find(b"\n") != len(block) - 2:
             return self._each(block)
         # Mostly: one event with some text in it.
@@ -201,12 +183,11 @@ class ChatReader:
             return self._each(block)
         if chunk.usage is not None or chunk.error is not _ABSENT or not self.began:
             return block if self._note(chunk, block) else b""
-        for choice in chunk.choices or ():
-            delta = choice.delta
-            if delta is not None and (text := delta.content) and text.isascii():
-                self.text += len(text)
-            else:
-                self.text += _text(choice)
+        choices = chunk.choices
+        if choices and len(choices) == 1:
+            self.said(block, _text(choices[0]))
+        else:
+            self._count(chunk)
         return block
 
     def _each(self, block: bytes) -> bytes:
@@ -243,45 +224,28 @@ class ChatReader:
         if not self.model and chunk.model:
             self.model = chunk.model
         if isinstance(chunk, _Chunk):
-            for choice in chunk.choices or ():
-                self.text += _text(choice)
-        if chunk.usage is not None and (usage := _normal(chunk.usage)) is not None:
+            self._count(chunk)
+        if chunk.usage is not None and (usage := chunk.usage.normal()) is not None:
             self.usage = usage
             self.counted = True
             return not (self._strip and chunk.choices is not None and not chunk.choices)
         return True
 
+    def _count(self, chunk: _Chunk) -> None:
+        for choice in chunk.choices or ():
+            self.text += bytes_of(_text(choice))
 
-def _text(choice: _Choice) -> int:
-    """Bytes of text in one choice of a chunk. Some providers send a thought under two names, so only one counts."""
+
+def _text(choice: _Choice) -> str:
+    """The text in one choice of a chunk. Some providers send a thought under two names, so only one counts."""
     delta = choice.delta
     if delta is None:
-        return bytes_of(choice.text or "")
+        return choice.text or ""
     text = delta.content or delta.reasoning_content or delta.reasoning or delta.refusal
     if text:
-        return bytes_of(text)
-    calls = delta.tool_calls or ()
-    return sum(bytes_of(call.function.arguments or "") for call in calls if call.function is not None)
-
-
-def _normal(usage: _Usage) -> Usage | None:
-    """OpenAI's counts as ours: cached tokens out of the input."""
-    prompt, output = usage.prompt_tokens, usage.completion_tokens
-    if prompt is None:
-        if output is None:
-            return None
-        prompt = 0
-    read = write = reasoning = 0
-    details = usage.prompt_tokens_details
-    if details is not None:
-        read = details.cached_tokens or 0
-        write = details.cache_write_tokens or 0
-        if read or write:
-            prompt = max(prompt - read - write, 0)
-    completion = usage.completion_tokens_details
-    if completion is not None:
-        reasoning = completion.reasoning_tokens or 0
-    return Usage(prompt, output or 0, read, write, reasoning)
+        return text
+    calls = delta.tool_calls
+    return "".join(c.function.arguments or "" for c in calls if c.function is not None) if calls else ""
 
 
 def _told(error: Raw, raw: bytes) -> StreamFailure:

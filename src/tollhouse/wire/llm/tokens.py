@@ -26,8 +26,9 @@ def of_text(size: int) -> int:
 def of_body(body: bytes) -> int:
     """Input tokens of a request body, inline base64 counted as pictures."""
     size = len(body)
-    if size > _LOOK_ABOVE:
-        # A message of 2,048 letters without a space is base64, not language.
-        for match in _INLINE.finditer(body):
-            size += 4 * PICTURE - (match.end() - match.start())
+    if size <= _LOOK_ABOVE:
+        return size // 4
+    # A message of 2,048 letters without a space is base64, not language.
+    for match in _INLINE.finditer(body):
+        size += 4 * PICTURE - (match.end() - match.start())
     return max(size, 0) // 4

@@ -1,0 +1,118 @@
+"""Codec: one chat API read into the neutral model and written out of it. Bytes and values; no I/O, no asyncio.
+
+Rule: a codec knows its API and the neutral model, and no other codec. `decode` of what it wrote gives what it was
+given: A -> neutral -> A loses nothing that A can say. What cannot be said is put down as lost, with the caller's name
+for the place, and never left out in silence.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Protocol
+
+import msgspec
+
+from tollhouse.core.errors import Failure, Reason
+from tollhouse.wire.llm.model import Answer, Chat, Event, Extra
+
+__all__ = ["Codec", "Lost", "StreamDecoder", "StreamEncoder", "invalid", "unreadable"]
+
+Raw = msgspec.Raw
+
+_NOTHING = (b"null", b"[]", b"{}", b'""')
+_BLANK = b" \t\r\n"
+
+
+class Lost:
+    """What an encoder could not say, in the order it was found. `add` takes the place, named by the neutral model
+    ("temperature", "messages[2].parts[0]: a picture by URL"), each once. quiet: `Codec.quiet` of the caller's API."""
+
+    __slots__ = ("_quiet", "places")
+
+    def __init__(self, quiet: Mapping[str, tuple[bytes, ...]] | None = None) -> None:
+        self.places: list[str] = []
+        self._quiet = quiet or {}
+
+    def add(self, place: str) -> None:
+        if place not in self.places:
+            self.places.append(place)
+
+    def fields(self, fields: Extra | None, where: str = "") -> None:
+        """All of an `extra`, which is another API's; what says nothing is no loss."""
+        for name, value in (fields or {}).items():
+            if isinstance(value, dict):
+                self.fields(value, f"{where}{name}.")
+                continue
+            said = bytes(value).translate(None, _BLANK)
+            quiet = self._quiet.get(name)
+            if said not in _NOTHING and (quiet is None or (quiet and said not in quiet)):
+                self.add(where + name)
+
+
+class StreamDecoder(Protocol):
+    """Reads one stream of the API. finished: the event that ends a whole answer has come."""
+
+    finished: bool
+
+    def read(self, name: bytes, data: bytes) -> list[Event]:
+        """What one event means; [] for nothing (a ping). name: SSE `event` or an event stream's `:event-type`, b"" for
+        none. Raises `dialect.StreamFailure` for an error event, Failure 502 for what is not the API's form."""
+        ...
+
+
+class StreamEncoder(Protocol):
+    """Writes one stream of the API."""
+
+    def write(self, events: list[Event]) -> bytes:
+        """Raw events for the client; b"" when there is nothing to say yet."""
+        ...
+
+    def end(self) -> bytes:
+        """What ends a whole answer, after the last event; called once, and not after a failure."""
+        ...
+
+
+class Codec:
+    """One API. Stateless. name: the `Dialect.operation` whose requests it reads, and `Chat.dialect`.
+
+    quiet: names of fields that ride along and that another API need not say: with the values that only repeat a
+    default, as JSON without blanks; () for any value, where the field only steers what is cached or how it is sent."""
+
+    __slots__ = ()
+
+    name = ""
+    quiet: ClassVar[Mapping[str, tuple[bytes, ...]]] = {}
+
+    def decode(self, fields: dict[str, Raw], *, model: str, stream: bool) -> Chat:
+        """A request's meaning. Raises Failure 400 that names the field for a wrong type or form."""
+        raise NotImplementedError
+
+    def encode(self, chat: Chat, lost: Lost, *, model: str, max_output: int) -> dict[str, Raw]:
+        """The body's fields, `model` and `stream` where the API has them there. max_output: for an API that must have
+        a bound when `chat` has none. Raises Failure 400 for what makes no sense anywhere (arguments that are not
+        JSON)."""
+        raise NotImplementedError
+
+    def decode_answer(self, body: bytes) -> Answer:
+        """Raises Failure 502 for what is not an answer of the API."""
+        raise NotImplementedError
+
+    def encode_answer(self, answer: Answer, chat: Chat) -> bytes:
+        """chat: what was asked."""
+        raise NotImplementedError
+
+    def decoder(self) -> StreamDecoder:
+        raise NotImplementedError
+
+    def encoder(self, chat: Chat) -> StreamEncoder:
+        """chat: what was asked; e.g. whether usage is told."""
+        raise NotImplementedError
+
+
+def invalid(field: str, problem: str) -> Failure:
+    """400 for a field of the caller's request, by its own name there ("messages[0].content")."""
+    return Failure(400, Reason.INVALID_REQUEST, f"{field}: {problem}", code="invalid_value")
+
+
+def unreadable(what: str) -> Failure:
+    """502 for a provider's answer that is not in its documented form."""
+    message = f"the provider's answer is not in its form: {what}"
+    return Failure(502, Reason.UPSTREAM_FAILURE, message, retry=True, sent=True)

@@ -1,0 +1,562 @@
+"""Bedrock Converse and the neutral model: requests and whole answers. Its stream is in `converse_stream`, its blocks
+are in `converse_parts`.
+
+The model and whether to stream are in the URL, not in the body. Instructions before the first turn are the field
+`system`; neighbours of one side are joined into one turn. What only one family of models has stands in
+`additionalModelRequestFields`, in that family's words, so what can be said depends on the model too. There is no choice
+"none" of tools: they are left out. But calls among the messages are only taken beside tools, so where none are offered,
+the tools that were called are named again, as not to be called any more.
+"""
+
+from typing import Any
+
+import msgspec
+
+from tollhouse.core.call import Usage
+from tollhouse.core.errors import Failure
+from tollhouse.wire.llm.codec import Codec, Lost, StreamDecoder, StreamEncoder, invalid, unreadable
+from tollhouse.wire.llm.codec.converse_parts import PartWriter, marker, read_marker, read_parts
+from tollhouse.wire.llm.codec.converse_stream import ConverseDecoder, ConverseEncoder, stop_sequence
+from tollhouse.wire.llm.codec.effort import budget_of, effort_of
+from tollhouse.wire.llm.codec.reading import Fields, put_back, written
+from tollhouse.wire.llm.model import (
+    Answer,
+    Chat,
+    Choice,
+    Format,
+    Json,
+    Message,
+    Opaque,
+    OpaqueTool,
+    Part,
+    Reasoning,
+    Refusal,
+    Stop,
+    Text,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    ToolResult,
+)
+from tollhouse.wire.llm.usage import ConverseUsage
+
+__all__ = ["REASONS", "STOPS", "ConverseCodec"]
+
+Raw = msgspec.Raw
+
+_encode = msgspec.json.Encoder().encode
+_any = msgspec.json.Decoder().decode
+_usage = msgspec.json.Decoder(ConverseUsage, strict=False).decode
+_UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
+
+STOPS: dict[str, Stop] = {
+    "end_turn": "stop",
+    "tool_use": "tool_calls",
+    "max_tokens": "length",
+    "stop_sequence": "stop_sequence",
+    "guardrail_intervened": "content_filter",
+    "content_filtered": "content_filter",
+    "malformed_model_output": "error",
+    "malformed_tool_use": "error",
+    "model_context_window_exceeded": "context_window",
+}
+"""`stopReason` to ours."""
+
+REASONS: dict[Stop, str] = {
+    "stop": "end_turn",
+    "tool_calls": "tool_use",
+    "length": "max_tokens",
+    "stop_sequence": "stop_sequence",
+    "content_filter": "content_filtered",
+    "refusal": "content_filtered",
+    "context_window": "model_context_window_exceeded",
+    "error": "malformed_model_output",
+    "pause": "end_turn",
+}
+"""Ours to `stopReason`."""
+
+_ROLES = ("user", "assistant", "system")
+_NO_SCHEMA = Raw(b'{"type":"object","properties":{}}')
+_SMALLEST_BUDGET = 1024
+_CACHING = ("anthropic", "nova", "")
+_ADDITIONAL = "additionalModelRequestFields"
+_LEVELS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
+_EFFORTS = {**_LEVELS, "xhigh": "xhigh", "max": "max"}
+
+
+class ConverseCodec(Codec):
+    """Bedrock's `POST /model/{model}/converse` and `/converse-stream`."""
+
+    __slots__ = ()
+
+    name = "converse"
+
+    # ---- requests
+    def decode(self, fields: dict[str, Raw], *, model: str, stream: bool) -> Chat:
+        f = Fields(fields)
+        f.raw("model")
+        f.raw("stream")
+        turns = f.children("messages")
+        if turns is None:
+            f.fail("messages", "is missing: it must be a list of messages")
+        messages = []
+        system = f.children("system")
+        if system is not None:
+            messages.append(Message("system", read_parts(system)))
+        messages += [_message(m) for m in turns]
+        chat = Chat(self.name, model, messages, stream=stream, include_usage=True)
+        extra: dict[str, Raw] = {}
+        for name, read in (
+            ("inferenceConfig", _read_inference),
+            ("toolConfig", _read_tools),
+            (_ADDITIONAL, _read_additional),
+            ("outputConfig", _read_output),
+        ):
+            below = f.child(name)
+            if below is not None:
+                read(below, chat)
+                rest = below.rest()
+                if rest:
+                    extra[name] = written(rest)
+        extra.update(f.rest() or {})
+        chat.extra = extra or None
+        return chat
+
+    def encode(self, chat: Chat, lost: Lost, *, model: str, max_output: int) -> dict[str, Raw]:
+        """model: the provider's name for it, which tells its family. A bound on the output is not needed."""
+        own = chat.dialect == self.name
+        family = _family(model)
+        writer = PartWriter(lost, own=own, markers=own or family in _CACHING)
+        body: dict[str, Any] = {}
+        system, turns = _write_messages(chat, writer, own, lost)
+        body["messages"] = turns
+        if system:
+            body["system"] = system
+        inference = _write_inference(chat, own, lost)
+        if inference:
+            body["inferenceConfig"] = inference
+        tools = _write_tools(chat, own, own or family in _CACHING, lost)
+        if tools:
+            body["toolConfig"] = tools
+        output: dict[str, Any] = {}
+        additional: dict[str, Any] = {}
+        _write_format(chat, output, own, lost)
+        _write_reasoning(chat, output, additional, family, lost)
+        _write_top_k(chat, additional, family, lost)
+        if additional:
+            body[_ADDITIONAL] = additional
+        if output:
+            body["outputConfig"] = output
+        if chat.stop and chat.dialect == "messages" and family == "anthropic":
+            # Which of them it was is told to who asks for it, and a caller of that API expects it.
+            body["additionalModelResponseFieldPaths"] = ["/stop_sequence"]
+        _no_place(chat, lost)
+        put_back(body, chat.extra, own, lost, "")
+        return {name: value if isinstance(value, Raw) else Raw(_encode(value)) for name, value in body.items()}
+
+    # ---- answers
+    def decode_answer(self, body: bytes) -> Answer:
+        f = Fields.of(body, "answer.", _wrong)
+        output = f.child("output")
+        message = output.child("message") if output is not None else None
+        if message is None:
+            f.fail("output.message", "is missing")
+        reason = f.text("stopReason") or "end_turn"
+        choice = Choice(read_parts(message.children("content") or []), STOPS.get(reason, "stop"), detail=reason)
+        answer = Answer(self.name, "", "", [choice])
+        usage = f.raw("usage")
+        if usage is not None:
+            answer.usage = _counted(usage)
+        answer.extra = f.rest()
+        if answer.extra is not None:
+            choice.stop_sequence = stop_sequence(answer.extra.get("additionalModelResponseFields"))
+        return answer
+
+    def encode_answer(self, answer: Answer, chat: Chat) -> bytes:
+        own = answer.dialect == self.name
+        choice = answer.choices[0] if answer.choices else Choice([])
+        content = PartWriter(Lost(), own=own, answer=True).blocks(choice.parts, "")
+        form: dict[str, Any] = {
+            "output": {"message": {"role": "assistant", "content": content}},
+            "stopReason": choice.detail if own and choice.detail else REASONS[choice.stop],
+            "usage": ConverseUsage.form(answer.usage or Usage()),
+            "metrics": {"latencyMs": 0},
+        }
+        if choice.stop_sequence is not None:
+            form["additionalModelResponseFields"] = {"stop_sequence": choice.stop_sequence}
+        if own and answer.extra:
+            form.update(answer.extra)
+        return _encode(form)
+
+    def decoder(self) -> StreamDecoder:
+        return ConverseDecoder(STOPS)
+
+    def encoder(self, chat: Chat) -> StreamEncoder:
+        return ConverseEncoder(REASONS)
+
+
+# ---- reading a request
+
+
+def _message(f: Fields) -> Message:
+    role = f.need_text("role")
+    if role not in _ROLES:
+        f.fail("role", f"{role!r} is not a role; it is one of {', '.join(_ROLES)}")
+    blocks = f.children("content")
+    if blocks is None:
+        f.fail("content", "is missing: it must be a list of blocks")
+    return Message(role, read_parts(blocks), extra=f.rest())  # type: ignore[arg-type]
+
+
+def _read_inference(f: Fields, chat: Chat) -> None:
+    chat.max_output = f.integer("maxTokens")
+    chat.temperature = f.number("temperature")
+    chat.top_p = f.number("topP")
+    chat.stop = f.texts("stopSequences")
+
+
+def _read_tools(f: Fields, chat: Chat) -> None:
+    tools = f.children("tools")
+    if tools is not None:
+        chat.tools = []
+        for tool in tools:
+            _read_tool(tool, chat.tools)
+    choice = f.child("toolChoice")
+    if choice is None:
+        return
+    named = choice.child("tool")
+    if named is not None:
+        chat.tool_choice = ToolChoice("required", (named.need_text("name"),))
+    elif choice.has("any"):
+        chat.tool_choice = ToolChoice("required")
+    elif choice.has("auto"):
+        chat.tool_choice = ToolChoice("auto")
+    else:
+        f.fail("toolChoice", "must have one of auto, any, tool")
+
+
+def _read_tool(f: Fields, tools: list[Tool | OpaqueTool]) -> None:
+    whole = f.untouched()
+    marked = tools[-1] if tools else None
+    if f.has("cachePoint") and isinstance(marked, Tool) and marked.cache is None:
+        marked.cache = read_marker(f)
+        if marked.cache is not None:
+            return
+    spec = f.child("toolSpec")
+    if spec is None:
+        kind = next(iter(f.rest() or {}), "cachePoint")
+        tools.append(OpaqueTool(ConverseCodec.name, kind, whole))
+        return
+    tool = Tool(spec.need_text("name"), spec.text("description"))
+    schema = spec.child("inputSchema")
+    if schema is None:
+        spec.fail("inputSchema", "is missing: it must be an object with json")
+    tool.parameters = schema.raw("json")
+    tool.strict = spec.flag("strict")
+    extra = spec.rest() or {}
+    if schema.rest():
+        extra["inputSchema"] = written(schema.rest())
+    tool.extra = extra or None
+    tools.append(tool)
+
+
+def _read_additional(f: Fields, chat: Chat) -> None:
+    """What Anthropic's models take there, and others in the same words."""
+    chat.top_k = f.integer("top_k")
+    raw = f.raw("thinking")
+    if raw is None:
+        return
+    thinking = Fields.of(raw, f.where + "thinking.")
+    reasoning = chat.reasoning = chat.reasoning or Reasoning()
+    kind = thinking.need_text("type")
+    if kind == "disabled":
+        reasoning.budget = 0
+    elif kind == "adaptive":
+        reasoning.budget = -1
+    elif kind == "enabled":
+        reasoning.budget = thinking.integer("budget_tokens")
+        if reasoning.budget is None:
+            thinking.fail("budget_tokens", "is missing: it must be an integer")
+    else:
+        reasoning.extra = {"thinking": raw}
+        return
+    display = thinking.text("display")
+    if display is not None:
+        reasoning.shown = display != "omitted"
+    rest = thinking.rest()
+    if rest:
+        reasoning.extra = {"thinking": written(rest)}
+
+
+def _read_output(f: Fields, chat: Chat) -> None:
+    effort = f.text("effort")
+    if effort is not None:
+        chat.reasoning = chat.reasoning or Reasoning()
+        chat.reasoning.effort = effort
+    form = f.child("textFormat")
+    if form is None:
+        return
+    kind = form.need_text("type")
+    structure = form.child("structure")
+    schema = structure.child("jsonSchema") if structure is not None else None
+    if kind != "json_schema" or schema is None:
+        form.fail("structure", "must be an object with jsonSchema, and type must be json_schema")
+    text = schema.need_text("schema")
+    try:
+        _any(text)
+    except _UNREADABLE:
+        schema.fail("schema", "must be the JSON text of a schema")
+    chat.format = Format("schema", schema.text("name") or "", Raw(text.encode()))
+    chat.format.description = schema.text("description")
+    chat.format.extra = schema.rest()
+
+
+# ---- writing a request
+
+
+def _family(model: str) -> str:
+    """Whose model it is, as far as that matters; "" where the name does not say (a profile's ARN)."""
+    name = model.lower()
+    if "anthropic." in name or "claude" in name:
+        return "anthropic"
+    if "amazon.nova" in name:
+        return "nova"
+    if "openai.gpt-oss" in name:
+        return "gpt-oss"
+    if "openai." in name:
+        return "openai"
+    return "" if name.startswith("arn:") and "foundation-model/" not in name else "other"
+
+
+def _write_messages(
+    chat: Chat, writer: PartWriter, own: bool, lost: Lost
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    system: list[dict[str, Any]] = []
+    turns: list[dict[str, Any]] = []
+    first = True
+    for n, message in enumerate(chat.messages):
+        where = f"messages[{n}]"
+        if message.name is not None:
+            lost.add(f"{where}.name")
+        instructs = message.role in ("system", "developer")
+        parts = message.parts
+        if instructs and not own:
+            parts = _instructions(parts, where, lost)
+        blocks = writer.blocks(parts, where)
+        if instructs and first and (not own or n == 0):
+            lost.fields(message.extra, where + ".")
+            system += blocks
+            continue
+        first = False
+        if not blocks and not own:
+            continue  # a turn without content is refused there
+        role = "system" if instructs else "assistant" if message.role == "assistant" else "user"
+        if turns and turns[-1]["role"] == role and not own:
+            turns[-1]["content"] += blocks
+            lost.fields(message.extra, where + ".")
+            continue
+        turn: dict[str, Any] = {"role": role, "content": blocks}
+        put_back(turn, message.extra, own, lost, where + ".")
+        turns.append(turn)
+    return system, turns
+
+
+def _instructions(parts: list[Part], where: str, lost: Lost) -> list[Part]:
+    """Those that instructions may have."""
+    found: list[Part] = []
+    for n, part in enumerate(parts):
+        if isinstance(part, (Text, Json, Refusal, Opaque)):
+            found.append(part)
+        else:
+            lost.add(f"{where}.parts[{n}]: {type(part).__name__} among instructions")
+    return found
+
+
+def _write_inference(chat: Chat, own: bool, lost: Lost) -> dict[str, Any]:
+    form: dict[str, Any] = {}
+    if chat.max_output is not None:
+        form["maxTokens"] = chat.max_output
+    if chat.temperature is not None:
+        if own or chat.temperature <= 1:
+            form["temperature"] = chat.temperature
+        else:
+            lost.add("temperature: above 1")
+    if chat.top_p is not None:
+        form["topP"] = chat.top_p
+    if chat.stop is not None:
+        form["stopSequences"] = chat.stop
+    return form
+
+
+def _write_tools(chat: Chat, own: bool, markers: bool, lost: Lost) -> dict[str, Any]:
+    choice = chat.tool_choice
+    allowed = choice.names if choice is not None and (len(choice.names) > 1 or choice.mode == "auto") else ()
+    found: list[Any] = []
+    if choice is None or choice.mode != "none":
+        for n, tool in enumerate(chat.tools or ()):
+            if isinstance(tool, OpaqueTool):
+                if tool.dialect == ConverseCodec.name:
+                    found.append(tool.value)
+                else:
+                    lost.add(f"tools[{n}]: {tool.kind}")
+            elif not allowed or tool.name in allowed:
+                found.append({"toolSpec": _write_tool(tool, f"tools[{n}].", own, lost)})
+                if tool.cache is not None and markers:
+                    found.append(marker(tool.cache))
+    form: dict[str, Any] = {}
+    if found or (own and chat.tools is not None):
+        form["tools"] = found
+        if chat.parallel is False:
+            lost.add("parallel")
+    elif not own:
+        found = _called(chat)
+        return {"tools": found} if found else {}
+    if choice is not None and choice.mode != "none":
+        if choice.mode == "required" and len(choice.names) == 1:
+            form["toolChoice"] = {"tool": {"name": choice.names[0]}}
+        else:
+            form["toolChoice"] = {"any" if choice.mode == "required" else "auto": {}}
+    return form
+
+
+def _write_tool(tool: Tool, where: str, own: bool, lost: Lost) -> dict[str, Any]:
+    spec: dict[str, Any] = {"name": tool.name}
+    if tool.description or (own and tool.description is not None):
+        spec["description"] = tool.description
+    if tool.parameters is not None:
+        spec["inputSchema"] = {"json": tool.parameters}
+    else:
+        spec["inputSchema"] = {} if own and tool.extra and "inputSchema" in tool.extra else {"json": _NO_SCHEMA}
+    if tool.strict is not None:
+        spec["strict"] = tool.strict
+    put_back(spec, tool.extra, own, lost, where)
+    return spec
+
+
+def _called(chat: Chat) -> list[dict[str, Any]]:
+    """The tools that are called among the messages, for a request that offers none."""
+    names: dict[str, None] = {}
+    results = False
+    for message in chat.messages:
+        for part in message.parts:
+            if isinstance(part, ToolCall):
+                names[part.name] = None
+            results = results or isinstance(part, ToolResult)
+    if results and not names:
+        names["none"] = None
+    spec = {"description": "Not available in this turn: do not call it.", "inputSchema": {"json": _NO_SCHEMA}}
+    return [{"toolSpec": {"name": name, **spec}} for name in names]
+
+
+def _write_format(chat: Chat, output: dict[str, Any], own: bool, lost: Lost) -> None:
+    form = chat.format
+    if form is None or form.kind == "text":
+        return
+    if form.kind == "json":
+        lost.add("format: JSON without a schema")
+        return
+    schema: dict[str, Any] = {}
+    try:
+        schema["schema"] = "{}" if form.schema is None else bytes(form.schema).decode()
+    except UnicodeDecodeError:
+        raise invalid("format.schema", "must be UTF-8") from None
+    if form.name:
+        schema["name"] = form.name
+    if form.description is not None:
+        schema["description"] = form.description
+    put_back(schema, form.extra, own, lost, "format.")
+    output["textFormat"] = {"type": "json_schema", "structure": {"jsonSchema": schema}}
+
+
+def _write_top_k(chat: Chat, additional: dict[str, Any], family: str, lost: Lost) -> None:
+    if chat.top_k is None:
+        return
+    if family == "nova" and chat.dialect != ConverseCodec.name:
+        additional["inferenceConfig"] = {"topK": chat.top_k}
+    elif family == "anthropic" or chat.dialect == ConverseCodec.name:
+        additional["top_k"] = chat.top_k
+    else:
+        lost.add("top_k")
+
+
+def _write_reasoning(chat: Chat, output: dict[str, Any], additional: dict[str, Any], family: str, lost: Lost) -> None:
+    """In the words of the model's family; in the API's own, `effort`, where we know no others. Not to think at all is
+    what they do unasked."""
+    reasoning = chat.reasoning
+    if reasoning is None:
+        return
+    own = chat.dialect == ConverseCodec.name
+    effort, budget = reasoning.effort, reasoning.budget
+    if own:
+        if effort is not None:
+            output["effort"] = effort
+        _write_thinking(additional, budget, reasoning.shown)
+    elif family == "anthropic":
+        if budget is None and effort is not None:
+            budget = budget_of(effort)
+            if budget is None:
+                lost.add(f"reasoning.effort: {effort}")
+        if budget is not None and budget > 0:
+            budget = max(budget, _SMALLEST_BUDGET)
+            if chat.max_output is not None and budget >= chat.max_output:
+                budget = None  # there a budget is part of the bound, and smaller than it
+        _write_thinking(additional, budget or None, reasoning.shown)
+    else:
+        if effort is None and budget is not None and budget >= 0:
+            effort = effort_of(budget)
+        if effort is not None and effort != "none":
+            word = (_LEVELS if family in ("nova", "gpt-oss") else _EFFORTS).get(effort)
+            if word is None:
+                lost.add(f"reasoning.effort: {effort}")
+            elif family == "nova":
+                additional["reasoningConfig"] = {"type": "enabled", "maxReasoningEffort": word}
+            elif family == "gpt-oss":
+                additional["reasoning_effort"] = word
+            elif family == "openai":
+                additional["reasoning"] = {"effort": word}
+            else:
+                output["effort"] = word
+    put_back(additional, reasoning.extra, own, lost, "reasoning.")
+
+
+def _write_thinking(additional: dict[str, Any], budget: int | None, shown: bool | None) -> None:
+    """Anthropic's form."""
+    if budget is None:
+        return
+    thinking: dict[str, Any]
+    if budget == 0:
+        thinking = {"type": "disabled"}
+    elif budget < 0:
+        thinking = {"type": "adaptive"}
+    else:
+        thinking = {"type": "enabled", "budget_tokens": budget}
+    if shown is not None:
+        thinking["display"] = "summarized" if shown else "omitted"
+    additional["thinking"] = thinking
+
+
+def _no_place(chat: Chat, lost: Lost) -> None:
+    """Wishes for which there is no field."""
+    for name, default in (("frequency_penalty", 0), ("presence_penalty", 0), ("n", 1), ("logprobs", False)):
+        value = getattr(chat, name)
+        if value is not None and value != default:
+            lost.add(name)
+    if chat.top_logprobs:
+        lost.add("top_logprobs")
+    for name in ("seed", "user"):
+        if getattr(chat, name) is not None:
+            lost.add(name)
+
+
+# ---- reading an answer
+
+
+def _wrong(field: str, problem: str) -> Failure:
+    return unreadable(f"{field} {problem}")
+
+
+def _counted(raw: Raw) -> Usage | None:
+    try:
+        return _usage(raw).normal()
+    except _UNREADABLE:
+        return None

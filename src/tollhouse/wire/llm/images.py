@@ -1,0 +1,57 @@
+"""OpenAI images: `POST /images/generations` with a JSON object, `/images/edits` and `/images/variations` with a form.
+
+An answer has pictures as base64 or URLs, whole or as a stream of `image_generation.*` events; older models tell no
+usage.
+"""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from tollhouse.wire.llm.forms import FormDialect
+from tollhouse.wire.llm.media import MediaDialect
+
+__all__ = ["ImageEdits", "ImageVariations", "Images"]
+
+Raw = msgspec.Raw
+
+_PICTURES = 10  # the most that can be asked for
+
+
+class Images(MediaDialect):
+    """`POST /v1/images/generations`."""
+
+    __slots__ = ()
+
+    operation = "images"
+    path = b"/images/generations"
+
+    def output_bound(self, fields: Mapping[str, Raw]) -> int:
+        return super().output_bound(fields) * _pictures(fields)
+
+
+class ImageEdits(FormDialect):
+    """`POST /v1/images/edits`."""
+
+    __slots__ = ()
+
+    operation = "image_edits"
+    path = b"/images/edits"
+
+    def output_bound(self, fields: Mapping[str, Raw]) -> int:
+        return super().output_bound(fields) * _pictures(fields)
+
+
+class ImageVariations(ImageEdits):
+    """`POST /v1/images/variations`."""
+
+    __slots__ = ()
+
+    operation = "image_variations"
+    path = b"/images/variations"
+    streams = False
+
+
+def _pictures(fields: Mapping[str, Raw]) -> int:
+    asked = bytes(fields.get("n") or b"1").strip(b'"')
+    return min(max(int(asked), 1), _PICTURES) if asked.isdigit() and len(asked) < 4 else 1

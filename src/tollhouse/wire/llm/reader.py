@@ -1,0 +1,89 @@
+"""Readers of streams, and their short cut: the pieces of one answer are mostly alike but for their text.
+
+Rule: an event that has the same bytes around its text as one that was decoded says nothing else than that one did, so
+it is not decoded. Whatever differs is.
+"""
+
+import re
+
+from tollhouse.core.call import Usage
+from tollhouse.core.errors import Failure
+from tollhouse.wire.llm.dialect import bytes_of
+
+__all__ = ["TextReader"]
+
+_TRIES = 8  # forms learned of which no event came again; then this upstream's events are taken to be all different
+_NONE = b"no event ends like this"
+_BACKSLASH = 0x5C
+_OBFUSCATION = b'"obfuscation":'
+_PADDING = re.compile(rb'[A-Za-z0-9+/=_-]*"\}\n\n| *\}\n\n')  # so that an event's size does not tell its text
+
+
+class TextReader:
+    """A StreamReader. `look` is the dialect's own reading of a block; it tells `said` of an event that is nothing but
+    text."""
+
+    __slots__ = (
+        "_after",
+        "_before",
+        "_learned",
+        "_padded",
+        "_tries",
+        "began",
+        "counted",
+        "failure",
+        "finished",
+        "model",
+        "text",
+        "usage",
+    )
+
+    def __init__(self) -> None:
+        self.began = False
+        self.finished = False
+        self.failure: Failure | None = None
+        self.usage: Usage | None = None
+        self.counted = False
+        self.model = ""
+        self.text = 0
+        # The form that is known: what stands before the text with the quote, and behind the quote after it.
+        self._before = self._after = _NONE
+        self._padded = False  # some padding follows `_after`
+        self._learned = -1  # `text` when the form was learned
+        self._tries = _TRIES
+
+    def read(self, block: bytes) -> bytes:
+        # Of a block that begins otherwise, more is left than `_after`. A number is looked for at a fifth of the price.
+        text, _, after = block.removeprefix(self._before).partition(b'"')
+        if (after == self._after or (self._padded and self._fits(after))) and _BACKSLASH not in text:
+            self.text += len(text)
+            return block
+        return self.look(block)
+
+    def look(self, block: bytes) -> bytes:
+        """What `read` gives, for a block that is not like one before."""
+        raise NotImplementedError
+
+    def said(self, block: bytes, text: str) -> None:
+        """`block` is one event, and `text` is all that it says: count it, and learn the form."""
+        if self.text == self._learned:
+            self._tries -= 1
+        self.text += bytes_of(text)
+        if not text or self._tries <= 0:
+            return
+        quoted = b'"%b"' % text.encode("utf-8", "surrogatepass")
+        if block.count(quoted) != 1:
+            return  # which of them is the text, or it has escapes
+        before, _, after = block.partition(quoted)
+        self._before = before + b'"'
+        at = after.find(_OBFUSCATION)
+        if at >= 0:
+            at = after.find(b'"', at + len(_OBFUSCATION)) + 1
+        elif after.endswith(b" }\n\n"):
+            at = len(after[:-3].rstrip(b" "))
+        self._padded = at > 0
+        self._after = after[:at] if at > 0 else after
+        self._learned = self.text
+
+    def _fits(self, after: bytes) -> bool:
+        return after.startswith(self._after) and _PADDING.fullmatch(after, len(self._after)) is not None

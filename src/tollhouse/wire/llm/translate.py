@@ -1,0 +1,158 @@
+"""Translation: one API's request, answer and stream in the words of another, by way of the neutral model.
+
+Rule: a Translation knows two codecs and no API. What the provider's API cannot say is refused with its places by
+default, and listed for a warning where that is wanted; it is never left out in silence.
+"""
+
+import msgspec
+
+from tollhouse.core.call import Usage
+from tollhouse.core.errors import Failure, Reason
+from tollhouse.wire.llm.codec import Codec, Lost
+from tollhouse.wire.llm.dialect import Dialect, bytes_of
+from tollhouse.wire.llm.model import (
+    Answer,
+    ArgumentsDelta,
+    Began,
+    Chat,
+    Event,
+    Part,
+    PartBegan,
+    Refusal,
+    RefusalDelta,
+    Text,
+    TextDelta,
+    Thinking,
+    ThinkingDelta,
+    ToolCall,
+    Used,
+)
+
+__all__ = ["TranslatedReader", "Translation", "spoken"]
+
+Raw = msgspec.Raw
+
+_SAYING = (TextDelta, ArgumentsDelta, ThinkingDelta, RefusalDelta)
+_SHOWN = 5  # places named in a refusal
+
+
+class Translation:
+    """One call's way between two APIs. chat: the request's meaning. asker, asked: the caller's codec and the
+    provider's."""
+
+    __slots__ = ("_asked", "_asker", "_id", "_model", "_now", "chat")
+
+    def __init__(self, chat: Chat, asker: Codec, asked: Codec, now: int, *, id: str = "") -> None:
+        """now, id: unix seconds and a name for the answer, for a provider that does not say them."""
+        self._id = id
+        self._model = chat.model
+        self.chat = chat
+        self._now = now
+        self._asker = asker
+        self._asked = asked
+
+    def request(self, *, model: str, max_output: int, lossy: bool) -> tuple[dict[str, Raw], list[str]]:
+        """The provider's request, and what is lost. Raises Failure 400 when something is and `lossy` is not allowed;
+        another provider may be able to say it."""
+        self._model = model
+        lost = Lost(self._asker.quiet)
+        fields = self._asked.encode(self.chat, lost, model=model, max_output=max_output)
+        if lost.places and not lossy:
+            raise _inexpressible(lost.places, self._asked.name)
+        return fields, lost.places
+
+    def answer(self, body: bytes) -> tuple[bytes, Usage | None, str]:
+        """The provider's answer for the caller, with its usage and model. Raises Failure 502."""
+        answer = self._asked.decode_answer(body)
+        answer.created = answer.created or self._now
+        answer.id = answer.id or self._id
+        answer.model = answer.model or self._model
+        return self._asker.encode_answer(answer, self.chat), answer.usage, answer.model
+
+    def reader(self, dialect: Dialect) -> "TranslatedReader":
+        """A reader of the provider's stream that gives the caller's. dialect: the provider's."""
+        return TranslatedReader(self, dialect)
+
+
+class TranslatedReader:
+    """StreamReader that translates."""
+
+    __slots__ = (
+        "_decoder", "_dialect", "_encoder", "_translation", "began", "counted", "failure", "finished", "model", "text",
+        "usage",
+    )  # fmt: skip
+
+    def __init__(self, translation: Translation, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._translation = translation
+        self._decoder = translation._asked.decoder()
+        self._encoder = translation._asker.encoder(translation.chat)
+        self.began = False
+        self.finished = False
+        self.failure: Failure | None = None
+        self.usage: Usage | None = None
+        self.counted = False
+        self.model = ""
+        self.text = 0
+
+    def read(self, block: bytes) -> bytes:
+        out = []
+        decoder = self._decoder
+        try:
+            for name, data in self._dialect.events(block):
+                if self.finished or not data:
+                    continue
+                events = decoder.read(name, data)
+                if events:
+                    self.began = True
+                    for event in events:
+                        if isinstance(event, _SAYING):
+                            self.text += bytes_of(event.text)
+                        else:
+                            self._note(event)
+                    written = self._encoder.write(events)
+                    if written:
+                        out.append(written)
+                if decoder.finished:
+                    self.began = True
+                    self.counted = self.usage is not None
+                    out.append(self._encoder.end())
+                    self.finished = True
+        except Failure as failure:
+            # Its words are the provider's, not the caller's: it is told anew.
+            self.failure = Failure(
+                failure.status, failure.reason, failure.message, detail=failure.detail, retry=True, sent=True
+            )
+        return out[0] if len(out) == 1 else b"".join(out)
+
+    def _note(self, event: Event) -> None:
+        if isinstance(event, Used):
+            self.usage = event.usage
+        elif isinstance(event, Began):
+            translation = self._translation
+            event.id = event.id or translation._id
+            event.created = event.created or translation._now
+            self.model = event.model = event.model or translation._model
+        elif isinstance(event, PartBegan):
+            self.text += _said(event.value)
+
+
+def _inexpressible(places: list[str], api: str) -> Failure:
+    more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
+    what = ", ".join(places[:_SHOWN]) + more
+    message = (
+        f"what is asked cannot be said to the provider in its API ({api}): {what}; leave it out, or let the gateway "
+        "drop it (`lossy: drop` on the model)"
+    )
+    return Failure(400, Reason.INVALID_REQUEST, message, code="not_expressible")
+
+
+def spoken(answer: Answer) -> int:
+    """Bytes of text in an answer, to estimate its tokens with when its provider does not count."""
+    return sum(_said(part) for choice in answer.choices for part in choice.parts)
+
+
+def _said(part: Part) -> int:
+    if isinstance(part, ToolCall):
+        return bytes_of(part.arguments)
+    return bytes_of(part.text) if isinstance(part, (Text, Thinking, Refusal)) else 0

@@ -1,0 +1,117 @@
+"""The short cut for events that are alike: it says what decoding each would say."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tollhouse.wire.llm import CHAT, MESSAGES
+from tollhouse.wire.llm.dialect import StreamReader
+from tollhouse.wire.llm.reader import TextReader
+
+TEXTS = st.text(alphabet='aé"\\\n/ }]{:,日', max_size=6) | st.sampled_from(["content", "text", "index", "\ud83d\ude00"])
+Form = Callable[[str, int], bytes]
+
+
+def chunk(delta: dict[str, object], *, spaced: bool = False, ascii: bool = False, **further: object) -> bytes:
+    fields = {"id": "c", "model": "m", "choices": [{"index": 0, "delta": delta, "finish_reason": None}], **further}
+    separators = (", ", ": ") if spaced else (",", ":")
+    return b"data: %b\n\n" % json.dumps(fields, separators=separators, ensure_ascii=ascii).encode(
+        "utf-8", "surrogatepass"
+    )
+
+
+def said(kind: str, name: str, text: str, pad: int) -> bytes:
+    data = json.dumps({"type": "content_block_delta", "index": 0, "delta": {"type": kind, name: text}})
+    return b"event: content_block_delta\ndata: %b%b}\n\n" % (data[:-1].encode(), b" " * pad)
+
+
+CHAT_FORMS: list[Form] = [
+    lambda text, pad: chunk({"content": text}),
+    lambda text, pad: chunk({"content": text}, spaced=True),
+    lambda text, pad: chunk({"content": text}, ascii=True),
+    lambda text, pad: chunk({"content": text, "role": "assistant"}, usage=None, obfuscation="x" * pad),
+    lambda text, pad: chunk({"content": text, "role": "assistant"}, obfuscation="x" * pad, spaced=True),
+    lambda text, pad: chunk({"content": None, "reasoning": text, "reasoning_content": text}),
+    lambda text, pad: chunk({"tool_calls": [{"index": 0, "function": {"arguments": text}}]}),
+    lambda text, pad: chunk({"content": text}, created=pad),
+]
+MESSAGE_FORMS: list[Form] = [
+    lambda text, pad: said("text_delta", "text", text, 0),
+    lambda text, pad: said("text_delta", "text", text, pad),
+    lambda text, pad: said("thinking_delta", "thinking", text, pad),
+    lambda text, pad: said("input_json_delta", "partial_json", text, 0),
+]
+FIRST = {
+    "chat": chunk({"role": "assistant", "content": ""}),
+    "messages": b'event: message_start\ndata: {"type":"message_start","message":{"model":"m"}}\n\n',
+}
+
+
+class Counted:
+    """How often a reader had to look."""
+
+    def __init__(self, reader: StreamReader) -> None:
+        assert isinstance(reader, TextReader)
+        self.reader = reader
+        self.times = 0
+
+    def read(self, block: bytes) -> bytes:
+        before = self.reader._learned, self.reader._tries
+        known = self.reader.read(block)
+        self.times += (self.reader._learned, self.reader._tries) != before
+        return known
+
+
+def both(kind: str, blocks: list[bytes]) -> None:
+    dialect = {"chat": CHAT, "messages": MESSAGES}[kind]
+    short, long = dialect.reader(strip=True), dialect.reader(strip=True)
+    assert isinstance(long, TextReader)
+    for block in [FIRST[kind], *blocks]:
+        assert short.read(block) == long.look(block)
+        for name in ("text", "began", "finished", "failure", "counted", "model"):
+            assert getattr(short, name) == getattr(long, name), name
+
+
+@given(st.lists(st.tuples(st.sampled_from(CHAT_FORMS), TEXTS, st.integers(0, 3)), max_size=20))
+def test_chat(events: list[tuple[Form, str, int]]) -> None:
+    both("chat", [form(text, pad) for form, text, pad in events])
+
+
+@given(st.lists(st.tuples(st.sampled_from(MESSAGE_FORMS), TEXTS, st.integers(0, 3)), max_size=20))
+def test_messages(events: list[tuple[Form, str, int]]) -> None:
+    both("messages", [form(text, pad) for form, text, pad in events])
+
+
+@pytest.mark.parametrize("form", [*CHAT_FORMS[:5], *MESSAGE_FORMS])
+def test_what_is_alike_is_not_decoded_again(form: Form) -> None:
+    dialect, kind = (CHAT, "chat") if form in CHAT_FORMS else (MESSAGES, "messages")
+    reader = Counted(dialect.reader(strip=True))
+    reader.read(FIRST[kind])
+    for n in range(60):
+        block = form(f"some words {n}", n % 4)
+        assert reader.read(block) == block
+    assert reader.times <= 3
+    assert reader.reader.text == sum(len(f"some words {n}") for n in range(60))
+
+
+def test_events_that_are_never_alike_are_learned_from_a_few_times_only() -> None:
+    reader = Counted(CHAT.reader(strip=True))
+    for n in range(100):
+        reader.read(chunk({"content": "word"}, created=n))
+    assert reader.reader._tries == 0
+    assert reader.times <= 10
+    assert reader.reader.text == 400
+
+
+def test_what_ends_or_fails_is_seen_behind_events_that_are_alike() -> None:
+    usage = b'data: {"id":"c","model":"m","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n'
+    both("chat", [chunk({"content": "a"}), chunk({"content": "b"}), usage, b"data: [DONE]\n\n"])
+    reader = CHAT.reader(strip=True)
+    for text in ("", "a", "b", "c"):
+        reader.read(chunk({"content": text}))
+    two = chunk({"content": "d"}) + b'data: {"error":{"message":"no"}}\n\n'
+    assert reader.read(two) == chunk({"content": "d"})
+    assert reader.failure is not None
