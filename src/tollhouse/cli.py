@@ -160,17 +160,28 @@ def _usage(arguments: argparse.Namespace) -> int:
     except LedgerError as error:
         print(f"the ledger cannot be read: {error}", file=sys.stderr)
         return 1
-    numbers = ("requests", "errors", "input", "output", "cache_read", "cache_write", "reasoning")
+    numbers = ("requests", "errors", "input", "output", "cache_read", "cache_write", "reasoning", "unpriced")
     if arguments.json:
+        kinds = ("cache_write_1h", "audio_input", "audio_output", "image_input", "image_output", "cost_nano")
         for row in rows:
-            print(json.dumps({**dict(zip(by, row.by, strict=True)), **{n: getattr(row, n) for n in numbers}}))
+            shown = {n: getattr(row, n) for n in (*numbers, *kinds)}
+            print(json.dumps({**dict(zip(by, row.by, strict=True)), **shown}))
         return 0
-    table = [(*by, *numbers), *((*row.by, *(f"{getattr(row, n):,}" for n in numbers)) for row in rows)]
+    table = [
+        (*by, *numbers, "usd"),
+        *((*row.by, *(f"{getattr(row, n):,}" for n in numbers), _usd(row.cost_nano)) for row in rows),
+    ]
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     for line in table:
         cells = [c.ljust(w) if i < len(by) else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
         print("  ".join(cells).rstrip())
     return 0
+
+
+def _usd(nano: int) -> str:
+    """Dollars with as many decimals as there are, six at least: no cost is shown as none."""
+    text = f"{nano // 10**9:,}.{nano % 10**9:09d}"
+    return text[:-3] + text[-3:].rstrip("0")
 
 
 def _since(text: str, now: datetime) -> datetime | None:

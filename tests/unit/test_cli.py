@@ -188,7 +188,7 @@ def used(here: Path) -> Path:
     journal = Journal(here / "usage.db.journal")
     journal.open()
     now = datetime.now(UTC)
-    journal.append(record(now, model_asked="smart", org="red", input=1200, output=30))
+    journal.append(record(now, model_asked="smart", org="red", input=1200, output=30, cost_nano=12_003_450_000))
     journal.append(record(now, model_asked="smart", org="blue", input=5, output=6, outcome="timeout"))
     journal.append(record(now - timedelta(days=3), model_asked="old", org="red", input=7, output=8))
     journal.close()
@@ -200,18 +200,18 @@ def test_usage_is_a_table(used: Path, said: Said) -> None:
     out, err = said()
     assert err == ""
     assert [line.split() for line in out.splitlines()] == [
-        ["model", "requests", "errors", "input", "output", "cache_read", "cache_write", "reasoning"],
-        ["smart", "2", "1", "1,205", "36", "0", "0", "0"],
+        ["model", "requests", "errors", "input", "output", "cache_read", "cache_write", "reasoning", "unpriced", "usd"],
+        ["smart", "2", "1", "1,205", "36", "0", "0", "0", "1", "12.003450"],
     ]
 
 
 def test_usage_by_several_and_as_json(used: Path, said: Said) -> None:
     assert main(["usage", "tollhouse.yaml", "--by", "org, model", "--since", "30d", "--json"]) == 0
     rows = [json.loads(line) for line in said()[0].splitlines()]
-    assert [(row["org"], row["model"], row["input"]) for row in rows] == [
-        ("blue", "smart", 5),
-        ("red", "old", 7),
-        ("red", "smart", 1200),
+    assert [(row["org"], row["model"], row["input"], row["cost_nano"], row["unpriced"]) for row in rows] == [
+        ("blue", "smart", 5, 0, 1),
+        ("red", "old", 7, 0, 1),
+        ("red", "smart", 1200, 12_003_450_000, 0),
     ]
 
 

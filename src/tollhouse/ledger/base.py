@@ -35,7 +35,8 @@ BY: tuple[str, ...] = (
 
 
 class UsageRow(msgspec.Struct, frozen=True):
-    """Sums of one group. by: the group's values, in the order asked. unpriced: requests without a known cost.
+    """Sums of one group. by: the group's values, in the order asked. unpriced: requests that used tokens at no known
+    price, so that `cost_nano` has nothing of them.
 
     errors: requests that failed by no fault of the caller (upstream_error, timeout, cut, error, lost).
     """
@@ -50,6 +51,11 @@ class UsageRow(msgspec.Struct, frozen=True):
     reasoning: int
     cost_nano: int
     unpriced: int
+    cache_write_1h: int
+    audio_input: int
+    audio_output: int
+    image_input: int
+    image_output: int
 
 
 class Ledger(Protocol):

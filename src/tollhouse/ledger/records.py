@@ -36,8 +36,9 @@ OUTCOMES = frozenset(Outcome)
 class UsageRecord(msgspec.Struct, gc=False, omit_defaults=True, kw_only=True):
     """One call. Times are microseconds: since 1970 (UTC) in `..._at`, spans in `..._us`.
 
-    Tokens: input excludes what came from or went into the provider's cache, output includes reasoning. estimated: the
-    provider did not say. cost_nano: nano-dollars, None while no price is known (never 0 for "unknown").
+    Tokens: input excludes what came from or went into the provider's cache, output includes reasoning; cache_write_1h
+    is a part of cache_write, audio and image are parts of input and output. estimated: the provider did not say.
+    cost_nano: nano-dollars, None where no price is known (never 0 for "unknown") and where nothing was used.
     journal, seq and id are filled in when the record is read back; they are not in its body.
 
     The order is that of the encoded body: first what is each call's own, then, from `outcome` on (which is always
@@ -61,6 +62,11 @@ class UsageRecord(msgspec.Struct, gc=False, omit_defaults=True, kw_only=True):
     upstream_us: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    cache_write_1h: int = 0
+    audio_input: int = 0
+    audio_output: int = 0
+    image_input: int = 0
+    image_output: int = 0
     outcome: str
     reason: str = ""
     status: int = 0
@@ -101,6 +107,11 @@ class UsageFacts(msgspec.Struct, gc=False, omit_defaults=True):
     upstream_us: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    cache_write_1h: int = 0
+    audio_input: int = 0
+    audio_output: int = 0
+    image_input: int = 0
+    image_output: int = 0
 
 
 def labels(record: UsageRecord) -> bytes:

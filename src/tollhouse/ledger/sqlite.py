@@ -83,7 +83,39 @@ CREATE VIEW usage_hour AS SELECT
   FROM usage_sums s CROSS JOIN usage_labels l ON l.labels = s.labels;
 """
 
-_MIGRATIONS: tuple[str, ...] = (_USAGE_1,)
+_KINDS_2 = """
+ALTER TABLE usage_facts ADD COLUMN cache_write_1h INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE usage_facts ADD COLUMN audio_input INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE usage_facts ADD COLUMN audio_output INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE usage_facts ADD COLUMN image_input INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE usage_facts ADD COLUMN image_output INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE usage_sums ADD COLUMN cache_write_1h INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE usage_sums ADD COLUMN audio_input INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE usage_sums ADD COLUMN audio_output INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE usage_sums ADD COLUMN image_input INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE usage_sums ADD COLUMN image_output INTEGER NOT NULL DEFAULT 0;
+DROP VIEW usage;
+CREATE VIEW usage AS SELECT
+  printf('%08x-%04x-7%03x-%04x-%02x%s',
+    (f.admitted_at / 1000 >> 16) & 0xffffffff, f.admitted_at / 1000 & 0xffff, (f.seq >> 22) & 0xfff,
+    0x8000 | ((f.seq >> 8) & 0x3fff), f.seq & 0xff, substr(j.journal, 1, 10)) AS id,
+  j.journal AS journal, f.seq AS seq, f.admitted_at, f.ended_at, f.request_id,
+  f.input, f.output, f.cache_read, f.cache_write, f.reasoning, f.cost_nano,
+  f.ttft_us, f.total_us, f.upstream_us, f.bytes_in, f.bytes_out,
+  f.cache_write_1h, f.audio_input, f.audio_output, f.image_input, f.image_output,
+  l.outcome, l.reason, l.status, l.attempt, l.org, l.team, l.user, l.key, l.agent, l.route, l.dialect, l.operation,
+  l.model_asked, l.model_answered, l.provider, l.backend, l.server, l.tool, l.estimated, l.stream
+  FROM usage_facts f CROSS JOIN usage_labels l ON l.labels = f.labels CROSS JOIN journals j ON j.number = f.journal;
+DROP VIEW usage_hour;
+CREATE VIEW usage_hour AS SELECT
+  s.hour, l.outcome, l.reason, l.status, l.attempt, l.org, l.team, l.user, l.key, l.agent, l.route, l.dialect,
+  l.operation, l.model_asked, l.model_answered, l.provider, l.backend, l.server, l.tool, l.estimated, l.stream,
+  s.requests, s.input, s.output, s.cache_read, s.cache_write, s.reasoning, s.cost_nano, s.unpriced,
+  s.cache_write_1h, s.audio_input, s.audio_output, s.image_input, s.image_output
+  FROM usage_sums s CROSS JOIN usage_labels l ON l.labels = s.labels;
+"""
+
+_MIGRATIONS: tuple[str, ...] = (_USAGE_1, _KINDS_2)
 """Applied in order, each once; what has been released is never changed."""
 
 _Time = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
@@ -113,6 +145,11 @@ class _Facts(msgspec.Struct, kw_only=True, gc=False):
     upstream_us: _Int = 0
     bytes_in: _Int = 0
     bytes_out: _Int = 0
+    cache_write_1h: _Tokens = 0
+    audio_input: _Tokens = 0
+    audio_output: _Tokens = 0
+    image_input: _Tokens = 0
+    image_output: _Tokens = 0
 
 
 class _Labels(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
@@ -151,7 +188,7 @@ class _OnlyLabels(_Labels, kw_only=True, omit_defaults=True, gc=False, forbid_un
 
 _MARK = b',"outcome":'
 """Where the labels of a body begin. Inside of a JSON string it cannot stand: a quote there has a backslash."""
-_AT_ONCE = 50
+_AT_ONCE = 45
 """Rows in a statement: while SQLite takes them the interpreter is free for the event loop, and it changes hands twice a
 statement, not twice a row. An SQLite before 3.32 binds at most 999 values."""
 _REMEMBERED, _SMALL = 8192, 4096
@@ -168,7 +205,10 @@ def _insert(table: str, columns: tuple[str, ...], rows: int = 1) -> str:
 _FACTS = _Facts.__struct_fields__
 _WIDTH = len(_FACTS)
 _LABELS = ("digest", *_Labels.__struct_fields__)
-_SUMS = ("requests", "input", "output", "cache_read", "cache_write", "reasoning", "cost_nano", "unpriced")
+_SUMS = (
+    "requests", "input", "output", "cache_read", "cache_write", "reasoning", "cost_nano", "unpriced",
+    "cache_write_1h", "audio_input", "audio_output", "image_input", "image_output",
+)  # fmt: skip
 _INSERT = f"{_insert('usage_facts', _FACTS)} ON CONFLICT DO NOTHING"
 _INSERT_MANY = f"{_insert('usage_facts', _FACTS, _AT_ONCE)} ON CONFLICT DO NOTHING"
 _LABEL = _insert("usage_labels", _LABELS)
@@ -282,7 +322,7 @@ class SqliteLedger:
             raise _translated(self.path, error) from error
         n = len(group)
         return [
-            UsageRow(tuple(r[:n]), r[n], r[n + 8], *r[n + 1 : n + 8])
+            UsageRow(tuple(r[:n]), r[n], r[-1], *r[n + 1 : -1])
             for r in rows
             if r[n] is not None  # sums over nothing
         ]
@@ -453,7 +493,7 @@ def _sum_up(sums: Sums, facts: _Facts) -> None:
     group = (facts.admitted_at // _HOUR_US, facts.labels)
     have = sums.get(group)
     if have is None:
-        have = sums[group] = [0, 0, 0, 0, 0, 0, 0, 0]
+        have = sums[group] = [0] * len(_SUMS)
     have[0] += 1
     have[1] += facts.input
     have[2] += facts.output
@@ -463,10 +503,17 @@ def _sum_up(sums: Sums, facts: _Facts) -> None:
         have[4] += facts.cache_write
     if facts.reasoning:
         have[5] += facts.reasoning
-    if facts.cost_nano is None:
-        have[7] += 1
-    else:
+    if facts.cost_nano is not None:
         have[6] += facts.cost_nano
+    elif facts.input or facts.output or facts.cache_read or facts.cache_write:
+        have[7] += 1  # a call that used nothing has nothing to be paid
+    if facts.cache_write_1h:
+        have[8] += facts.cache_write_1h
+    if facts.audio_input or facts.audio_output or facts.image_input or facts.image_output:
+        have[9] += facts.audio_input
+        have[10] += facts.audio_output
+        have[11] += facts.image_input
+        have[12] += facts.image_output
 
 
 def _roll_back(db: sqlite3.Connection) -> None:

@@ -15,7 +15,7 @@ from tests.conformance.ledger import JOURNAL, T0, LedgerConformance, entry
 
 from tollhouse.ledger.base import Entry, Ledger, LedgerError
 from tollhouse.ledger.records import USAGE, UsageRecord, identify
-from tollhouse.ledger.sqlite import SqliteLedger, _Facts, _Labels
+from tollhouse.ledger.sqlite import _USAGE_1, SqliteLedger, _Facts, _Labels
 
 
 class TestConformance(LedgerConformance):
@@ -301,3 +301,43 @@ def test_long_labels_are_cut(tmp_path: Path) -> None:
     ]
     ledger.close()
     assert (tmp_path / "l.db").stat().st_size < 200_000
+
+
+def test_a_file_of_the_first_tables_is_brought_up(tmp_path: Path) -> None:
+    """Records that an earlier version has stored stay, with none of the kinds that it did not know."""
+    path = tmp_path / "l.db"
+    db = sqlite3.connect(path)
+    db.executescript(_USAGE_1)
+    db.execute("CREATE TABLE migrations (version INTEGER PRIMARY KEY, at INTEGER NOT NULL)")
+    db.execute("INSERT INTO migrations VALUES (1, 0)")
+    db.execute("INSERT INTO journals VALUES (1, ?, 1)", (JOURNAL,))
+    db.execute(
+        "INSERT INTO usage_labels VALUES (1, x'00', 'ok', '', 200, 1, 'a', '', '', '', '', '', '', '', 'm', 'm', "
+        "'openai', '', '', '', 0, 0)"
+    )
+    db.execute("INSERT INTO usage_facts VALUES (1, 1, 1, 7200000000, 7200000001, '', 5, 6, 0, 0, 0, 9, 1, 2, 3, 4, 5)")
+    db.execute("INSERT INTO usage_sums VALUES (2, 1, 1, 5, 6, 0, 0, 0, 9, 0)")
+    db.commit()
+    db.close()
+    ledger = SqliteLedger(path)
+    ledger.open()
+    record = UsageRecord(
+        admitted_at=7_200_000_002, ended_at=7_200_000_003, outcome="ok", status=200, org="a", model_asked="m",
+        model_answered="m", provider="openai", input=1, output=2, audio_input=1, cost_nano=1,
+    )  # fmt: skip
+    assert ledger.ship(JOURNAL, [Entry(2, USAGE, msgspec.json.encode(record))]) == 1
+    (row,) = ledger.usage(0, 1 << 40)
+    assert (row.requests, row.input, row.output, row.audio_input, row.image_output, row.cost_nano) == (
+        2,
+        6,
+        8,
+        1,
+        0,
+        10,
+    )
+    assert rows(path, "SELECT seq, input, audio_input, cost_nano FROM usage ORDER BY seq") == [
+        (1, 5, 0, 9),
+        (2, 1, 1, 1),
+    ]
+    assert rows(path, "SELECT requests, audio_input FROM usage_hour") == [(1, 0), (1, 1)]
+    ledger.close()
