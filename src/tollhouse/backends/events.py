@@ -5,7 +5,10 @@ event. After its end, in whatever way, Events refers to neither side, so that no
 """
 
 import asyncio
+from collections.abc import Callable
 from time import monotonic
+
+from msgspec.structs import replace
 
 from tollhouse.core.call import Context, Usage
 from tollhouse.core.clock import FOREVER, Clock
@@ -13,7 +16,7 @@ from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Ending, Sink
 from tollhouse.core.reply import Tap
 from tollhouse.net.client import Exchange
-from tollhouse.wire.llm.dialect import StreamReader
+from tollhouse.wire.llm.dialect import Framing, StreamReader
 from tollhouse.wire.llm.tokens import of_text
 from tollhouse.wire.sse import Framer
 
@@ -54,18 +57,20 @@ class Events:
         context: Context,
         clock: Clock,
         *,
-        prompt: int = 0,
+        framer: Framing | None = None,
+        prompt: Callable[[], int],
         idle: float = 0.0,
     ) -> None:
-        """prompt: estimated input tokens, for a stream whose provider does not get to tell. idle: seconds of silence
-        that end the stream after its first event; 0.0 where the exchange sees to that itself."""
+        """framer: cuts the provider's stream; None for server-sent events. prompt: gives the estimated input tokens,
+        and is asked when the provider did not get to tell. idle: seconds of silence that end the stream after its
+        first event; 0.0 where the exchange sees to that itself."""
         self._exchange: Exchange | None = exchange
         self._reader = reader
         self._context = context
         self._clock = clock
         self._prompt = prompt
         self._idle = idle
-        self._framer = Framer()
+        self._framer: Framing = framer if framer is not None else Framer()
         self._sink: Sink | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._held: list[bytes] = []  # whole events that came before there was a sink
@@ -253,14 +258,17 @@ class Events:
 
     # ---- at the end
     def settle(self, ending: Ending) -> None:
-        """Write down what was used: the provider's count, or an estimate from what was seen. Goes into the Reply's
-        `ends`, first, so that what settles after it finds it."""
+        """Write down what was used: the provider's count, or an estimate from what was seen; and that who left after
+        the whole answer has had it. Goes into the Reply's `ends`, first, so that what settles after it finds it."""
         reader = self._reader
         self._context.model_answered = reader.model
+        if ending.gone and reader.finished:
+            # Many clients leave at the event that ends the answer, and do not wait for the end of the body.
+            ending.status, ending.reason, ending.gone = 200, Reason.UPSTREAM, False
         if reader.counted and reader.usage is not None:
             self._context.usage = reader.usage
         else:
-            self._context.usage = estimated(reader.usage, self._prompt, reader.text)
+            self._context.usage = estimated(reader.usage, self._prompt(), reader.text)
 
     # A failure is handed over and not kept, and never in a variable of the frame that raises it: it would refer back.
     def _told(self) -> Failure:
@@ -276,8 +284,7 @@ def estimated(told: Usage | None, prompt: int, text: int) -> Usage:
     """Usage where the provider did not tell, or not all. told: what it did tell. prompt: tokens. text: bytes."""
     if told is None:
         return Usage(prompt, of_text(text), estimated=True)
-    output = max(told.output, of_text(text))
-    return Usage(told.input, output, told.cache_read, told.cache_write, told.reasoning, estimated=True)
+    return replace(told, output=max(told.output, of_text(text)), estimated=True)
 
 
 def _finished(reader: StreamReader) -> bool:

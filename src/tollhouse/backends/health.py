@@ -1,19 +1,51 @@
-"""Which of several upstreams gets a request: weights, what their answers tell (passive), and checks (active).
+"""What is known of an upstream's health, and which of several gets a request.
 
-Rule: passive health is an opinion and gives way when no upstream is left; an active check is a fact. An upstream with
-too many failures in a row is ejected for a time that doubles with each ejection; then one request at a time tries it.
+Rule: what answers tell (passive health) is an opinion and gives way when no upstream is left; an active check is a
+fact. An upstream with too many failures in a row, or too many among the last ones, is left out for a time that doubles
+each time; then one request tries it, and others keep away until that one has told, or for another such time. One that
+comes back gets its share little by little.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Generic, TypeVar
+from random import random
+from time import monotonic
+from typing import Generic, Protocol, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from tollhouse.backends.pool import PassiveHealthSpec
+from tollhouse.core.backoff import Recent
 from tollhouse.core.spec import Duration, Spec
 
-__all__ = ["Balancer", "CheckSpec", "Checker", "Health", "HealthSpec", "Member"]
+__all__ = ["Balancer", "CheckSpec", "Checker", "Health", "HealthSpec", "Member", "PassiveHealthSpec"]
+
+_GROWTH = 16  # doublings at most
+_FIRST_SHARE = 0.1  # of what it gets when it is all well
+_SOON = -1.0  # the slow start begins when somebody looks
+
+
+class PassiveHealthSpec(Spec):
+    """When a target is left out."""
+
+    failures: int = Field(default=5, ge=1, description="failures in a row")
+    error_rate: float | None = Field(
+        default=0.5, gt=0, le=1, description="share of failures among the answers of `window`; null: it does not count"
+    )
+    window: Duration = Field(default=30.0, gt=0, description="how far back `error_rate` looks")
+    minimum: int = Field(default=20, ge=1, description="answers in `window` before `error_rate` counts")
+    eject: Duration = Field(default=10.0, gt=0, description="for how long; doubled each time, up to `max`")
+    max: Duration = Field(default=300.0, gt=0, description="the longest time, also for a provider's Retry-After")
+    slow_start: Duration = Field(
+        default=30.0, ge=0, description="in which the share of one that comes back grows to what it was; 0s: at once"
+    )
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        if self.max < self.eject:
+            raise ValueError("`max` is shorter than `eject`")
+        if self.error_rate is None and (given := self.model_fields_set & {"window", "minimum"}):
+            raise ValueError(f"`{min(given)}` has no effect without `error_rate`")
+        return self
 
 
 class CheckSpec(Spec):
@@ -33,46 +65,104 @@ class HealthSpec(PassiveHealthSpec):
 
 
 class Health:
-    """What is known about one upstream. Times are monotonic seconds."""
+    """What is known about one upstream. Times are monotonic seconds.
 
-    __slots__ = ("_ejections", "_failures", "_spec", "_trial", "_verdicts", "down", "until")
+    spread: share of a time out that chance may take off, so that upstreams which failed together come back one by one.
+    good: the answers of late; who does not tell `succeeded` of one that was due counts it there.
+    """
 
-    def __init__(self, spec: HealthSpec) -> None:
+    __slots__ = (
+        "_bad", "_ejections", "_failures", "_spec", "_spread", "_trial", "_verdicts", "down", "good", "rest", "slow",
+        "troubled", "until",
+    )  # fmt: skip
+
+    def __init__(self, spec: PassiveHealthSpec, *, spread: float = 0.0) -> None:
         self._spec = spec
+        self._spread = spread
         self._failures = 0
         self._ejections = 0
         self._trial = False
         self._verdicts = 0  # checks in a row against the present verdict
-        self.until = 0.0  # ejected until then
+        began = monotonic()
+        self._bad = Recent(spec.window, began)
+        self.good = Recent(spec.window, began)
+        self.until = 0.0  # left out until then
+        self.rest = 0.0  # by its own wish until then
+        self.slow = 0.0  # its share grows until then; 0.0 when it has all of it
+        self.troubled = False  # has failed since it last succeeded
         self.down = False  # active checks say so
 
     def usable(self, now: float) -> bool:
-        return not self.down and (not self._ejections or (now >= self.until and not self._trial))
+        return self.until <= now and not self.down
 
-    def began(self) -> None:
-        """A request goes there. Must be followed by one of succeeded, failed, left."""
-        if self._ejections:
-            self._trial = True
+    def share(self, now: float) -> float:
+        """What part of its usual share it gets, more than 0.0 and up to 1.0."""
+        slow = self.slow
+        if slow == 0.0:
+            return 1.0
+        start = self._spec.slow_start
+        if slow == _SOON:
+            slow = self.slow = now + start
+        left = (slow - now) / start if start else 0.0
+        if left <= 0.0:
+            self.slow = 0.0
+            return 1.0
+        return max(1.0 - left, _FIRST_SHARE)
+
+    def began(self, now: float) -> None:
+        """A request goes there. One of `succeeded`, `failed` and `left` is to follow."""
+        if self.until and self.until <= now:
+            self._trial = self._ejections > 0
+            self.until = now + self._spec.eject if self._trial else 0.0
 
     def succeeded(self) -> None:
-        self._failures = self._ejections = 0
-        self._trial = False
+        self.troubled = self._trial = False
+        self._failures = 0
+        self.good.fresh += 1
+        if self._ejections:
+            self._ejections = 0
+            self.until = 0.0
+            self.slow = _SOON
 
-    def failed(self, now: float) -> None:
-        self._trial = False
+    def failed(self, now: float, *, outright: bool = False) -> None:
+        """The upstream is to blame. Those who were under way when it was ejected do not prolong that. outright: there
+        is no doubt that the next request would fail too."""
+        self.troubled = True
         self._failures += 1
-        if self._failures >= self._spec.failures and now >= self.until:
-            self.until = now + min(self._spec.eject * 2**self._ejections, self._spec.max)
-            self._ejections = min(self._ejections + 1, 16)
-
-    def left(self) -> None:
-        """The request ended in a way that tells nothing about the upstream."""
+        self._bad.fresh += 1
+        spec = self._spec
+        if self._trial or (
+            self.until <= now and (outright or self._failures >= spec.failures or self._fails_often(now))
+        ):
+            out = min(spec.eject * 2**self._ejections, spec.max)
+            self.until = now + out * (1.0 - self._spread * random())  # noqa: S311  (spread, not a secret)
+            self._ejections = min(self._ejections + 1, _GROWTH)
+            self.good.clear(now)
+            self._bad.clear(now)
         self._trial = False
 
-    def checked(self, good: bool) -> None:
+    def _fails_often(self, now: float) -> bool:
+        rate = self._spec.error_rate
+        if rate is None:
+            return False
+        bad, good = self._bad.value(now), self.good.value(now)
+        count = bad + good
+        return count >= self._spec.minimum - 0.5 and bad >= rate * count * 0.999  # the last ones count for nearly one
+
+    def rests(self, now: float, seconds: float) -> None:
+        """The upstream has said how long it wants to be left alone."""
+        self._trial = False
+        self.until = self.rest = max(self.until, now + min(seconds, self._spec.max))
+
+    def left(self, now: float) -> None:
+        """The request ended in a way that tells nothing about the upstream."""
+        if self._trial:
+            self._trial = False
+            self.until = now
+
+    def checked(self, good: bool, check: CheckSpec) -> None:
         """The outcome of an active check."""
-        check = self._spec.check
-        if check is None or good is not self.down:
+        if good is not self.down:
             self._verdicts = 0
             return
         self._verdicts += 1
@@ -81,6 +171,7 @@ class Health:
             self.down = not good
             if good:
                 self.succeeded()
+                self.slow = _SOON
 
 
 class Member:
@@ -91,10 +182,15 @@ class Member:
     def __init__(self, weight: int, health: Health) -> None:
         self.weight = weight
         self.health = health
-        self.credit = 0
+        self.credit = 0.0
+
+
+class _Watched(Protocol):
+    health: Health
 
 
 M = TypeVar("M", bound=Member)
+W = TypeVar("W", bound=_Watched)
 
 
 class Balancer(Generic[M]):
@@ -117,23 +213,24 @@ class Balancer(Generic[M]):
             left = [m for m in members if not m.health.down]
             fresh = [m for m in left if m not in tried] or left
             return min(fresh, key=lambda m: m.health.until, default=None)
-        total = 0
+        total = 0.0
         best = fresh[0]
         for member in fresh:
-            member.credit += member.weight
-            total += member.weight
+            share = member.weight * member.health.share(now) if member.health.slow else member.weight
+            member.credit += share
+            total += share
             if member.credit > best.credit:
                 best = member
         best.credit -= total
         return best
 
 
-class Checker(Generic[M]):
+class Checker(Generic[W]):
     """Runs active checks: one task for each member, owned here from `start` to `close`."""
 
     __slots__ = ("_ask", "_members", "_spec", "_tasks")
 
-    def __init__(self, spec: CheckSpec, members: Sequence[M], ask: Callable[[M], Awaitable[bool]]) -> None:
+    def __init__(self, spec: CheckSpec, members: Sequence[W], ask: Callable[[W], Awaitable[bool]]) -> None:
         """ask: tells whether the member is well, within `spec.timeout`; it raises nothing."""
         self._spec = spec
         self._members = members
@@ -152,8 +249,8 @@ class Checker(Generic[M]):
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _run(self, member: M, share: float) -> None:
+    async def _run(self, member: W, share: float) -> None:
         await asyncio.sleep(self._spec.interval * share)  # the members' checks are spread over the interval
         while True:
-            member.health.checked(await self._ask(member))
+            member.health.checked(await self._ask(member), self._spec)
             await asyncio.sleep(self._spec.interval)

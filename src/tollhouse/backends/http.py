@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from tollhouse.backends.credentials import UpstreamTLSSpec
+from tollhouse.backends.header_fields import UpstreamTLSSpec
 from tollhouse.backends.health import Balancer, Checker, Health, HealthSpec, Member
 from tollhouse.backends.rewrite import Rewrite, RewriteSpec
 from tollhouse.core.backoff import Backoff, RetryBudget
@@ -34,7 +34,7 @@ __all__ = [
     "RouteTimeoutSpec",
 ]
 
-CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"api-key"))
+CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"))
 """Header fields that may carry the credential a caller shows to the gateway."""
 
 _BUFFERED = 65_536  # bytes: a request body up to this is read whole, and can then be sent again
@@ -189,8 +189,11 @@ class HttpBackend:
             self._checker.start()
 
     async def close(self) -> None:
+        """End the checks, and the connections when they are free."""
         if self._checker is not None:
             await self._checker.close()
+        for upstream in self._balancer.members:
+            upstream.pool.retire()
 
     # ---- the Handler
     async def handle(self, request: Request) -> Response:
@@ -231,7 +234,7 @@ class HttpBackend:
             context.upstream_began = monotonic()
             head = self._head(request, upstream, fields)
             health = upstream.health
-            health.began()
+            health.began(self._clock.now)
             try:
                 exchange = await upstream.pool.exchange(
                     head,
@@ -243,6 +246,7 @@ class HttpBackend:
                     idle=timeout.tunnel if upgrade else timeout.idle,
                     chunked=chunked,
                     connect=timeout.connect,
+                    resend=repeatable,
                 )
             except Failure as failure:
                 context.upstream_ended = monotonic()
@@ -250,13 +254,13 @@ class HttpBackend:
                 if why and failure.code != "pool_exhausted":  # that is our own bound
                     health.failed(self._clock.now)
                 else:
-                    health.left()
+                    health.left(self._clock.now)
                 if more and failure.retry and self._may_repeat(why, repeatable, failure.sent) and self._budget.retry():
                     self._tell(context, why)
                     continue
                 raise
             except BaseException:
-                health.left()
+                health.left(self._clock.now)
                 raise
             if more and repeatable and exchange.status in self._again and self._budget.retry():
                 self._verdict(health, exchange.status)
@@ -268,6 +272,7 @@ class HttpBackend:
     # ---- there
     async def _body(self, request: Request) -> tuple[bytes | Request, bytes, bool]:
         """The body to send, whole or as a Source; its framing fields; whether it is chunked."""
+        request.check_length()  # before an upstream is asked for what will be refused
         announced = request.header(b"content-length")
         if request.complete or (announced is not None and int(announced) <= _BUFFERED):
             whole = await request.read(max(request.body_size, _BUFFERED))
@@ -319,7 +324,7 @@ class HttpBackend:
         if status == 101:
             if not upgrade or (exchange.headers.get(b"upgrade") or b"").lower() != b"websocket":
                 exchange.close()
-                health.left()
+                health.left(self._clock.now)
                 message = "the upstream switched to a protocol nobody asked for"
                 raise Failure(502, Reason.UPSTREAM_FAILURE, message, sent=True)
             headers.append((b"upgrade", b"websocket"))
@@ -366,6 +371,7 @@ class HttpBackend:
                 idle=check.timeout,
                 connect=check.timeout,
                 limit=1 << 20,
+                resend=True,
             )
         except Failure:
             return False

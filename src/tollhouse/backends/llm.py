@@ -1,195 +1,123 @@
 """One model at one provider: encode, send, return at the first event.
 
-Rule: before the first event everything that goes wrong raises; afterwards it is the stream's end. Bytes are looked at
-and not changed, in both directions: of the request only `model` and the wish for usage are ours, of a stream only the
-usage event that nobody but us asked for is taken out.
+Rule: before the first event everything that goes wrong raises; afterwards it is the stream's end. A caller of the
+provider's own API gets its bytes, looked at and not changed, in both directions: of the request only `model` and the
+wish for usage are ours, of a stream only the usage event that nobody but us asked for is taken out. Any other caller
+gets a translation, and what that would lose is refused, or told in `x-tollhouse-dropped`.
 """
 
-from collections.abc import Iterable
+import asyncio
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from time import monotonic
-from typing import Literal, Self
+from time import monotonic, time
 
 import msgspec
-from pydantic import Field, field_validator, model_validator
 
-from tollhouse.backends.credentials import (
-    ApiKey,
-    HeaderFields,
-    UpstreamTLSSpec,
-    api_key_line,
-    bearer_line,
-    header_lines,
-)
 from tollhouse.backends.events import Events, estimated
-from tollhouse.core.call import ModelCall
-from tollhouse.core.clock import Clock
+from tollhouse.backends.provider import Face, Provider, Timeouts
+from tollhouse.core.call import ModelCall, Usage
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Headers
 from tollhouse.core.reply import Reply
-from tollhouse.core.spec import Spec
-from tollhouse.net.client import Client, Exchange, Origin, Pool, Until
-from tollhouse.wire.llm import CHAT, EMBEDDINGS, MESSAGES
-from tollhouse.wire.llm.dialect import Dialect
+from tollhouse.net.client import Exchange, Until
+from tollhouse.wire.llm import CODECS
+from tollhouse.wire.llm.dialect import Dialect, StreamReader
+from tollhouse.wire.llm.translate import Translation
 
-__all__ = [
-    "AnthropicSpec",
-    "HTTPProvider",
-    "LLMBackend",
-    "OpenAISpec",
-    "Provider",
-    "Timeouts",
-    "anthropic_provider",
-    "openai_provider",
-    "retry_after",
-]
+__all__ = ["REFUSALS", "LLMBackend", "Refused", "retry_after"]
 
 Raw = msgspec.Raw
 
 _encode = msgspec.json.Encoder().encode
+_members = msgspec.json.Decoder(dict[str, Raw]).decode
+_ANSWERS = frozenset(("choices", "content", "output", "data", "candidates", "message", "results", "embeddings", "text"))
+_NO_ERROR = (b"null", b"{}", b'""', b"[]", b"false")
 _HEAD, _WHOLE = Until.HEAD, Until.WHOLE
 _MAX_ERROR = 1 << 20  # bytes of an error's body
+_MAX_ANSWER = 32 << 20
 _MAX_REST = 86_400.0
+_MAX_OUTPUT = 4096  # tokens, where an API wants a bound and the caller gave none
+_MOST_KEYS = 8  # credentials tried for one call
 
 _PASSED = frozenset((b"retry-after", b"retry-after-ms", b"x-should-retry"))
 _PREFIXES = (b"openai-", b"anthropic-", b"x-ratelimit-")
 _ACCOUNT = (b"openai-organization", b"openai-project", b"anthropic-organization-id", b"anthropic-workspace-id")
 _CONTENT_TYPE = b"content-type"
-_UNKNOWN = b""  # no name, to tell it from None
 _RENAMED = {
     _CONTENT_TYPE: _CONTENT_TYPE,
     b"x-request-id": b"x-upstream-request-id",
     b"request-id": b"x-upstream-request-id",
+    b"x-amzn-requestid": b"x-upstream-request-id",
 }
 _NAMES = 512
-_TRACE = frozenset((b"traceparent", b"tracestate"))
-_ANTHROPIC = frozenset((b"anthropic-version", b"anthropic-beta"))
-_ANTHROPIC_VERSION = b"2023-06-01"
-_FIXED_LINES = (
-    b"content-type: application/json\r\naccept: application/json, text/event-stream\r\n"
-    b"accept-encoding: identity\r\nuser-agent: tollhouse\r\n"
-)
-_OPENAI_URL = "https://api.openai.com/v1"
-_ANTHROPIC_URL = "https://api.anthropic.com"
+
+REFUSALS = frozenset(("context_length_exceeded", "content_policy"))
+"""Codes of a Refused."""
+
 _JSON = (b"content-type", b"application/json")
 
 
-class Timeouts(msgspec.Struct, frozen=True):
-    """Seconds. total: from the request's arrival to the last byte. first_event: to the first event of a stream.
-    idle: between two pieces of an answer. connect: to open a connection."""
+class Refused(Failure):
+    """The provider refused the request itself, in a way that another model might not. reply: its own words, for the
+    caller when there is no such model. code: "context_length_exceeded" or "content_policy"."""
 
-    total: float = 300.0
-    first_event: float = 60.0
-    idle: float = 60.0
-    connect: float = 5.0
+    __slots__ = ("reply",)
 
-
-class Provider:
-    """Where models are: one for each configured provider, shared by all its models.
-
-    name: as configured. kind: "openai", "anthropic", "local"; `gen_ai_system` in metrics. speaks: the operations of
-    the dialects it understands (`Dialect.operation`). asks_usage: it takes `stream_options`. settled: `pool` is
-    there; else `ready` is awaited first. shown: the upstream's header names seen so far, and as what callers see them.
-    """
-
-    __slots__ = ("asks_usage", "clock", "kind", "name", "pool", "settled", "shown", "speaks")
-
-    pool: Pool
-
-    def __init__(self, name: str, kind: str, speaks: frozenset[str], clock: Clock, *, asks_usage: bool) -> None:
-        self.name = name
-        self.kind = kind
-        self.speaks = speaks
-        self.clock = clock
-        self.asks_usage = asks_usage
-        self.settled = True
-        self.shown: dict[bytes, bytes | None] = {}
-
-    async def ready(self, deadline: float) -> None:
-        """Bring it up. deadline: monotonic. Raises Failure 503 or 504."""
-
-    async def close(self) -> None:
-        """Stop what only this provider uses. Calls fail afterwards, if it had anything."""
-
-    def head(self, call: ModelCall, length: int) -> bytes:
-        """The request head for a body of `length` bytes, with the blank line."""
-        raise NotImplementedError
-
-
-class HTTPProvider(Provider):
-    """An API over HTTP. Its heads are rendered once; what of the caller's headers goes along is added."""
-
-    __slots__ = ("_forwarded", "_heads", "_version")
-
-    def __init__(
-        self,
-        name: str,
-        kind: str,
-        dialects: Iterable[Dialect],
-        clock: Clock,
-        *,
-        pool: Pool,
-        base: bytes,
-        lines: bytes,
-        asks_usage: bool,
-        version: bytes = b"",
-    ) -> None:
-        """base: path that the dialects' paths follow. lines: header lines, credentials among them. version: the
-        `anthropic-version` for a caller who sends none."""
-        dialects = tuple(dialects)
-        super().__init__(name, kind, frozenset(d.operation for d in dialects), clock, asks_usage=asks_usage)
-        self.pool = pool
-        self._version = b"anthropic-version: %b\r\n" % version if version else b""
-        self._forwarded = _TRACE | _ANTHROPIC if version else _TRACE
-        self._heads = {
-            d.operation: b"POST %b%b HTTP/1.1\r\nhost: %b\r\n%b%b"
-            % (base, d.path, pool.origin.authority, lines, _FIXED_LINES)
-            for d in dialects
-        }
-
-    def head(self, call: ModelCall, length: int) -> bytes:
-        extra = self._version
-        forwarded = self._forwarded
-        for name, value in call.request.headers:
-            if name in forwarded:
-                if name == b"anthropic-version":
-                    extra = extra.replace(self._version, b"", 1)
-                extra += b"%b: %b\r\n" % (name, value)
-        return b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
-            self._heads[call.operation],
-            extra,
-            call.context.request_id.encode("latin-1", "replace"),
-            length,
-        )
+    def __init__(self, reply: Reply, code: str, message: str, detail: str) -> None:
+        super().__init__(reply.status, Reason.UPSTREAM, message, code=code, detail=detail)
+        self.reply = reply
 
 
 class LLMBackend:
     """A model at a provider, as a call's last Handler.
 
     model: its name there; a `*` in it stands for what the `*` of `pattern` (the configured name) matched; None: the
-    name that was asked.
+    name that was asked. lossy: what a translation cannot say is dropped, and the caller told. refusals: codes of a
+    Refused that is raised, because somebody else may be asked; another refusal is an answer.
     """
 
-    __slots__ = ("_after", "_before", "_fixed", "_prefix", "_suffix", "label", "provider", "timeouts")
+    __slots__ = (
+        "_after", "_before", "_fixed", "_fixed_raw", "_lossy", "_prefix", "_refusals", "_suffix", "label", "provider",
+        "timeouts",
+    )  # fmt: skip
 
-    def __init__(self, provider: Provider, model: str | None, timeouts: Timeouts, *, pattern: str = "") -> None:
+    def __init__(
+        self,
+        provider: Provider,
+        model: str | None,
+        timeouts: Timeouts,
+        *,
+        pattern: str = "",
+        lossy: bool = False,
+        refusals: frozenset[str] = REFUSALS,
+    ) -> None:
         self.provider = provider
         self.timeouts = timeouts
         self.label = provider.name if model is None else f"{provider.name}/{model}"
-        self._fixed = None if model is None or "*" in model else Raw(_encode(model))
+        self._lossy = lossy
+        self._refusals = refusals
+        self._fixed = "" if model is None or "*" in model else model
+        self._fixed_raw = Raw(_encode(self._fixed))
         self._before, _, self._after = ("", "", "") if model is None else model.partition("*")
         prefix, star, suffix = pattern.partition("*") if model is not None else ("", "", "")
         self._prefix = len(prefix) if star else 0
         self._suffix = len(suffix) if star else 0
 
-    def model(self, call: ModelCall) -> Raw:
-        """The name to ask the provider for, JSON."""
-        if self._fixed is not None:
+    def model(self, call: ModelCall) -> str:
+        """The name to ask the provider for."""
+        if self._fixed:
             return self._fixed
         asked = call.model
-        matched = asked[self._prefix : len(asked) - self._suffix]
-        return Raw(_encode(self._before + matched + self._after))
+        return self._before + asked[self._prefix : len(asked) - self._suffix] + self._after
+
+    def continues(self, call: ModelCall) -> dict[str, Raw] | None:
+        """What a request needs beside an assistant's message at its end, so that the answer goes on from that; None
+        where it would be a new one."""
+        face = self.provider.faces.get(call.operation)
+        if face is not None:
+            return face.continues
+        face = self.provider.face(call, self._fixed or self.model(call))
+        return None if face.continues else face.continues  # a translation would not say them
 
     async def handle(self, call: ModelCall) -> Reply:
         """Ask. Raises Failure; with `retry` where another provider may do better."""
@@ -208,119 +136,217 @@ class LLMBackend:
             deadline = context.deadline
         if not provider.settled:
             await provider.ready(deadline)
-        fields = call.fields.copy()
-        fixed = self._fixed
-        fields["model"] = fixed if fixed is not None else self.model(call)
+        model = context.model_sent = self._fixed or self.model(call)
+        face = provider.faces.get(call.operation)
+        if face is None:
+            face = provider.face(call, model)
+        translation: Translation | None = None
+        lost: list[str] = []
         strip = False
-        until, first_byte, idle = _WHOLE, timeouts.total, timeouts.idle
-        if call.stream:
-            if provider.asks_usage:
+        if face.operation != call.operation:
+            translation = _translation(call, face)
+            body, lost = self._translated(call, face, translation, model)
+        else:
+            fields = call.fields.copy()
+            if face.names_model:
+                fields["model"] = self._fixed_raw if model is self._fixed else Raw(_encode(model))
+            if face.adds is not None:
+                fields = face.adds(fields)
+            if call.stream and face.asks_usage:
                 options = call.dialect.usage_options(fields)
                 if options is not None:
                     fields["stream_options"] = options
                     strip = True
+            body = call.dialect.encode(fields, call.body)
+        exchange = await self._exchange(call, face, model, body, deadline)
+        status = exchange.status
+        if status == 200 and (exchange.event_stream or (call.stream and face.dialect.streamed(exchange.headers))):
+            reader = call.dialect.reader(strip=strip) if translation is None else translation.reader(face.dialect)
+            reply = await self._stream(call, face, exchange, reader, began)
+        else:
+            if exchange.complete and not exchange.encoded:
+                answer = exchange.body
+            else:
+                answer = await exchange.read(_MAX_ERROR if status >= 400 else _MAX_ANSWER)
+            if status != 200:
+                return self._refused(call, face.dialect, status, exchange.headers, answer, translation)
+            if call.stream and call.operation in CODECS:
+                raise _no_stream(face.dialect, answer)
+            if translation is None:
+                usage, context.model_answered = call.dialect.answer(answer)
+                if not answer.isascii() and not call.dialect.opaque_answer:
+                    _check_text(answer)
+                passed = self._passed(exchange.headers)
+            else:
+                answer, usage, context.model_answered = translation.answer(answer)
+                passed = self._passed(exchange.headers)
+                passed[-1] = _JSON
+            if usage is None:
+                usage = self._unsaid(call, answer, passed[-1][1])
+            context.usage = usage
+            reply = Reply(200, passed, answer)
+        if lost:
+            reply.headers.append((b"x-tollhouse-dropped", _listed(lost)))
+        return reply
+
+    async def _exchange(self, call: ModelCall, face: Face, model: str, body: bytes, deadline: float) -> Exchange:
+        """Send it, and wait for the answer or its head; with another credential where one is refused."""
+        context = call.context
+        timeouts = self.timeouts
+        until, first_byte, idle = _WHOLE, timeouts.total, timeouts.idle
+        if call.stream:
             # Some providers send the head at once and think then: that time is the first event's too.
             until, first_byte = _HEAD, timeouts.first_event
             if idle < first_byte:
                 idle = first_byte
-        body = _encode(fields)
-        head = provider.head(call, len(body))
-        exchange: Exchange | None = None
-        try:
-            begun = provider.pool.begin(head, body, until=until, deadline=deadline, first_byte=first_byte, idle=idle)
-            if begun is not None:
-                exchange, woken = begun
-                await woken
-            if exchange is None or exchange.status != 200 or exchange.failure is not None:
-                exchange = await provider.pool.exchange(
-                    head,
-                    body,
-                    method=b"POST",
-                    until=until,
-                    deadline=deadline,
-                    first_byte=first_byte,
-                    idle=idle,
-                    connect=timeouts.connect,
-                    begun=exchange,
-                )
-        except BaseException:
-            if exchange is not None:
-                exchange.close()
-            raise
-        finally:
-            context.upstream_ended = monotonic()
-        status = exchange.status
-        if status == 200 and exchange.event_stream:
-            return await self._stream(call, exchange, strip, began)
-        if exchange.complete and not exchange.encoded:
-            answer = exchange.take()
-        else:
-            answer = await exchange.read(_MAX_ERROR if status >= 400 else 32 << 20)
-        if status != 200:
-            return self._refused(status, exchange.headers, answer)
-        usage, model = call.dialect.answer(answer)
-        if usage is None:
-            if answer[:1] != b"{" and answer.lstrip()[:1] != b"{":
-                raise Failure(502, Reason.UPSTREAM_FAILURE, "the provider's answer is not JSON", retry=True, sent=True)
-            usage = estimated(None, _prompt(call), 0 if call.operation == "embeddings" else len(answer))
-        context.usage = usage
-        context.model_answered = model
-        return Reply(200, self._passed(exchange.headers, _JSON), answer)
+        tried = 0
+        while True:
+            tried += 1
+            if not face.credential.settled:
+                await face.credential.ready(deadline)
+            lines = face.credential.lines
+            head = face.head(call, model, body)
+            exchange: Exchange | None = None
+            try:
+                begun = face.pool.begin(head, body, until, deadline, first_byte, idle)
+                if begun is not None:
+                    exchange, woken = begun
+                    await woken
+                if exchange is None or exchange.status != 200 or exchange.failure is not None:
+                    exchange = await face.pool.exchange(
+                        head,
+                        body,
+                        method=b"POST",
+                        until=until,
+                        deadline=deadline,
+                        first_byte=first_byte,
+                        idle=idle,
+                        connect=timeouts.connect,
+                        begun=exchange,
+                        resend=True,
+                    )
+            except asyncio.CancelledError:
+                if exchange is not None:
+                    # The caller has left; the provider works on, and counts it.
+                    bound = 0 if call.stream else call.dialect.output_bound(call.fields)
+                    context.usage = Usage(self.prompt(call), bound, estimated=True)
+                    exchange.close()
+                raise
+            except BaseException:
+                if exchange is not None:
+                    exchange.close()
+                raise
+            finally:
+                context.upstream_ended = monotonic()
+            status = exchange.status
+            if status not in (401, 403, 429) or tried == _MOST_KEYS:
+                return exchange
+            if not face.credential.refused(lines, status, retry_after(exchange.headers)):
+                return exchange
+            exchange.close()
+            await face.credential.ready(deadline)
 
-    async def _stream(self, call: ModelCall, exchange: Exchange, strip: bool, began: float) -> Reply:
+    def _translated(self, call: ModelCall, face: Face, translation: Translation, model: str) -> tuple[bytes, list[str]]:
+        fields, lost = translation.request(model=model, max_output=_MAX_OUTPUT, lossy=self._lossy)
+        if not face.asks_usage:
+            fields.pop("stream_options", None)
+        elif call.stream:
+            options = face.dialect.usage_options(fields)
+            if options is not None:
+                fields["stream_options"] = options
+        if face.adds is not None:
+            fields = face.adds(fields)
+        return face.dialect.encode(fields, b""), lost
+
+    async def _stream(
+        self, call: ModelCall, face: Face, exchange: Exchange, reader: StreamReader, began: float
+    ) -> Reply:
         context = call.context
-        encoding = exchange.headers.get(b"content-encoding")
-        if encoding is not None and encoding.lower() != b"identity":
+        if exchange.encoded and (exchange.headers.get(b"content-encoding") or b"").lower() != b"identity":
             exchange.close()
             message = "the provider compressed a stream that was asked for uncompressed"
             raise Failure(502, Reason.UPSTREAM_FAILURE, message, sent=True)
         timeouts = self.timeouts
         events = Events(
             exchange,
-            call.dialect.reader(strip=strip),
+            reader,
             context,
             self.provider.clock,
-            prompt=_prompt(call),
+            framer=face.dialect.framer(),
+            prompt=lambda: self.prompt(call),
             idle=timeouts.idle if timeouts.idle < timeouts.first_event else 0.0,
         )
         try:
             first = await events.first(began + timeouts.first_event)
+        except asyncio.CancelledError:
+            context.usage = Usage(self.prompt(call), 0, estimated=True)
+            events.close()
+            raise
         except BaseException:
             events.close()
             raise
         context.first_event = monotonic()
-        reply = Reply(200, self._passed(exchange.headers, None), first, events)
+        reply = Reply(200, self._passed(exchange.headers)[:-1], first, events)  # the endpoint says what a stream is
         reply.taps = events.taps
         reply.ends.append(events.settle)
         return reply
 
-    def _passed(self, headers: Headers, content_type: tuple[bytes, bytes] | None) -> list[tuple[bytes, bytes]]:
-        """What the caller may see of the upstream's headers; content-type is left out when `content_type` is None, and
-        is that if there is none."""
-        known = self.provider.shown
+    def _unsaid(self, call: ModelCall, answer: bytes, content_type: bytes) -> Usage:
+        """Usage of an answer that does not tell it. Raises Failure 502 for what is no answer at all."""
+        if call.dialect.opaque_answer and not content_type.startswith(b"text/html"):
+            return Usage(self.prompt(call), 0, estimated=True)
+        try:
+            fields = _members(answer)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            kind = content_type.decode("latin-1")[:100]
+            told = f"it is {kind}, and begins with {answer[:100]!r}"
+            raise _not_an_answer("is not JSON, or no object", told) from None
+        if "error" in fields and not _ANSWERS.intersection(fields) and bytes(fields["error"]) not in _NO_ERROR:
+            code, message = call.dialect.complaint(answer)
+            raise _not_an_answer("is an error, though its status is 200", f"{code or 'error'}: {message}"[:500])
+        return estimated(None, self.prompt(call), call.dialect.said(answer))
+
+    def prompt(self, call: ModelCall) -> int:
+        """Input tokens that nobody counted, as estimated."""
+        vocabularies = self.provider.vocabularies
+        if vocabularies is not None:
+            counted = vocabularies.of_request(call.context.model_sent, call.body)
+            if counted is not None:
+                return counted
+        return max(call.estimate - int(call.dialect.output_bound(call.fields)), 0)
+
+    def _passed(self, headers: Headers) -> list[tuple[bytes, bytes]]:
+        """What the caller may see of the upstream's header fields. The last is the one content-type."""
+        shown = self.provider.shown
         passed = []
+        content_type = _JSON
         for pair in headers:
-            name = pair[0]
-            shown = known.get(name, _UNKNOWN)
-            if shown is None:
+            try:
+                name = shown[pair[0]]
+            except KeyError:
+                name = _seen_as(pair[0])
+                if len(shown) < _NAMES:
+                    shown[pair[0]] = name
+            if name is None:
                 continue
-            if shown is _UNKNOWN:
-                shown = _shown(name)
-                if len(known) < _NAMES:
-                    known[name] = shown
-                if shown is None:
-                    continue
-            if shown is not _CONTENT_TYPE:
-                passed.append((shown, pair[1]))
-            elif content_type is not None:
-                passed.append(pair)
-                content_type = None
-        if content_type is not None:
-            passed.append(content_type)
+            if name is not _CONTENT_TYPE:
+                passed.append((name, pair[1]))
+            elif content_type is _JSON:
+                content_type = pair
+        passed.append(content_type)
         return passed
 
-    def _refused(self, status: int, headers: Headers, body: bytes) -> Reply:
-        """An answer that is not 200: the caller's to read when it is about the request, else a Failure."""
+    def _refused(
+        self,
+        call: ModelCall,
+        dialect: Dialect,
+        status: int,
+        headers: Headers,
+        body: bytes,
+        translation: Translation | None,
+    ) -> Reply:
+        """An answer that is not 200: the caller's to read when it is about the request, else a Failure. dialect: the
+        provider's."""
         detail = f"{self.label}: {status} {body[:500].decode('utf-8', 'replace')}"
         if status == 429:
             raise Failure(
@@ -340,6 +366,7 @@ class LLMBackend:
                 code="upstream_credentials",
                 detail=detail,
                 retry=True,
+                sent=True,
             )
         if status >= 500 or status == 408 or status < 200 or 300 <= status < 400:
             ours = 503 if status in (503, 529) else 504 if status in (408, 504) else 502
@@ -356,7 +383,49 @@ class LLMBackend:
             # Not of the dialect: a proxy's page, or a base_url that leads nowhere.
             message = f"the provider refused the request with status {status}"
             raise Failure(status, Reason.UPSTREAM, message, detail=detail)
-        return Reply(status, self._passed(headers, _JSON), body)
+        code, message = dialect.complaint(body)
+        if translation is None:
+            reply = Reply(status, self._passed(headers), body)
+        else:
+            failure = Failure(status, Reason.UPSTREAM, message or f"the provider answered {status}", code=code or None)
+            reply = Reply(status, [_JSON], call.dialect.error(failure, call.context.request_id))
+        if code in self._refusals:
+            raise Refused(reply, code, message, detail)
+        return reply
+
+
+def _translation(call: ModelCall, face: Face) -> Translation:
+    """The call's way to that API. Its meaning is read once, however many targets are asked."""
+    asker = CODECS[call.operation]
+    assert face.codec is not None
+    chat = call.chat
+    if chat is None:
+        chat = call.chat = asker.decode(call.fields, model=call.model, stream=call.stream)
+    return Translation(chat, asker, face.codec, int(time()), id=call.context.request_id)
+
+
+def _listed(lost: list[str]) -> bytes:
+    return "; ".join(lost).encode("ascii", "backslashreplace")[:2048]
+
+
+def _no_stream(dialect: Dialect, answer: bytes) -> Failure:
+    """The provider answered 200 without the stream that was asked for."""
+    code, message = dialect.complaint(answer)
+    said = f"{code or 'error'}: {message}" if code or message else repr(answer[:100])
+    return _not_an_answer("is not the stream that was asked for", said[:500])
+
+
+def _check_text(answer: bytes) -> None:
+    """Raises Failure 502 for what is not UTF-8 (RFC 8259 section 8.1): the caller could not read it."""
+    try:
+        answer.decode()
+    except UnicodeDecodeError as error:
+        raise _not_an_answer("is not UTF-8", f"at byte {error.start}") from None
+
+
+def _not_an_answer(what: str, detail: str) -> Failure:
+    message = f"the provider's answer {what}"
+    return Failure(502, Reason.UPSTREAM_FAILURE, message, detail=detail, retry=True, sent=True)
 
 
 def retry_after(headers: Headers) -> float | None:
@@ -381,118 +450,9 @@ def retry_after(headers: Headers) -> float | None:
     return min(max(seconds, 0.0), _MAX_REST) if seconds == seconds else None
 
 
-def _shown(name: bytes) -> bytes | None:
+def _seen_as(name: bytes) -> bytes | None:
+    """The name callers see a header field of the upstream by; None: not at all."""
     renamed = _RENAMED.get(name)
     if renamed is not None:
         return renamed
-    if name in _PASSED or (name.startswith(_PREFIXES) and not name.startswith(_ACCOUNT)):
-        return name
-    return None
-
-
-def _prompt(call: ModelCall) -> int:
-    """Input tokens as estimated when the call was decoded."""
-    return max(call.estimate - int(call.dialect.output_bound(call.fields)), 0)
-
-
-# ---- Specs
-
-
-class _RemoteSpec(Spec):
-    api_key: ApiKey | None = Field(default=None, description="sent instead of the caller's credentials")
-    headers: HeaderFields = Field(default={}, description="further header fields of every request")
-    tls: UpstreamTLSSpec | None = Field(default=None, description="for an https base_url")
-    proxy: str | None = Field(default=None, description="an HTTP proxy that is asked to CONNECT: http://host:port")
-    connections: int = Field(default=512, ge=1, description="open connections at most")
-
-    @field_validator("base_url", check_fields=False)
-    @classmethod
-    def _url(cls, value: str) -> str:
-        _, path = Origin.of(value)
-        if b"?" in path:
-            raise ValueError("a base_url has no query; set `headers`, or name the path alone")
-        return value.rstrip("/")
-
-    def lines(self, key_line: bytes) -> bytes:
-        return key_line + header_lines(self.headers)
-
-    def _keyed(self, *names: str) -> bool:
-        return self.api_key is not None or any(n.lower() in names for n in self.headers)
-
-    def origin(self, url: str) -> tuple[Origin, bytes]:
-        """Where it is, and the path that requests begin with."""
-        origin, path = Origin.of(url, tls=None if self.tls is None else self.tls.value(), proxy=self.proxy)
-        return origin, path.rstrip(b"/")
-
-
-class OpenAISpec(_RemoteSpec):
-    """OpenAI, or any server that speaks its API."""
-
-    kind: Literal["openai"]
-    base_url: str = Field(default=_OPENAI_URL, description="up to and with the version, like http://host:9000/v1")
-    organization: str | None = Field(default=None, pattern=r"^[!-~]+$", description="for keys of several organisations")
-    project: str | None = Field(default=None, pattern=r"^[!-~]+$", description="for keys of several projects")
-    stream_usage: bool = Field(
-        default=True, description="ask every stream for its usage; false for a server that refuses `stream_options`"
-    )
-
-    @model_validator(mode="after")
-    def _credentials(self) -> Self:
-        if self.base_url == _OPENAI_URL and not self._keyed("authorization"):
-            raise ValueError("api_key is missing: api.openai.com answers nobody without one")
-        return self
-
-
-class AnthropicSpec(_RemoteSpec):
-    """Anthropic, or any server that speaks its API."""
-
-    kind: Literal["anthropic"]
-    base_url: str = Field(default=_ANTHROPIC_URL, description="without the version: /v1/messages is added")
-
-    @field_validator("base_url")
-    @classmethod
-    def _without_version(cls, value: str) -> str:
-        if value.endswith("/v1"):
-            raise ValueError("leave /v1 out: /v1/messages is added to it")
-        return value
-
-    @model_validator(mode="after")
-    def _credentials(self) -> Self:
-        if self.base_url == _ANTHROPIC_URL and not self._keyed("authorization", "x-api-key"):
-            raise ValueError("api_key is missing: api.anthropic.com answers nobody without one")
-        return self
-
-
-def openai_provider(name: str, spec: OpenAISpec, client: Client, clock: Clock) -> HTTPProvider:
-    """Raises OriginError where TLS files or the proxy cannot be used."""
-    origin, base = spec.origin(spec.base_url)
-    lines = spec.lines(b"" if spec.api_key is None else bearer_line(spec.api_key))
-    for field, value in ((b"openai-organization", spec.organization), (b"openai-project", spec.project)):
-        if value is not None:
-            lines += b"%b: %b\r\n" % (field, value.encode("ascii"))
-    return HTTPProvider(
-        name,
-        "openai",
-        (CHAT, EMBEDDINGS),
-        clock,
-        pool=client.pool(origin, spec.connections),
-        base=base,
-        lines=lines,
-        asks_usage=spec.stream_usage,
-    )
-
-
-def anthropic_provider(name: str, spec: AnthropicSpec, client: Client, clock: Clock) -> HTTPProvider:
-    """Raises OriginError where TLS files or the proxy cannot be used."""
-    origin, base = spec.origin(spec.base_url)
-    return HTTPProvider(
-        name,
-        "anthropic",
-        (MESSAGES,),
-        clock,
-        pool=client.pool(origin, spec.connections),
-        base=base,
-        lines=spec.lines(b"" if spec.api_key is None else api_key_line(spec.api_key)),
-        asks_usage=False,
-        version=_ANTHROPIC_VERSION,
-    )
+    return name if name in _PASSED or (name.startswith(_PREFIXES) and not name.startswith(_ACCOUNT)) else None

@@ -22,14 +22,14 @@ import msgspec
 from pydantic import AfterValidator, Field, ValidationInfo
 
 import tollhouse
-from tollhouse.backends.llm import HTTPProvider, Provider
-from tollhouse.core.call import ModelCall
+from tollhouse.backends.credential import Fixed
+from tollhouse.backends.provider import Face, Provider
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.spec import Duration, Reading, Spec
-from tollhouse.net.client import Client, Origin
+from tollhouse.net.client import Client, Origin, Pool
 from tollhouse.net.process import Child, clean_environment, spawn
-from tollhouse.wire.llm import CHAT
+from tollhouse.wire.llm import CHAT, CODECS
 
 __all__ = ["PINNED", "LocalProvider", "LocalSpec", "find_weights", "install_local_model"]
 
@@ -116,7 +116,7 @@ class LocalProvider(Provider):
         "_closed",
         "_deaths",
         "_key",
-        "_remote",
+        "_pool",
         "_spec",
         "_starting",
         "_up_since",
@@ -124,12 +124,12 @@ class LocalProvider(Provider):
     )
 
     def __init__(self, name: str, spec: LocalSpec, client: Client, clock: Clock) -> None:
-        super().__init__(name, "local", frozenset((CHAT.operation,)), clock, asks_usage=True)
+        super().__init__(name, "local", clock)
         self.settled = False
         self._spec = spec
         self._client = client
         self._key = ""
-        self._remote: HTTPProvider | None = None
+        self._pool: Pool | None = None
         self._child: Child | None = None
         self._starting: asyncio.Task[None] | None = None
         self._deaths = 0
@@ -142,11 +142,12 @@ class LocalProvider(Provider):
         """The child's process id; 0 while there is none."""
         return self._child.pid if self._child is not None else 0
 
-    def head(self, call: ModelCall, length: int) -> bytes:
-        remote = self._remote
-        if remote is None:  # it died between `ready` and now
-            raise _unavailable("the local model's process has ended", retry=True)
-        return remote.head(call, length)
+    @property
+    def speaks(self) -> frozenset[str]:
+        return frozenset((CHAT.operation,))  # known before the child is there
+
+    def answers(self, operation: str, translatable: bool) -> bool:
+        return operation == CHAT.operation or translatable
 
     async def ready(self, deadline: float) -> None:
         """Wait until the child serves. Callers share one start; one that gives up does not stop it."""
@@ -217,18 +218,10 @@ class LocalProvider(Provider):
         pool.patience = 300.0  # calls wait for their turn as long as their own time allows
         self._child = child
         self._up_since = monotonic()
-        self.pool = pool
-        self._remote = HTTPProvider(
-            self.name,
-            "local",
-            (CHAT,),
-            self.clock,
-            pool=pool,
-            base=base,
-            lines=b"authorization: Bearer %b\r\n" % self._key.encode("ascii"),
-            asks_usage=True,
-        )
-        self.settled = True
+        self._pool = pool
+        key = Fixed(b"authorization: Bearer %b\r\n" % self._key.encode("ascii"))
+        codec = CODECS[CHAT.operation]
+        self.take((Face(CHAT, pool, key, target=base + CHAT.path, codec=codec, asks_usage=True),))
 
     def _ended(self, why: str) -> None:
         """The child is gone."""
@@ -236,7 +229,7 @@ class LocalProvider(Provider):
         if child is None:
             return  # not up yet: the start fails
         self.settled = False
-        self._remote = None
+        self._pool = None
         if not self._closed:
             log.warning("the local model's process ended: %s", why)
             self._died()
@@ -257,9 +250,9 @@ class LocalProvider(Provider):
             starting.cancel()
             await asyncio.wait([starting])
         child, self._child = self._child, None
-        self._remote = None
         if child is not None:
-            self.pool.close()
+            if self._pool is not None:
+                self._pool.close()
             await child.close(0.5)
 
 
@@ -310,13 +303,5 @@ def _unavailable(message: str, *, detail: str = "", retry: bool = True, retry_af
 def _again(failure: BaseException) -> BaseException:
     """A fresh Failure for each caller: one exception raised in several tasks would collect all their frames."""
     if isinstance(failure, Failure):
-        return Failure(
-            failure.status,
-            failure.reason,
-            failure.message,
-            code=failure.code,
-            detail=failure.detail,
-            retry=failure.retry,
-            retry_after=failure.retry_after,
-        )
+        return failure.copy()
     return failure

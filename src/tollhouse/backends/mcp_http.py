@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from pydantic import Field, SecretStr, field_validator
 
-from tollhouse.backends.credentials import HeaderFields, UpstreamTLSSpec, header_lines
+from tollhouse.backends.header_fields import HeaderFields, UpstreamTLSSpec, header_lines
 from tollhouse.backends.llm import retry_after
 from tollhouse.backends.mcp_session import ANSWER_HEADERS, Expired, Key, McpServerSpec, Messages, Owner, Session
 from tollhouse.core.call import ToolCall

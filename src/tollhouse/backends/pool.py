@@ -1,187 +1,131 @@
-"""Which target answers a model call: weights, what their answers tell, failover and fallback before the first event.
+"""Which target answers a model call: health, budget, failover and fallback before the first event.
 
-Rule: a target is asked at most once in a round, and the round ends at the first Reply. A target that fails again and
-again is left out for a time that grows, one that says how long to wait is left alone that long. That is an opinion:
-when it leaves nobody out of all targets and there is no fallback, they are asked all the same, since an error from
-one of them tells the caller more than one from us.
+Rule: a target is asked at most once in a round, and the round ends at the first Reply. Who fails is left out for a
+time that grows, who says how long to wait is left alone that long. That is an opinion: where nobody else is left, the
+last ones are asked all the same, since an error from one of them tells the caller more than one from us. Asking one
+more target costs a retry of the model's budget, unless the one before was not even reached, so that a storm is not
+multiplied; the fallbacks are other machines, and free.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from random import random
-from typing import Annotated, Literal, Self
+from time import monotonic
 
-from pydantic import Field, model_validator
-
-from tollhouse.backends.llm import (
-    AnthropicSpec,
-    LLMBackend,
-    OpenAISpec,
-    Provider,
-    Timeouts,
-    anthropic_provider,
-    openai_provider,
+from tollhouse.backends.balance import (
+    Balance,
+    Condition,
+    InTurn,
+    LeastLatency,
+    Member,
+    Sticky,
+    Weighted,
+    caller,
+    drawn,
 )
-from tollhouse.backends.local import LocalProvider, LocalSpec
-from tollhouse.core.call import ModelCall
+from tollhouse.backends.health import Checker, Health, HealthSpec
+from tollhouse.backends.hedge import Hedge, HedgeSpec
+from tollhouse.backends.llm import LLMBackend, Refused
+from tollhouse.backends.pool_spec import FallbackSpec, ModelTimeoutSpec, PoolSpec, TargetSpec
+from tollhouse.backends.provider import Provider
+from tollhouse.backends.resume import Lasting, continuation
+from tollhouse.core.backoff import RetryBudget, cause
+from tollhouse.core.call import Context, ModelCall, Usage
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Ending
 from tollhouse.core.reply import Reply
-from tollhouse.core.spec import Duration, Spec
-from tollhouse.net.client import Client
+from tollhouse.net.client import Until
+from tollhouse.wire.llm import CODECS
 
 __all__ = [
     "FallbackSpec",
     "Member",
-    "PassiveHealthSpec",
+    "ModelTimeoutSpec",
     "Pool",
     "PoolSpec",
-    "ProviderSpec",
     "TargetSpec",
-    "TimeoutSpec",
     "pool",
-    "provider",
 ]
 
 _JITTER = 0.2  # of a time out: members that failed together come back one by one
-_GROWTH = 16  # doublings at most
-_PATHS = {"chat": "/v1/chat/completions", "embeddings": "/v1/embeddings", "messages": "/v1/messages"}
+_SAVED = 100.0  # further attempts that a model may begin with
+_PATHS = {
+    "chat": "/v1/chat/completions",
+    "responses": "/v1/responses",
+    "messages": "/v1/messages",
+    "embeddings": "/v1/embeddings",
+}
+_FAILURE = "failure"
+_REFUSALS = {"context_length_exceeded": "context_window", "content_policy": "content_policy"}
+"""What a fallback may be asked after, by the code of a Refused."""
 
 
-# ---- Specs
-
-
-ProviderSpec = Annotated[OpenAISpec | AnthropicSpec | LocalSpec, Field(discriminator="kind")]
-"""Any provider, told apart by `kind`."""
-
-
-class TargetSpec(Spec):
-    """A model at a provider."""
-
-    provider: str = Field(description="a name under `providers`")
-    model: str | None = Field(
-        default=None, description="its name there; a * stands for what the * of the name matched; none: the same name"
-    )
-    weight: float = Field(default=1, ge=0, description="share of the calls; 0: only when the others have failed")
-
-
-class FallbackSpec(Spec):
-    """A model at a provider that is asked when every target has failed or is left out."""
-
-    provider: str = Field(description="a name under `providers`")
-    model: str | None = Field(default=None, description="as in a target")
-    notice: bool = Field(default=False, description="tell the caller, in the header x-tollhouse-fallback")
-
-
-class TimeoutSpec(Spec):
-    """How long a call may take."""
-
-    total: Duration = Field(default=300.0, gt=0, description="from the request's arrival to the last byte")
-    first_event: Duration = Field(default=60.0, gt=0, description="to the first event of a stream, for each target")
-    idle: Duration = Field(default=60.0, gt=0, description="between two pieces of an answer")
-    connect: Duration = Field(default=5.0, gt=0, description="to open a connection")
-
-    def value(self) -> Timeouts:
-        return Timeouts(self.total, self.first_event, self.idle, self.connect)
-
-
-class PassiveHealthSpec(Spec):
-    """When a target is left out."""
-
-    failures: int = Field(default=5, ge=1, description="failures in a row")
-    eject: Duration = Field(default=10.0, gt=0, description="for how long; doubled each time, up to `max`")
-    max: Duration = Field(default=300.0, gt=0, description="the longest time, also for a provider's Retry-After")
-
-    @model_validator(mode="after")
-    def _order(self) -> Self:
-        if self.max < self.eject:
-            raise ValueError("`max` is shorter than `eject`")
-        return self
-
-
-class PoolSpec(Spec):
-    """Where a model's calls go. A model's Spec has these fields among its own."""
-
-    targets: list[TargetSpec] = Field(min_length=1)
-    balance: Literal["weighted", "round_robin"] = Field(
-        default="weighted", description="weighted: at random, by weight; round_robin: in turn"
-    )
-    fallback: list[FallbackSpec] = Field(default=[], description="tried in order when every target has failed")
-    timeout: TimeoutSpec = TimeoutSpec()
-    health: PassiveHealthSpec = PassiveHealthSpec()
-
-    @model_validator(mode="after")
-    def _effects(self) -> Self:
-        if not any(t.weight for t in self.targets):
-            raise ValueError("every target has weight 0; give at least one a share")
-        if self.balance == "round_robin" and len({t.weight for t in self.targets}) > 1:
-            raise ValueError("weights have no effect with balance: round_robin; leave them out, or use weighted")
-        return self
-
-
-# ---- members
-
-
-class Member:
-    """One target with what is known of its health. Times are monotonic seconds."""
-
-    __slots__ = ("_ejections", "_failures", "backend", "notice", "troubled", "until", "weight")
-
-    def __init__(self, backend: LLMBackend, weight: float = 1.0, *, notice: bool = False) -> None:
-        self.backend = backend
-        self.weight = weight
-        self.notice = notice
-        self.until = 0.0  # left out until then
-        self.troubled = False  # has failed since it last succeeded, or is left out
-        self._failures = 0
-        self._ejections = 0
-
-    def succeeded(self) -> None:
-        self.troubled = False
-        self._failures = 0
-        if self._ejections:
-            self._ejections = 0
-            self.until = 0.0
-
-    def failed(self, failure: Failure, now: float, health: PassiveHealthSpec) -> None:
-        """Count a failure that tells something about the target, and leave it out if that is due."""
-        if failure.status == 429 and failure.retry_after:
-            self.until = max(self.until, now + min(failure.retry_after, health.max))
-            return
-        self.troubled = True
-        self._failures += 1
-        if self._failures < health.failures:
-            return
-        out = min(health.eject * 2 ** min(self._ejections, _GROWTH), health.max)
-        self._ejections += 1
-        self._failures = health.failures - 1  # back from it, the next failure is one too many
-        self.until = now + out * (1.0 - _JITTER * random())  # noqa: S311  (spread, not a secret)
-
-    def probed(self, now: float, health: PassiveHealthSpec) -> None:
-        """A call goes there. If its time out is over, others keep away until that call has told."""
-        if self._ejections:
-            self.until = now + health.eject
-        elif self.until <= now:
-            self.until = 0.0
+# ---- asking
 
 
 class _Lane:
     """The members that speak one operation."""
 
-    __slots__ = ("fallback", "members", "only", "turn", "weight")
+    __slots__ = ("alone", "balance", "conditional", "fallback", "members", "quick", "weight")
 
-    def __init__(self, members: tuple[Member, ...], fallback: tuple[Member, ...]) -> None:
+    def __init__(self, members: tuple[Member, ...], fallback: tuple[Member, ...], balance: Balance) -> None:
         self.members = members
         self.fallback = fallback
-        self.only = members[0] if len(members) == 1 else None
+        self.balance = balance
+        self.conditional = any(m.when is not None for m in members)
+        self.quick = not self.conditional and isinstance(balance, Weighted)
+        # Where there is nobody else, health decides nothing.
+        is_alone = len(members) == 1 and not fallback and not self.conditional
+        self.alone = members[0].handle if is_alone else None
         self.weight = sum(m.weight for m in members)
-        self.turn = 0
+
+    @property
+    def falls_back(self) -> bool:
+        """Whether somebody is asked when every target has failed."""
+        return any(_FAILURE in m.on for m in self.fallback)
+
+
+class _Round:
+    """What asking has come to so far. To be forgotten at its end: a Failure refers to the frames it went through, and
+    they to this.
+
+    tried: not to be tried again. asked: one of them has been asked. failure, unsaid, refused: what came of the last one
+    that failed, whose API could not say it, and of the first that refused it. wants: what a fallback must be for. why:
+    the last one's cause, until the next one is asked.
+    """
+
+    __slots__ = ("asked", "failure", "refused", "tried", "unsaid", "wants", "why")
+
+    def __init__(self) -> None:
+        self.tried: list[Member] = []
+        self.asked = False
+        self.failure: Failure | None = None
+        self.unsaid: Failure | None = None
+        self.refused: Reply | None = None
+        self.wants = _FAILURE
+        self.why = ""
+
+    def end(self) -> Failure | None:
+        """The Failure that the caller gets, once."""
+        found = self.unsaid if self.failure is None else self.failure
+        self.failure = self.unsaid = None
+        return found
+
+    def forget(self) -> None:
+        self.failure = self.unsaid = self.refused = None
 
 
 class Pool:
-    """A model's targets, as the last Handler of its calls."""
+    """A model's targets, as the last Handler of its calls. `start` and `close` bracket its active checks.
 
-    __slots__ = ("_clock", "_fallback", "_health", "_in_turn", "_lanes", "_members", "name")
+    retried: told of each further attempt, and why it is made.
+    """
+
+    __slots__ = (
+        "_balance", "_budget", "_check", "_checker", "_clock", "_fallback", "_hedge", "_lanes", "_members",
+        "_resumes", "_retried", "name",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -190,16 +134,27 @@ class Pool:
         fallback: Iterable[Member],
         clock: Clock,
         *,
-        balance: str = "weighted",
-        health: PassiveHealthSpec | None = None,
+        balance: Callable[[], Balance] = Weighted,
+        spec: HealthSpec | None = None,
+        hedge: HedgeSpec | None = None,
+        resumes: bool = False,
+        retried: Callable[[Context, str], None] | None = None,
     ) -> None:
         self.name = name
+        self._resumes = resumes
+        self._hedge = Hedge(hedge) if hedge is not None else None
         self._members = tuple(members)
         self._fallback = tuple(fallback)
         self._clock = clock
-        self._health = health if health is not None else PassiveHealthSpec()
-        self._in_turn = balance == "round_robin"
+        self._balance = balance
+        self._budget = RetryBudget(saved=_SAVED)
+        self._retried = retried
         self._lanes: dict[str, _Lane] = {}
+        self._check = spec.check if spec is not None else None
+        self._checker: Checker[Member] | None = None
+        if self._check is not None:
+            watched = [m for m in self.members if m.backend.provider.faces]
+            self._checker = Checker(self._check, watched, self._well) if watched else None
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -207,112 +162,296 @@ class Pool:
         return self._members + self._fallback
 
     @property
-    def speaks(self) -> frozenset[str]:
-        """The operations that can be asked of this model."""
-        return frozenset().union(*(m.backend.provider.speaks for m in self._members))
+    def checked(self) -> bool:
+        """Whether there is something to `start`, and to `close`."""
+        return self._checker is not None
 
-    async def handle(self, call: ModelCall) -> Reply:
+    def start(self) -> None:
+        """Begin the active checks, if there are any."""
+        if self._checker is not None:
+            self._checker.start()
+
+    async def close(self) -> None:
+        """End them."""
+        if self._checker is not None:
+            await self._checker.close()
+
+    def handle(self, call: ModelCall) -> Awaitable[Reply]:
         """Ask one target, and others while that helps. Raises the last target's Failure, 503 when none may be asked,
-        400 when none speaks the dialect."""
+        400 when none speaks the dialect or is for the call."""
         lane = self._lanes.get(call.operation)
         if lane is None:
+            if not self._answers(call.operation):
+                backend = self._members[0].backend
+                words = backend.provider.vocabularies
+                model = backend.model(call)
+                answer = call.dialect.here(call.fields, model, None if words is None else words.of(model))
+                if answer is not None:
+                    return _here(call, answer)
             lane = self._lane(call)
+        alone = lane.alone
+        return self._choose(lane, call) if alone is None else alone(call)
+
+    async def _choose(self, lane: _Lane, call: ModelCall) -> Reply:
+        context = call.context
+        if not context.attempts:
+            self._budget.request()
+        members: Sequence[Member] = lane.members
         # Drawn among all, and kept when nothing speaks against it: no other draw gives them other shares.
-        member = lane.only or _drawn(lane.members, lane.weight)
-        if self._in_turn or member.until:
-            picked = self._pick(lane, self._clock.now, ())
-            if picked is None:
-                return await self._others(lane, call, [], [])
-            member = picked
+        member = drawn(lane.members, lane.weight) if lane.quick else None
+        if member is None or member.health.until or member.health.slow or member.health.down:
+            now = self._clock.now
+            if member is None or not _kept(member, now):
+                if lane.conditional:
+                    members = self._matching(members, call)
+                member = self._pick(lane, members, call, now, ())
+                if member is None:
+                    return await self._others(lane, members, call, _Round())
+                member.health.began(now)
+        if call.stream and self._hedge is not None and self._hedge.after is not None and len(members) > 1:
+            return await self._hedged(lane, members, call, member, self._hedge)
         try:
-            reply = await member.backend.handle(call)
+            reply = await member.handle(call)
         except Failure as failure:
-            if not failure.retry:
+            it = _Round()
+            if not self._noted(call, member, failure, it):
                 raise
-            member.failed(failure, self._clock.now, self._health)
-            if lane.only is not None and not lane.fallback:
-                raise
-            failures = [failure]
+        except BaseException:
+            member.health.left(self._clock.now)
+            raise
         else:
-            if reply.source is not None or member.troubled:
-                self._answered(member, reply)
+            if reply.source is not None or member.health.troubled or context.tried:
+                self._answered(call, member, reply)
+            else:
+                member.health.good.fresh += 1
+            if call.stream and self._hedge is not None:
+                self._hedge.note(context.first_event - context.upstream_began)
             return reply
-        return await self._others(lane, call, [member], failures)
+        return await self._others(lane, members, call, it)
 
-    async def _others(self, lane: _Lane, call: ModelCall, tried: list[Member], failures: list[Failure]) -> Reply:
-        """Everybody else who may be asked, members first; each once. Leaves `failures` empty."""
+    async def _hedged(
+        self, lane: _Lane, members: Sequence[Member], call: ModelCall, member: Member, hedge: Hedge
+    ) -> Reply:
+        """As `_choose`, with a second target where the first is late."""
+        it = _Round()
+        context = call.context
+        asked = [member]
+
+        def second() -> Member | None:
+            now = self._clock.now
+            usable = [m for m in members if m is not member and m.health.usable(now)]
+            if not usable or not self._budget.retry():
+                return None
+            other = usable[0] if len(usable) == 1 else lane.balance.pick(usable, call, now)
+            other.health.began(now)
+            asked.append(other)
+            if self._retried is not None:
+                self._retried(context, "hedge")
+            return other
+
         try:
-            while (member := self._pick(lane, self._clock.now, tried)) is not None:
-                tried.append(member)
-                reply = await self._try(call, member, failures)
+            found = await hedge.ask(call, member, second, lambda m, failure: self._noted(call, m, failure, it))
+            if found is not None:
+                winner, reply = found
+                if len(asked) > 1 and not it.tried:
+                    loser = asked[0] if winner is asked[1] else asked[1]
+                    loser.health.left(self._clock.now)
+                    context.tried = f"{context.tried}, {loser.name}" if context.tried else loser.name
+                self._answered(call, winner, reply)
+                it.forget()
+                return reply
+        except BaseException:
+            it.forget()
+            for one in asked:
+                one.health.left(self._clock.now)
+            raise
+        return await self._others(lane, members, call, it)
+
+    async def _others(self, lane: _Lane, members: Sequence[Member], call: ModelCall, it: _Round) -> Reply:
+        """Everybody else who may be asked, targets first; each once."""
+        try:
+            while it.refused is None:
+                member = self._pick(lane, members, call, self._clock.now, it.tried)
+                if member is None or not self._may_go_on(call, it, paid=True):
+                    break
+                reply = await self._try(call, member, it)
                 if reply is not None:
                     return reply
-            for member in lane.fallback:
-                if member.until > self._clock.now:
-                    continue
-                reply = await self._try(call, member, failures)
+            for member in self._fallbacks(lane, members, it):
+                if not self._may_go_on(call, it, paid=False):
+                    break
+                reply = await self._try(call, member, it)
                 if reply is not None:
-                    call.context.fallback = member.backend.label
-                    if member.notice:
-                        label = member.backend.label.encode("ascii", "backslashreplace")
-                        reply.headers.append((b"x-tollhouse-fallback", label))
                     return reply
-            raise failures.pop() if failures else self._nobody(lane)
+            if it.refused is not None:
+                _tell(call.context, it.refused)
+                return it.refused
+            raise self._last_words(call, lane, it)
         finally:
-            failures.clear()  # a Failure refers to the frames it went through, and they to this list
+            it.forget()
 
-    async def _try(self, call: ModelCall, member: Member, failures: list[Failure]) -> Reply | None:
-        """A Reply, or None and the Failure in `failures`, in place of the one before."""
-        if failures and call.context.deadline <= self._clock.now:
-            raise failures.pop()
+    def _fallbacks(self, lane: _Lane, members: Sequence[Member], it: _Round) -> Iterable[Member]:
+        """Whom to ask after the targets, in order: the fallbacks that are well; when nobody was asked at all, the one
+        that should come back first of those that did not wish to rest."""
+        for member in lane.fallback:
+            if it.wants in member.on and member not in it.tried and member.health.usable(self._clock.now):
+                yield member
+        if not it.asked and it.unsaid is None:
+            now = self._clock.now
+            left = [m for m in (*members, *lane.fallback) if m.health.rest <= now and (not m.on or _FAILURE in m.on)]
+            if left:
+                yield min(left, key=_back)
+
+    async def _try(self, call: ModelCall, member: Member, it: _Round) -> Reply | None:
+        """A Reply, or None and what has come of it in `it`."""
+        member.health.began(self._clock.now)
         try:
-            reply = await member.backend.handle(call)
+            reply = await member.handle(call)
         except Failure as failure:
-            if not failure.retry:
+            if not self._noted(call, member, failure, it) and it.refused is None:
                 raise
-            member.failed(failure, self._clock.now, self._health)
-            failures[:] = [failure]
             return None
-        self._answered(member, reply)
+        except BaseException:
+            member.health.left(self._clock.now)
+            raise
+        self._answered(call, member, reply)
+        if member.on:
+            call.context.fallback = member.name
+            if member.notice:
+                reply.headers.append((b"x-tollhouse-fallback", member.shown))
         return reply
 
-    def _answered(self, member: Member, reply: Reply) -> None:
+    def _may_go_on(self, call: ModelCall, it: _Round, *, paid: bool) -> bool:
+        """Whether one more may be asked, which is counted. paid: it costs a retry."""
+        failure = it.failure
+        if failure is not None:
+            if call.context.deadline <= monotonic():  # the clock's time is a little old
+                return False
+            if paid and failure.reached and not self._budget.retry():
+                return False
+        if it.why and self._retried is not None:
+            self._retried(call.context, it.why)
+        it.why = ""
+        return True
+
+    # ---- what came of it
+    def _noted(self, call: ModelCall, member: Member, failure: Failure, it: _Round) -> bool:
+        """Write down that the member did not answer. False: nobody else could do better."""
+        context = call.context
+        now = self._clock.now
+        if isinstance(failure, Refused):
+            member.health.succeeded()  # it is well, and has an opinion
+            it.wants = _REFUSALS[failure.code or ""]
+            it.why = failure.code or ""
+            if it.refused is None:
+                it.refused = failure.reply
+        elif failure.code == "not_expressible":
+            member.health.left(now)
+            context.attempts -= 1
+            it.tried.append(member)
+            it.unsaid = failure
+            return True
+        elif failure.retry:
+            member.failed(failure, now)
+            it.failure = failure
+            it.why = cause(failure)
+        else:
+            member.health.left(now)
+            return False
+        it.asked = True
+        it.tried.append(member)
+        context.tried = f"{context.tried}, {member.name}" if context.tried else member.name
+        context.budget = self._budget
+        return True
+
+    def _answered(self, call: ModelCall, member: Member, reply: Reply) -> None:
         if reply.source is None:
-            member.succeeded()
+            member.health.succeeded()
         else:
             # How a stream does is known at its end.
-            reply.ends.append(_Verdict(member, self._clock, self._health).settle)
+            reply.ends.append(_Verdict(member, self._clock).settle)
+            if self._resumes and call.operation in CODECS:
+                another = partial(self._go_on, call, member)
+                Lasting(call, CODECS[call.operation], another).over(reply)
+        context = call.context
+        if context.tried:
+            context.tried = f"{context.tried}, {member.name}"
+            _tell(context, reply)
+
+    def _last_words(self, call: ModelCall, lane: _Lane, it: _Round) -> Failure:
+        found = it.end()
+        if found is None:
+            return self._nobody(lane)
+        if "," in call.context.tried:
+            found.headers = (*found.headers, _attempts(call.context))
+        return found
+
+    async def _go_on(self, call: ModelCall, lost: Member, said: str) -> tuple[str, ModelCall, Reply] | None:
+        """Somebody to go on with a stream that `lost` has lost: others that are well first, then itself."""
+        context = call.context
+        lane = self._lanes[call.operation]
+        members: Sequence[Member] = self._matching(lane.members, call) if lane.conditional else lane.members
+        now = self._clock.now
+        others = [m for m in members if m is not lost and m.health.usable(now)]
+        for member in (*others, lost):
+            extra = member.backend.continues(call) if said else {}
+            if extra is None or context.deadline <= monotonic() or not self._budget.retry():
+                continue
+            if self._retried is not None:
+                self._retried(context, "resume")
+            asked = continuation(call, CODECS[call.operation], said, extra)
+            it = _Round()
+            member.health.began(self._clock.now)
+            try:
+                reply = await member.handle(asked)
+            except Failure as failure:
+                known = self._noted(asked, member, failure, it)
+                it.forget()
+                if not known:
+                    return None
+                continue
+            except BaseException:
+                member.health.left(self._clock.now)
+                raise
+            finally:
+                context.attempts = asked.context.attempts
+            context.tried = f"{context.tried or lost.name}, {member.name}"
+            if reply.source is None:
+                member.health.succeeded()
+                reply.close(Ending(reply.status, Reason.UPSTREAM))
+                return None
+            reply.ends.append(_Verdict(member, self._clock).settle)
+            return member.name, asked, reply
+        return None
 
     # ---- choice
-    def _pick(self, lane: _Lane, now: float, tried: Sequence[Member]) -> Member | None:
-        """A member that is not left out and was not tried; None when there is none."""
-        members = lane.members
-        if len(members) == 1:
-            member = members[0]
-            if member in tried or (member.until > now and lane.fallback):
-                return None
-        else:
-            usable = [m for m in members if m.until <= now and m not in tried]
-            if not usable:
-                left = [] if lane.fallback else [m for m in members if m not in tried]
-                if not left:
-                    return None
-                member = min(left, key=_back)
-            elif self._in_turn:
-                member = usable[lane.turn % len(usable)]
-                lane.turn += 1
-            else:
-                member = _drawn(usable, sum(m.weight for m in usable))
-        if member.until:
-            member.probed(now, self._health)
-        return member
+    def _matching(self, members: Sequence[Member], call: ModelCall) -> list[Member]:
+        """Those whose condition holds; where there is none, those without a condition. Raises Failure 400."""
+        found = [m for m in members if m.when is not None and m.when.holds(call)]
+        found = found or [m for m in members if m.when is None]
+        if not found:
+            message = f"no target of the model {self.name!r} is for this request"
+            raise Failure(400, Reason.INVALID_REQUEST, message, code="no_target")
+        return found
+
+    def _pick(
+        self, lane: _Lane, members: Sequence[Member], call: ModelCall, now: float, tried: Sequence[Member]
+    ) -> Member | None:
+        """One of `members` that was not tried, well if possible; None when there is none."""
+        usable = [m for m in members if m.health.usable(now) and m not in tried]
+        if usable:
+            return usable[0] if len(usable) == 1 else lane.balance.pick(usable, call, now)
+        if lane.falls_back:
+            return None
+        return min((m for m in members if m not in tried), key=_back, default=None)
 
     # ---- what cannot be
     def _lane(self, call: ModelCall) -> _Lane:
         operation = call.operation
-        members = tuple(m for m in self._members if operation in m.backend.provider.speaks)
+        translatable = operation in CODECS
+        members = tuple(m for m in self._members if m.backend.provider.answers(operation, translatable))
         if not members:
-            paths = sorted(_PATHS[o] for o in self.speaks if o in _PATHS)
+            paths = [path for o, path in _PATHS.items() if self._answers(o)]
             kinds = sorted({m.backend.provider.kind for m in self._members})
             raise Failure(
                 400,
@@ -321,13 +460,20 @@ class Pool:
                 f"{' and '.join(kinds)}; ask for it at {' or '.join(paths)}",
                 code="unsupported_operation",
             )
-        lane = _Lane(members, tuple(m for m in self._fallback if operation in m.backend.provider.speaks))
+        fallback = tuple(m for m in self._fallback if m.backend.provider.answers(operation, translatable))
+        lane = _Lane(members, fallback, self._balance())
+        if self._resumes and translatable:
+            lane.alone = None
         self._lanes[operation] = lane
         return lane
 
+    def _answers(self, operation: str) -> bool:
+        translatable = operation in CODECS
+        return any(m.backend.provider.answers(operation, translatable) for m in self._members)
+
     def _nobody(self, lane: _Lane) -> Failure:
         now = self._clock.now
-        back = min(m.until for m in lane.members + lane.fallback) - now
+        back = min(m.health.until for m in lane.members + lane.fallback) - now
         return Failure(
             503,
             Reason.NO_HEALTHY_BACKEND,
@@ -336,64 +482,137 @@ class Pool:
             retry_after=max(back, 1.0),
         )
 
+    # ---- active checks
+    async def _well(self, member: Member) -> bool:
+        check = self._check
+        assert check is not None
+        provider = member.backend.provider
+        deadline = monotonic() + check.timeout
+        try:
+            if not provider.settled:
+                await provider.ready(deadline)
+            face = next(iter(provider.faces.values()))
+            exchange = await face.pool.exchange(
+                face.probe(check.path.encode("ascii")),
+                b"",
+                method=b"GET",
+                until=Until.WHOLE,
+                deadline=deadline,
+                first_byte=check.timeout,
+                idle=check.timeout,
+                connect=check.timeout,
+                limit=1 << 20,
+                resend=True,
+            )
+        except Failure:
+            return False
+        exchange.close()
+        return 200 <= exchange.status < 400
 
-def _back(member: Member) -> float:
-    return member.until
+
+async def _here(call: ModelCall, answer: bytes) -> Reply:
+    """An answer that no provider gave."""
+    call.context.usage = Usage()
+    return Reply(200, [(b"content-type", b"application/json"), (b"x-tollhouse-estimated", b"true")], answer)
 
 
-def _drawn(members: Sequence[Member], weight: float) -> Member:
-    """One at random, by weight (`weight`: of all of them); one of weight 0 only where there is no other."""
-    left = random() * weight  # noqa: S311  (a share, not a secret)
-    drawn = members[0]
-    for member in members:
-        if member.weight:
-            drawn = member
-            left -= member.weight
-            if left < 0.0:
-                break
-    return drawn
+def _kept(member: Member, now: float) -> bool:
+    """Whether one that was drawn by its whole weight is asked."""
+    health = member.health
+    return not health.until and not health.down and random() < health.share(now)  # noqa: S311  (a share, not a secret)
+
+
+def _back(member: Member) -> tuple[bool, float]:
+    return member.health.down, member.health.until
+
+
+def _attempts(context: Context) -> tuple[bytes, bytes]:
+    shown = "".join(c if c.isprintable() else "?" for c in context.tried)
+    return b"x-tollhouse-attempts", shown.encode("ascii", "backslashreplace")[:2048]
+
+
+def _tell(context: Context, reply: Reply) -> None:
+    """Name the targets that were asked, if there were several."""
+    if "," in context.tried:
+        reply.headers.append(_attempts(context))
 
 
 class _Verdict:
     """Tells a member how the stream it began has ended."""
 
-    __slots__ = ("_clock", "_health", "_member")
+    __slots__ = ("_clock", "_member")
 
-    def __init__(self, member: Member, clock: Clock, health: PassiveHealthSpec) -> None:
+    def __init__(self, member: Member, clock: Clock) -> None:
         self._member = member
         self._clock = clock
-        self._health = health
 
     def settle(self, ending: Ending) -> None:
         failure = ending.failure
-        if failure is None:
-            if not ending.gone:
-                self._member.succeeded()
-        elif failure.reason is Reason.UPSTREAM_FAILURE:
-            self._member.failed(failure, self._clock.now, self._health)
+        health = self._member.health
+        if failure is not None and failure.reason is Reason.UPSTREAM_FAILURE:
+            self._member.failed(failure, self._clock.now)
+        elif failure is None and not ending.gone:
+            health.succeeded()
+        else:
+            health.left(self._clock.now)
 
 
 def pool(
-    name: str, spec: PoolSpec, providers: Mapping[str, Provider] | Callable[[str], Provider], clock: Clock
+    name: str,
+    spec: PoolSpec,
+    providers: Mapping[str, Provider] | Callable[[str], Provider],
+    clock: Clock,
+    *,
+    retried: Callable[[Context, str], None] | None = None,
 ) -> Pool:
-    """Build the Pool of the model `name`. Raises KeyError for a provider that is not there."""
+    """Build the Pool of the model `name`. retried: as Pool's. Raises KeyError for a provider that is not there."""
     find = providers if callable(providers) else providers.__getitem__
     timeouts = spec.timeout.value()
+    refusals = frozenset(code for code, word in _REFUSALS.items() if any(word in f.on for f in spec.fallback))
+    seeds: dict[str, int] = {}
+
+    def backend(target: TargetSpec | FallbackSpec) -> LLMBackend:
+        provider = find(target.provider)
+        lossy = spec.lossy == "drop"
+        return LLMBackend(provider, target.model, timeouts, pattern=name, lossy=lossy, refusals=refusals)
+
+    def member(target: TargetSpec) -> Member:
+        asked = backend(target)
+        number = seeds[asked.label] = seeds.get(asked.label, 0) + 1
+        made = Member(
+            asked,
+            Health(spec.health, spread=_JITTER),
+            target.weight,
+            when=None if target.when is None else Condition(target.when),
+            seed=f"{asked.label}#{number}" if number > 1 else asked.label,
+        )
+        if latencies is not None:
+            made.handle = latencies.measured(made)
+        return made
+
+    latencies: LeastLatency | None = None
+    balance: Callable[[], Balance] = Weighted
+    if spec.sticky is not None:
+        sticky = Sticky(name, caller(spec.sticky))
+        balance = lambda: sticky  # noqa: E731
+    elif spec.balance == "round_robin":
+        balance = InTurn
+    elif spec.balance == "least_latency":
+        found = latencies = LeastLatency(clock)
+        balance = lambda: found  # noqa: E731
+    fallback = [
+        Member(backend(f), Health(spec.health, spread=_JITTER), notice=f.notice, on=frozenset(f.on))
+        for f in spec.fallback
+    ]
+    members = [member(target) for target in spec.targets]
     return Pool(
         name,
-        [Member(LLMBackend(find(t.provider), t.model, timeouts, pattern=name), t.weight) for t in spec.targets],
-        [Member(LLMBackend(find(f.provider), f.model, timeouts, pattern=name), notice=f.notice) for f in spec.fallback],
+        members,
+        fallback,
         clock,
-        balance=spec.balance,
-        health=spec.health,
+        balance=balance,
+        spec=spec.health,
+        hedge=spec.hedge,
+        resumes=spec.resume,
+        retried=retried,
     )
-
-
-def provider(name: str, spec: OpenAISpec | AnthropicSpec | LocalSpec, client: Client, clock: Clock) -> Provider:
-    """Build a Provider; nothing is connected or started yet. A LocalProvider must be closed. Raises OriginError where
-    TLS files or the proxy cannot be used."""
-    if isinstance(spec, LocalSpec):
-        return LocalProvider(name, spec, client, clock)
-    if isinstance(spec, AnthropicSpec):
-        return anthropic_provider(name, spec, client, clock)
-    return openai_provider(name, spec, client, clock)

@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from pydantic import Field, field_validator, model_validator
 
-from tollhouse.backends.credentials import HeaderFields, header_lines
+from tollhouse.backends.header_fields import HeaderFields, header_lines
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.forwarded import Forwarding, is_provenance
 from tollhouse.core.http import Headers, Request

@@ -48,6 +48,18 @@ def _given_twice(raw: dict[str, Any], wrong: Collection[Path]) -> Iterator[Findi
                 first = seen.setdefault(name, n)
                 if first != n:
                     yield Finding(path, f"{kind}[{first}] has the name `{name}` already", near=name)
+    names: dict[str, str] = {}
+    for n, entry in _mappings(raw.get("models")):
+        if isinstance(name := entry.get("name"), str):
+            names.setdefault(name, f"models[{n}]")
+    for n, entry in _mappings(raw.get("models")):
+        aliases = entry.get("aliases")
+        for a, alias in enumerate(aliases if isinstance(aliases, list) else ()):
+            path = ("models", n, "aliases", a)
+            if isinstance(alias, str) and path not in wrong:
+                if alias in names:
+                    yield Finding(path, f"{names[alias]} has the name `{alias}` already", near=alias)
+                names.setdefault(alias, f"models[{n}]")
 
 
 def _targets(raw: dict[str, Any], wrong: Collection[Path]) -> Iterator[Finding]:
@@ -118,8 +130,16 @@ class _Places:
 
 def _models(config: Config, place: _Places) -> Iterator[Finding]:
     for path, model in place.numbered(("models",), config.models):
-        if len(model.targets) == 1 and "balance" in model.model_fields_set:
-            yield Finding((*path, "balance"), "has no effect with a single target; leave it out", key=True)
+        if len(model.targets) == 1:
+            for name in ("balance", "sticky", "hedge"):
+                if name in model.model_fields_set:
+                    yield Finding((*path, name), "has no effect with a single target; leave it out", key=True)
+        check = model.health.check
+        asked = [config.providers.get(t.provider) for t in (*model.targets, *model.fallback)]
+        kinds = [provider.kind for provider in asked if provider is not None]
+        if check is not None and kinds and all(kind == "local" for kind in kinds):
+            message = "has no effect: the local model runs in a process of our own, which is looked after; leave it out"
+            yield Finding((*path, "health", "check"), message, key=True)
 
 
 def _no_provider(name: str, providers: list[str]) -> str:

@@ -4,6 +4,7 @@ Rule: this file gives names and places to Specs, and knows nothing of what they 
 different places is in `checks`.
 """
 
+from importlib.util import find_spec
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
@@ -28,8 +29,9 @@ from tollhouse.config.writable import settled
 from tollhouse.core.errors import Failure
 from tollhouse.core.match import normalise
 from tollhouse.core.spec import Duration, Spec
+from tollhouse.ledger.prices import PriceSpec
 from tollhouse.net.egress import Egress
-from tollhouse.policies import CallScope, EntranceScope, Scope
+from tollhouse.policies import CallScope, EntranceScope, ModelScope, Scope
 from tollhouse.wire.mcp.names import SERVER_NAME
 
 __all__ = [
@@ -64,6 +66,12 @@ def _ledger(value: str, info: ValidationInfo) -> str:
     return _SQLITE + settled(name[2:] if absolute else name, info)
 
 
+def _estimates(value: str) -> str:
+    if value == "bpe" and find_spec("bpe_openai") is None:
+        raise ValueError("needs the extra `tokens`: pip install 'tollhouse[tokens]'")
+    return value
+
+
 def _allowed(value: str) -> str:
     Egress((value,))
     return value
@@ -88,6 +96,12 @@ def _model_name(value: str) -> str:
     return value
 
 
+def _alias(value: str) -> str:
+    if "*" in value or any(letter.isspace() for letter in value):
+        raise ValueError("an alias is one exact name, without `*` and spaces")
+    return value
+
+
 def _server_name(value: str) -> str:
     if "__" in value:
         raise ValueError("the name of a server has no `__` in it: that separates it from the names of its tools")
@@ -109,7 +123,7 @@ class EgressSpec(Spec):
     )
 
 
-class ModelSpec(PoolSpec, CallScope):
+class ModelSpec(PoolSpec, ModelScope):
     """A name that clients may ask for, and what answers it.
 
     targets: models at providers that share the calls. timeout: how long a call may take. health: when a target is left
@@ -122,6 +136,15 @@ class ModelSpec(PoolSpec, CallScope):
         description="what clients write as `model`; exact, or with one *",
         json_schema_extra={"pattern": r"^[^*\s]*\*?[^*\s]*$"},
     )
+    aliases: tuple[Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_alias)], ...] = Field(
+        default=(), description="other names that clients may write; all else sees the model's own"
+    )
+
+    @model_validator(mode="after")
+    def _one_name(self) -> Self:
+        if self.aliases and "*" in self.name:
+            raise ValueError("`aliases` are for a model of one name: what would the `*` stand for?")
+        return self
 
 
 class ToolSpec(CallScope):
@@ -224,6 +247,12 @@ class Config(Scope):
     egress: EgressSpec = Field(default=EgressSpec(), description="where URLs that come from outside may lead")
     providers: dict[str, Provider] = Field(default={}, description="who runs models, by name")
     models: tuple[ModelSpec, ...] = Field(default=(), description="the names that clients may ask for")
+    prices: tuple[PriceSpec, ...] = Field(default=(), description="of models, in the place of those that are known")
+    estimates: Annotated[Literal["bytes", "bpe"], AfterValidator(_estimates)] = Field(
+        default="bytes",
+        description="how tokens are estimated that no provider has counted: by their bytes, or the prompts of OpenAI's "
+        "models with their vocabularies (bpe: the extra `tokens`, and 180 MB more in each worker)",
+    )
     mcp: McpSpec | None = Field(default=None, description="MCP servers behind one endpoint")
     routes: tuple[RouteSpec, ...] = Field(default=(), description="plain HTTP services")
     telemetry: TelemetrySpec = Field(default=TelemetrySpec(), description="what can be seen from outside")

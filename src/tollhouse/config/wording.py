@@ -32,9 +32,6 @@ LATER: Final[dict[str, str]] = {
 }
 """Settings that have a name and a meaning, but no implementation in this version."""
 
-LATER_KINDS: Final = frozenset(("gemini", "vertex", "bedrock"))
-"""Kinds of providers of which the same is true."""
-
 _OFF: Final = frozenset(("admin", "access_log", "ledger"))
 """Settings that are switched off by writing null, although they are off anyway."""
 
@@ -262,10 +259,6 @@ def _wrong_kind(path: Path, raw: Any, context: Mapping[str, Any]) -> Finding:
     name = str(context.get("discriminator", "")).strip("'")
     choices = re.findall(r"'([^']*)'", str(context.get("expected_tags", "")))
     given = raw.get(name) if isinstance(raw, dict) else None
-    if isinstance(given, str) and given in LATER_KINDS:
-        return Finding(
-            (*path, name), f"`{given}` is not available in this version; use {_one_of(choices)}", near=given, prune=path
-        )
     hint = did_you_mean(given, choices) if isinstance(given, str) else ""
     at = (*path, name) if isinstance(raw, dict) and name in raw else path
     return Finding(at, f"should be {_one_of(choices)}, not {_shown(given)}{hint}", near=given, prune=path)

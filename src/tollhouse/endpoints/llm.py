@@ -4,35 +4,55 @@ Rule: it reads the body in its bound, finds the model and makes the call; what t
 model's chain. The Reply becomes a Response without a look at what is in it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tollhouse.core.call import ModelCall
 from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.handler import Handler
 from tollhouse.core.http import Ending, Request, Response, Sink, Source
 from tollhouse.core.reply import Reply, Tap
-from tollhouse.endpoints.models import Models, Permitted, unknown_model
+from tollhouse.endpoints.models import LONGEST, Admit, Models, Permitted, apart, unknown_model
 from tollhouse.wire.llm.dialect import Dialect
 
-__all__ = ["LLMEndpoint"]
+__all__ = ["Begun", "LLMEndpoint", "Locate", "PathEndpoint"]
 
 _STREAM_HEADERS = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # proxies of nginx's kind would hold events back
 )
+
+
+_UPSTREAM = Reason.UPSTREAM  # to ask an Enum for a member costs as much as a call
+
+Locate = Callable[[bytes], "tuple[str, bool | None] | None"]
+"""Model and whether to stream of a request's path; None in the pair where the body says it, None for another path."""
 
 
 class LLMEndpoint:
     """Answers requests in one dialect. `handle` is the Handler; `render` is for the route, so that what fails before
     and after it fails in the dialect too.
 
-    permitted: which names this principal may be told of when it asks for one that is not there.
+    permitted: which names this principal may be told of when it asks for one that is not there. locate: reads the model
+    and whether to stream from a path, where it says them (None: the body does). admit: awaited with a call of no model
+    before an unknown name is told of: guessing is not free.
     """
 
-    __slots__ = ("_dialect", "_max_body", "_models", "_permitted", "render")
+    __slots__ = ("_admit", "_dialect", "_locate", "_max_body", "_models", "_permitted", "_stream_headers", "render")
 
-    def __init__(self, dialect: Dialect, models: Models, permitted: Permitted, *, max_body: int = 10 << 20) -> None:
+    def __init__(
+        self,
+        dialect: Dialect,
+        models: Models,
+        permitted: Permitted,
+        *,
+        max_body: int = 10 << 20,
+        locate: Locate | None = None,
+        admit: Admit | None = None,
+    ) -> None:
         self._dialect = dialect
+        self._admit = admit
+        self._stream_headers = ((b"content-type", dialect.stream_type), *_STREAM_HEADERS)
+        self._locate = locate
         self._models = models
         self._permitted = permitted
         self._max_body = max_body
@@ -51,14 +71,26 @@ class LLMEndpoint:
         body = request.whole(self._max_body)
         if body is None:
             body = await request.read(self._max_body)
-        asked = dialect.decode(body)
+        if self._locate is None:
+            asked = dialect.decode(body)
+        else:
+            place = self._locate(request.path)
+            if place is None:
+                raise Failure(404, Reason.NOT_FOUND, "this path is none of this API's")
+            dialect.refuse(request)
+            asked = dialect.decode(body, model=place[0], stream=place[1])
         context.bytes_in = len(body)
         context.stream = asked.stream
         name = context.model_asked = asked.model
         model = self._models.find(name)
         if model is None:
+            context.model_asked = name[:LONGEST]
+            if self._admit is not None:
+                await self._admit(apart(request))
             principal = context.principal
             raise unknown_model(self._models, name, lambda n: self._permitted(principal, n))
+        if model.aliases:
+            name = context.model_asked = self._models.own(name)
         reply = await model.handler(
             ModelCall(
                 request,
@@ -70,6 +102,7 @@ class LLMEndpoint:
                 stream=asked.stream,
                 fields=asked.fields,
                 body=body,
+                content_type=asked.content_type,
             )
         )
         first = reply.first
@@ -79,16 +112,40 @@ class LLMEndpoint:
             reply.headers.append((dialect.id_header, context.request_id.encode("latin-1", "replace")))
         source = reply.source
         if source is None:
-            return Response(reply.status, reply.headers, first, reason=Reason.UPSTREAM, ends=reply.ends)
+            return Response(reply.status, reply.headers, first, reason=_UPSTREAM, ends=reply.ends)
         request_id = context.request_id
         return Response(
             reply.status,
-            [*_STREAM_HEADERS, *reply.headers],
-            source=_Begun(first, source),
-            reason=Reason.UPSTREAM,
+            [*self._stream_headers, *reply.headers],
+            source=Begun(first, source),
+            reason=_UPSTREAM,
             ends=reply.ends,
             last_words=lambda failure: dialect.last_words(failure, request_id),
         )
+
+
+class PathEndpoint:
+    """One of several endpoints below one prefix: the first whose `locate` knows the path. otherwise: answers the rest,
+    None for nobody. render: as LLMEndpoint's."""
+
+    __slots__ = ("_endpoints", "_otherwise", "render")
+
+    def __init__(
+        self, endpoints: Sequence[tuple[Locate, LLMEndpoint]], otherwise: Handler[Request, Response] | None = None
+    ) -> None:
+        self._endpoints = tuple(endpoints)
+        self._otherwise = otherwise
+        self.render = endpoints[0][1].render
+
+    async def handle(self, request: Request) -> Response:
+        """Raises Failure 404 for a path that nobody knows, and what the endpoints raise."""
+        for locate, endpoint in self._endpoints:
+            if locate(request.path) is not None:
+                request.render = endpoint.render
+                return await endpoint.handle(request)
+        if self._otherwise is not None:
+            return await self._otherwise(request)
+        raise Failure(404, Reason.NOT_FOUND, "this path names no model, or asks it for what the gateway does not know")
 
 
 def _tapped(reply: Reply, taps: list[Tap], first: bytes) -> bytes:
@@ -101,7 +158,7 @@ def _tapped(reply: Reply, taps: list[Tap], first: bytes) -> bytes:
     return first
 
 
-class _Begun:
+class Begun:
     """A Source of what has come already, then of the rest."""
 
     __slots__ = ("_first", "_rest")

@@ -5,6 +5,7 @@ that holds everything it was made from; what has not changed since the configura
 """
 
 import os
+import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,9 +18,11 @@ import msgspec
 
 from tollhouse.backends.http import HttpBackend
 from tollhouse.backends.mcp_servers import Servers
+from tollhouse.backends.native import NativeBackend
 from tollhouse.backends.pool import pool
 from tollhouse.backends.provider import Provider
 from tollhouse.backends.providers import provider
+from tollhouse.backends.providers.remote import OpenSpec
 from tollhouse.config.spec import Config, ModelSpec, RouteSpec
 from tollhouse.core.call import Call, Context, ModelCall, Principal, ToolCall
 from tollhouse.core.clock import Clock
@@ -36,10 +39,13 @@ from tollhouse.endpoints.mcp import McpEndpoint, Server
 from tollhouse.endpoints.mcp import render as render_mcp
 from tollhouse.endpoints.mcp_session import Sessions
 from tollhouse.endpoints.models import Model, Models, ModelsEndpoint
+from tollhouse.endpoints.native import NativeEndpoint
 from tollhouse.gateway.keep import Keep, Tenure
 from tollhouse.gateway.operate import Operations
 from tollhouse.gateway.router import Route, Router
+from tollhouse.ledger.catalogue import Catalogue
 from tollhouse.ledger.journal import Journal
+from tollhouse.ledger.prices import Origin, Prices
 from tollhouse.net.client import Client, OriginError
 from tollhouse.observe.access_log import AccessLog
 from tollhouse.observe.connections import Connections
@@ -54,22 +60,29 @@ from tollhouse.policies.meter import Meter
 from tollhouse.policies.record import Record
 from tollhouse.store.base import Counter
 from tollhouse.store.memory import MemoryCounter
-from tollhouse.wire.llm import CHAT, CONVERSE, EMBEDDINGS, MESSAGES, RESPONSES
+from tollhouse.wire.llm import CHAT, CONVERSE, COUNT_TOKENS, GEMINI, MESSAGES, OPENAI_OTHERS, RERANK, RESPONSES
 from tollhouse.wire.llm.dialect import Dialect
+from tollhouse.wire.llm.native import NATIVE, NATIVE_ANTHROPIC
+from tollhouse.wire.llm.vocabulary import Vocabularies
 from tollhouse.wire.mcp.catalogue import Cursors
 
 __all__ = ["Builder", "Fixtures", "validate"]
 
-_LLM_ROUTES = (
+_OTHERS = tuple(dialect for dialect in OPENAI_OTHERS if dialect is not RERANK)
+_LLM_ROUTES: tuple[tuple[str, Dialect, tuple[bytes, ...]], ...] = (
     ("chat", CHAT, (b"/v1/chat/completions", b"/openai/v1/chat/completions")),
     ("responses", RESPONSES, (b"/v1/responses", b"/openai/v1/responses")),
     ("messages", MESSAGES, (b"/v1/messages",)),
-    ("embeddings", EMBEDDINGS, (b"/v1/embeddings", b"/openai/v1/embeddings")),
+    *((dialect.operation, dialect, (b"/v1" + dialect.path, b"/openai/v1" + dialect.path)) for dialect in _OTHERS),
+    ("rerank", RERANK, (b"/v1/rerank", b"/v2/rerank", b"/rerank")),
+    ("count_tokens", COUNT_TOKENS, (b"/v1/messages/count_tokens",)),
 )
 """The model stands in the body. Clients for Azure ask below /openai."""
 
 _DEPLOYMENTS = b"/openai/deployments"
 _BEDROCK = b"/model"
+_GEMINI = (b"/v1beta/models", b"/v1/models", b"/v1alpha/models")
+_SEGMENT = re.compile(r"[A-Za-z0-9_-]+")
 _METADATA = b"/.well-known/oauth-protected-resource"
 _POST = frozenset((b"POST",))
 _GET = frozenset((b"GET", b"HEAD"))
@@ -133,6 +146,8 @@ class Builder:
             count=partial(_count, families, "server"),
         )
         self._starts: list[Callable[[], None]] = []  # of what the configuration being built brings
+        self._catalogue: Catalogue | None = None
+        self._vocabularies: Vocabularies | None = None
         self._before: Config | None = None
         self._models: dict[str, tuple[ModelSpec, Model, Authorize | None]] = {}
 
@@ -166,6 +181,20 @@ class Builder:
         if mcp is not None:
             self._sessions.timeout = mcp.session_timeout
         self._sessions.all_changed()
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What providers ask for their models; read from its file when first needed."""
+        if self._catalogue is None:
+            self._catalogue = Catalogue.load()
+        return self._catalogue
+
+    @property
+    def vocabularies(self) -> Vocabularies | None:
+        """To count tokens with; loaded when first needed, which takes half a second."""
+        if self._vocabularies is None:
+            self._vocabularies = Vocabularies.load()
+        return self._vocabularies
 
     def reusable(self, config: Config) -> dict[str, tuple[ModelSpec, Model, Authorize | None]]:
         """Models of the configuration before, if nothing that all models share has changed."""
@@ -203,10 +232,14 @@ class _Build:
             public_url=self._public_url,
             forwarding=self._forwarding,
         )
-        self._meter = Meter(self._families, fixtures.journal)
+        self._prices: Prices | None = None
+        if config.models:
+            self._price_models()
+        self._meter = Meter(self._families, fixtures.journal, self._prices)
 
     def floor(self) -> Handler[Request, Response]:
-        routes = [*self._own_routes(), *self._model_routes(), *self._mcp_routes(), *self._service_routes()]
+        routes = [*self._own_routes(), *self._model_routes(), *self._native_routes()]
+        routes += [*self._mcp_routes(), *self._service_routes()]
         router: Handler[Request, Response] | None = None
         with self._finding():
             router = Router(routes).handle
@@ -225,6 +258,14 @@ class _Build:
         except OriginError as error:
             self._problems.append(Problem(str(error), path=path))
 
+    def _price_models(self) -> None:
+        config = self._config
+        origins = {
+            name: Origin(spec.kind, str(getattr(spec, "base_url", ""))) for name, spec in config.providers.items()
+        }
+        with self._finding():
+            self._prices = Prices(self._builder.catalogue, origins, config.prices)
+
     # ---- the request floor
     def _record(self) -> Record:
         spec = self._config.telemetry.access_log
@@ -232,7 +273,14 @@ class _Build:
         forwarding = self._forwarding
         trusted = (lambda request: forwarding.trusts(request.peer)) if self._config.server.trusted_proxies else None
         binds = {name: Connections.labels(name, protocol)[:3] for name, protocol in self._fixtures.listeners}
-        return Record(self._families, self._fixtures.access_log, binds=binds, trusted=trusted, fields=fields)
+        return Record(
+            self._families,
+            self._fixtures.access_log,
+            binds=binds,
+            trusted=trusted,
+            fields=fields,
+            prices=self._prices,
+        )
 
     def _entrance(
         self, entrance: Entrance, handler: Handler[Request, Response], scopes: _Scopes | None = None
@@ -259,30 +307,63 @@ class _Build:
             guard = None if model is None else guards.get(model.name)
             return guard is None or guard.permitted(_probe(principal, name))
 
+        admit = self._admission(replace(self._parts, entrance="llm"))
         routes = []
         for name, dialect, paths in _LLM_ROUTES:
-            endpoint = LLMEndpoint(dialect, models, visible, max_body=config.server.max_body)
+            endpoint = LLMEndpoint(dialect, models, visible, max_body=config.server.max_body, admit=admit)
             handler = self._entrance("llm", endpoint.handle)
             exact = tuple(Predicate(path, exact=True) for path in paths)
             routes.append(Route(name, exact, handler, render=endpoint.render, methods=_POST))
 
-        def by_path(name: str, prefix: bytes, *read: tuple[Dialect, Locate]) -> Route:
-            endpoints = [
-                (locate, LLMEndpoint(dialect, models, visible, max_body=config.server.max_body, locate=locate))
-                for dialect, locate in read
-            ]
+        def by_path(name: str, prefixes: tuple[bytes, ...], *read: tuple[Dialect, Locate]) -> Route:
+            endpoints = []
+            for dialect, locate in read:
+                limit = config.server.max_body
+                endpoint = LLMEndpoint(dialect, models, visible, max_body=limit, locate=locate, admit=admit)
+                endpoints.append((locate, endpoint))
             several = PathEndpoint(endpoints)
             handler = self._entrance("llm", several.handle)
-            below = (Predicate(prefix, exact=False),)
+            below = tuple(Predicate(prefix, exact=False, methods=_POST) for prefix in prefixes)
             return Route(name, below, handler, render=several.render, methods=_POST)
 
-        azure = [(dialect, partial(_deployment, dialect.path)) for dialect in (CHAT, EMBEDDINGS)]
-        routes.append(by_path("azure", _DEPLOYMENTS, *azure))
-        routes.append(by_path("converse", _BEDROCK, (CONVERSE, CONVERSE.read_target)))
-        listing = ModelsEndpoint(models, visible)
+        azure = [(dialect, partial(_deployment, dialect.path)) for dialect in (CHAT, *_OTHERS)]
+        routes.append(by_path("azure", (_DEPLOYMENTS,), *azure))
+        routes.append(by_path("converse", (_BEDROCK,), (CONVERSE, CONVERSE.read_target)))
+        routes.append(by_path("gemini", _GEMINI, *((dialect, dialect.read_target) for dialect in GEMINI)))
+        listing = ModelsEndpoint(models, visible, admit=admit)
         both = (Predicate(b"/v1/models", exact=True), Predicate(b"/v1/models", exact=False))
         handler = self._entrance("llm", listing.handle)
         routes.append(Route("models", both, handler, render=listing.render, methods=_GET))
+        return routes
+
+    def _native_routes(self) -> list[Route]:
+        """Paths of providers that are opened as they are."""
+        routes = []
+        parts = replace(self._parts, entrance="llm")
+        for name, spec in self._config.providers.items():
+            if not isinstance(spec, OpenSpec) or not spec.passthrough:
+                continue
+            where = f"providers.{name}"
+            if _SEGMENT.fullmatch(name) is None:
+                message = "the name stands in a path: it has letters, digits, - and _ where `passthrough` is true"
+                self._problems.append(Problem(message, path=where))
+                continue
+            with self._finding(where):
+                made = self._provider(name, spec)
+                label = f"providers/{name}"
+                prefix = b"/" + label.encode("ascii")
+                # A retry is not for what may do anything.
+                policies = [self._meter.handle, *self._top.policies((AUTHORIZE, LIMITS), parts)]
+                endpoint = NativeEndpoint(
+                    prefix,
+                    label,
+                    _chain(policies, NativeBackend(made, prefix).handle),
+                    {face.dialect.path: face.dialect for face in made.faces.values() if face.names_model},
+                    NATIVE_ANTHROPIC if made.kind == "anthropic" else NATIVE,
+                    max_body=self._config.server.max_body,
+                )
+                handler = self._entrance("llm", endpoint.handle)
+                routes.append(Route(label, (Predicate(prefix, exact=False),), handler, render=endpoint.render))
         return routes
 
     def _all_models(self) -> tuple[Models, dict[str, Authorize]]:
@@ -337,11 +418,13 @@ class _Build:
         return found
 
     def _provider(self, name: str, spec: Any) -> Provider:
-        key = ("provider", name, spec.fingerprint())
+        key = ("provider", name, spec.fingerprint(), self._config.estimates)
         return self._tenure.get(key, partial(self._new_provider, name, spec), Provider.close)
 
     def _new_provider(self, name: str, spec: Spec) -> Provider:
         made = provider(name, spec, self._fixtures.client, self._fixtures.clock)
+        if self._config.estimates == "bpe":
+            made.vocabularies = self._builder.vocabularies
         self._builder._starts.append(made.start)
         return made
 
@@ -441,7 +524,7 @@ def validate(config: Config) -> None:
 def _shared(config: Config) -> tuple[Any, ...]:
     """Everything of a configuration that a model's chain is made from, besides the model."""
     scope = tuple(getattr(config, kind.name, None) for kind in CALL)
-    return (*scope, config.providers, config.telemetry.metrics, config.server)
+    return (*scope, config.providers, config.prices, config.estimates, config.telemetry.metrics, config.server)
 
 
 def _bare(spec: ModelSpec) -> bool:

@@ -83,7 +83,8 @@ class Runtime:
 
     def handle(self, request: Request) -> Awaitable[Response]:
         current = self.current
-        current.lease(request)
+        current.leases += 1
+        request.ends.append(current.release)
         return current.handler(request)
 
     def start(self, source: FileSource | None) -> None:
@@ -149,6 +150,7 @@ class Runtime:
         finally:
             running.dec()
             families.config_updates.child("file", result).inc()
+            families.config_bytes.child("file", result).inc(_size(self._loaded.positions.file))
             families.reconciliations.child("file", result).inc()
             families.config_apply.child("file", result).observe(perf_counter() - began)
 
@@ -204,6 +206,13 @@ def _named(loaded: Loaded) -> dict[str, str]:
     """The files that the configuration names, with their digests."""
     own = str(Path(loaded.positions.file).absolute())
     return {name: digest for name, digest in loaded.files.items() if name != own}
+
+
+def _size(file: str) -> int:
+    try:
+        return Path(file).stat().st_size
+    except OSError:  # gone: that was the change
+        return 0
 
 
 def _at(config: Config, path: str) -> object:

@@ -312,7 +312,7 @@ class Worker:
             self._looked,
         )
         stack.push_async_callback(runtime.close)
-        self._listen(config, runtime, clock, families, held)
+        self._listen(config, runtime, clock, families, access_log, held)
         if config.server.metrics is not None:
             self.metrics_listener = self._metrics_listener(config.server.metrics, operations, clock, stack)
         metrics = RuntimeMetrics(clock, families, worker=str(self._index))
@@ -406,13 +406,20 @@ class Worker:
             bound.append(_Bound(spec, name_of(address, sockets), sockets))
         return bound
 
-    def _listen(self, config: Config, runtime: Runtime, clock: Clock, families: Families, held: "list[_Bound]") -> None:
+    def _listen(
+        self,
+        config: Config,
+        runtime: Runtime,
+        clock: Clock,
+        families: Families,
+        access_log: AccessLog | None,
+        held: "list[_Bound]",
+    ) -> None:
         limits = limits_of(config)
         for (_, name, sockets), tls in zip(held, certificates(config.server.listen), strict=True):
             scheme = "https" if tls else "http"
-            server = Server(
-                runtime.handle, clock, limits, name=name, scheme=scheme, observer=Connections(families, name, scheme)
-            )
+            observer = Connections(families, name, scheme, access_log)
+            server = Server(runtime.handle, clock, limits, name=name, scheme=scheme, observer=observer)
             families.connections_open.reads(partial(_count, server), *Connections.labels(name, scheme))
             listener = Listener(server, sockets, tls.context if tls else None)
             self.listeners.append(listener)

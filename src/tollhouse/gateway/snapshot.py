@@ -13,36 +13,28 @@ __all__ = ["Snapshot"]
 
 
 class Snapshot:
-    """handler: the whole request floor. version: counts configurations of this process, from 1. on_close: called once,
-    when replaced and no longer leased."""
+    """handler: the whole request floor. leases: requests under way; who adds one puts `release` into the request's
+    `ends`. version: counts configurations of this process, from 1. on_close: called once, when replaced and no longer
+    leased."""
 
-    __slots__ = ("_leases", "_on_close", "_retired", "handler", "version")
+    __slots__ = ("_on_close", "_retired", "handler", "leases", "version")
 
     def __init__(
         self, handler: Handler[Request, Response], version: int, on_close: Callable[["Snapshot"], None]
     ) -> None:
         self.handler = handler
         self.version = version
-        self._leases = 0
+        self.leases = 0
         self._retired = False
         self._on_close = on_close
 
-    @property
-    def leases(self) -> int:
-        return self._leases
-
-    def lease(self, request: Request) -> None:
-        """Until the end of `request`."""
-        self._leases += 1
-        request.ends.append(self.release)
-
     def release(self, _: Ending) -> None:
-        self._leases -= 1
-        if self._retired and not self._leases:
+        self.leases -= 1
+        if self._retired and not self.leases:
             self._on_close(self)
 
     def retire(self) -> None:
         """Another one serves now."""
         self._retired = True
-        if not self._leases:
+        if not self.leases:
             self._on_close(self)

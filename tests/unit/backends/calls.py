@@ -10,8 +10,9 @@ import msgspec
 from pydantic import TypeAdapter
 from tests.unit.net.upstreams import Peer
 
-from tollhouse.backends.llm import Provider
-from tollhouse.backends.pool import Pool, PoolSpec, ProviderSpec, pool, provider
+from tollhouse.backends.pool import Pool, PoolSpec, pool
+from tollhouse.backends.provider import Provider
+from tollhouse.backends.providers import ProviderSpec, provider
 from tollhouse.core.call import Context, ModelCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason

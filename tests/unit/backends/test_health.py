@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from time import monotonic
 
 import pytest
 
@@ -53,19 +54,40 @@ def test_after_its_time_one_request_tries() -> None:
     health.failed(0.0)
     health.failed(0.0)
     assert health.usable(10.0)
-    health.began()
+    health.began(10.0)
     assert not health.usable(10.0)
-    health.left()
+    health.left(10.0)
     assert health.usable(10.0)
-    health.began()
+    health.began(10.0)
     health.failed(10.0)
     assert not health.usable(29.9), "twice as long the second time"
     assert health.usable(30.0)
-    health.began()
+    health.began(30.0)
     health.succeeded()
     assert health.usable(30.0)
     health.failed(31.0)
     assert health.usable(31.0), "it counts from the beginning again"
+
+
+def test_a_trial_that_never_tells_keeps_others_away_for_a_time_only() -> None:
+    health = members(1)[0].health
+    health.failed(0.0)
+    health.failed(0.0)
+    health.began(10.0)
+    assert not health.usable(19.9)
+    assert health.usable(20.0)
+
+
+def test_who_asks_for_rest_gets_it_up_to_the_longest() -> None:
+    health = members(1)[0].health
+    health.rests(0.0, 30.0)
+    assert not health.usable(29.9)
+    health.succeeded()
+    assert not health.usable(29.9), "that one had been under way"
+    health.began(30.0)
+    assert health.until == 0.0
+    health.rests(30.0, 1e9)
+    assert health.until == 330.0
 
 
 def test_failures_of_requests_under_way_do_not_prolong() -> None:
@@ -107,19 +129,126 @@ def test_what_is_down_gets_nothing() -> None:
 
 
 def test_checks_need_several_in_a_row() -> None:
-    spec = HealthSpec.model_validate({"check": {"healthy": 2, "unhealthy": 3}})
-    health = Health(spec)
+    check = CheckSpec.model_validate({"healthy": 2, "unhealthy": 3})
+    health = Health(SPEC)
     for good, down in [(0, 0), (0, 0), (1, 0), (0, 0), (0, 0), (0, 1), (1, 1), (0, 1), (1, 1), (1, 0)]:
-        health.checked(bool(good))
+        health.checked(bool(good), check)
         assert health.down is bool(down)
 
 
 def test_a_good_check_ends_an_ejection() -> None:
-    health = Health(HealthSpec.model_validate({"failures": 1, "check": {"unhealthy": 1}}))
+    check = CheckSpec.model_validate({"unhealthy": 1})
+    health = Health(HealthSpec.model_validate({"failures": 1}))
     health.failed(0.0)
-    health.checked(False)
-    health.checked(True)
+    health.checked(False, check)
+    health.checked(True, check)
     assert health.usable(0.0)
+
+
+RATED = {"failures": 100, "error_rate": 0.5, "window": "10s", "minimum": 10, "slow_start": "10s"}
+
+
+def rated(**more: object) -> Health:
+    return Health(HealthSpec.model_validate({**RATED, **more}))
+
+
+def feed(health: Health, now: float, outcomes: str) -> None:
+    for one in outcomes:
+        if one == "+":
+            health.succeeded()
+        else:
+            health.failed(now)
+
+
+@pytest.mark.parametrize(
+    "outcomes, out",
+    [
+        ("-+" * 4, False),  # too few
+        ("+-" * 5, True),
+        ("++-" * 10, False),
+        ("+" * 50 + "-" * 20, False),
+        ("+" * 10 + "-" * 10, True),
+        ("-" * 9, False),
+        ("-" * 10, True),
+    ],
+)
+def test_a_share_of_failures_ejects(outcomes: str, out: bool) -> None:
+    health = rated()
+    now = monotonic()
+    feed(health, now, outcomes)
+    assert health.usable(now) is not out
+    never = Health(HealthSpec.model_validate({"failures": 100, "error_rate": None}))
+    feed(never, now, outcomes)
+    assert never.usable(now)
+
+
+def test_old_answers_count_for_little() -> None:
+    health = rated()
+    now = monotonic()
+    feed(health, now, "+" * 1000)
+    health.failed(now)
+    for _ in range(12):
+        now += 5.0
+        feed(health, now, "-")
+    assert health.usable(now), "the last failures are too few"
+    feed(health, now, "-" * 10)
+    assert not health.usable(now)
+
+
+def test_after_an_ejection_it_counts_anew() -> None:
+    health = rated()
+    now = monotonic()
+    feed(health, now, "-" * 10)
+    now = health.until
+    health.began(now)
+    health.succeeded()
+    feed(health, now, "-" * 9)
+    assert health.usable(now)
+
+
+def test_who_cannot_be_reached_is_out_at_once() -> None:
+    health = rated()
+    health.failed(5.0, outright=True)
+    assert health.until == 15.0
+    health.failed(5.0, outright=True)
+    assert health.until == 15.0
+
+
+def test_the_share_of_who_comes_back_grows() -> None:
+    health = rated()
+    assert health.share(0.0) == 1.0
+    health.failed(0.0, outright=True)
+    health.began(10.0)
+    health.succeeded()
+    shares = [health.share(10.0 + seconds) for seconds in (0.0, 0.5, 2.5, 5.0, 9.0, 10.0)]
+    assert shares == [0.1, 0.1, 0.25, 0.5, 0.9, 1.0]
+    assert health.slow == 0.0
+    at_once = rated(slow_start="0s")
+    at_once.failed(0.0, outright=True)
+    at_once.began(10.0)
+    at_once.succeeded()
+    assert at_once.share(10.0) == 1.0
+
+
+def test_turns_are_shared_by_who_comes_back() -> None:
+    a, b = both = members(1, 1, spec=HealthSpec.model_validate({"failures": 1, "slow_start": "10s"}))
+    a.health.failed(0.0)
+    a.health.began(10.0)
+    a.health.succeeded()
+    balancer = Balancer(both)
+    assert balancer.pick(10.0) is b
+    found = Counter(balancer.pick(12.5) is a for _ in range(100))
+    assert 15 <= found[True] <= 25
+    found = Counter(balancer.pick(30.0) is a for _ in range(100))
+    assert 49 <= found[True] <= 51
+
+
+def test_rest_is_told_apart() -> None:
+    health = rated()
+    health.failed(0.0, outright=True)
+    assert health.rest == 0.0
+    health.rests(0.0, 60.0)
+    assert (health.rest, health.until) == (60.0, 60.0)
 
 
 async def test_checker_runs_until_it_is_closed() -> None:

@@ -11,6 +11,7 @@ from time import monotonic
 import pytest
 import trustme
 from pydantic import ValidationError
+from tests.unit.net.upstreams import stand_still
 
 from tollhouse.backends.http import HttpBackend, HttpRouteSpec
 from tollhouse.core.call import Principal
@@ -122,9 +123,10 @@ class Reply:
 class Gateway:
     """A server whose only handler is a Router over one route."""
 
-    def __init__(self, listener: Listener, backend: HttpBackend, clock: Clock) -> None:
+    def __init__(self, listener: Listener, backend: HttpBackend, client: Client, clock: Clock) -> None:
         self.listener = listener
         self.backend = backend
+        self.client = client
         self.clock = clock
         self.endings: list[Ending] = []
         self.requests: list[Request] = []
@@ -198,7 +200,7 @@ async def gateway(
 
     server = Server(handler, clock)
     listener = Listener(server, bind(Address("127.0.0.1", 0)))
-    made = Gateway(listener, backend, clock)
+    made = Gateway(listener, backend, client, clock)
     made.retried = retried
     await listener.start()
     backend.start()
@@ -663,6 +665,51 @@ async def test_only_what_may_be_repeated_is_repeated() -> None:
         assert len(bad.seen) + len(worse.seen) == 3
         assert (await g.get("/", method="PUT", body=b"x" * 100_000)).status == 502
         assert len(bad.seen) + len(worse.seen) == 4, "a large body is not kept"
+
+
+@pytest.mark.parametrize(
+    ("method", "works", "seen"),
+    [("PUT", 0.0, 2), ("POST", 0.0, 1), ("PUT", 0.5, 1), ("POST", 0.5, 1)],
+)
+async def test_a_kept_connection_that_closes(method: str, works: float, seen: int) -> None:
+    """The close may have crossed the request: then it is sent again, if it may be done twice. One that was worked on
+    never is, unless the route says so (`retry`)."""
+    got: list[bytes] = []
+
+    async def answer(asked: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes | None:
+        if asked.method == "GET":
+            return OK
+        got.append(asked.body)
+        if len(got) > 1:
+            return OK
+        await asyncio.sleep(works)
+        return None
+
+    async with Upstream(answer) as upstream, gateway(upstream, retry={"attempts": 1}) as g:
+        await g.get("/")
+        if not works:
+            stand_still(g.clock)
+        assert (await g.get("/", method=method, body=b"pay")).status == (200 if seen > 1 else 502)
+        assert got == [b"pay"] * seen
+        assert not g.retried
+
+
+async def test_a_route_has_its_connections_to_itself() -> None:
+    """Another route to the same upstream, or a configuration that is built and refused, changes nothing of it."""
+    async with Upstream() as upstream, gateway(upstream, connections=300) as g:
+        spec = HttpRouteSpec.model_validate({"name": "other", "to": upstream.url, "connections": 2})
+        (member,) = g.backend._balancer.members
+        other = HttpBackend(spec, spec.compile(), g.client, g.clock)
+        await g.get("/")
+        assert (member.pool.limit, member.pool.idle) == (300, 1)
+        (theirs,) = other._balancer.members
+        assert (theirs.pool.limit, theirs.pool.open) == (2, 0)
+        await other.close()
+        assert member.pool.idle == 1
+        await g.backend.close()
+        assert member.pool.open == 0
+        async with asyncio.timeout(5):
+            await upstream.closed.wait()
 
 
 async def test_a_status_may_be_tried_again_and_the_last_one_is_passed_on() -> None:

@@ -26,8 +26,9 @@ from tests.unit.backends.calls import (
 )
 from tests.unit.net.upstreams import Peer, upstream
 
-from tollhouse.backends.llm import LLMBackend, Timeouts, retry_after
-from tollhouse.backends.pool import ProviderSpec
+from tollhouse.backends.llm import LLMBackend, retry_after
+from tollhouse.backends.provider import Timeouts
+from tollhouse.backends.providers import ProviderSpec
 from tollhouse.core.call import Usage
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Ending, Headers, finish
@@ -119,7 +120,7 @@ async def test_the_model_is_mapped(pattern: str, target: str | None, asked: str,
     async with world() as it:
         made = it.openai("http://127.0.0.1:9")
         backend = LLMBackend(made, target, SLOW, pattern=pattern)
-        assert msgspec.json.decode(backend.model(call({"model": asked}))) == sent
+        assert backend.model(call({"model": asked})) == sent
 
 
 async def test_usage_is_asked_for_and_taken_out_again() -> None:
@@ -138,7 +139,7 @@ async def test_usage_is_asked_for_and_taken_out_again() -> None:
 
         backend = LLMBackend(it.openai(up.url(), "plain", stream_usage=False), "m", SLOW)
         await taken(await backend.handle(call({"stream": True})))
-        assert up.connections == 1
+        assert up.connections == 2  # one of each provider: their pools are their own
     sent = [msgspec.json.decode(body).get("stream_options") for _, body in seen]
     assert sent == [{"include_obfuscation": False, "include_usage": True}, {"include_usage": True}, None]
 
@@ -547,13 +548,13 @@ async def test_a_caller_that_gives_up_on_a_kept_connection() -> None:
     async with upstream(play) as up, world() as it:
         backend = LLMBackend(it.openai(up.url()), "m", SLOW)
         await backend.handle(call())
-        assert backend.provider.pool.idle == 1
+        assert backend.provider.faces["chat"].pool.idle == 1
         task = asyncio.create_task(backend.handle(call()))
         await asked.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert backend.provider.pool.open == 0
+        assert backend.provider.faces["chat"].pool.open == 0
         await up.until_left(1)
 
 

@@ -18,7 +18,7 @@ from tests.unit.backends.calls import World, call, taken, world
 import tollhouse
 from tollhouse.backends import local as module
 from tollhouse.backends.local import PINNED, LocalProvider, LocalSpec, find_weights, install_local_model
-from tollhouse.backends.pool import ProviderSpec
+from tollhouse.backends.providers import ProviderSpec
 from tollhouse.core.errors import Failure
 from tollhouse.core.spec import Reading
 from tollhouse.wire.sse import parse, split
@@ -111,7 +111,7 @@ async def test_the_port_is_for_the_gateway_alone() -> None:
         with pytest.raises(Failure):
             await made.ready(0.0)
         answer = await it.client.fetch(
-            f"{made.pool.origin}/v1/chat/completions", method="POST", body=b"{}", guarded=False
+            f"{made.faces['chat'].pool.origin}/v1/chat/completions", method="POST", body=b"{}", guarded=False
         )
         assert answer.status == 401
 

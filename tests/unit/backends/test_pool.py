@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -13,11 +14,16 @@ from pydantic import ValidationError
 from tests.unit.backends.calls import DONE, EVENT, HEAD, World, always, answer, call, chunk, stream, taken, world
 from tests.unit.net.upstreams import Peer, upstream
 
-from tollhouse.backends.llm import LLMBackend, Provider, Timeouts
-from tollhouse.backends.pool import Member, PassiveHealthSpec, Pool, PoolSpec
+from tollhouse.backends.balance import Balance, InTurn, Weighted
+from tollhouse.backends.health import Health, PassiveHealthSpec
+from tollhouse.backends.llm import LLMBackend
+from tollhouse.backends.pool import Member, Pool, PoolSpec, pool
+from tollhouse.backends.provider import Provider, Timeouts
+from tollhouse.core.call import Context, ModelCall, Principal
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.wire.llm import EMBEDDINGS, MESSAGES
+from tollhouse.core.reply import Reply
+from tollhouse.wire.llm import EMBEDDINGS
 
 pytestmark = pytest.mark.anyio
 
@@ -105,8 +111,8 @@ async def test_a_stream_fails_over_before_its_first_event_and_not_after() -> Non
         assert failure is not None
         assert failure.reason is Reason.UPSTREAM_FAILURE
         early_one, late_one = pool.members
-        assert early_one.until > it.clock.now
-        assert late_one.until > it.clock.now  # what dies in the middle is ill too
+        assert early_one.health.until > it.clock.now
+        assert late_one.health.until > it.clock.now  # what dies in the middle is ill too
 
 
 async def test_fallback_in_order_with_notice() -> None:
@@ -133,7 +139,7 @@ async def test_a_fallback_without_notice_is_silent() -> None:
         asked = call()
         reply = await pool.handle(asked)
         assert asked.context.fallback == "spare"
-        assert reply.headers == [(b"content-type", b"application/json")]
+        assert reply.headers == [(b"content-type", b"application/json"), (b"x-tollhouse-attempts", b"dead/m, spare")]
 
 
 async def test_an_ejected_target_is_left_alone_then_tried_by_one() -> None:
@@ -152,21 +158,21 @@ async def test_an_ejected_target_is_left_alone_then_tried_by_one() -> None:
         member = pool.members[0]
         for _ in range(2):
             assert await answered_by(pool) == "up"
-        assert member.until > it.clock.now
+        assert member.health.until > it.clock.now
         asked = call()
         await pool.handle(asked)
         assert asked.context.attempts == 1  # it was not asked
-        while member.until > it.clock.now:
+        while member.health.until > it.clock.now:
             await asyncio.sleep(0.01)
-        first = member.until
+        first = member.health.until
         assert await answered_by(pool) == "up"  # one probe, which fails: out again, for longer
-        assert member.until - it.clock.now > 0.1
-        assert member.until > first
+        assert member.health.until - it.clock.now > 0.1
+        assert member.health.until > first
         state["well"] = True
-        while member.until > it.clock.now:
+        while member.health.until > it.clock.now:
             await asyncio.sleep(0.01)
         assert await answered_by(pool) == "ill"
-        assert member.until == 0.0
+        assert member.health.until == 0.0
 
 
 async def test_while_one_probes_others_keep_away() -> None:
@@ -186,7 +192,7 @@ async def test_while_one_probes_others_keep_away() -> None:
         it.openai(up.url(), "up")
         pool = it.pool(targets=[*targets("ill"), *targets("up", weight=0)], health={"failures": 1, "eject": "5s"})
         member = pool.members[0]
-        member.failed(Failure(502, Reason.UPSTREAM_FAILURE, "x"), it.clock.now - 10, PassiveHealthSpec(failures=1))
+        member.health.failed(it.clock.now - 10)
         probe = asyncio.create_task(pool.handle(call()))
         while not slow:
             await asyncio.sleep(0.005)
@@ -208,7 +214,7 @@ async def test_a_limited_target_rests_as_long_as_it_says() -> None:
         for _ in range(5):
             assert await answered_by(pool) == "up"
         assert len(seen) == 1
-        assert 25 < pool.members[0].until - it.clock.now <= 30
+        assert 25 < pool.members[0].health.until - it.clock.now <= 30
 
 
 async def test_the_last_target_is_never_left_out() -> None:
@@ -252,9 +258,9 @@ async def test_nobody_else_is_asked_when_the_time_is_over() -> None:
     async with upstream(silent) as slow, upstream(always(answer(), seen)) as up, world() as it:
         it.openai(slow.url(), "slow")
         it.openai(up.url(), "up")
-        pool = it.pool(targets=targets("slow"), fallback=[{"provider": "up"}], timeout={"total": "200ms"})
+        pool = it.pool(targets=targets("slow"), fallback=[{"provider": "up"}])
         with pytest.raises(Failure) as caught:
-            await pool.handle(call())
+            await pool.handle(call(deadline=monotonic() + 0.2))
         assert caught.value.reason is Reason.TIMEOUT
         assert seen == []
 
@@ -279,16 +285,11 @@ async def test_a_dialect_that_no_target_speaks() -> None:
         it.openai(DEAD, "o")
         it.provider("a", kind="anthropic", base_url=DEAD, api_key="k")
         it.provider("l", kind="local")
-        with pytest.raises(
-            Failure, match=r"kind openai; ask for it at /v1/chat/completions or /v1/embeddings"
-        ) as caught:
-            await it.pool(targets=targets("o")).handle(call(dialect=MESSAGES))
+        with pytest.raises(Failure, match=r"kind anthropic; ask for it at .*/v1/messages") as caught:
+            await it.pool(targets=targets("a")).handle(call(dialect=EMBEDDINGS))
         assert (caught.value.status, caught.value.code) == (400, "unsupported_operation")
-        with pytest.raises(Failure, match=r"kind anthropic; ask for it at /v1/messages"):
-            await it.pool(targets=targets("a")).handle(call())
-        with pytest.raises(Failure, match=r"kind local; ask for it at /v1/chat/completions"):
+        with pytest.raises(Failure, match=r"kind local; ask for it at .*/v1/chat/completions"):
             await it.pool(targets=targets("l")).handle(call(dialect=EMBEDDINGS))
-        assert it.pool(targets=targets("o", "a")).speaks == {"chat", "embeddings", "messages"}
 
 
 async def test_only_targets_that_speak_the_dialect_are_asked() -> None:
@@ -297,31 +298,497 @@ async def test_only_targets_that_speak_the_dialect_are_asked() -> None:
         it.provider("a", kind="anthropic", base_url=up.url(), api_key="k")
         pool = it.pool(targets=targets("o", "a"))
         for _ in range(8):
-            for dialect, backend in ((MESSAGES, "a"), (EMBEDDINGS, "o")):
-                asked = call(dialect=dialect)
-                await pool.handle(asked)
-                assert asked.context.backend == backend
+            asked = call(dialect=EMBEDDINGS)
+            await pool.handle(asked)
+            assert asked.context.backend == "o"
+
+
+# ---- who is asked at all
+async def test_conditions_choose_the_pool() -> None:
+    async with upstream(always(answer())) as up, upstream(always(BROKEN)) as bad, world() as it:
+        it.openai(bad.url(), "bad")
+        for name in ("long", "gold", "plain"):
+            it.openai(up.url(), name)
+        pool = it.pool(
+            targets=[
+                *targets("plain"),
+                *targets("long", when="llm.tokens > 5000"),
+                *targets("gold", "bad", when='llm.metadata.tier == "gold"'),
+            ]
+        )
+        gold = {"metadata": {"tier": "gold"}}
+        for _ in range(8):
+            assert await answered_by(pool) == "plain"
+            assert await answered_by(pool, max_tokens=9000) == "long"
+            assert await answered_by(pool, **gold) == "gold"
+        both = {await answered_by(pool, max_tokens=9000, **gold) for _ in range(40)}
+        assert both == {"long", "gold"}
+
+
+async def test_nobody_is_for_the_call() -> None:
+    async with upstream(always(answer())) as up, world() as it:
+        it.openai(up.url())
+        it.openai(up.url(), "spare")
+        for fallback in ([], [{"provider": "spare"}]):
+            pool = it.pool(targets=targets("up", when="llm.tools"), fallback=fallback)
+            with pytest.raises(Failure) as caught:
+                await pool.handle(call())
+            assert (caught.value.status, caught.value.code) == (400, "no_target")
+            assert await answered_by(pool, tools=[{"type": "function"}]) == "up"
+
+
+async def test_a_caller_stays_and_comes_back() -> None:
+    state = {"well": True}
+
+    async def play(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.send(answer() if state["well"] else BROKEN)
+
+    async def ask(pool: Pool) -> str:
+        it = call()
+        it.principal = it.context.principal = Principal("key:a", source="key", user="ada")
+        await taken(await pool.handle(it))
+        return it.context.backend
+
+    async with upstream(play) as one, upstream(play) as other, world() as it:
+        it.openai(one.url(), "one")
+        it.openai(other.url(), "other")
+        pool = it.pool(targets=targets("one", "other"), sticky="user", health={"slow_start": "0s", "max": "10s"})
+        home = await ask(pool)
+        assert [await ask(pool) for _ in range(10)] == [home] * 10
+        mine = next(m for m in pool.members if m.backend.provider.name == home)
+        mine.health.until = it.clock.now + 1e9
+        away = await ask(pool)
+        assert away != home
+        assert [await ask(pool) for _ in range(5)] == [away] * 5
+        mine.health.until = 0.0
+        assert await ask(pool) == home
+
+
+# ---- what another model may answer
+def refusal(code: str, message: str = "no") -> bytes:
+    error = {"error": {"message": message, "type": "invalid_request_error", "code": code}}
+    return answer(msgspec.json.encode(error), 400)
+
+
+TOO_LONG = refusal("context_length_exceeded")
+FORBIDDEN = refusal("content_filter")
+
+
+@pytest.mark.parametrize(
+    "refused, on, asked",
+    [
+        (TOO_LONG, ["context_window"], True),
+        (TOO_LONG, ["content_policy"], False),
+        (TOO_LONG, ["failure"], False),
+        (TOO_LONG, ["failure", "context_window"], True),
+        (FORBIDDEN, ["content_policy"], True),
+        (FORBIDDEN, ["context_window"], False),
+        (refusal("invalid_value"), ["context_window", "content_policy", "failure"], False),
+        (refusal("", "This model's maximum context length is 8192 tokens"), ["context_window"], True),
+    ],
+)
+async def test_what_a_fallback_is_for(refused: bytes, on: list[str], asked: bool) -> None:
+    seen: list[tuple[bytes, bytes]] = []
+    async with upstream(always(refused)) as up, upstream(always(answer(), seen)) as long, world() as it:
+        it.openai(up.url(), "a")
+        it.openai(up.url(), "b")
+        it.openai(long.url(), "long")
+        for names in (["a"], ["a", "b"]):
+            seen.clear()
+            pool = it.pool(targets=targets(*names), fallback=[{"provider": "long", "on": on, "notice": True}])
+            made = call()
+            reply = await pool.handle(made)
+            assert (reply.status, len(seen)) == ((200, 1) if asked else (400, 0))
+            if asked:
+                assert made.context.fallback == "long"
+                assert made.context.attempts == 2
+                assert made.context.tried.endswith("/m, long")
+            else:
+                assert reply.first == refused.partition(b"\r\n\r\n")[2]  # byte for byte
+                assert made.context.attempts == 1
+            assert all(m.health.until == 0.0 for m in pool.members)
+
+
+async def test_a_refusal_is_the_answer_when_nobody_else_takes_it() -> None:
+    state = [BROKEN, TOO_LONG, answer(b"<html>", 404, b"")]
+
+    async def play(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.send(state[0])
+
+    async with upstream(always(TOO_LONG)) as up, upstream(play) as other, world() as it:
+        it.openai(up.url())
+        it.openai(other.url(), "other")
+        pool = it.pool(targets=targets("up"), fallback=[{"provider": "other", "on": ["context_window"]}])
+        while state:
+            reply = await pool.handle(call())
+            assert reply.status == 400
+            assert reply.first == TOO_LONG.partition(b"\r\n\r\n")[2]
+            state.pop(0)
+
+
+async def test_a_stop_by_a_filter_is_an_answer() -> None:
+    choices = [{"index": 0, "finish_reason": "content_filter", "message": {"role": "assistant", "content": ""}}]
+    stopped = answer(msgspec.json.encode({"model": "m", "choices": choices}))
+    async with upstream(always(stopped)) as up, world() as it:
+        it.openai(up.url())
+        it.openai(DEAD, "dead")
+        pool = it.pool(targets=targets("up"), fallback=[{"provider": "dead", "on": ["content_policy", "failure"]}])
+        made = call()
+        assert (await pool.handle(made)).status == 200
+        assert made.context.backend == "up"
+
+
+ANTHROPIC = answer(
+    b'{"id":"a","type":"message","role":"assistant","model":"c","content":[{"type":"text","text":"hi"}],'
+    b'"stop_reason":"end_turn","stop_sequence":null,"usage":{"input_tokens":3,"output_tokens":4}}'
+)
+
+
+async def test_who_cannot_be_told_is_passed_over() -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "logit_bias": {"1": 1}}
+    async with upstream(always(answer())) as up, upstream(always(ANTHROPIC)) as claude, world() as it:
+        it.openai(up.url(), "o")
+        it.provider("a", kind="anthropic", base_url=claude.url().rstrip("/"), api_key="k")
+        specs: tuple[dict[str, Any], ...] = (
+            {"targets": [*targets("a"), *targets("o", weight=0)]},
+            {"targets": targets("a"), "fallback": [{"provider": "o"}]},
+        )
+        for spec in specs:
+            pool = it.pool(**spec)
+            for _ in range(3):
+                made = call(body)
+                reply = await pool.handle(made)
+                assert (made.context.backend, made.context.attempts, made.context.tried) == ("o", 1, "")
+                assert dict(reply.headers).keys() <= {b"content-type", b"x-tollhouse-fallback"}
+            assert pool.members[0].health.until == 0.0
+            assert not pool.members[0].health.troubled
+        alone = it.pool(targets=targets("a"), fallback=[{"provider": "a"}])
+        with pytest.raises(Failure, match="logit_bias") as caught:
+            await alone.handle(call(body))
+        assert (caught.value.status, caught.value.code) == (400, "not_expressible")
+        assert claude.connections == 0
+
+
+# ---- each step is named
+async def test_steps_are_named_and_counted() -> None:
+    steps: list[tuple[str, str]] = []
+
+    def retried(context: Context, why: str) -> None:
+        steps.append((context.backend, why))
+
+    async with upstream(always(BROKEN)) as bad, upstream(always(answer())) as up, world() as it:
+        it.openai(DEAD, "dead")
+        it.openai(bad.url(), "bad")
+        it.openai(up.url(), "spare")
+        fields = {
+            "targets": [*targets("dead"), *targets("bad", weight=0)],
+            "fallback": [{"provider": "spare", "notice": True}],
+        }
+        spec = PoolSpec.model_validate(fields)
+        made = pool("smart", spec, it.providers, it.clock, retried=retried)
+        asked = call()
+        reply = await made.handle(asked)
+        assert dict(reply.headers)[b"x-tollhouse-attempts"] == b"dead/m, bad/m, spare"
+        assert dict(reply.headers)[b"x-tollhouse-fallback"] == b"spare"
+        assert asked.context.tried == "dead/m, bad/m, spare"
+        assert asked.context.attempts == 3
+        assert steps == [("dead", "connect"), ("bad", "502")]
+
+
+async def test_a_failure_names_who_was_asked() -> None:
+    async with upstream(always(BROKEN)) as bad, world() as it:
+        it.openai(bad.url(), "a")
+        it.openai(bad.url(), "b")
+        made = it.pool(targets=targets("a", "b"), balance="round_robin")
+        asked = call()
+        for names in (b"a/m, b/m", b"a/m, b/m, a/m, b/m"):  # again, as `retry` asks
+            with pytest.raises(Failure) as caught:
+                await made.handle(asked)
+            found = dict(caught.value.headers)[b"x-tollhouse-attempts"].split(b", ")
+            assert sorted(found) == sorted(names.split(b", "))
+
+
+# ---- promises
+async def test_a_target_that_is_gone_costs_one_connect_and_no_more() -> None:
+    seen: list[tuple[bytes, bytes]] = []
+    connects: list[str] = []
+    async with upstream(always(answer(), seen)) as up, world() as it:
+        it.openai(DEAD, "dead")
+        it.openai(up.url(), "up")
+        made = it.pool(targets=[*targets("dead"), *targets("up", weight=0)])
+        dead = made.members[0]
+        handle = dead.handle
+
+        async def watched(asked: ModelCall) -> Reply:
+            connects.append(asked.context.request_id)
+            return await handle(asked)
+
+        dead.handle = watched
+        attempts = []
+        for _ in range(50):
+            asked = call()
+            await made.handle(asked)
+            attempts.append(asked.context.attempts)
+        assert attempts == [2] + [1] * 49
+        assert len(connects) == 1
+        assert len(seen) == 50
+
+
+async def test_one_of_three_dies_under_load_and_nobody_notices() -> None:
+    stop = asyncio.Event()
+    came: Counter[str] = Counter()
+
+    def serve(name: str) -> Callable[[Peer], Any]:
+        async def play(peer: Peer) -> None:
+            while True:
+                await peer.request()
+                came[name] += 1
+                await asyncio.sleep(0.01)
+                if name == "a" and stop.is_set():
+                    peer.cut()
+                    return
+                await peer.send(answer())
+
+        return play
+
+    async with upstream(serve("a")) as a, upstream(serve("b")) as b, upstream(serve("c")) as c, world() as it:
+        for name, one in (("a", a), ("b", b), ("c", c)):
+            it.openai(one.url(), name)
+        made = it.pool(targets=targets("a", "b", "c"))
+
+        async def client() -> Counter[str]:
+            found: Counter[str] = Counter()
+            for n in range(20):
+                if n == 5:
+                    stop.set()
+                found[await answered_by(made)] += 1
+            return found
+
+        total = sum(await asyncio.gather(*(client() for _ in range(30))), Counter[str]())
+        assert total.total() == 600
+        assert came.total() <= 600 + 100
+        assert made.members[0].health.until > 0.0
+
+
+@pytest.mark.parametrize("fallback", [[], ["d"], ["d", "e"]])
+@pytest.mark.parametrize("failing", [BROKEN, answer(b"{}", 429), answer(b"<html>")])
+async def test_a_storm_is_not_multiplied(fallback: list[str], failing: bytes) -> None:
+    seen: list[tuple[bytes, bytes]] = []
+    async with upstream(always(failing, seen)) as up, world() as it:
+        for name in "abcde":
+            it.openai(up.url(), name)
+        made = it.pool(
+            targets=targets("a", "b", "c"), fallback=[{"provider": name} for name in fallback], health={"eject": "50ms"}
+        )
+        began = it.clock.now
+
+        async def client() -> int:
+            for _ in range(100):
+                asked = call()
+                for _ in range(3):  # as `retry` does, within what the budget allows
+                    with pytest.raises(Failure):
+                        await made.handle(asked)
+                    if asked.context.budget is None or not asked.context.budget.retry():
+                        break
+            return 100
+
+        calls = sum(await asyncio.gather(*(client() for _ in range(20))))
+        passed = it.clock.now - began
+        fallbacks = 20 * 5 * len(fallback) * 2  # those under way until a fallback is left out
+        assert len(seen) <= 1.2 * calls + 100 + 10 * passed + fallbacks
+
+
+async def test_the_last_ones_are_asked_all_the_same() -> None:
+    seen: list[tuple[bytes, bytes]] = []
+    async with upstream(always(BROKEN, seen)) as up, world() as it:
+        for name in "abc":
+            it.openai(up.url(), name)
+        for spec in (
+            {"targets": targets("a", "b")},
+            {"targets": targets("a"), "fallback": [{"provider": "b"}]},
+            {"targets": targets("a"), "fallback": [{"provider": "b"}, {"provider": "c", "on": ["context_window"]}]},
+        ):
+            made = it.pool(health={"failures": 1}, **spec)
+            with pytest.raises(Failure):
+                await made.handle(call())
+            assert all(m.health.until > it.clock.now for m in made.members[:2])
+            seen.clear()
+            for n in range(3):
+                with pytest.raises(Failure, match="answered 500"):
+                    await made.handle(call())
+                assert len(seen) >= n + 1
+
+
+async def test_many_failures_among_answers_eject() -> None:
+    number = 0
+
+    async def play(peer: Peer) -> None:
+        nonlocal number
+        while True:
+            await peer.request()
+            number += 1
+            await peer.send(BROKEN if number % 5 < 3 else answer())
+
+    async with upstream(play) as flaky, upstream(always(answer())) as up, world() as it:
+        it.openai(flaky.url(), "flaky")
+        it.openai(up.url(), "up")
+        made = it.pool(targets=[*targets("flaky"), *targets("up", weight=0)], health={"minimum": 10})
+        for _ in range(40):
+            await made.handle(call())
+        assert 10 <= number <= 12
+        assert made.members[0].health.until > it.clock.now
+
+
+async def test_our_own_bound_is_no_fault_of_the_target() -> None:
+    member = chooser([1])[1][0]
+    for _ in range(50):
+        member.failed(Failure(503, Reason.OVERLOADED, "x", code="pool_exhausted", retry=True, reached=False), 1.0)
+    assert member.health.until == 0.0
+
+
+# ---- what is no answer
+JSON_TYPE = b"content-type: application/json\r\n"
+EVENTS_TYPE = b"content-type: text/event-stream\r\n"
+
+
+@pytest.mark.parametrize(
+    "streamed, said",
+    [
+        (False, answer(b"<html>busy</html>", 200, b"content-type: text/html\r\n")),
+        (False, answer(b"<html>busy</html>")),
+        (False, answer(b"")),
+        (False, answer(b"[]")),
+        (False, answer(b'{"model":"m","choices":[')),
+        (False, answer(b'{"model":"m","choices":[],"x":NaN}')),
+        (False, answer(b'{"model":"m","x":"\xff\xfe","usage":{"prompt_tokens":3}}')),
+        (False, answer(b'{"error":{"message":"overloaded","type":"server_error"}}')),
+        (False, answer(b'{"error":"overloaded"}')),
+        (False, b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{"),
+        (False, b"SSH-2.0-x\r\n\r\n"),
+        (True, answer(b"<html>busy</html>", 200, EVENTS_TYPE)),
+        (True, answer(b"<html>busy</html>", 200, b"content-type: text/html\r\n")),
+        (True, answer()),
+        (True, answer(b'{"error":{"message":"overloaded"}}')),
+        (True, answer(b'{"error":{"message":"overloaded"}}', 200, EVENTS_TYPE)),
+        (True, answer(b'data: {"error":{"message":"overloaded"}}\n\n', 200, EVENTS_TYPE)),
+        (True, answer(b'data: {"choices":[{"del', 200, EVENTS_TYPE)),
+        (True, answer(b": hi\n\n", 200, EVENTS_TYPE)),
+        (True, answer(b"", 200, EVENTS_TYPE)),
+    ],
+)
+async def test_what_is_no_answer_is_a_failure_of_the_target(streamed: bool, said: bytes) -> None:
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(said)
+        peer.writer.write_eof()
+
+    good = stream(EVENT, DONE) if streamed else answer()
+    async with upstream(play) as bad, upstream(always(good)) as up, world() as it:
+        it.openai(bad.url(), "bad")
+        it.openai(up.url(), "up")
+        pool = it.pool(targets=targets("bad"))
+        with pytest.raises(Failure) as caught:
+            await pool.handle(call({"stream": streamed}))
+        assert (caught.value.status, caught.value.reason) == (502, Reason.UPSTREAM_FAILURE)
+        assert caught.value.retry
+        pool = it.pool(targets=[*targets("bad"), *targets("up", weight=0)], health={"failures": 1})
+        assert await answered_by(pool, stream=streamed) == "up"
+        assert pool.members[0].health.until > it.clock.now
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"m","choices":[],"error":null}',
+        b'{"object":"response","output":[],"error":{"message":"the model failed"}}',
+        b'{"model":"m","choices":[{"message":{"content":"\xc3\xa9"}}]}',
+    ],
+)
+async def test_what_is_an_answer_all_the_same(body: bytes) -> None:
+    async with upstream(always(answer(body))) as up, world() as it:
+        it.openai(up.url())
+        assert (await it.pool().handle(call())).first == body
+
+
+# ---- active checks
+async def test_checks_leave_out_and_bring_back() -> None:
+    state = {"well": False}
+    heads: list[bytes] = []
+
+    async def play(peer: Peer) -> None:
+        while True:
+            head, _ = await peer.request()
+            if head.startswith(b"GET"):
+                heads.append(head)
+                await peer.send(answer(b"{}", 200 if state["well"] else 503))
+            else:
+                await peer.send(answer())
+
+    check = {"path": "/models", "interval": "10ms", "unhealthy": 2, "healthy": 2}
+    async with upstream(play) as ill, upstream(always(answer())) as up, world() as it:
+        it.openai(ill.url("/v1"), "ill", api_key="sk-1")
+        it.openai(up.url("/v1"), "up")
+        made = it.pool(targets=[*targets("ill"), *targets("up", weight=0)], health={"check": check, "slow_start": "0s"})
+        assert made.checked
+        assert await answered_by(made) == "ill"
+        made.start()
+        async with asyncio.timeout(5):
+            while not made.members[0].health.down:
+                await asyncio.sleep(0.005)
+            assert await answered_by(made) == "up"
+            state["well"] = True
+            while made.members[0].health.down:
+                await asyncio.sleep(0.005)
+        assert await answered_by(made) == "ill"
+        await made.close()
+        assert heads[0].startswith(b"GET /v1/models HTTP/1.1\r\nhost: ")
+        assert b"\r\nauthorization: Bearer sk-1\r\n" in heads[0]
+        before = len(heads)
+        await asyncio.sleep(0.03)
+        assert len(heads) == before
+
+
+async def test_who_all_checks_call_down_is_asked_all_the_same() -> None:
+    async with upstream(always(answer(b"{}", 404))) as up, world() as it:
+        it.openai(up.url())
+        it.openai(up.url(), "other")
+        made = it.pool(targets=targets("up", "other"), health={"check": {"interval": "5ms", "unhealthy": 1}})
+        made.start()
+        async with asyncio.timeout(5):
+            while not all(m.health.down for m in made.members):
+                await asyncio.sleep(0.005)
+        assert (await made.handle(call())).status == 404
+        await made.close()
 
 
 class Nowhere(Provider):
     """A provider that is never asked: for choosing alone."""
 
+    def answers(self, operation: str, translatable: bool) -> bool:
+        return True
 
-def chooser(weights: list[float], balance: str) -> tuple[Pool, list[Member]]:
+
+def chooser(weights: list[float], balance: type[Balance] = Weighted) -> tuple[Pool, list[Member]]:
     clock = Clock()
-    provider = Nowhere("n", "openai", frozenset({"chat"}), clock, asks_usage=False)
-    members = [Member(LLMBackend(provider, f"m{n}", Timeouts()), w) for n, w in enumerate(weights)]
+    provider = Nowhere("n", "openai", clock)
+    members = [
+        Member(LLMBackend(provider, f"m{n}", Timeouts()), Health(PassiveHealthSpec()), w) for n, w in enumerate(weights)
+    ]
     return Pool("smart", members, (), clock, balance=balance), members
 
 
 def picked(pool: Pool, count: int, tried: tuple[Member, ...] = ()) -> Counter[str]:
     lane = pool._lane(call())
-    found = (pool._pick(lane, pool._clock.now, tried) for _ in range(count))
+    found = (pool._pick(lane, lane.members, call(), pool._clock.now, tried) for _ in range(count))
     return Counter(member.backend.label for member in found if member is not None)
 
 
 async def test_weights() -> None:
-    pool, _ = chooser([3, 1, 0], "weighted")
+    pool, _ = chooser([3, 1, 0])
     found = picked(pool, 4000)
     assert 2800 < found["n/m0"] < 3200
     assert found["n/m2"] == 0
@@ -333,7 +800,7 @@ async def test_weights_of_calls() -> None:
         it.openai(up.url())
         targets = [{"provider": "up", "model": f"m-{n}", "weight": weight} for n, weight in enumerate((3, 1, 0, 2))]
         pool = it.pool(targets=targets)
-        pool.members[3].until = 1e18  # its share goes to the others, as theirs is
+        pool.members[3].health.until = 1e18  # its share goes to the others, as theirs is
         for _ in range(400):
             await pool.handle(call())
         found = Counter(msgspec.json.decode(body)["model"] for _, body in seen)
@@ -342,51 +809,51 @@ async def test_weights_of_calls() -> None:
 
 
 async def test_round_robin() -> None:
-    pool, _ = chooser([1, 1, 1], "round_robin")
+    pool, _ = chooser([1, 1, 1], InTurn)
     assert picked(pool, 9) == {"n/m0": 3, "n/m1": 3, "n/m2": 3}
 
 
 @given(
     st.lists(st.sampled_from([0.0, 0.5, 1.0, 7.0]), min_size=1, max_size=5),
-    st.sampled_from(["weighted", "round_robin"]),
+    st.sampled_from([Weighted, InTurn]),
     st.sets(st.integers(0, 4)),
     st.sets(st.integers(0, 4)),
 )
 async def test_who_is_well_and_was_not_tried_is_chosen(
-    weights: list[float], balance: str, out: set[int], tried: set[int]
+    weights: list[float], balance: type[Balance], out: set[int], tried: set[int]
 ) -> None:
     pool, members = chooser(weights, balance)
     for n in out & set(range(len(members))):
-        members[n].until = 1e18
+        members[n].health.until = 1e18
     was = tuple(members[n] for n in tried if n < len(members))
     lane = pool._lane(call())
-    member = pool._pick(lane, pool._clock.now, was)
+    member = pool._pick(lane, lane.members, call(), pool._clock.now, was)
     fresh = [m for m in members if m not in was]
-    well = [m for m in fresh if m.until < 1e18]
+    well = [m for m in fresh if m.health.until < 1e18]
     if not fresh:
         assert member is None
     else:
         assert member in (well or fresh)
     if member is not None and any(m.weight for m in well):
-        assert balance == "round_robin" or member.weight
+        assert balance is InTurn or member.weight
 
 
 @given(st.lists(st.sampled_from(["fail", "limit", "ok", "wait"]), max_size=40))
 def test_a_member_is_never_out_longer_than_it_may(steps: list[str]) -> None:
-    health = PassiveHealthSpec(failures=2, eject="1s", max="8s")
-    provider = Nowhere("n", "openai", frozenset({"chat"}), Clock(), asks_usage=False)
-    member = Member(LLMBackend(provider, "m", Timeouts()))
+    provider = Nowhere("n", "openai", Clock())
+    health = Health(PassiveHealthSpec(failures=2, eject=1.0, max=8.0), spread=0.2)
+    member = Member(LLMBackend(provider, "m", Timeouts()), health)
     now = 100.0
     for step in steps:
         if step == "fail":
-            member.failed(Failure(502, Reason.UPSTREAM_FAILURE, "x"), now, health)
+            member.failed(Failure(502, Reason.UPSTREAM_FAILURE, "x", retry=True), now)
         elif step == "limit":
-            member.failed(Failure(429, Reason.UPSTREAM, "x", retry_after=600.0), now, health)
+            member.failed(Failure(429, Reason.UPSTREAM, "x", retry=True, retry_after=600.0), now)
         elif step == "ok":
-            member.succeeded()
+            health.succeeded()
         else:
             now += 3.0
-        assert member.until <= now + 8.0
+        assert member.health.until <= now + 8.0
 
 
 @pytest.mark.parametrize(
@@ -395,9 +862,15 @@ def test_a_member_is_never_out_longer_than_it_may(steps: list[str]) -> None:
         ({"targets": []}, "at least 1 item"),
         ({"targets": targets("a", weight=0)}, "every target has weight 0"),
         ({"targets": [*targets("a"), *targets("b", weight=2)], "balance": "round_robin"}, "no effect"),
-        ({"targets": targets("a"), "balance": "least_latency"}, "weighted"),
+        ({"targets": targets("a"), "balance": "fastest"}, "weighted"),
         ({"targets": targets("a"), "timeout": {"total": "0s"}}, "greater than 0"),
         ({"targets": targets("a"), "health": {"eject": "10s", "max": "1s"}}, "shorter"),
+        ({"targets": targets("a", "b"), "sticky": "team"}, "neither one of user, org, key nor a CEL"),
+        ({"targets": targets("a", "b"), "sticky": "user", "balance": "round_robin"}, "no effect with sticky"),
+        ({"targets": targets("a", when="llm.nothing")}, "unknown field"),
+        ({"targets": targets("a"), "fallback": [{"provider": "b", "on": []}]}, "at least 1 item"),
+        ({"targets": targets("a"), "health": {"error_rate": 0}}, "greater than 0"),
+        ({"targets": targets("a"), "health": {"error_rate": None, "minimum": 3}}, "`minimum` has no effect"),
         ({"targets": targets("a", weight=-1)}, "greater than or equal to 0"),
     ],
 )

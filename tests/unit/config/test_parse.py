@@ -619,3 +619,30 @@ def test_whatever_is_written_is_taken_or_refused_with_a_place(document: dict[str
         assert 1 <= problem.line <= len(lines)
         assert 1 <= problem.column <= len(lines[problem.line - 1])
         assert problem.message
+
+
+ROUTED = """\
+providers: {o: {kind: openai, base_url: "http://127.0.0.1:1/v1"}, l: {kind: local}}
+models:
+  - {name: one, aliases: [uno, two, uno], targets: [{provider: o}], sticky: user, hedge: {after: 2s}}
+  - {name: two, targets: [{provider: o, when: llm.tool}, {provider: l}]}
+  - {name: "x/*", aliases: [x], targets: [{provider: o}]}
+  - {name: loc, targets: [{provider: l}], health: {check: {}}}
+  - {name: both, targets: [{provider: o}, {provider: l}], sticky: user, balance: round_robin}
+  - {name: star, aliases: ["a*"], targets: [{provider: o}], fallback: [{provider: l, on: [refusal]}]}
+"""
+
+
+def test_what_is_wrong_with_targets_is_said() -> None:
+    assert [one.split(": ", 1)[1] for one in problems(ROUTED)] == [
+        "models[0].aliases[1]: models[1] has the name `two` already",
+        "models[0].aliases[2]: models[0] has the name `uno` already",
+        "models[0].sticky: has no effect with a single target; leave it out",
+        "models[0].hedge: has no effect with a single target; leave it out",
+        "models[1].targets[0].when: unknown field `llm.tool`; there are: llm.model, llm.dialect, llm.operation, llm.stream, llm.tokens, llm.tools, llm.metadata",
+        "models[2]: `aliases` are for a model of one name: what would the `*` stand for?",
+        "models[3].health.check: has no effect: the local model runs in a process of our own, which is looked after; leave it out",
+        "models[4]: balance has no effect with sticky, which shares callers out by weight; leave it out",
+        "models[5].aliases[0]: an alias is one exact name, without `*` and spaces",
+        "models[5].fallback[0].on[0]: should be one of failure, context_window, content_policy, not `refusal`",
+    ]

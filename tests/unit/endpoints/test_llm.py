@@ -15,7 +15,7 @@ import pytest
 from tests.unit.backends.calls import ANSWER, DONE, EVENT, HEAD, USAGE, World, always, answer, chunk, stream, world
 from tests.unit.net.upstreams import Peer, upstream
 
-from tollhouse.core.call import Context, ModelCall, Principal, Usage
+from tollhouse.core.call import Call, Context, ModelCall, Principal, Usage
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler, compose
 from tollhouse.core.http import Ending, Headers, Request, Response
@@ -280,10 +280,17 @@ async def test_anthropic_errors_and_models() -> None:
         assert [m.id async for m in client.models.list()] == ["smart", "openai/*"]
 
 
-async def test_the_wrong_dialect_says_what_would_be_right() -> None:
-    async with gateway(always(answer())) as it, anthropic_client(it) as client:
-        with pytest.raises(anthropic.BadRequestError, match="ask for it at /v1/chat/completions"):
-            await client.messages.create(model="smart", max_tokens=1, messages=ASK)
+async def test_another_dialect_than_the_providers_is_translated() -> None:
+    body = b'{"id":"c","model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"Hi"},"finish_reason":"stop"}]}'
+    async with gateway(always(answer(body))) as it, anthropic_client(it) as client:
+        message = await client.messages.create(model="smart", max_tokens=1, messages=ASK)
+        assert [block.text for block in message.content if block.type == "text"] == ["Hi"]
+
+
+async def test_what_no_target_can_be_asked_says_what_would_be_right() -> None:
+    async with gateway(always(answer()), kind="anthropic") as it, openai_client(it) as client:
+        with pytest.raises(openai.BadRequestError, match="ask for it at /v1/chat/completions"):
+            await client.embeddings.create(model="smart", input="x")
 
 
 # ---- by hand
@@ -458,3 +465,27 @@ async def test_nothing_waits_for_the_collector() -> None:
             gc.set_debug(0)
             gc.garbage.clear()
     assert found == []
+
+
+@pytest.mark.parametrize("name", ["none", "", "x" * 300_000])
+async def test_guessing_names_of_models_is_not_free(name: str) -> None:
+    asked: list[Call] = []
+
+    async def admit(call: Call) -> None:
+        asked.append(call)
+        if len(asked) > 1:
+            raise Failure(429, Reason.RATE_LIMIT, "enough")
+
+    async def nobody(call: ModelCall) -> Reply:
+        raise AssertionError("nobody is asked here")
+
+    models = Models([Model("smart", nobody), Model("openai/*", nobody)])
+    it = LLMEndpoint(CHAT, models, lambda principal, name: True, admit=admit)
+    body = msgspec.json.encode({"model": name, "messages": []})
+    for status in (404, 429):
+        request = Request(b"POST", b"/v1/chat/completions", Headers(), body)
+        with pytest.raises(Failure) as caught:
+            await it.handle(request)
+        assert caught.value.status == status
+        assert request.context.model_asked == name[:256]
+    assert [isinstance(call, ModelCall) and call.model for call in asked] == ["", ""]

@@ -55,7 +55,8 @@ def test_a_snapshot_closes_with_its_last_lease() -> None:
     snapshot = Snapshot(handler, 1, closed.append)
     requests = [Request(b"GET", b"/", Headers()) for _ in range(2)]
     for request in requests:
-        snapshot.lease(request)
+        snapshot.leases += 1
+        request.ends.append(snapshot.release)
     snapshot.retire()
     assert closed == []
     for request in requests:

@@ -1,0 +1,105 @@
+"""What configuration says about a model's targets: which, how they are chosen, and what happens when they fail.
+
+Rule: a setting that can have no effect beside another is an error here; what depends on more of the configuration is
+looked at in `config.checks`.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from tollhouse.backends.balance import caller
+from tollhouse.backends.health import HealthSpec
+from tollhouse.backends.hedge import HedgeSpec
+from tollhouse.backends.provider import Timeouts
+from tollhouse.core.expr import Cel
+from tollhouse.core.spec import Duration, Spec
+
+__all__ = ["FallbackSpec", "ModelTimeoutSpec", "PoolSpec", "TargetSpec"]
+
+
+class TargetSpec(Spec):
+    """A model at a provider."""
+
+    provider: str = Field(description="a name under `providers`")
+    model: str | None = Field(
+        default=None, description="its name there; a * stands for what the * of the name matched; none: the same name"
+    )
+    weight: float = Field(default=1, ge=0, description="share of the calls; 0: only when the others have failed")
+    when: Cel | None = Field(
+        default=None,
+        description="CEL: which calls it is for; targets without it get those that no other is for",
+        examples=["llm.tokens > 100000", 'principal.org == "research"'],
+    )
+
+
+class FallbackSpec(Spec):
+    """A model at a provider that is asked when every target has failed or is left out."""
+
+    provider: str = Field(description="a name under `providers`")
+    model: str | None = Field(default=None, description="as in a target")
+    notice: bool = Field(default=False, description="tell the caller, in the header x-tollhouse-fallback")
+    on: list[Literal["failure", "context_window", "content_policy"]] = Field(
+        default=["failure"],
+        min_length=1,
+        description="after what: every target failed; the request is too long; its content was refused",
+    )
+
+
+class ModelTimeoutSpec(Spec):
+    """How long a call may take."""
+
+    total: Duration = Field(default=300.0, gt=0, description="from the request's arrival to the last byte")
+    first_event: Duration = Field(default=60.0, gt=0, description="to the first event of a stream, for each target")
+    idle: Duration = Field(default=60.0, gt=0, description="between two pieces of an answer")
+    connect: Duration = Field(default=5.0, gt=0, description="to open a connection")
+
+    def value(self) -> Timeouts:
+        return Timeouts(self.total, self.first_event, self.idle, self.connect)
+
+
+def _caller(value: str) -> str:
+    try:
+        caller(value)
+    except ValueError as error:
+        raise ValueError(f"neither one of user, org, key nor a CEL expression: {error}") from None
+    return value
+
+
+class PoolSpec(Spec):
+    """Where a model's calls go. A model's Spec has these fields among its own."""
+
+    targets: list[TargetSpec] = Field(min_length=1)
+    balance: Literal["weighted", "round_robin", "least_latency"] = Field(
+        default="weighted",
+        description="weighted: at random, by weight; round_robin: in turn; least_latency: of two, who should be sooner",
+    )
+    sticky: Annotated[str, AfterValidator(_caller)] | None = Field(
+        default=None,
+        description="keep a caller at one target while it is well, by weight: user, org, key, or a CEL expression",
+        examples=["user", 'request.headers["x-session"]'],
+    )
+    fallback: list[FallbackSpec] = Field(default=[], description="tried in order when every target has failed")
+    timeout: ModelTimeoutSpec = ModelTimeoutSpec()
+    lossy: Literal["refuse", "drop"] = Field(
+        default="refuse",
+        description="what a provider's API cannot say: refuse the call, or drop it and name it in x-tollhouse-dropped",
+    )
+    health: HealthSpec = HealthSpec()
+    hedge: HedgeSpec | None = Field(
+        default=None, description="ask a second target when a stream's first event is late; none unless given"
+    )
+    resume: bool = Field(
+        default=False,
+        description="a stream that is lost goes on at a target that takes what was said as the beginning of its answer",
+    )
+
+    @model_validator(mode="after")
+    def _effects(self) -> Self:
+        if not any(t.weight for t in self.targets):
+            raise ValueError("every target has weight 0; give at least one a share")
+        if self.balance == "round_robin" and len({t.weight for t in self.targets}) > 1:
+            raise ValueError("weights have no effect with balance: round_robin; leave them out, or use weighted")
+        if self.sticky is not None and self.balance != "weighted":
+            raise ValueError("balance has no effect with sticky, which shares callers out by weight; leave it out")
+        return self

@@ -1,0 +1,81 @@
+"""Amazon Bedrock: the Converse API of a region, signed, or with one of Bedrock's own API keys."""
+
+from functools import partial
+from time import time
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from tollhouse.backends.aws import AccessKeys, AWSAuthSpec, aws_credential
+from tollhouse.backends.credential import Credential
+from tollhouse.backends.header_fields import bearer_line
+from tollhouse.backends.provider import Face, Provider
+from tollhouse.backends.providers.remote import RemoteSpec
+from tollhouse.backends.sigv4 import Signer
+from tollhouse.core.clock import Clock
+from tollhouse.net.client import Client
+from tollhouse.wire.llm import CODECS, CONVERSE
+
+__all__ = ["BedrockSpec", "bedrock_provider"]
+
+_SERVICE = "bedrock"
+_OF_SIGNATURES = ("x-amz-date", "x-amz-security-token")
+
+
+class BedrockSpec(RemoteSpec):
+    """Amazon Bedrock. A target's `model` is a model id, an inference profile or an ARN. Requests are signed with the
+    access keys that `auth` says, unless there is an api_key or an `authorization` header."""
+
+    kind: Literal["bedrock"]
+    region: str = Field(
+        pattern=r"^[a-z]{2}(-[a-z]+)+-\d$", description="where the models are", examples=["eu-central-1"]
+    )
+    base_url: str = Field(default="", description="another endpoint; none: the region's own")
+    auth: AWSAuthSpec | None = Field(default=None, description="where the access keys come from; none: AWS's own chain")
+
+    @model_validator(mode="after")
+    def _signature(self) -> Self:
+        for name in self.headers:
+            if name.lower() in _OF_SIGNATURES:
+                raise ValueError(f"the header {name!r} belongs to a signature: it is the gateway's own to set")
+        return self
+
+    @property
+    def url(self) -> str:
+        """Where requests go."""
+        suffix = "amazonaws.com.cn" if self.region.startswith("cn-") else "amazonaws.com"
+        return self.base_url or f"https://bedrock-runtime.{self.region}.{suffix}"
+
+
+def bedrock_provider(name: str, spec: BedrockSpec, client: Client, clock: Clock) -> Provider:
+    """Raises OriginError where TLS files or the proxy cannot be used."""
+    origin, base = spec.origin(spec.url)
+    pool = client.pool(origin, spec.connections)
+    sign = None
+    credential: Credential
+    if spec.keyed("authorization"):
+        credential = spec.credential(name, bearer_line)
+    else:
+        credential = keys = aws_credential(
+            name, spec.auth or AWSAuthSpec(), client, clock, region=spec.region, proxy=spec.proxy
+        )
+        sign = partial(_signed, Signer(spec.region, _SERVICE), keys, origin.authority)
+    face = Face(
+        CONVERSE,
+        pool,
+        credential,
+        target=lambda model, stream: base + CONVERSE.target(model, stream=stream),
+        codec=CODECS[CONVERSE.operation],
+        fields=spec.headers,
+        names_model=False,
+        sign=sign,
+    )
+    return Provider(name, "bedrock", clock, (face,))
+
+
+def _signed(signer: Signer, keys: AccessKeys, host: bytes, target: bytes, body: bytes) -> bytes:
+    """Signed are the fields that decide where it goes and what it is; the others may be anything."""
+    assert keys.value is not None  # it is settled
+    path, _, query = target.partition(b"?")
+    headers = ((b"host", host), (b"content-type", b"application/json"))
+    return signer.lines(keys.value, time(), method=b"POST", path=path, headers=headers, body=body, query=query)

@@ -1,0 +1,68 @@
+"""The Gemini API (Google AI Studio), and every server that speaks it."""
+
+from functools import partial
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from tollhouse.backends.provider import Face, Provider
+from tollhouse.backends.providers.remote import TokenSpec, remote_credential
+from tollhouse.core.clock import Clock
+from tollhouse.net.client import Client
+from tollhouse.wire.llm import CODECS, GEMINI, GENERATE
+from tollhouse.wire.llm.dialect import Dialect
+
+__all__ = ["GeminiSpec", "gemini_provider"]
+
+_URL = "https://generativelanguage.googleapis.com/v1beta"
+
+
+class GeminiSpec(TokenSpec):
+    """The Gemini API. A target's `model` is like gemini-2.5-flash."""
+
+    key_fields: ClassVar[tuple[str, ...]] = ("authorization", "x-goog-api-key")
+
+    kind: Literal["gemini"]
+    base_url: str = Field(default=_URL, description="up to and with the version: /models/... is added")
+
+    @field_validator("base_url")
+    @classmethod
+    def _without_models(cls, value: str) -> str:
+        if value.endswith("/models"):
+            raise ValueError("leave /models out: the model's name and what it is asked are added to the version")
+        return value
+
+    @model_validator(mode="after")
+    def _credentials(self) -> Self:
+        if self.base_url == _URL and not self.proven("authorization", "x-goog-api-key"):
+            raise ValueError("api_key is missing: generativelanguage.googleapis.com answers nobody without one")
+        return self
+
+
+def gemini_provider(name: str, spec: GeminiSpec, client: Client, clock: Clock) -> Provider:
+    """Raises OriginError where TLS files or the proxy cannot be used."""
+    origin, base = spec.origin(spec.base_url)
+    pool = client.pool(origin, spec.connections)
+    credential = remote_credential(name, spec, _key_line, client, clock)
+    faces = [
+        Face(
+            dialect,
+            pool,
+            credential,
+            target=partial(_target, base, dialect),
+            base=base,
+            codec=CODECS.get(dialect.operation),
+            fields=spec.headers,
+            names_model=dialect is not GENERATE,  # what counts and embeds names it again in its body
+        )
+        for dialect in GEMINI
+    ]
+    return Provider(name, "gemini", clock, faces)
+
+
+def _target(base: bytes, dialect: Dialect, model: str, stream: bool) -> bytes:
+    return base + dialect.target(model, stream=stream)
+
+
+def _key_line(key: SecretStr) -> bytes:
+    return b"x-goog-api-key: %b\r\n" % key.get_secret_value().encode("ascii")

@@ -1,0 +1,302 @@
+"""A stream that outlives its provider: what was said so far is given to another target to go on from.
+
+Rule: once for each stream, and only where nothing but text was said: a tool call that is cut in half cannot be
+continued. What the client has is not taken back: the second stream is read, its beginning left out, and the rest
+written as a continuation of the first one. Usage is that of both, and an estimate.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from tollhouse.backends.hedge import added
+from tollhouse.core.call import Context, ModelCall, Usage
+from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.http import End, Ending, Sink, Source, finish
+from tollhouse.core.reply import Reply, Tap
+from tollhouse.wire.llm.codec import Codec, Lost, StreamDecoder, StreamEncoder
+from tollhouse.wire.llm.dialect import Dialect
+from tollhouse.wire.llm.model import (
+    Began,
+    Chat,
+    Ended,
+    Event,
+    Message,
+    PartBegan,
+    PartEnded,
+    Text,
+    TextDelta,
+    Used,
+)
+from tollhouse.wire.llm.tokens import of_text
+
+__all__ = ["Another", "Lasting", "continuation"]
+
+log = logging.getLogger("tollhouse.backends.llm")
+
+Another = Callable[[str], Awaitable[tuple[str, ModelCall, Reply] | None]]
+"""Asks a target to go on from a text; its name, the call that was made, and its stream."""
+
+_LOST = (Reason.UPSTREAM_FAILURE, Reason.TIMEOUT)
+_MAX_OUTPUT = 4096  # as for any call whose caller gives no bound
+
+
+class Lasting:
+    """The Source of a stream for the client, and the Sink of the one that is read at the moment. It takes a Reply's
+    place by `over`. another: as Another."""
+
+    __slots__ = (
+        "_another", "_began", "_call", "_codec", "_decoder", "_dialect", "_ends", "_first_usage", "_paused",
+        "_pieces", "_plain", "_resumed", "_sink", "_source", "_splice", "_task", "_twin", "taps",
+    )  # fmt: skip
+
+    def __init__(self, call: ModelCall, codec: Codec, another: Another) -> None:
+        self._call = call
+        self._dialect: Dialect = call.dialect
+        self._codec = codec
+        self._decoder: StreamDecoder = codec.decoder()
+        self._another: Another | None = another
+        self._began = Began("", "")
+        self._pieces: list[str] = []
+        self._plain = True  # nothing but text was said, and it goes on
+        self._resumed = False
+        self._paused = False
+        self._splice: _Splice | None = None
+        self._source: Source | None = None
+        self._sink: Sink | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ends: list[End] = []
+        self._first_usage: Usage | None = None
+        self._twin: Context | None = None
+        self.taps: list[Tap] = []
+
+    def over(self, reply: Reply) -> None:
+        """Stand between the Reply and whoever gets it."""
+        assert reply.source is not None
+        self._source, reply.source = reply.source, self
+        self._ends, reply.ends = reply.ends, [self.settle]
+        self.taps = reply.taps = list(reply.taps or ())
+        self._read(reply.first)
+
+    # ---- Source for the client
+    def start(self, sink: Sink) -> None:
+        self._sink = sink
+        if self._source is not None:
+            self._source.start(self)
+
+    def pause(self) -> None:
+        self._paused = True
+        if self._source is not None:
+            self._source.pause()
+
+    def resume(self) -> None:
+        self._paused = False
+        if self._source is not None:
+            self._source.resume()
+
+    def close(self) -> None:
+        self._sink = self._another = None
+        task, self._task = self._task, None
+        source, self._source = self._source, None
+        if task is not None:
+            task.cancel()
+        if source is not None:
+            source.close()
+
+    # ---- Sink of the stream that is read
+    def send(self, data: bytes) -> None:
+        if self._splice is not None:
+            data = self._splice.read(data)
+        elif self._plain:
+            self._read(data)
+        for tap in self.taps:
+            data = tap(data)
+        if data and self._sink is not None:
+            self._sink.send(data)
+
+    def end(self, failure: Failure | None = None) -> None:
+        self._source = None
+        if failure is None or self._resumed or not self._plain or failure.reason not in _LOST or self._another is None:
+            self._over(failure)
+            return
+        self._resumed = True
+        finish(self._ends, Ending(failure.status, failure.reason, failure=failure))
+        self._first_usage = self._call.context.usage
+        self._task = asyncio.get_running_loop().create_task(self._go_on(failure))
+
+    def _over(self, failure: Failure | None) -> None:
+        sink, self._sink, self._another = self._sink, None, None
+        self.taps = []
+        if sink is not None:
+            sink.end(failure)
+
+    def _read(self, data: bytes) -> None:
+        try:
+            for name, payload in self._dialect.events(data):
+                if payload:
+                    for event in self._decoder.read(name, payload):
+                        self._note(event)
+        except Failure:
+            self._plain = False
+
+    def _note(self, event: Event) -> None:
+        if isinstance(event, TextDelta):
+            self._pieces.append(event.text)
+        elif isinstance(event, Began):
+            self._began = event
+        elif isinstance(event, PartBegan) and isinstance(event.value, Text):
+            if event.value.text:
+                self._pieces.append(event.value.text)
+        elif not isinstance(event, (PartEnded, Used)):
+            self._plain = False  # a thought, a call, log-probs; or the answer has ended
+            return
+        if getattr(event, "choice", 0):
+            self._plain = False
+
+    # ---- the other one
+    async def _go_on(self, failure: Failure) -> None:
+        said = "".join(self._pieces)
+        found = None
+        another = self._another
+        try:
+            if another is not None:
+                found = await another(said)
+        except Failure as again:
+            log.info("a stream could not be resumed: %s", again.detail or again.message)
+        except Exception:  # a task's root: the client must get an end all the same
+            log.exception("a stream could not be resumed")
+        self._task = None
+        if found is None:
+            self._over(failure)
+            return
+        name, call, reply = found
+        if self._sink is None or reply.source is None:
+            reply.close(Ending(499, Reason.CLIENT_GONE, gone=True))
+            self._over(failure)
+            return
+        self._ends, reply.ends = reply.ends, []
+        self._twin = call.context
+        self._splice = _Splice(self._dialect, self._codec, call.chat, self._began, said, self._first_usage)
+        self._source, reply.source = reply.source, None
+        if self._dialect.stream_type.startswith(b"text/event-stream"):
+            self._sink.send(b": tollhouse resumed on %b\n\n" % name.encode("ascii", "backslashreplace"))
+        try:
+            self.send(reply.first)
+        except Failure as told:  # a tap's
+            self._source.close()
+            self.end(told)
+            return
+        self._source.start(self)
+        if self._paused:
+            self._source.pause()
+
+    def settle(self, ending: Ending) -> None:
+        """The end of the whole: both streams' ends have run then."""
+        context = self._call.context
+        finish(self._ends, ending)
+        if self._resumed:
+            usage = self._twin.usage if self._twin is not None else None
+            context.usage = added(self._first_usage, usage)
+            if context.usage is not None:
+                context.usage.estimated = True
+
+
+class _Splice:
+    """Turns a second stream into the rest of the first."""
+
+    __slots__ = ("_decoder", "_dialect", "_encoder", "_finished", "_next", "_open", "_parts", "_tail", "_used")
+
+    def __init__(self, dialect: Dialect, codec: Codec, chat: Chat, began: Began, said: str, used: Usage | None) -> None:
+        self._dialect = dialect
+        self._decoder = codec.decoder()
+        self._encoder: StreamEncoder = codec.encoder(chat)
+        # What the client has already; its bytes are not needed again.
+        self._encoder.write([began, PartBegan(0, Text("")), TextDelta(0, said)])
+        self._parts: dict[int, int] = {}
+        self._open = True  # the part that the first stream began
+        self._next = 1
+        self._tail = said[len(said.rstrip()) :]
+        self._used = used
+        self._finished = False
+
+    def read(self, data: bytes) -> bytes:
+        out = []
+        for name, payload in self._dialect.events(data):
+            if not payload or self._finished:
+                continue
+            events = [e for event in self._decoder.read(name, payload) for e in self._moved(event)]
+            if events:
+                out.append(self._encoder.write(events))
+            if self._decoder.finished:
+                self._finished = True
+                out.append(self._encoder.end())
+        return b"".join(out)
+
+    def _moved(self, event: Event) -> list[Event]:
+        """The event as one of the first stream's."""
+        if isinstance(event, Began):
+            return []
+        if isinstance(event, Used):
+            return [Used(added(self._used, event.usage) or event.usage)]
+        if isinstance(event, Ended):
+            return [*self._closed(), event]
+        if isinstance(event, PartBegan):
+            if self._open and isinstance(event.value, Text) and not self._parts:
+                self._parts[event.part] = 0
+                return [TextDelta(0, self._fresh(event.value.text))] if event.value.text else []
+            moved = msgspec.structs.replace(event, part=self._next)
+            self._parts[event.part] = self._next
+            self._next += 1
+            return [*self._closed(), moved]
+        part = self._parts.get(event.part)
+        if part is None:
+            return []
+        event.part = part
+        if part:
+            return [event]
+        if isinstance(event, TextDelta):
+            event.text = self._fresh(event.text)
+            return [event] if event.text else []
+        if isinstance(event, PartEnded):
+            return self._closed()
+        return []  # places in a text of which the provider knows a part
+
+    def _closed(self) -> list[Event]:
+        if not self._open:
+            return []
+        self._open = False
+        return [PartEnded(0)]
+
+    def _fresh(self, text: str) -> str:
+        """Without the blanks that the prefix had to be sent without, and that the client has."""
+        tail, self._tail = self._tail, ""
+        return text.removeprefix(tail) if tail else text
+
+
+def continuation(call: ModelCall, codec: Codec, said: str, extra: dict[str, msgspec.Raw]) -> ModelCall:
+    """The call that asks to go on from `said`, with a Context of its own. extra: fields that the target wants. Raises
+    Failure 400 for a request that cannot be read."""
+    if call.chat is None:
+        call.chat = codec.decode(call.fields, model=call.model, stream=call.stream)
+    chat: Chat = call.chat
+    prefix = said.rstrip()  # one API refuses blanks at the end
+    fields = call.fields
+    if prefix:
+        longer = msgspec.structs.replace(chat, messages=[*chat.messages, Message("assistant", [Text(prefix)])])
+        before, after = (codec.encode(c, Lost(), model=call.model, max_output=_MAX_OUTPUT) for c in (chat, longer))
+        # Only what the prefix has changed: the rest stays as the caller wrote it.
+        fields = {**fields, **{n: v for n, v in after.items() if bytes(before.get(n, b"")) != bytes(v)}, **extra}
+        spent = of_text(len(prefix))
+        for name in call.dialect.output_bounds:
+            if bytes(bound := fields.get(name, msgspec.Raw())).isdigit():
+                fields[name] = msgspec.Raw(b"%d" % max(int(bytes(bound)[:9]) - spent, 1))
+        if longer.max_output is not None:
+            longer.max_output = max(longer.max_output - spent, 1)
+        chat = longer
+    context = msgspec.structs.replace(call.context)
+    context.usage = None
+    return msgspec.structs.replace(
+        call, context=context, fields=fields, chat=chat, body=msgspec.json.encode(fields), reserve=None
+    )
