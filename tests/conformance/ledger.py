@@ -125,12 +125,17 @@ class LedgerConformance:
                 entry(2, cache_read=7, cache_write=3, reasoning=2),
                 entry(3, outcome="upstream_error", status=502, output=0, cost_nano=0),
                 entry(4, outcome="denied", status=403, input=0, output=0),
+                entry(5, input=0, output=0, cache_write=6, cache_write_1h=5, cost_nano=3),
+                entry(6, input=8, output=9, audio_input=1, audio_output=2, image_input=3, image_output=4, cost_nano=4),
             ],
         )
         (row,) = ledger.usage(T0, T0 + HOUR)
-        assert (row.requests, row.errors, row.unpriced) == (4, 1, 2)
-        assert (row.input, row.output, row.cache_read, row.cache_write, row.reasoning) == (30, 10, 7, 3, 2)
-        assert row.cost_nano == 1_000_000_007
+        assert (row.requests, row.errors) == (6, 1)
+        assert row.unpriced == 1  # the second; the denied one used nothing
+        assert (row.input, row.output, row.cache_read, row.cache_write, row.reasoning) == (38, 19, 7, 9, 2)
+        assert (row.cache_write_1h, row.audio_input, row.audio_output) == (5, 1, 2)
+        assert (row.image_input, row.image_output) == (3, 4)
+        assert row.cost_nano == 1_000_000_014
 
     def test_groups(self, ledger: Ledger) -> None:
         ledger.ship(

@@ -128,6 +128,67 @@ def reset(wire: Wire) -> None:
     wire.writer.transport.abort()
 
 
+async def test_a_body_too_large_is_refused_in_the_dialect_that_was_asked(tmp_path: Path) -> None:
+    """Announced or not, the refusal is the endpoint's own, and nobody upstream hears of it."""
+    async with running(tmp_path) as now:
+        url = now.gateway.url
+        seen = len(now.provider.seen)
+        big = b'{"x":"' + b"a" * (2 * MIB) + b'"}'
+        for path, where in (
+            (CHAT, ("error", "message")),
+            ("/v1/messages", ("error", "message")),
+            ("/plain/echo", ("title",)),
+        ):
+            for framing in (b"content-length: %d\r\n\r\n" % len(big), b"transfer-encoding: chunked\r\n\r\n200000\r\n"):
+                async with Wire(url) as wire:
+                    await wire.send(
+                        b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n" % path.encode() + framing
+                    )
+                    wire.writer.write(big)
+                    answer = await wire.answer()
+                    assert answer.status == 413, (path, framing)
+                    assert answer.headers["connection"] == "close"
+                    assert await wire.closed() == b""
+                told = answer.json()
+                for key in where:
+                    told = told[key]
+                assert "larger than 1048576 bytes" in told
+                request_id = answer.headers["x-request-id"]
+                await until(lambda request_id=request_id: any(o["id"] == request_id for o in now.gateway.lines()))
+        assert len(now.provider.seen) == seen
+
+
+async def test_what_is_refused_before_it_is_a_request_has_a_line_and_a_count(tmp_path: Path) -> None:
+    async with running(tmp_path) as now:
+        url = now.gateway.url
+        kinds = [
+            (b"GET / HTTP/1.1\r\n\r\n", 400, "InvalidRequest", "/"),
+            (b"GET /secret?token=abc HTTP/1.1\r\nhost: x\r\nhost: y\r\n\r\n", 400, "InvalidRequest", "/secret"),
+            (b"GET / HTTP/9.9\r\nhost: x\r\n\r\n", 505, "InvalidRequest", "/"),
+            (b"GET /" + b"a" * 100_000, 414, "InvalidRequest", None),
+            (b"GET / HTTP/1.1\r\nx: " + b"a" * 100_000, 431, "InvalidRequest", "/"),
+            (b"GET /slow HTTP/1.1\r\n", 408, "Timeout", "/slow"),
+        ]
+        for wired, status, reason, path in kinds:
+            async with Wire(url) as wire:
+                await wire.send(wired)
+                answer = await wire.answer()
+            assert (answer.status, answer.headers["x-tollhouse-reason"]) == (status, reason)
+            request_id = answer.headers["x-request-id"]
+            await until(lambda request_id=request_id: any(o["id"] == request_id for o in now.gateway.lines()))
+            line = next(o for o in now.gateway.lines() if o["id"] == request_id)
+            assert (line["status"], line["reason"], line["peer"]) == (status, reason, "127.0.0.1")
+            assert line["error"] == answer.json()["title"]
+            assert path is None or line["path"] == path
+        text = await asyncio.to_thread(now.gateway.metrics)
+        for _, status, reason, _ in kinds:
+            assert any(
+                line.startswith("tollhouse_requests_total{") and f'status="{status}"' in line and f'"{reason}"' in line
+                for line in text.splitlines()
+            )
+        assert "abc" not in (tmp_path / "access.log").read_text()
+
+
 async def test_resets_and_half_closes_in_every_phase(tmp_path: Path) -> None:
     async with running(tmp_path) as now:
         url = now.gateway.url

@@ -135,8 +135,10 @@ async def test_errors_come_in_the_dialect_that_was_asked(
     assert unknown.value.code == "model_not_found"
     with pytest.raises(anthropic.NotFoundError, match="claude"):
         await messages.messages.create(model="claud", messages=ASK, max_tokens=1)
-    with pytest.raises(openai.BadRequestError):
-        await chat.chat.completions.create(model="claude", messages=ASK)
+    with pytest.raises(openai.BadRequestError, match="seed"):
+        await chat.chat.completions.create(model="claude", messages=ASK, seed=7)
+    with pytest.raises(openai.BadRequestError, match="/v1/messages"):
+        await chat.embeddings.create(model="claude", input="x")
     with pytest.raises(openai.PermissionDeniedError):
         await chat.chat.completions.create(model="one/secret", messages=ASK)
     with pytest.raises(openai.RateLimitError):

@@ -6,7 +6,6 @@ could have freed; nothing of ours may be among it.
 
 import asyncio
 import gc
-import inspect
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.fixtures.garbage import ours
 from tests.fixtures.mcp_gateway import http_server
 from tests.fixtures.provider import Provider, provider
 from tests.fixtures.service import Service, frame, read_frame, service
@@ -180,19 +180,6 @@ async def tunnels(url: str) -> None:
                 await wire.closed()
 
 
-def ours(found: object) -> bool:
-    """Whether it is one of our objects, or something that runs our code."""
-    if isinstance(found, type):
-        return False
-    if inspect.isfunction(found) or inspect.ismethod(found):
-        return str(found.__module__).startswith("tollhouse")
-    if inspect.iscoroutine(found):
-        return "/tollhouse/" in found.cr_code.co_filename
-    if inspect.isframe(found):
-        return "/tollhouse/" in found.f_code.co_filename
-    return type(found).__module__.startswith("tollhouse")
-
-
 async def idle(worker: Worker) -> None:
     """Until nothing of the load is under way."""
     assert worker.runtime is not None
@@ -219,6 +206,59 @@ async def garbage(worker: Worker, url: str, play: Play, rounds: int = 4) -> list
         gc.set_debug(0)
         gc.garbage.clear()
         gc.enable()
+
+
+CYCLES = """
+from functools import partial
+
+def closure():
+    box = []
+    box.append(lambda: box)
+
+class Made:
+    pass
+
+def instance():
+    made = Made()
+    made.itself = made
+
+def bound():
+    box = []
+    box.append(partial(closure, box))
+
+def exception():
+    try:
+        raise OSError("x")
+    except OSError as error:
+        error.itself = error
+
+def coroutine():
+    box = []
+    async def wait(box):
+        await box
+    box.append(wait(box))
+"""
+
+
+@pytest.mark.parametrize("kind", ["closure", "bound", "exception", "coroutine", "instance"])
+@pytest.mark.filterwarnings("ignore:coroutine")
+def test_what_counts_as_ours(kind: str) -> None:
+    """The filter sees each kind of cycle that our code could leave, and none that others leave."""
+    for package, expected in (("tollhouse", True), ("elsewhere", False)):
+        names: dict[str, Any] = {"__name__": f"{package}.made"}
+        exec(compile(CYCLES, f"/lib/{package}/made.py", "exec"), names)
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            names[kind]()
+            gc.collect()
+            found = [one for one in gc.garbage if ours(one)]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+        assert bool(found) is expected
 
 
 @pytest.mark.parametrize("play", [unary, streams, failures, leaving, tunnels], ids=lambda play: play.__name__)

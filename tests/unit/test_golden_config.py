@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 import trustme
-from joserfc.jwk import ECKey
+from joserfc.jwk import ECKey, RSAKey
 
 from tollhouse.cli import main
 from tollhouse.config.document import read
@@ -20,7 +20,10 @@ from tollhouse.config.schema import schema
 
 ROOT = Path(__file__).parents[2]
 EVERY_KEY = ROOT / "tests" / "golden" / "config" / "every-key.yaml"
-ENVIRONMENT = ("ANTHROPIC_API_KEY", "CI_KEY", "GITHUB_TOKEN", "OPENAI_API_KEY", "REPORTS_KEY", "SHOP_TOKEN")
+ENVIRONMENT = (
+    "ANTHROPIC_API_KEY", "AWS_SECRET_ACCESS_KEY", "AZURE_API_KEY", "BEDROCK_API_KEY", "CI_KEY", "CLIENT_SECRET",
+    "GEMINI_API_KEY", "GITHUB_TOKEN", "GROQ_API_KEY", "OPENAI_API_KEY", "REPORTS_KEY", "SHOP_TOKEN",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +38,18 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
     keys = [ECKey.generate_key("P-256").as_dict(private=False)]
     for name, content in {"jwks.json": json.dumps({"keys": keys}), "model.gguf": "GGUF", "claude.key": "sk-1"}.items():
         (where / name).write_text(content)
+    application = authority.issue_cert("application", key_type=trustme.KeyType.RSA)
+    application.cert_chain_pems[0].write_to_path(str(where / "entra.pem"))
+    application.private_key_pem.write_to_path(str(where / "entra.key"))
+    account = {
+        "type": "service_account",
+        "client_email": "gateway@platform-1.iam.gserviceaccount.com",
+        "private_key_id": "1",
+        "private_key": RSAKey.generate_key(2048).as_pem(private=True).decode(),
+        "token_uri": "https://oauth2.googleapis.com/token",
+    }
+    (where / "account.json").write_text(json.dumps(account))
+    (where / "platform.token").write_text("a-token")
     return where
 
 
@@ -44,6 +59,7 @@ def there(tmp_path: Path, named: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(named, tmp_path, dirs_exist_ok=True)
     for name in ENVIRONMENT:
         monkeypatch.setenv(name, f"secret-of-{name}")
+    monkeypatch.setenv("GOOGLE_CREDENTIALS", (named / "account.json").read_text())
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -106,7 +122,8 @@ def test_a_key_that_the_golden_file_lacks_would_be_found() -> None:
     made = schema()
     document = read(EVERY_KEY.read_text(), EVERY_KEY.name).values
     assert document is not None
-    del document["routes"][0]["health"]["check"]["path"]
+    for checked in (document["routes"][0], document["models"][0]):
+        del checked["health"]["check"]["path"]
     del document["mcp"]["servers"]["shop"]["url"]
     keys = Keys(made)
     keys.visit(made, document)
@@ -139,7 +156,10 @@ VARIANTS = {
 }
 """Blocks that show what excludes each other side by side: the keys to leave out, each time others."""
 
-PROVIDERS = "providers: {openai: {kind: openai, api_key: x}, ours: {kind: local}, local: {kind: local}}\n"
+PROVIDERS = (
+    "providers: {openai: {kind: openai, api_key: x}, claude: {kind: anthropic, api_key: x}, ours: {kind: local}, "
+    "local: {kind: local}}\n"
+)
 
 
 def blocks() -> Iterator[Any]:
@@ -156,7 +176,7 @@ def test_check_takes_what_the_documentation_shows(
 ) -> None:
     begins = re.match(r"\s*((?:- )?\w+)", block)
     shown = (file, begins[1] if begins is not None else "")
-    text = AROUND.get(shown, "") + block.replace("/run/secrets/anthropic", "claude.key")
+    text = AROUND.get(shown, "") + re.sub("/run/secrets/[a-z0-9-]+", "claude.key", block)
     if "providers:" not in text:
         text += PROVIDERS
     for leave_out in VARIANTS.get(shown, ("no key",)):

@@ -1,5 +1,6 @@
 """The project keeps its own promises: few dependencies, pinned and hashed, no registry named, one version."""
 
+import compileall
 import importlib.metadata
 import json
 import re
@@ -18,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / "requirements"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MOST_PACKAGES = 25
-MOST_MEGABYTES = 70
+MOST_MEGABYTES = 70  # of files as they are in the wheels
+MOST_COMPILED = 85  # the same with the bytecode that pip makes of them unless it is told not to
 
 # Where a client would be told to fetch from. Spelled in pieces, so that this file does not hold what it looks for.
 REGISTRIES = re.compile(
@@ -111,7 +113,8 @@ def test_the_benchmark_runs_configurations_that_are_valid(kind: str, serves: str
 
 @pytest.mark.timeout(300)
 def test_an_install_without_extras_is_small(tmp_path: Path) -> None:
-    """What `pip install tollhouse` brings: the locked packages, and the package itself."""
+    """What `pip install tollhouse` brings, the locked packages and the package itself, measured both ways: the files
+    of the wheels, which is what the budget is about, and what is on the disk once pip has compiled them."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
     pip += ["--ignore-installed", "--target", str(tmp_path)]
     subprocess.run([*pip, "--require-hashes", "-r", str(REQUIREMENTS / "runtime.txt")], check=True)
@@ -120,6 +123,14 @@ def test_an_install_without_extras_is_small(tmp_path: Path) -> None:
         dist.metadata["Name"]: sum(file.size or 0 for file in dist.files or ())
         for dist in importlib.metadata.distributions(path=[str(tmp_path)])
     }
-    size = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
     assert len(packages) <= MOST_PACKAGES, sorted(packages)
-    assert size <= MOST_MEGABYTES * 1_000_000, sorted(packages.items(), key=lambda item: -item[1])
+    assert size_of(tmp_path) <= MOST_MEGABYTES * 1_000_000, sorted(packages.items(), key=lambda item: -item[1])
+    # Some packages carry files that no Python 3 compiles; pip passes over them too.
+    compileall.compile_dir(tmp_path, quiet=2)
+    assert any(tmp_path.rglob("*.pyc"))
+    assert size_of(tmp_path) <= MOST_COMPILED * 1_000_000
+
+
+def size_of(directory: Path) -> int:
+    """Bytes of all files in it."""
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
