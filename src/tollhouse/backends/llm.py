@@ -31,6 +31,9 @@ Raw = msgspec.Raw
 _encode = msgspec.json.Encoder().encode
 _members = msgspec.json.Decoder(dict[str, Raw]).decode
 _ANSWERS = frozenset(("choices", "content", "output", "data", "candidates", "message", "results", "embeddings", "text"))
+_COMPLAINT = frozenset(("message", "Message", "__type"))
+"""All that an error of AWS's has."""
+
 _NO_ERROR = (b"null", b"{}", b'""', b"[]", b"false")
 _HEAD, _WHOLE = Until.HEAD, Until.WHOLE
 _MAX_ERROR = 1 << 20  # bytes of an error's body
@@ -301,7 +304,8 @@ class LLMBackend:
             kind = content_type.decode("latin-1")[:100]
             told = f"it is {kind}, and begins with {answer[:100]!r}"
             raise _not_an_answer("is not JSON, or no object", told) from None
-        if "error" in fields and not _ANSWERS.intersection(fields) and bytes(fields["error"]) not in _NO_ERROR:
+        told_error = "error" in fields and not _ANSWERS.intersection(fields) and bytes(fields["error"]) not in _NO_ERROR
+        if told_error or fields.keys() <= _COMPLAINT:
             code, message = call.dialect.complaint(answer)
             raise _not_an_answer("is an error, though its status is 200", f"{code or 'error'}: {message}"[:500])
         return estimated(None, self.prompt(call), call.dialect.said(answer))

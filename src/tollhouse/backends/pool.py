@@ -491,7 +491,9 @@ class Pool:
         try:
             if not provider.settled:
                 await provider.ready(deadline)
-            face = next(iter(provider.faces.values()))
+            face = next(iter(provider.all_faces()))
+            if not face.credential.settled:
+                await face.credential.ready(deadline)
             exchange = await face.pool.exchange(
                 face.probe(check.path.encode("ascii")),
                 b"",

@@ -39,8 +39,8 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Model(msgspec.Struct, frozen=True):
-    """A configured model. name: exact, or with one `*`. aliases: further exact names; a call has the model's own. handler:
-    its whole call chain. created: unix seconds."""
+    """A configured model. name: exact, or with one `*`. handler: its whole call chain. created: unix seconds. aliases:
+    further exact names; a call has the model's own."""
 
     name: str
     handler: Handler[ModelCall, Reply]

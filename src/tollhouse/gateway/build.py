@@ -19,7 +19,7 @@ import msgspec
 from tollhouse.backends.http import HttpBackend
 from tollhouse.backends.mcp_servers import Servers
 from tollhouse.backends.native import NativeBackend
-from tollhouse.backends.pool import pool
+from tollhouse.backends.pool import Pool, pool
 from tollhouse.backends.provider import Provider
 from tollhouse.backends.providers import provider
 from tollhouse.backends.providers.remote import OpenSpec
@@ -102,6 +102,9 @@ class Fixtures:
     listeners: tuple[tuple[str, str], ...] = ()
 
 
+_BuiltModel = tuple[ModelSpec, Model, Authorize | None, Pool]
+
+
 class _Scopes:
     """The scopes a chain stands in, widest first: (level, name, Spec)."""
 
@@ -149,7 +152,7 @@ class Builder:
         self._catalogue: Catalogue | None = None
         self._vocabularies: Vocabularies | None = None
         self._before: Config | None = None
-        self._models: dict[str, tuple[ModelSpec, Model, Authorize | None]] = {}
+        self._models: dict[str, _BuiltModel] = {}
 
     async def close(self) -> None:
         """Nothing is served any more: end MCP sessions and children."""
@@ -196,14 +199,14 @@ class Builder:
             self._vocabularies = Vocabularies.load()
         return self._vocabularies
 
-    def reusable(self, config: Config) -> dict[str, tuple[ModelSpec, Model, Authorize | None]]:
+    def reusable(self, config: Config) -> dict[str, _BuiltModel]:
         """Models of the configuration before, if nothing that all models share has changed."""
         before, self._before = self._before, config
         if before is None or _shared(before) != _shared(config):
             self._models = {}
         return self._models
 
-    def remember(self, models: dict[str, tuple[ModelSpec, Model, Authorize | None]]) -> None:
+    def remember(self, models: dict[str, _BuiltModel]) -> None:
         self._models = models
 
 
@@ -373,11 +376,12 @@ class _Build:
         known = self._builder.reusable(self._config)
         parts = replace(self._parts, entrance="llm")
         plain: tuple[list[Policy[Call, Reply]], Authorize | None] | None = None
-        built: dict[str, tuple[ModelSpec, Model, Authorize | None]] = {}
+        built: dict[str, _BuiltModel] = {}
         for spec in self._config.models:
             have = known.get(spec.name)
             if have is not None and (have[0] is spec or have[0] == spec):
                 built[spec.name] = have
+                self._check(have[3])
                 continue
             with self._finding(f"models.{spec.name}"):
                 if _bare(spec):  # thousands of models mostly differ in their targets only: they share their policies
@@ -385,11 +389,23 @@ class _Build:
                     policies, guard = plain
                 else:
                     policies, guard = self._call_floor(self._top.below("model", spec.name, spec), parts)
-                handler = _chain(policies, pool(spec.name, spec, providers, parts.clock).handle)
-                built[spec.name] = (spec, Model(spec.name, handler), guard)
+                retried = partial(_retried, self._fixtures.families)
+                targets = pool(spec.name, spec, providers, parts.clock, retried=retried)
+                model = Model(spec.name, _chain(policies, targets.handle), aliases=spec.aliases)
+                built[spec.name] = (spec, model, guard, targets)
+                self._check(targets)
         self._builder.remember(built)
-        guards = {name: guard for name, (_, _, guard) in built.items() if guard is not None}
-        return Models(model for _, model, _ in built.values()), guards
+        guards = {name: guard for name, (_, _, guard, _) in built.items() if guard is not None}
+        return Models(model for _, model, _, _ in built.values()), guards
+
+    def _check(self, targets: Pool) -> None:
+        """Active checks of a model's targets begin when the configuration serves, and end with the last that has it."""
+        if targets.checked:
+            self._tenure.get(("checks", targets), partial(self._checking, targets), Pool.close)
+
+    def _checking(self, targets: Pool) -> Pool:
+        self._builder._starts.append(targets.start)
+        return targets
 
     def _call_floor(self, scopes: _Scopes, parts: Parts) -> tuple[list[Policy[Call, Reply]], Authorize | None]:
         """The policies of a call chain, outermost first, and what decides for listings."""

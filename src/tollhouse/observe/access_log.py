@@ -23,7 +23,8 @@ __all__ = ["AccessLine", "AccessLog", "LineLabels", "Shared", "redact", "stamp"]
 
 
 class AccessLine(msgspec.Struct, gc=False, omit_defaults=True):
-    """What is one request's own. Durations in milliseconds. peer: the client's address.
+    """What is one request's own. Durations in milliseconds. peer: the client's address. tried: the targets of a model
+    that were asked, in their order, once one has failed.
 
     What every request has comes first, so that it can be given by position, to `tokens_out`."""
 
@@ -47,6 +48,7 @@ class AccessLine(msgspec.Struct, gc=False, omit_defaults=True):
     query: str = ""
     retries: int = 0
     fallback: str = ""
+    tried: str = ""
     rule: str = ""
     gone: bool = False
     error: str = ""

@@ -225,6 +225,8 @@ class Record:
             line.retries = context.attempts - 1
         if context.fallback:
             line.fallback = context.fallback
+        if context.tried:
+            line.tried = context.tried[:_LONGEST]
         if context.rule:
             line.rule = context.rule
         failure = ending.failure

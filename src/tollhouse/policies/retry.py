@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field
 
 from tollhouse.core.backoff import Backoff, RetryBudget, cause
 from tollhouse.core.call import Call, ModelCall, ToolCall
-from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.errors import Failure
 from tollhouse.core.handler import Handler
 from tollhouse.core.reply import Reply
 from tollhouse.core.spec import Duration, Spec

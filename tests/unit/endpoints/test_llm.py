@@ -281,7 +281,8 @@ async def test_anthropic_errors_and_models() -> None:
 
 
 async def test_another_dialect_than_the_providers_is_translated() -> None:
-    body = b'{"id":"c","model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"Hi"},"finish_reason":"stop"}]}'
+    choice = b'{"index":0,"message":{"role":"assistant","content":"Hi"},"finish_reason":"stop"}'
+    body = b'{"id":"c","model":"m","choices":[%b]}' % choice
     async with gateway(always(answer(body))) as it, anthropic_client(it) as client:
         message = await client.messages.create(model="smart", max_tokens=1, messages=ASK)
         assert [block.text for block in message.content if block.type == "text"] == ["Hi"]

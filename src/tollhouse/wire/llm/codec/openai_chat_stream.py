@@ -357,7 +357,7 @@ _NULL = b"null"
 class _Told:
     """A choice of the stream that is being written."""
 
-    __slots__ = ("annotations", "calls", "role", "said", "starts", "thoughts", "wrote")
+    __slots__ = ("annotations", "bare", "calls", "cited", "role", "said", "starts", "thoughts", "wrote")
 
     def __init__(self) -> None:
         self.role = False
@@ -366,6 +366,8 @@ class _Told:
         self.calls: dict[int, int] = {}  # a call's part: its index
         self.wrote = 0  # thoughts told in `reasoning_details`
         self.thoughts: dict[int, tuple[Thinking, list[str]]] = {}
+        self.bare: set[int] = set()  # calls without arguments so far
+        self.cited: dict[int, list[Citation]] = {}  # what a text cites, told when it is whole
         self.annotations = 0
 
 
@@ -402,6 +404,8 @@ class ChatEncoder:
                 told = self._told(event.choice)
                 number = told.calls.get(event.part)
                 if number is not None:
+                    if told.bare:
+                        told.bare.discard(event.part)
                     call = b'"tool_calls":[{"index":%d,"function":{"arguments":%b}}]' % (number, _encode(event.text))
                     out.append(self._delta(event.choice, told, call))
             elif isinstance(event, ThinkingDelta):
@@ -443,25 +447,37 @@ class ChatEncoder:
         if isinstance(event, PartBegan):
             return self._part(event, told)
         if isinstance(event, PartEnded):
-            thought = told.thoughts.pop(event.part, None)
-            if thought is None or (thought[0].signature is None and thought[0].id is None):
-                return b""
-            thought[0].text = "".join(thought[1])
-            return self._detail(event.choice, told, thought[0])
+            return self._ended(event, told)
         if isinstance(event, SignatureDelta):
             return self._signature(event, told)
         if isinstance(event, RefusalDelta):
             return self._delta(event.choice, told, b'"refusal":' + _encode(event.text))
         if isinstance(event, CitationDelta):
-            if not event.citation.url:
-                return b""
-            begin = told.starts.get(event.part, 0)
-            form = {"index": told.annotations, **annotation(event.citation, begin, told.said - begin)}
-            told.annotations += 1
-            return self._delta(event.choice, told, b'"annotations":[%b]' % _encode(form))
+            if event.citation.url:
+                told.cited.setdefault(event.part, []).append(event.citation)
+            return b""
         if isinstance(event, Ended):
             return self._delta(event.choice, told, b"", reason=_encode(FINISH[event.stop]))
         return b""
+
+    def _ended(self, event: PartEnded, told: _Told) -> bytes:
+        if event.part in told.bare:
+            told.bare.discard(event.part)
+            call = b'"tool_calls":[{"index":%d,"function":{"arguments":"{}"}}]' % told.calls[event.part]
+            return self._delta(event.choice, told, call)
+        cited = told.cited.pop(event.part, None)
+        if cited is not None:
+            begin = told.starts.get(event.part, 0)
+            found = []
+            for citation in cited:
+                found.append({"index": told.annotations, **annotation(citation, begin, told.said - begin)})
+                told.annotations += 1
+            return self._delta(event.choice, told, b'"annotations":%b' % _encode(found))
+        thought = told.thoughts.pop(event.part, None)
+        if thought is None or (thought[0].signature is None and thought[0].id is None):
+            return b""
+        thought[0].text = "".join(thought[1])
+        return self._detail(event.choice, told, thought[0])
 
     def _signature(self, event: SignatureDelta, told: _Told) -> bytes:
         thought = told.thoughts.get(event.part)
@@ -483,6 +499,8 @@ class ChatEncoder:
         value = event.value
         if isinstance(value, ToolCall):
             number = told.calls[event.part] = len(told.calls)
+            if not value.arguments:
+                told.bare.add(event.part)
             form = {"index": number, **write_call(value, "", own=False, lost=Lost(), signed=True)}
             return self._delta(event.choice, told, b'"tool_calls":[%b]' % _encode(form))
         if isinstance(value, Text):

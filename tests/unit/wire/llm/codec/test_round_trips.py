@@ -17,7 +17,8 @@ from tollhouse.wire.llm.model import Answer, Chat
 
 EACH = pytest.mark.parametrize("api", APIS)
 PAIRS = pytest.mark.parametrize("asker, asked", [(a, b) for a in APIS for b in APIS if a != b])
-slow = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+slow = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(slow, max_examples=10)
 
 
 @given(said_in_chat())
@@ -42,7 +43,7 @@ def test_messages_lose_nothing(chat: Chat) -> None:
 @given(data=st.data())
 @slow
 def test_what_was_written_loses_nothing(api: str, data: st.DataObject) -> None:
-    """Whatever was written for a caller of another API is read, and written again as it was."""
+    """Whatever was written for a caller of another API, its own codec reads and says again."""
     codec = APIS[api].codec
     chat = data.draw(chats(data.draw(st.sampled_from([other for other in APIS if other != api]))))
     body: dict[str, Any] = {}
@@ -50,11 +51,10 @@ def test_what_was_written_loses_nothing(api: str, data: st.DataObject) -> None:
         body, _ = encode(codec, chat)
     if not body:
         return
-    body.setdefault("model", chat.model)
-    again, lost = encode(codec, decode(codec, body))
-    again.setdefault("model", chat.model)
+    meant = decode(codec, body)
+    again, lost = encode(codec, meant)
     assert lost == []
-    assert again == body
+    assert plain(decode(codec, again)) == plain(meant)
 
 
 @EACH
@@ -99,7 +99,7 @@ def test_a_stream_adds_up_to_the_whole_answer(api: str, data: st.DataObject) -> 
 
 @PAIRS
 @given(data=st.data())
-@slow
+@quick
 def test_nothing_but_a_failure(asker: str, asked: str, data: st.DataObject) -> None:
     """What one API said is said to any other, and what is lost is named."""
     chat = data.draw(chats(asker))
