@@ -15,6 +15,7 @@ from tollhouse.wire.llm.model import (
     ArgumentsDelta,
     Began,
     Chat,
+    Ended,
     Event,
     Part,
     PartBegan,
@@ -64,6 +65,9 @@ class Translation:
     def answer(self, body: bytes) -> tuple[bytes, Usage | None, str]:
         """The provider's answer for the caller, with its usage and model. Raises Failure 502."""
         answer = self._asked.decode_answer(body)
+        for choice in answer.choices:
+            if choice.stop == "error" and not choice.parts:
+                raise _broken(choice.detail)
         answer.created = answer.created or self._now
         answer.id = answer.id or self._id
         answer.model = answer.model or self._model
@@ -78,8 +82,8 @@ class TranslatedReader:
     """StreamReader that translates."""
 
     __slots__ = (
-        "_decoder", "_dialect", "_encoder", "_translation", "began", "counted", "failure", "finished", "model", "text",
-        "usage",
+        "_decoder", "_dialect", "_encoder", "_parts", "_translation", "began", "counted", "failure", "finished",
+        "model", "text", "usage",
     )  # fmt: skip
 
     def __init__(self, translation: Translation, dialect: Dialect) -> None:
@@ -87,6 +91,7 @@ class TranslatedReader:
         self._translation = translation
         self._decoder = translation._asked.decoder()
         self._encoder = translation._asker.encoder(translation.chat)
+        self._parts = False
         self.began = False
         self.finished = False
         self.failure: Failure | None = None
@@ -134,7 +139,16 @@ class TranslatedReader:
             event.created = event.created or translation._now
             self.model = event.model = event.model or translation._model
         elif isinstance(event, PartBegan):
+            self._parts = True
             self.text += _said(event.value)
+        elif isinstance(event, Ended) and event.stop == "error" and not self._parts:
+            raise _broken(event.detail)
+
+
+def _broken(reason: str) -> Failure:
+    """The provider has given up before there was anything to tell: another try may do better."""
+    message = f"the provider could not answer ({reason})" if reason else "the provider could not answer"
+    return Failure(502, Reason.UPSTREAM_FAILURE, message, retry=True, sent=True)
 
 
 def _inexpressible(places: list[str], api: str) -> Failure:

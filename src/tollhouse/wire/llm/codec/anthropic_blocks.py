@@ -252,8 +252,12 @@ def _arguments(call: ToolCall, where: str) -> Any:
 
 
 def _write_thinking(part: Thinking, where: str, own: bool, lost: Lost) -> dict[str, Any] | None:
-    """A thought goes back to who had it, with its proof; without one it would be refused."""
+    """A thought goes back to who had it, with its proof; without one it would be refused. Proofs are base64 here: one
+    with a colon in it is another's."""
     form: dict[str, Any]
+    if not own and ":" in (part.sealed or part.signature or ""):
+        lost.add(f"{where}: a thought of another provider's")
+        return None
     if part.sealed is not None and (own or part.signature is None):
         form = {"type": "redacted_thinking", "data": part.sealed}
     elif part.signature or own:

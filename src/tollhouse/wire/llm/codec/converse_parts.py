@@ -195,7 +195,7 @@ def _read_medium(medium: Fields, kind: str) -> Part | str:
         medium.fail("source", "is missing: it must be an object with bytes or s3Location")
     media = Media()
     if source.has("bytes"):
-        media.data = source.need_text("bytes")
+        media.data = source.base64("bytes")
     elif kind == "document" and source.has("text"):
         media.text = source.need_text("text")
     if source.rest() is not None or not (media.data or media.text):

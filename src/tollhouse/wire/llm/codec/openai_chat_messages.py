@@ -315,9 +315,12 @@ class _Writer:
             if isinstance(part, ToolCall):
                 calls.append(write_call(part, place, self._own, self._lost))
             elif isinstance(part, Thinking):
-                if self._own or not (part.signature or part.sealed):
-                    # One without a proof was told by a server of this API, or nobody asks for the proof.
+                if self._own:
                     thoughts.append(part)
+                elif part.text and not (part.signature or part.sealed):
+                    # One without a proof was told by a server of this API, or nobody asks for the proof.
+                    thoughts.append(Thinking(part.text))
+                    self._lost.fields(part.extra, place + ".")
                 else:
                     self._lost.add(f"{place}: a thought")
             elif isinstance(part, Opaque) and part.dialect == "chat" and part.kind == "custom":

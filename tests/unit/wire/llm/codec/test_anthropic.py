@@ -450,6 +450,8 @@ FOREIGN: list[tuple[Part, Any, list[str]]] = [
     (Thinking("hm", ""), None, [": a thought without a signature"]),
     (Thinking("hm", "s"), {"type": "thinking", "thinking": "hm", "signature": "s"}, []),
     (Thinking(sealed="e"), {"type": "redacted_thinking", "data": "e"}, []),
+    (Thinking("hm", "responses:rs_1:e"), None, [": a thought of another provider's"]),
+    (Thinking(sealed="responses:rs_1:e"), None, [": a thought of another provider's"]),
     (Opaque("chat", "hologram", raw({})), None, [": hologram"]),
     (
         ToolCall("a.b:0", "f", '{"é": [1e999]}', "s", extra={"x": raw(1)}),

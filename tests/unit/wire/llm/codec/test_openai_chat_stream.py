@@ -350,6 +350,7 @@ def test_every_event_is_written() -> None:
         said({"content": "I "}),
         said({"content": "look"}),
         said({"content": "."}, logprobs={"content": LOGPROBS, "refusal": None}),
+        said({}, logprobs={"content": [], "refusal": None}),
         said(
             {
                 "annotations": [
@@ -361,7 +362,6 @@ def test_every_event_is_written() -> None:
                 ]
             }
         ),
-        said({}, logprobs={"content": [], "refusal": None}),
         said({"tool_calls": [{"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": ""}}]}),
         said({"tool_calls": [{"index": 0, "function": {"arguments": "{"}}]}),
         said({"tool_calls": [{"index": 0, "function": {"arguments": "}"}}]}),
@@ -388,6 +388,22 @@ def test_every_event_is_written() -> None:
             "usage": {"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6},
         },
         DONE,
+    ]
+
+
+def test_a_call_without_arguments_has_an_object_of_none() -> None:
+    found = wrote(
+        [Began("i", "m", 5), PartBegan(0, ToolCall("a", "f", "")), PartEnded(0)],
+        [PartBegan(1, ToolCall("b", "g", "")), ArgumentsDelta(1, "{"), ArgumentsDelta(1, "}"), PartEnded(1)],
+        [Ended("tool_calls")],
+    )
+    told = [c["delta"]["tool_calls"][0] for one in found[:-1] for c in one["choices"] if "tool_calls" in c["delta"]]
+    assert [(call["index"], call["function"]["arguments"]) for call in told] == [
+        (0, ""),
+        (0, "{}"),
+        (1, ""),
+        (1, "{"),
+        (1, "}"),
     ]
 
 
