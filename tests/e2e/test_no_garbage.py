@@ -113,6 +113,25 @@ async def streams(url: str) -> None:
         assert (await wire.answer()).json()["size"] == 5
 
 
+async def translated(url: str) -> None:
+    """Each asks the other's provider: whole, streamed, cut, refused and left."""
+    async with Wire(url) as wire:
+        for stream in (False, True):
+            assert (await wire.ask("POST", CHAT, chat("two/ok", stream, max_tokens=9), KEY)).status == 200
+            assert (await wire.ask("POST", "/v1/messages", chat("one/ok", stream, max_tokens=9), KEY)).status == 200
+        assert b"error" in (await wire.ask("POST", CHAT, chat("two/cut", True), KEY)).body
+        assert b"error" in (await wire.ask("POST", "/v1/messages", chat("one/cut", True, max_tokens=9), KEY)).body
+        assert (await wire.ask("POST", CHAT, chat("two/ok", logit_bias={"1": 2}), KEY)).status == 400
+        assert (await wire.ask("POST", CHAT, chat("two/ok", temperature="hot"), KEY)).status == 400
+        assert (await wire.ask("POST", CHAT, chat("two/500"), KEY)).status == 502
+    for model in ("two/ok", "two/hang"):
+        async with Wire(url) as wire:
+            body = chat(model, True)
+            head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nx-api-key: caller-key-0123456789\r\n"
+            await wire.send(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+            await asyncio.sleep(0.01)
+
+
 async def failures(url: str) -> None:
     async with Wire(url) as wire:
         assert (await wire.ask("POST", CHAT, chat("nobody"), KEY)).status == 404
@@ -261,7 +280,9 @@ def test_what_counts_as_ours(kind: str) -> None:
         assert bool(found) is expected
 
 
-@pytest.mark.parametrize("play", [unary, streams, failures, leaving, tunnels], ids=lambda play: play.__name__)
+@pytest.mark.parametrize(
+    "play", [unary, streams, translated, failures, leaving, tunnels], ids=lambda play: play.__name__
+)
 async def test_requests_leave_nothing_to_the_collector(tmp_path: Path, play: Play) -> None:
     async with working(tmp_path) as (worker, url, _, _):
         left = await garbage(worker, url, play)
