@@ -14,7 +14,7 @@ from tollhouse.core.http import Request
 __all__ = ["Forwarding", "is_provenance"]
 
 _REMEMBERED = 4096  # peers
-_FOR = re.compile(rb'(?:\A|[;,])[ \t]*for[ \t]*=[ \t]*("(?:[^"\\]|\\.)*+"|[^;,"\s]*)', re.IGNORECASE)
+_FOR = re.compile(rb'(?:\A|[;,])[ \t]*for[ \t]*=[ \t]*("[^"\\]*(?:\\.[^"\\]*)*"|[^;,"\s]*)', re.IGNORECASE)
 _TOKEN_ADDRESS = re.compile(rb"[0-9A-Za-z._-]+")
 _UNQUOTABLE = re.compile(rb'["\\\x00-\x1f\x7f-\xff]')
 _PORT = re.compile(r"(?:\[(.+)\]|([^:]+))(?::\d+)?|(.+)")

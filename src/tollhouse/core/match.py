@@ -20,7 +20,8 @@ from tollhouse.core.spec import Spec
 __all__ = ["FieldMatch", "FieldSpec", "MatchSpec", "Predicate", "PredicateSpec", "host_of", "normal_path", "normalise"]
 
 _PCHAR = rb"A-Za-z0-9\-._~!$&'()*+,;=:@"
-_NORMAL = re.compile(rb"(?:/(?!\.\.?(?:[/;]|\Z))[" + _PCHAR + rb"]++)*+/?")
+# No possessive quantifiers here or elsewhere: with groups they match what they should not before Python 3.11.5.
+_NORMAL = re.compile(rb"(?:/(?!\.\.?(?:[/;]|\Z))[" + _PCHAR + rb"]+)*/?")
 _FORBIDDEN = re.compile(rb"[\x00-\x20\x7f-\xff\\#?]")
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?|[^" + _PCHAR + rb"%/]")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
