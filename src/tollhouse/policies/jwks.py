@@ -33,7 +33,6 @@ _LONGEST = 86_400.0
 _URL = re.compile(r"(https?://)(?:[^/?#@\s]*@)?([^?#\s]*)\S*")
 
 _MAX_DOCUMENT = 1 << 20
-_ACCEPTED = b"application/jwk-set+json, application/json"
 
 Load = Callable[[], Awaitable[bytes]]
 

@@ -11,10 +11,11 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from tollhouse.core.call import Usage
-from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.errors import Failure
 from tollhouse.core.http import Headers, Request, Response
 from tollhouse.wire.eventstream import Framer, Header, frame, headers, opened, split, text_headers
 from tollhouse.wire.llm.dialect import Dialect, StreamFailure, bytes_of
+from tollhouse.wire.llm.reader import Reader
 from tollhouse.wire.llm.system import System, around_blocks
 from tollhouse.wire.llm.tokens import DEFAULT_OUTPUT
 from tollhouse.wire.llm.usage import ConverseUsage
@@ -25,7 +26,6 @@ __all__ = ["BedrockConverse", "ConverseReader", "failed"]
 Raw = msgspec.Raw
 
 _encode = msgspec.json.Encoder().encode
-_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _ACTED_ON = Names(
     "messages", "system", "inferenceConfig", "toolConfig",
@@ -199,19 +199,10 @@ class BedrockConverse(Dialect):
         return response
 
 
-class ConverseReader:
+class ConverseReader(Reader):
     """StreamReader of binary events. The usage comes last, but nothing of the answer is missing without it."""
 
-    __slots__ = ("began", "counted", "failure", "finished", "model", "text", "usage")
-
-    def __init__(self) -> None:
-        self.began = False
-        self.finished = False
-        self.failure: Failure | None = None
-        self.usage: Usage | None = None
-        self.counted = False
-        self.model = ""
-        self.text = 0
+    __slots__ = ()
 
     def read(self, block: bytes) -> bytes:
         passed = 0
@@ -294,7 +285,3 @@ def _event(raw: bytes) -> tuple[bytes, bytes]:
 def _text(said: Mapping[str, Header], name: str) -> str:
     value = said.get(name)
     return value if isinstance(value, str) else ""
-
-
-def _invalid(message: str, *, code: str) -> Failure:
-    return Failure(400, Reason.INVALID_REQUEST, message, code=code)

@@ -8,6 +8,7 @@ from tollhouse.core.call import Usage
 from tollhouse.core.errors import Failure
 from tollhouse.wire.llm.dialect import StreamFailure, bytes_of, text_of
 from tollhouse.wire.llm.openai_chat import OpenAIDialect
+from tollhouse.wire.llm.reader import Reader
 from tollhouse.wire.llm.usage import ResponsesUsage
 from tollhouse.wire.sse import Framer, frame, parse, split
 
@@ -71,19 +72,10 @@ class MediaDialect(OpenAIDialect):
         return frame(self.error(failure, request_id), b"error")
 
 
-class MediaReader:
+class MediaReader(Reader):
     """StreamReader of events like `transcript.text.delta`, `image_generation.partial_image`, `speech.audio.done`."""
 
-    __slots__ = ("began", "counted", "failure", "finished", "model", "text", "usage")
-
-    def __init__(self) -> None:
-        self.began = False
-        self.finished = False
-        self.failure: Failure | None = None
-        self.usage: Usage | None = None
-        self.counted = False
-        self.model = ""
-        self.text = 0
+    __slots__ = ()
 
     def read(self, block: bytes) -> bytes:
         passed = 0

@@ -15,6 +15,7 @@ from tollhouse.core.call import Usage
 from tollhouse.core.errors import Failure
 from tollhouse.wire.llm.dialect import StreamFailure, bytes_of, text_of
 from tollhouse.wire.llm.openai_chat import OpenAIDialect
+from tollhouse.wire.llm.reader import Reader
 from tollhouse.wire.llm.system import System, around_text, without_instructions
 from tollhouse.wire.llm.usage import ResponsesUsage
 from tollhouse.wire.sse import frame, parse, split
@@ -107,19 +108,10 @@ class OpenAIResponses(OpenAIDialect):
         return ResponsesReader()
 
 
-class ResponsesReader:
+class ResponsesReader(Reader):
     """StreamReader of response events."""
 
-    __slots__ = ("began", "counted", "failure", "finished", "model", "text", "usage")
-
-    def __init__(self) -> None:
-        self.began = False
-        self.finished = False
-        self.failure: Failure | None = None
-        self.usage: Usage | None = None
-        self.counted = False
-        self.model = ""
-        self.text = 0
+    __slots__ = ()
 
     def read(self, block: bytes) -> bytes:
         passed = 0

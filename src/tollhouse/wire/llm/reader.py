@@ -10,7 +10,7 @@ from tollhouse.core.call import Usage
 from tollhouse.core.errors import Failure
 from tollhouse.wire.llm.dialect import bytes_of
 
-__all__ = ["TextReader"]
+__all__ = ["Reader", "TextReader"]
 
 _TRIES = 8  # forms learned of which no event came again; then this upstream's events are taken to be all different
 _NONE = b"no event ends like this"
@@ -19,24 +19,10 @@ _OBFUSCATION = b'"obfuscation":'
 _PADDING = re.compile(rb'[A-Za-z0-9+/=_-]*"\}\n\n| *\}\n\n')  # so that an event's size does not tell its text
 
 
-class TextReader:
-    """A StreamReader. `look` is the dialect's own reading of a block; it tells `said` of an event that is nothing but
-    text."""
+class Reader:
+    """What every StreamReader knows; nothing yet."""
 
-    __slots__ = (
-        "_after",
-        "_before",
-        "_learned",
-        "_padded",
-        "_tries",
-        "began",
-        "counted",
-        "failure",
-        "finished",
-        "model",
-        "text",
-        "usage",
-    )
+    __slots__ = ("began", "counted", "failure", "finished", "model", "text", "usage")
 
     def __init__(self) -> None:
         self.began = False
@@ -46,6 +32,22 @@ class TextReader:
         self.counted = False
         self.model = ""
         self.text = 0
+
+
+class TextReader(Reader):
+    """A StreamReader. `look` is the dialect's own reading of a block; it tells `said` of an event that is nothing but
+    text."""
+
+    __slots__ = (
+        "_after",
+        "_before",
+        "_learned",
+        "_padded",
+        "_tries",
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
         # The form that is known: what stands before the text with the quote, and behind the quote after it.
         self._before = self._after = _NONE
         self._padded = False  # some padding follows `_after`

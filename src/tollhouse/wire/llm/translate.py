@@ -28,6 +28,7 @@ from tollhouse.wire.llm.model import (
     ToolCall,
     Used,
 )
+from tollhouse.wire.llm.reader import Reader
 
 __all__ = ["TranslatedReader", "Translation", "spoken"]
 
@@ -78,27 +79,18 @@ class Translation:
         return TranslatedReader(self, dialect)
 
 
-class TranslatedReader:
+class TranslatedReader(Reader):
     """StreamReader that translates."""
 
-    __slots__ = (
-        "_decoder", "_dialect", "_encoder", "_parts", "_translation", "began", "counted", "failure", "finished",
-        "model", "text", "usage",
-    )  # fmt: skip
+    __slots__ = ("_decoder", "_dialect", "_encoder", "_parts", "_translation")
 
     def __init__(self, translation: Translation, dialect: Dialect) -> None:
+        super().__init__()
         self._dialect = dialect
         self._translation = translation
         self._decoder = translation._asked.decoder()
         self._encoder = translation._asker.encoder(translation.chat)
         self._parts = False
-        self.began = False
-        self.finished = False
-        self.failure: Failure | None = None
-        self.usage: Usage | None = None
-        self.counted = False
-        self.model = ""
-        self.text = 0
 
     def read(self, block: bytes) -> bytes:
         out = []

@@ -7,13 +7,14 @@ whole, whatever a provider says: no token is paid that its totals do not have. A
 answer without any is None, never 0.
 """
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, Protocol
 
 import msgspec
 
 from tollhouse.core.call import Usage
 
-__all__ = ["ChatUsage", "ConverseUsage", "GeminiUsage", "MessagesUsage", "ResponsesUsage"]
+__all__ = ["ChatUsage", "ConverseUsage", "GeminiUsage", "MessagesUsage", "ResponsesUsage", "counted"]
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -311,6 +312,18 @@ def _said(usage: Usage, thoughts: int, sound: int, pictures: int) -> None:
 
 def _of_modality(details: list[_Modality] | None, *modalities: str) -> int:
     return sum(d.token_count or 0 for d in details or () if d.modality in modalities)
+
+
+class _Form(Protocol):
+    def normal(self) -> Usage | None: ...
+
+
+def counted(decode: Callable[[msgspec.Raw], _Form], raw: msgspec.Raw) -> Usage | None:
+    """What a raw usage object of an answer counts; None for one that is not in its API's form. decode: of that form."""
+    try:
+        return decode(raw).normal()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _told(**counts: int) -> dict[str, int]:

@@ -13,7 +13,7 @@ import msgspec
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.wire.llm.model import Answer, Chat, Event, Extra
 
-__all__ = ["Codec", "Lost", "StreamDecoder", "StreamEncoder", "invalid", "unreadable"]
+__all__ = ["Codec", "Lost", "StreamDecoder", "StreamEncoder", "invalid", "misread", "unreadable"]
 
 Raw = msgspec.Raw
 
@@ -110,6 +110,11 @@ class Codec:
 def invalid(field: str, problem: str) -> Failure:
     """400 for a field of the caller's request, by its own name there ("messages[0].content")."""
     return Failure(400, Reason.INVALID_REQUEST, f"{field}: {problem}", code="invalid_value")
+
+
+def misread(field: str, problem: str) -> Failure:
+    """`invalid` for a field of an answer: 502. For Fields."""
+    return unreadable(f"{field} {problem}")
 
 
 def unreadable(what: str) -> Failure:

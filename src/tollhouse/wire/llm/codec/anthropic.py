@@ -10,11 +10,9 @@ from typing import Any, ClassVar
 import msgspec
 
 from tollhouse.core.call import Usage
-from tollhouse.core.errors import Failure
-from tollhouse.wire.llm.codec import Codec, Lost, StreamDecoder, StreamEncoder, unreadable
+from tollhouse.wire.llm.codec import Codec, Lost, StreamDecoder, StreamEncoder, misread
 from tollhouse.wire.llm.codec.anthropic_blocks import (
     read_block,
-    read_cache,
     read_content,
     read_turn,
     write_answer_blocks,
@@ -24,7 +22,7 @@ from tollhouse.wire.llm.codec.anthropic_blocks import (
 from tollhouse.wire.llm.codec.anthropic_stops import REASONS, STOPS
 from tollhouse.wire.llm.codec.anthropic_stream import MessagesDecoder, MessagesEncoder
 from tollhouse.wire.llm.codec.effort import budget_of
-from tollhouse.wire.llm.codec.reading import Fields, put_back, restore, written
+from tollhouse.wire.llm.codec.reading import Fields, put_back, read_cache, restore, written
 from tollhouse.wire.llm.model import (
     Answer,
     Chat,
@@ -36,7 +34,7 @@ from tollhouse.wire.llm.model import (
     Tool,
     ToolChoice,
 )
-from tollhouse.wire.llm.usage import MessagesUsage
+from tollhouse.wire.llm.usage import MessagesUsage, counted
 
 __all__ = ["AnthropicCodec"]
 
@@ -140,7 +138,7 @@ class AnthropicCodec(Codec):
 
     # ---- answers
     def decode_answer(self, body: bytes) -> Answer:
-        f = Fields.of(body, "answer.", _wrong)
+        f = Fields.of(body, "answer.", misread)
         blocks = f.children("content")
         if blocks is None:
             f.fail("content", "is missing")
@@ -153,7 +151,7 @@ class AnthropicCodec(Codec):
         answer.choices.append(choice)
         usage = f.raw("usage")
         if usage is not None:
-            answer.usage = _counted(usage)
+            answer.usage = counted(_usage, usage)
         answer.extra = f.rest()
         return answer
 
@@ -180,17 +178,6 @@ class AnthropicCodec(Codec):
 
     def encoder(self, chat: Chat) -> StreamEncoder:
         return MessagesEncoder()
-
-
-def _wrong(field: str, problem: str) -> Failure:
-    return unreadable(f"{field} {problem}")
-
-
-def _counted(raw: Raw) -> Usage | None:
-    try:
-        return _usage(raw).normal()
-    except _UNREADABLE:
-        return None
 
 
 # ---- reading a request

@@ -12,7 +12,7 @@ import msgspec
 
 from tollhouse.wire.llm.codec import Lost, invalid, unreadable
 from tollhouse.wire.llm.codec.anthropic_citations import read_citation, write_citation
-from tollhouse.wire.llm.codec.reading import Fields, legible, put_back, text_in
+from tollhouse.wire.llm.codec.reading import Fields, cache_control, legible, one_text, put_back, read_cache, text_in
 from tollhouse.wire.llm.model import (
     Audio,
     Cache,
@@ -31,7 +31,7 @@ from tollhouse.wire.llm.model import (
     ToolResult,
 )
 
-__all__ = ["read_block", "read_cache", "read_content", "read_turn", "write_answer_blocks", "write_cache", "write_turns"]
+__all__ = ["read_block", "read_content", "read_turn", "write_answer_blocks", "write_cache", "write_turns"]
 
 Raw = msgspec.Raw
 
@@ -65,17 +65,6 @@ def read_content(f: Fields, name: str) -> list[Part]:
     if f.has(name) and not f.is_list(name):
         f.fail(name, "must be a string or a list of blocks")
     return [read_block(b) for b in f.children(name) or ()]
-
-
-def read_cache(f: Fields) -> Cache | None:
-    """`cache_control`."""
-    control = f.child("cache_control")
-    if control is None:
-        return None
-    control.text("type")
-    cache = Cache(control.text("ttl") or "")
-    f.leave("cache_control", control)
-    return cache
 
 
 def read_block(f: Fields) -> Part:
@@ -169,19 +158,12 @@ def write_turns(chat: Chat, own: bool, lost: Lost) -> tuple[Any, list[dict[str, 
     for turn in turns:
         if not own and turn["role"] == "user":
             turn["content"].sort(key=_after_results)
-        turn["content"] = _plain(turn["content"])
-    return (_plain(system) if system else None), turns
+        turn["content"] = one_text(turn["content"])
+    return (one_text(system) if system else None), turns
 
 
 def _after_results(block: Any) -> bool:
     return not isinstance(block, dict) or block["type"] != "tool_result"
-
-
-def _plain(blocks: list[Any]) -> Any:
-    """One text alone is a string."""
-    if len(blocks) == 1 and isinstance(blocks[0], dict) and blocks[0].keys() == {"type", "text"}:
-        return blocks[0]["text"]
-    return blocks
 
 
 def _write_blocks(parts: list[Part], where: str, own: bool, lost: Lost) -> list[Any]:
@@ -204,7 +186,7 @@ def _write_block(part: Part, where: str, own: bool, lost: Lost) -> Any:
     elif isinstance(part, ToolCall):
         form = {"type": "tool_use", "id": _id(part.id, own), "name": part.name, "input": _arguments(part, where)}
     elif isinstance(part, ToolResult):
-        content = _plain(_write_blocks(part.parts, where, own, lost))
+        content = one_text(_write_blocks(part.parts, where, own, lost))
         form = {"type": "tool_result", "tool_use_id": _id(part.id, own), "content": content}
         if part.error is not None:
             form["is_error"] = part.error
@@ -235,8 +217,7 @@ def _write_block(part: Part, where: str, own: bool, lost: Lost) -> Any:
 
 def write_cache(cache: Cache, own: bool) -> dict[str, str]:
     """`cache_control`; a time to live that is not known here is left to the default."""
-    told = cache.ttl if own or cache.ttl in _TTLS else ""
-    return {"type": "ephemeral", "ttl": told} if told else {"type": "ephemeral"}
+    return cache_control(cache.ttl if own or cache.ttl in _TTLS else "")
 
 
 def _id(id: str, own: bool) -> str:

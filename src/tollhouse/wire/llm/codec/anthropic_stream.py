@@ -10,8 +10,7 @@ from typing import Any
 import msgspec
 
 from tollhouse.core.call import Usage
-from tollhouse.core.errors import Failure
-from tollhouse.wire.llm.codec import unreadable
+from tollhouse.wire.llm.codec import misread, unreadable
 from tollhouse.wire.llm.codec.anthropic_citations import read_citation, write_citation
 from tollhouse.wire.llm.codec.anthropic_stops import REASONS, STOPS
 from tollhouse.wire.llm.codec.reading import Fields
@@ -149,7 +148,7 @@ class MessagesDecoder:
         if delta.signature is not None:
             return [SignatureDelta(index, delta.signature)] if delta.signature else []
         if bytes(delta.citation):
-            return [CitationDelta(index, read_citation(Fields.of(delta.citation, "citation.", _wrong)))]
+            return [CitationDelta(index, read_citation(Fields.of(delta.citation, "citation.", misread)))]
         return []
 
     def _began(self, index: int, raw: Raw) -> list[Event]:
@@ -207,10 +206,6 @@ class MessagesDecoder:
             stop = STOPS.get(delta.stop_reason, "stop")
             events.append(Ended(stop, delta.stop_sequence, delta.stop_reason))
         return events
-
-
-def _wrong(field: str, problem: str) -> Failure:
-    return unreadable(f"{field} {problem}")
 
 
 def _told(data: bytes) -> StreamFailure:

@@ -13,8 +13,7 @@ from typing import Any
 import msgspec
 
 from tollhouse.core.call import Usage
-from tollhouse.core.errors import Failure
-from tollhouse.wire.llm.codec import Codec, Lost, StreamDecoder, StreamEncoder, invalid, unreadable
+from tollhouse.wire.llm.codec import Codec, Lost, StreamDecoder, StreamEncoder, invalid, misread
 from tollhouse.wire.llm.codec.converse_parts import PartWriter, marker, read_marker, read_parts
 from tollhouse.wire.llm.codec.converse_stream import ConverseDecoder, ConverseEncoder, stop_sequence
 from tollhouse.wire.llm.codec.effort import budget_of, effort_of
@@ -38,7 +37,7 @@ from tollhouse.wire.llm.model import (
     ToolChoice,
     ToolResult,
 )
-from tollhouse.wire.llm.usage import ConverseUsage
+from tollhouse.wire.llm.usage import ConverseUsage, counted
 
 __all__ = ["REASONS", "STOPS", "ConverseCodec"]
 
@@ -156,7 +155,7 @@ class ConverseCodec(Codec):
 
     # ---- answers
     def decode_answer(self, body: bytes) -> Answer:
-        f = Fields.of(body, "answer.", _wrong)
+        f = Fields.of(body, "answer.", misread)
         output = f.child("output")
         message = output.child("message") if output is not None else None
         if message is None:
@@ -166,7 +165,7 @@ class ConverseCodec(Codec):
         answer = Answer(self.name, "", "", [choice])
         usage = f.raw("usage")
         if usage is not None:
-            answer.usage = _counted(usage)
+            answer.usage = counted(_usage, usage)
         answer.extra = f.rest()
         if answer.extra is not None:
             choice.stop_sequence = stop_sequence(answer.extra.get("additionalModelResponseFields"))
@@ -549,14 +548,3 @@ def _no_place(chat: Chat, lost: Lost) -> None:
 
 
 # ---- reading an answer
-
-
-def _wrong(field: str, problem: str) -> Failure:
-    return unreadable(f"{field} {problem}")
-
-
-def _counted(raw: Raw) -> Usage | None:
-    try:
-        return _usage(raw).normal()
-    except _UNREADABLE:
-        return None

@@ -31,7 +31,7 @@ from tollhouse.wire.llm.model import (
     ToolResult,
 )
 
-__all__ = ["PartWriter", "image_type", "is_base64", "marker", "read_marker", "read_parts"]
+__all__ = ["PartWriter", "decodable", "image_type", "marker", "read_marker", "read_parts"]
 
 Raw = msgspec.Raw
 
@@ -349,7 +349,7 @@ class PartWriter:
     def _thinking(self, part: Thinking, where: str) -> dict[str, Any] | None:
         """A thought goes back to who had it, with its proof; without one it would be refused."""
         if part.sealed is not None and (self._own or part.signature is None):
-            if self._own or is_base64(part.sealed):
+            if self._own or decodable(part.sealed):
                 return {"reasoningContent": {"redactedContent": part.sealed}}
             if not (self._answer and part.text):
                 self._lost.add(f"{where}: a sealed thought of another API")
@@ -439,8 +439,8 @@ def _marked(part: Part) -> Cache | None:
     return cache
 
 
-def is_base64(text: str) -> bool:
-    """Whether an SDK of the API will decode it."""
+def decodable(text: str) -> bool:
+    """Whether an SDK of the API will decode it: they take more than `reading.is_base64` does."""
     try:
         return bool(b64decode(text, validate=True))
     except (Base64Error, ValueError):

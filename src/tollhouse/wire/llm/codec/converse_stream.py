@@ -11,11 +11,10 @@ from typing import Any
 import msgspec
 
 from tollhouse.core.call import Usage
-from tollhouse.core.errors import Failure
 from tollhouse.wire.eventstream import frame, sealed, text_headers
-from tollhouse.wire.llm.codec import Lost, unreadable
+from tollhouse.wire.llm.codec import Lost, misread, unreadable
 from tollhouse.wire.llm.codec.converse_citations import read_citation, write_citation
-from tollhouse.wire.llm.codec.converse_parts import image_type, is_base64
+from tollhouse.wire.llm.codec.converse_parts import decodable, image_type
 from tollhouse.wire.llm.codec.reading import Fields
 from tollhouse.wire.llm.converse import failed
 from tollhouse.wire.llm.model import (
@@ -216,7 +215,7 @@ class ConverseDecoder:
         elif bytes(delta.citation) not in (b"", b"null"):
             if block is None or block.kind != "text":
                 block = self._begin(index, "text", Text(""), events)
-            events.append(CitationDelta(block.part, read_citation(Fields.of(delta.citation, "citation.", _wrong))))
+            events.append(CitationDelta(block.part, read_citation(Fields.of(delta.citation, "citation.", misread))))
         elif delta.image is not None and block is not None and block.kind == "image":
             source = delta.image.source
             if source is not None and source.bytes:
@@ -283,10 +282,6 @@ def _joined(pieces: list[str]) -> str:
         return b64encode(b"".join(b64decode(piece, validate=True) for piece in pieces)).decode()
     except ValueError:
         raise unreadable("a block of bytes is not base64") from None
-
-
-def _wrong(field: str, problem: str) -> Failure:
-    return unreadable(f"{field} {problem}")
 
 
 def _head(name: bytes) -> bytes:
@@ -383,7 +378,7 @@ class ConverseEncoder:
         told: list[dict[str, str]] = []
         if value.text:
             told.append({"text": value.text})
-        elif value.sealed is not None and is_base64(value.sealed):
+        elif value.sealed is not None and decodable(value.sealed):
             told.append({"redactedContent": value.sealed})
         if value.signature:
             told.append({"signature": value.signature})

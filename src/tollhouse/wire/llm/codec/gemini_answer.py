@@ -7,9 +7,7 @@ from typing import Any
 
 import msgspec
 
-from tollhouse.core.call import Usage
-from tollhouse.core.errors import Failure
-from tollhouse.wire.llm.codec import unreadable
+from tollhouse.wire.llm.codec import misread, unreadable
 from tollhouse.wire.llm.codec.gemini_parts import opened, read_part
 from tollhouse.wire.llm.codec.reading import Fields, restore, written
 from tollhouse.wire.llm.model import (
@@ -28,7 +26,7 @@ from tollhouse.wire.llm.model import (
     Thinking,
     ToolCall,
 )
-from tollhouse.wire.llm.usage import GeminiUsage
+from tollhouse.wire.llm.usage import GeminiUsage, counted
 
 __all__ = [
     "FINISH",
@@ -42,7 +40,6 @@ __all__ = [
     "write_citation",
     "write_logprobs",
     "write_part",
-    "wrong",
 ]
 
 Raw = msgspec.Raw
@@ -84,11 +81,6 @@ FINISH: dict[Stop, str] = {
 """Ours to `finishReason`."""
 
 
-def wrong(field: str, problem: str) -> Failure:
-    """What is not in an answer's form."""
-    return unreadable(f"{field} {problem}")
-
-
 def stop_of(reason: str, calls: bool) -> Stop:
     """`finishReason` as ours. A turn that ends with calls ends like any other there."""
     stop = _STOPS.get(reason, "content_filter")
@@ -105,7 +97,7 @@ def call_id(answer: str, choice: int, number: int) -> str:
 
 def read_answer(body: bytes) -> Answer:
     """A whole `GenerateContentResponse`. Raises Failure 502."""
-    f = Fields.of(body, "answer.", wrong)
+    f = Fields.of(body, "answer.", misread)
     candidates = f.children("candidates")
     answer = Answer("generate", f.text("responseId") or "", f.text("modelVersion") or "", [])
     if not candidates:
@@ -116,18 +108,11 @@ def read_answer(body: bytes) -> Answer:
         answer.choices.append(Choice([], "content_filter", detail=blocked))
     for n, candidate in enumerate(candidates or ()):
         answer.choices.append(_choice(candidate, answer.id, n))
-    answer.usage = _counted(f.raw("usageMetadata"))
+    usage = f.raw("usageMetadata")
+    if usage is not None:
+        answer.usage = counted(_usage, usage)
     answer.extra = f.rest()
     return answer
-
-
-def _counted(raw: Raw | None) -> Usage | None:
-    if raw is None:
-        return None
-    try:
-        return _usage(raw).normal()
-    except _UNREADABLE:
-        return None
 
 
 def _choice(f: Fields, answer: str, index: int) -> Choice:

@@ -8,8 +8,7 @@ and told as one.
 import re
 from typing import Any
 
-from tollhouse.wire.llm.codec import unreadable
-from tollhouse.wire.llm.codec.gemini_answer import wrong
+from tollhouse.wire.llm.codec import misread, unreadable
 from tollhouse.wire.llm.codec.gemini_parts import each
 from tollhouse.wire.llm.codec.reading import Fields, written
 
@@ -103,7 +102,7 @@ def _steps(path: str) -> _Path:
             steps.append(_ESCAPED.sub(r"\1", single if single is not None else double))
         at = found.end()
     if path[:1] != "$" or at < len(path) or not steps or len(steps) > _DEEPEST:
-        raise wrong("jsonPath", f"{path[:100]!r} is no place of an argument")
+        raise misread("jsonPath", f"{path[:100]!r} is no place of an argument")
     return tuple(steps)
 
 

@@ -45,7 +45,6 @@ __all__ = [
 
 Raw = msgspec.Raw
 
-_encode = msgspec.json.Encoder().encode
 _object = msgspec.json.Decoder(dict[str, Raw]).decode
 _any = msgspec.json.Decoder().decode
 _told_alone = msgspec.json.Decoder(dict[str, str]).decode

@@ -11,7 +11,7 @@ import msgspec
 
 from tollhouse.core.call import Usage
 from tollhouse.core.errors import Failure
-from tollhouse.wire.llm.codec import unreadable
+from tollhouse.wire.llm.codec import misread, unreadable
 from tollhouse.wire.llm.codec.gemini_answer import (
     FINISH,
     Cited,
@@ -22,7 +22,6 @@ from tollhouse.wire.llm.codec.gemini_answer import (
     write_citation,
     write_logprobs,
     write_part,
-    wrong,
 )
 from tollhouse.wire.llm.codec.gemini_arguments import Arguments, partial
 from tollhouse.wire.llm.codec.gemini_parts import opened, read_part
@@ -162,7 +161,7 @@ class GenerateDecoder:
             for raw in content.parts:
                 self._part(raw, choice, index, events)
         if bytes(candidate.logprobs_result) not in _NOTHING and choice.kind == "text":
-            logprobs = read_logprobs(Fields.of(candidate.logprobs_result, "logprobsResult.", wrong))
+            logprobs = read_logprobs(Fields.of(candidate.logprobs_result, "logprobsResult.", misread))
             if bytes(logprobs) != b"[]":
                 events.append(LogprobsDelta(choice.part, logprobs, index))
         if bytes(candidate.grounding_metadata) or bytes(candidate.citation_metadata):
@@ -177,7 +176,7 @@ class GenerateDecoder:
         try:
             plain = _plain(raw)
         except _UNREADABLE:
-            self._other(opened(Fields.of(raw, "part.", wrong)), choice, index, events)
+            self._other(opened(Fields.of(raw, "part.", misread)), choice, index, events)
             return
         text, signature = plain.text, plain.thought_signature
         kind = "thinking" if plain.thought else "text"
@@ -258,7 +257,7 @@ class GenerateDecoder:
         if choice.kind != "text":
             return
         told = (candidate.grounding_metadata, candidate.citation_metadata)
-        grounding, cited = (None if bytes(r) in _NOTHING else Fields.of(r, "candidate.", wrong) for r in told)
+        grounding, cited = (None if bytes(r) in _NOTHING else Fields.of(r, "candidate.", misread) for r in told)
         found: list[tuple[Text, Citation]] = []
         read_citations(grounding, cited, choice.cited, found)
         for _, citation in found:

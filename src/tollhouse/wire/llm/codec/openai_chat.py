@@ -17,8 +17,8 @@ from tollhouse.wire.llm.codec.effort import effort_of
 from tollhouse.wire.llm.codec.openai_chat_answer import read_answer, write_answer
 from tollhouse.wire.llm.codec.openai_chat_messages import read_message, write_messages
 from tollhouse.wire.llm.codec.openai_chat_stream import ChatDecoder, ChatEncoder
-from tollhouse.wire.llm.codec.reading import Fields, put_back
-from tollhouse.wire.llm.model import Answer, Cache, Chat, Format, OpaqueTool, Reasoning, Tool, ToolChoice
+from tollhouse.wire.llm.codec.reading import Fields, cache_control, put_back, read_cache
+from tollhouse.wire.llm.model import Answer, Chat, Format, OpaqueTool, Reasoning, Tool, ToolChoice
 
 __all__ = ["OpenAIChatCodec"]
 
@@ -149,11 +149,7 @@ def _tool(f: Fields) -> Tool | OpaqueTool:
     function = f.need_child("function", "an object with a name")
     tool = Tool(function.need_text("name"), function.text("description"), function.object("parameters"))
     tool.strict = function.flag("strict")
-    control = f.child("cache_control")
-    if control is not None:
-        control.text("type")
-        tool.cache = Cache(control.text("ttl") or "")
-        f.leave("cache_control", control)
+    tool.cache = read_cache(f)
     f.leave("function", function)
     tool.extra = f.rest()
     return tool
@@ -230,7 +226,7 @@ def _write_tools(tools: list[Tool | OpaqueTool], own: bool, lost: Lost) -> list[
                 function[name] = value
         form: dict[str, Any] = {"type": "function", "function": function}
         if tool.cache is not None and own:
-            form["cache_control"] = {"type": "ephemeral", **({"ttl": tool.cache.ttl} if tool.cache.ttl else {})}
+            form["cache_control"] = cache_control(tool.cache.ttl)
         put_back(form, tool.extra, own, lost, f"tools[{n}].")
         found.append(form)
     return found

@@ -7,9 +7,7 @@ from typing import Any
 
 import msgspec
 
-from tollhouse.core.call import Usage
-from tollhouse.core.errors import Failure
-from tollhouse.wire.llm.codec import Lost, unreadable
+from tollhouse.wire.llm.codec import Lost, misread
 from tollhouse.wire.llm.codec.openai_chat_messages import (
     read_call,
     read_part,
@@ -30,7 +28,7 @@ from tollhouse.wire.llm.model import (
     Thinking,
     ToolCall,
 )
-from tollhouse.wire.llm.usage import ChatUsage
+from tollhouse.wire.llm.usage import ChatUsage, counted
 
 __all__ = ["read_answer", "write_answer"]
 
@@ -45,7 +43,7 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 def read_answer(body: bytes) -> Answer:
     """Raises Failure 502."""
-    f = Fields.of(body, "answer.", _wrong)
+    f = Fields.of(body, "answer.", misread)
     choices = f.children("choices")
     if choices is None:
         f.fail("choices", "is missing")
@@ -54,21 +52,10 @@ def read_answer(body: bytes) -> Answer:
     answer.created = int(f.number("created") or 0)
     usage = f.raw("usage")
     if usage is not None:
-        answer.usage = _counted(usage)
+        answer.usage = counted(_usage, usage)
     f.raw("object")
     answer.extra = f.rest()
     return answer
-
-
-def _wrong(field: str, problem: str) -> Failure:
-    return unreadable(f"{field} {problem}")
-
-
-def _counted(raw: Raw) -> Usage | None:
-    try:
-        return _usage(raw).normal()
-    except _UNREADABLE:
-        return None
 
 
 def _choice(f: Fields, id: str, number: int) -> Choice:

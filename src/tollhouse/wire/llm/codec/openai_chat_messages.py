@@ -10,7 +10,16 @@ from typing import Any
 import msgspec
 
 from tollhouse.wire.llm.codec import Lost
-from tollhouse.wire.llm.codec.reading import Fields, is_base64, legible, put_back, text_in
+from tollhouse.wire.llm.codec.reading import (
+    Fields,
+    cache_control,
+    is_base64,
+    legible,
+    one_text,
+    put_back,
+    read_cache,
+    text_in,
+)
 from tollhouse.wire.llm.model import (
     Audio,
     Cache,
@@ -42,7 +51,6 @@ __all__ = [
 
 Raw = msgspec.Raw
 
-_object = msgspec.json.Decoder(dict[str, Raw]).decode
 
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _AUDIO = {"wav": "audio/wav", "mp3": "audio/mpeg"}
@@ -112,13 +120,8 @@ def _content(f: Fields) -> list[Part]:
 
 def _cache(f: Fields) -> Cache | None:
     """A marker, in either of two forms. The newer one is OpenAI's own and rides along, too."""
-    control = f.child("cache_control")
-    if control is None:
-        return Cache() if f.is_object(_BREAKPOINT) else None
-    control.text("type")
-    cache = Cache(control.text("ttl") or "")
-    f.leave("cache_control", control)
-    return cache
+    cache = read_cache(f)
+    return Cache() if cache is None and f.is_object(_BREAKPOINT) else cache
 
 
 def read_part(f: Fields, *, told: bool = False) -> Part:
@@ -294,7 +297,7 @@ class _Writer:
             if not content:
                 content.append({"type": "text", "text": ""})
             if isinstance(content[-1], dict):
-                content[-1].setdefault("cache_control", _cache_control(result.cache))
+                content[-1].setdefault("cache_control", cache_control(result.cache.ttl))
         form: dict[str, Any]
         if result.id or not result.name:
             form = {"role": "tool", "tool_call_id": result.id, "content": _plain(content)}
@@ -410,25 +413,17 @@ class _Writer:
 
     def _marked(self, form: dict[str, Any], part: Text | Image | Audio | Document, where: str) -> dict[str, Any]:
         if part.cache is not None and self._own and not (part.extra and _BREAKPOINT in part.extra):
-            form["cache_control"] = _cache_control(part.cache)
+            form["cache_control"] = cache_control(part.cache.ttl)
         put_back(form, part.extra, self._own, self._lost, where + ".")
         return form
 
 
 def _plain(content: list[Any]) -> Any:
-    if not content:
-        return ""
-    if len(content) == 1 and isinstance(content[0], dict) and content[0].keys() == {"type", "text"}:
-        return content[0]["text"]
-    return content
+    return one_text(content) if content else ""
 
 
 def _under(kind: str, **inner: str) -> dict[str, Any]:
     return {"type": kind, kind: inner}
-
-
-def _cache_control(cache: Cache) -> dict[str, str]:
-    return {"type": "ephemeral", "ttl": cache.ttl} if cache.ttl else {"type": "ephemeral"}
 
 
 def write_call(call: ToolCall, where: str, own: bool, lost: Lost, *, signed: bool = False) -> dict[str, Any]:

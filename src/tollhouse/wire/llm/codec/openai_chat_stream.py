@@ -9,8 +9,7 @@ from typing import Any
 import msgspec
 
 from tollhouse.core.call import Usage
-from tollhouse.core.errors import Failure
-from tollhouse.wire.llm.codec import Lost, unreadable
+from tollhouse.wire.llm.codec import Lost, misread, unreadable
 from tollhouse.wire.llm.codec.openai_chat_answer import annotation
 from tollhouse.wire.llm.codec.openai_chat_messages import read_part, write_call, write_thought
 from tollhouse.wire.llm.codec.openai_chat_stops import FINISH, stop_of
@@ -265,9 +264,9 @@ class ChatDecoder:
         if raw is _ABSENT or bytes(raw) == b"null":
             return
         if bytes(raw)[:1] == b'"':
-            delta.content = Fields({"content": raw}, "delta.", _wrong).text("content")
+            delta.content = Fields({"content": raw}, "delta.", misread).text("content")
             return
-        for part in Fields({"content": raw}, "delta.", _wrong).children("content") or ():
+        for part in Fields({"content": raw}, "delta.", misread).children("content") or ():
             value = read_part(part, told=True)
             if isinstance(value, Thinking) and value.text:
                 self._open(open_, "thinking", Thinking(), index, events)
@@ -341,10 +340,6 @@ class ChatDecoder:
         limited = "429" in kind or "rate_limit" in kind or "insufficient_quota" in kind
         detail = f"{kind or 'error'}: {told.message or ''}"[:500]
         raise StreamFailure(429 if limited else 502, "the provider failed", words, detail=detail)
-
-
-def _wrong(field: str, problem: str) -> Failure:
-    return unreadable(f"{field} {problem}")
 
 
 _QUICK = (

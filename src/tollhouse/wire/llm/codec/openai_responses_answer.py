@@ -10,7 +10,7 @@ import msgspec
 
 from tollhouse.core.call import Usage
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.wire.llm.codec import Lost, unreadable
+from tollhouse.wire.llm.codec import Lost, misread
 from tollhouse.wire.llm.codec.openai_responses_items import (
     call_item,
     read_call,
@@ -50,7 +50,6 @@ __all__ = [
     "status_of",
     "stopped",
     "text_form",
-    "wrong",
 ]
 
 Raw = msgspec.Raw
@@ -69,11 +68,6 @@ _INCOMPLETE: dict[Stop, str] = {
 }
 _LIMITED = "rate_limit_exceeded"
 _SUFFIX = 40  # characters of an answer's id in those of its items: they may have 64
-
-
-def wrong(field: str, problem: str) -> Failure:
-    """For Fields of an answer."""
-    return unreadable(f"{field} {problem}")
 
 
 def status_of(code: str) -> int:
@@ -109,7 +103,7 @@ class Ids:
 
 def decode_response(body: bytes) -> Answer:
     """Raises Failure 502 for what is not a whole response, and for one that has failed (429 for a rate limit)."""
-    f = Fields.of(body, "answer.", wrong)
+    f = Fields.of(body, "answer.", misread)
     error = f.child("error")
     status = f.text("status") or "completed"
     if error is not None or status in ("failed", "cancelled"):
@@ -135,7 +129,7 @@ def decode_response(body: bytes) -> Answer:
     if logprobs:
         choice.logprobs = Raw(_encode(logprobs))
     details = f.raw("incomplete_details")
-    reason = None if details is None else Fields.of(details, "answer.incomplete_details.", wrong).text("reason")
+    reason = None if details is None else Fields.of(details, "answer.incomplete_details.", misread).text("reason")
     choice.stop, choice.detail = stopped(status, reason, choice.parts)
     answer = Answer("responses", f.text("id") or "", f.text("model") or "", [choice])
     answer.created = int(f.number("created_at") or 0)

@@ -9,11 +9,10 @@ from typing import Any
 
 import msgspec
 
-from tollhouse.wire.llm.codec import unreadable
+from tollhouse.wire.llm.codec import misread, unreadable
 from tollhouse.wire.llm.codec.openai_responses_answer import (
     status_of,
     stopped,
-    wrong,
 )
 from tollhouse.wire.llm.codec.openai_responses_items import (
     read_citation,
@@ -275,7 +274,7 @@ class ResponsesDecoder:
         elif kind == "response.output_text.annotation.added":
             citation = None
             if bytes(event.annotation) not in _NOTHING:
-                citation = read_citation(Fields.of(event.annotation, "annotation.", wrong))
+                citation = read_citation(Fields.of(event.annotation, "annotation.", misread))
             if citation is not None:
                 open_ = self._opened(*place, Text(""), events)
                 if open_.part >= 0:

@@ -12,9 +12,20 @@ import msgspec
 
 from tollhouse.core.errors import Failure
 from tollhouse.wire.llm.codec import Lost, invalid
-from tollhouse.wire.llm.model import Extra
+from tollhouse.wire.llm.model import Cache, Extra
 
-__all__ = ["Fields", "is_base64", "legible", "put_back", "restore", "text_in", "written"]
+__all__ = [
+    "Fields",
+    "cache_control",
+    "is_base64",
+    "legible",
+    "one_text",
+    "put_back",
+    "read_cache",
+    "restore",
+    "text_in",
+    "written",
+]
 
 Raw = msgspec.Raw
 
@@ -285,3 +296,29 @@ class Fields:
     def whole(self, **taken: Any) -> Raw:
         """The object again, from what is left and what was taken."""
         return Raw(_encode({**taken, **self._fields}))
+
+
+# ---- what several APIs say the same way
+
+
+def read_cache(f: Fields) -> Cache | None:
+    """`cache_control`."""
+    control = f.child("cache_control")
+    if control is None:
+        return None
+    control.text("type")
+    cache = Cache(control.text("ttl") or "")
+    f.leave("cache_control", control)
+    return cache
+
+
+def cache_control(ttl: str) -> dict[str, str]:
+    """The same, written. ttl: "" for the default."""
+    return {"type": "ephemeral", "ttl": ttl} if ttl else {"type": "ephemeral"}
+
+
+def one_text(content: list[Any]) -> Any:
+    """Content for a message: a text that is alone is a string, which servers that know no parts understand, too."""
+    if len(content) == 1 and isinstance(content[0], dict) and content[0].keys() == {"type", "text"}:
+        return content[0]["text"]
+    return content
