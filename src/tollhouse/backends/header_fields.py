@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 from tollhouse.core.spec import File, Spec
 from tollhouse.net.client import TLS
 
-__all__ = ["ApiKey", "HeaderFields", "UpstreamTLSSpec", "api_key_line", "bearer_line", "header_lines"]
+__all__ = ["ApiKey", "HeaderFields", "UpstreamTLSSpec", "bearer_line", "header_lines", "key_line"]
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?")
@@ -93,5 +93,6 @@ def bearer_line(key: SecretStr) -> bytes:
     return b"authorization: Bearer %b\r\n" % key.get_secret_value().encode("ascii")
 
 
-def api_key_line(key: SecretStr) -> bytes:
-    return b"x-api-key: %b\r\n" % key.get_secret_value().encode("ascii")
+def key_line(field: bytes, key: SecretStr) -> bytes:
+    """A key alone, in a field of its own."""
+    return b"%b: %b\r\n" % (field, key.get_secret_value().encode("ascii"))

@@ -15,9 +15,11 @@ from typing import Generic, Protocol, Self, TypeVar
 from pydantic import Field, model_validator
 
 from tollhouse.core.backoff import Recent
+from tollhouse.core.errors import Failure
 from tollhouse.core.spec import Duration, Spec
+from tollhouse.net.client import Pool, Until
 
-__all__ = ["Balancer", "CheckSpec", "Checker", "Health", "HealthSpec", "Member", "PassiveHealthSpec"]
+__all__ = ["Balancer", "CheckSpec", "Checker", "Health", "HealthSpec", "Member", "PassiveHealthSpec", "answers"]
 
 _GROWTH = 16  # doublings at most
 _FIRST_SHARE = 0.1  # of what it gets when it is all well
@@ -254,3 +256,24 @@ class Checker(Generic[W]):
         while True:
             member.health.checked(await self._ask(member), self._spec)
             await asyncio.sleep(self._spec.interval)
+
+
+async def answers(pool: Pool, head: bytes, timeout: float) -> bool:
+    """Whether an upstream answers a GET well (2xx, 3xx), the whole of it within `timeout` seconds. head: rendered."""
+    try:
+        exchange = await pool.exchange(
+            head,
+            b"",
+            method=b"GET",
+            until=Until.WHOLE,
+            deadline=monotonic() + timeout,
+            first_byte=timeout,
+            idle=timeout,
+            connect=timeout,
+            limit=1 << 20,
+            resend=True,
+        )
+    except Failure:
+        return False
+    exchange.close()
+    return 200 <= exchange.status < 400

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tollhouse.backends.header_fields import UpstreamTLSSpec
-from tollhouse.backends.health import Balancer, Checker, Health, HealthSpec, Member
+from tollhouse.backends.health import Balancer, Checker, Health, HealthSpec, Member, answers
 from tollhouse.backends.rewrite import Rewrite, RewriteSpec
 from tollhouse.core.backoff import Backoff, RetryBudget
 from tollhouse.core.call import Context
@@ -360,23 +360,7 @@ class HttpBackend:
         host = self._rewrite.host or upstream.authority
         path = upstream.base + check.path.encode("ascii")
         head = b"GET %b HTTP/1.1\r\nhost: %b\r\nuser-agent: tollhouse-health\r\n\r\n" % (path, host)
-        try:
-            exchange = await upstream.pool.exchange(
-                head,
-                b"",
-                method=b"GET",
-                until=Until.WHOLE,
-                deadline=monotonic() + check.timeout,
-                first_byte=check.timeout,
-                idle=check.timeout,
-                connect=check.timeout,
-                limit=1 << 20,
-                resend=True,
-            )
-        except Failure:
-            return False
-        exchange.close()
-        return 200 <= exchange.status < 400
+        return await answers(upstream.pool, head, check.timeout)
 
 
 _SPECIAL = frozenset((b"TRACE", b"CONNECT", b"OPTIONS"))

@@ -7,14 +7,13 @@ gets a translation, and what that would lose is refused, or told in `x-tollhouse
 """
 
 import asyncio
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from time import monotonic, time
 
 import msgspec
 
 from tollhouse.backends.events import Events, estimated
 from tollhouse.backends.provider import Face, Provider, Timeouts
+from tollhouse.backends.retry_after import retry_after
 from tollhouse.core.call import ModelCall, Usage
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Headers
@@ -24,7 +23,7 @@ from tollhouse.wire.llm import CODECS
 from tollhouse.wire.llm.dialect import Dialect, StreamReader
 from tollhouse.wire.llm.translate import Translation
 
-__all__ = ["REFUSALS", "LLMBackend", "Refused", "retry_after"]
+__all__ = ["REFUSALS", "LLMBackend", "Refused"]
 
 Raw = msgspec.Raw
 
@@ -38,7 +37,6 @@ _NO_ERROR = (b"null", b"{}", b'""', b"[]", b"false")
 _HEAD, _WHOLE = Until.HEAD, Until.WHOLE
 _MAX_ERROR = 1 << 20  # bytes of an error's body
 _MAX_ANSWER = 32 << 20
-_MAX_REST = 86_400.0
 _MAX_OUTPUT = 4096  # tokens, where an API wants a bound and the caller gave none
 _MOST_KEYS = 8  # credentials tried for one call
 
@@ -430,28 +428,6 @@ def _check_text(answer: bytes) -> None:
 def _not_an_answer(what: str, detail: str) -> Failure:
     message = f"the provider's answer {what}"
     return Failure(502, Reason.UPSTREAM_FAILURE, message, detail=detail, retry=True, sent=True)
-
-
-def retry_after(headers: Headers) -> float | None:
-    """Seconds to wait, from `retry-after-ms` or Retry-After (RFC 9110 section 10.2.3), a day at most; None when it
-    does not say."""
-    value = headers.get(b"retry-after-ms")
-    scale = 0.001
-    if value is None:
-        value, scale = headers.get(b"retry-after"), 1.0
-    if value is None:
-        return None
-    try:
-        seconds = float(value) * scale
-    except ValueError:
-        try:
-            when = parsedate_to_datetime(value.decode("latin-1"))
-        except (ValueError, IndexError, TypeError):
-            return None
-        if when.tzinfo is None:
-            when = when.replace(tzinfo=UTC)
-        seconds = (when - datetime.now(UTC)).total_seconds()
-    return min(max(seconds, 0.0), _MAX_REST) if seconds == seconds else None
 
 
 def _seen_as(name: bytes) -> bytes | None:

@@ -26,7 +26,7 @@ from tollhouse.backends.credential import Fixed
 from tollhouse.backends.provider import Face, Provider
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.core.spec import Duration, Reading, Spec
+from tollhouse.core.spec import Duration, Reading, Spec, existing
 from tollhouse.net.client import Client, Origin, Pool
 from tollhouse.net.process import Child, clean_environment, spawn
 from tollhouse.wire.llm import CHAT, CODECS
@@ -49,10 +49,7 @@ _HOW = "install it with `pip install 'tollhouse[local]'` and `tollhouse init --l
 def _weights(value: str, info: ValidationInfo) -> str:
     # As core.spec.File, but not among the watched files: those are read whole each time.
     if isinstance(info.context, Reading):
-        path = Path(info.context.directory, value)
-        if not path.is_file():
-            raise ValueError(f"there is no file {str(path)!r}")
-        return str(path)
+        return existing(Path(info.context.directory, value))
     return value
 
 

@@ -15,8 +15,8 @@ import msgspec
 from pydantic import Field, SecretStr, field_validator
 
 from tollhouse.backends.header_fields import HeaderFields, UpstreamTLSSpec, header_lines
-from tollhouse.backends.llm import retry_after
 from tollhouse.backends.mcp_session import ANSWER_HEADERS, Expired, Key, McpServerSpec, Messages, Owner, Session
+from tollhouse.backends.retry_after import retry_after
 from tollhouse.core.call import ToolCall
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.reply import Reply

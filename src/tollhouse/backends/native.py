@@ -9,8 +9,8 @@ from time import monotonic
 from urllib.parse import unquote_to_bytes
 
 from tollhouse.backends.events import Events
-from tollhouse.backends.llm import retry_after
 from tollhouse.backends.provider import Provider
+from tollhouse.backends.retry_after import retry_after
 from tollhouse.core.call import ModelCall
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.forwarded import is_provenance

@@ -23,7 +23,7 @@ from tollhouse.backends.balance import (
     caller,
     drawn,
 )
-from tollhouse.backends.health import Checker, Health, HealthSpec
+from tollhouse.backends.health import Checker, Health, HealthSpec, answers
 from tollhouse.backends.hedge import Hedge, HedgeSpec
 from tollhouse.backends.llm import LLMBackend, Refused
 from tollhouse.backends.pool_spec import FallbackSpec, ModelTimeoutSpec, PoolSpec, TargetSpec
@@ -35,7 +35,6 @@ from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Ending
 from tollhouse.core.reply import Reply
-from tollhouse.net.client import Until
 from tollhouse.wire.llm import CODECS
 
 __all__ = [
@@ -494,22 +493,9 @@ class Pool:
             face = next(iter(provider.all_faces()))
             if not face.credential.settled:
                 await face.credential.ready(deadline)
-            exchange = await face.pool.exchange(
-                face.probe(check.path.encode("ascii")),
-                b"",
-                method=b"GET",
-                until=Until.WHOLE,
-                deadline=deadline,
-                first_byte=check.timeout,
-                idle=check.timeout,
-                connect=check.timeout,
-                limit=1 << 20,
-                resend=True,
-            )
         except Failure:
             return False
-        exchange.close()
-        return 200 <= exchange.status < 400
+        return await answers(face.pool, face.probe(check.path.encode("ascii")), deadline - monotonic())
 
 
 async def _here(call: ModelCall, answer: bytes) -> Reply:

@@ -28,7 +28,7 @@ from tollhouse.core.clock import Clock
 from tollhouse.core.depth import decode
 from tollhouse.core.errors import ConfigError, Failure, Problem, Reason
 from tollhouse.core.http import Headers
-from tollhouse.core.spec import Reading
+from tollhouse.core.spec import Reading, existing
 from tollhouse.net.client import TLS, Client, Origin
 
 __all__ = [
@@ -64,16 +64,9 @@ def _secret(value: SecretStr) -> SecretStr:
 
 
 def _live(value: str, info: ValidationInfo) -> str:
-    if not isinstance(info.context, Reading):
-        return value
-    path = Path(info.context.directory, value)
-    try:
-        is_there = path.is_file()
-    except (OSError, ValueError):  # a name that is too long, or no name at all
-        is_there = False
-    if not is_there:
-        raise ValueError(f"there is no file {str(path)!r}")
-    return str(path)
+    if isinstance(info.context, Reading):
+        return existing(Path(info.context.directory, value))
+    return value
 
 
 def _scope(value: str) -> str:

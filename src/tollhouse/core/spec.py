@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo
 
-__all__ = ["Duration", "File", "Reading", "Size", "Spec"]
+__all__ = ["Duration", "File", "Reading", "Size", "Spec", "existing"]
 
 
 class Spec(BaseModel):
@@ -83,17 +83,22 @@ def _size(value: Any) -> Any:
     return value
 
 
+def existing(path: Path) -> str:
+    """The name of a file that is there. Raises ValueError."""
+    try:
+        is_there = path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or no name at all
+        is_there = False
+    if not is_there:
+        raise ValueError(f"there is no file {str(path)!r}")
+    return str(path)
+
+
 def _file(value: str, info: ValidationInfo) -> str:
     if isinstance(info.context, Reading):
         path = Path(info.context.directory, value)
         info.context.files.add(str(path))
-        try:
-            is_there = path.is_file()
-        except (OSError, ValueError):  # a name that is too long, or no name at all
-            is_there = False
-        if not is_there:
-            raise ValueError(f"there is no file {str(path)!r}")
-        return str(path)
+        return existing(path)
     return value
 
 

@@ -8,13 +8,12 @@ from collections.abc import Callable, Sequence
 
 from tollhouse.core.call import ModelCall
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.core.handler import Handler
 from tollhouse.core.http import Ending, Request, Response, Sink, Source
-from tollhouse.core.reply import Reply, Tap
+from tollhouse.core.reply import Reply
 from tollhouse.endpoints.models import LONGEST, Admit, Models, Permitted, apart, unknown_model
 from tollhouse.wire.llm.dialect import Dialect
 
-__all__ = ["Begun", "LLMEndpoint", "Locate", "PathEndpoint"]
+__all__ = ["Begun", "LLMEndpoint", "Locate", "PathEndpoint", "tapped"]
 
 _STREAM_HEADERS = (
     (b"cache-control", b"no-cache"),
@@ -105,9 +104,7 @@ class LLMEndpoint:
                 content_type=asked.content_type,
             )
         )
-        first = reply.first
-        if reply.taps:
-            first = _tapped(reply, reply.taps, first)
+        first = tapped(reply) if reply.taps else reply.first
         if dialect.id_header is not None and context.request_id:
             reply.headers.append((dialect.id_header, context.request_id.encode("latin-1", "replace")))
         source = reply.source
@@ -125,16 +122,12 @@ class LLMEndpoint:
 
 
 class PathEndpoint:
-    """One of several endpoints below one prefix: the first whose `locate` knows the path. otherwise: answers the rest,
-    None for nobody. render: as LLMEndpoint's."""
+    """One of several endpoints below one prefix: the first whose `locate` knows the path. render: as LLMEndpoint's."""
 
-    __slots__ = ("_endpoints", "_otherwise", "render")
+    __slots__ = ("_endpoints", "render")
 
-    def __init__(
-        self, endpoints: Sequence[tuple[Locate, LLMEndpoint]], otherwise: Handler[Request, Response] | None = None
-    ) -> None:
+    def __init__(self, endpoints: Sequence[tuple[Locate, LLMEndpoint]]) -> None:
         self._endpoints = tuple(endpoints)
-        self._otherwise = otherwise
         self.render = endpoints[0][1].render
 
     async def handle(self, request: Request) -> Response:
@@ -143,14 +136,14 @@ class PathEndpoint:
             if locate(request.path) is not None:
                 request.render = endpoint.render
                 return await endpoint.handle(request)
-        if self._otherwise is not None:
-            return await self._otherwise(request)
         raise Failure(404, Reason.NOT_FOUND, "this path names no model, or asks it for what the gateway does not know")
 
 
-def _tapped(reply: Reply, taps: list[Tap], first: bytes) -> bytes:
+def tapped(reply: Reply) -> bytes:
+    """What has come of a Reply, with its taps applied. Raises a tap's Failure; the Reply is closed then."""
+    first = reply.first
     try:
-        for tap in taps:
+        for tap in reply.taps or ():
             first = tap(first)
     except Failure as failure:
         reply.close(Ending(failure.status, failure.reason, 0, failure))

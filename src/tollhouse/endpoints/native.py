@@ -11,7 +11,7 @@ from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import Request, Response
 from tollhouse.core.reply import Reply
-from tollhouse.endpoints.llm import Begun
+from tollhouse.endpoints.llm import Begun, tapped
 from tollhouse.wire.llm.dialect import Asked, Dialect
 
 __all__ = ["NativeEndpoint"]
@@ -69,9 +69,7 @@ class NativeEndpoint:
                 content_type=asked.content_type,
             )
         )
-        first = reply.first
-        for tap in reply.taps or ():
-            first = tap(first)
+        first = tapped(reply)
         headers = reply.headers
         if reply.source is None:
             return Response(reply.status, headers, first, reason=Reason.UPSTREAM, ends=reply.ends)

@@ -1,4 +1,5 @@
 import logging
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tollhouse.backends.credential import Credential, Fixed, KeyedSpec, Rotating
-from tollhouse.backends.header_fields import api_key_line, bearer_line
+from tollhouse.backends.header_fields import bearer_line, key_line
 from tollhouse.core.errors import Failure, Reason
 
 pytestmark = pytest.mark.anyio
@@ -147,7 +148,7 @@ def test_keys_that_cannot_be_used(fields: dict[str, Any], says: str) -> None:
 def test_keys_become_credentials() -> None:
     none = KeyedSpec().credential("up", bearer_line)
     assert (none.lines, none.settled) == (b"", True)
-    one = KeyedSpec(api_key=KEYS[0]).credential("up", api_key_line)
+    one = KeyedSpec(api_key=KEYS[0]).credential("up", partial(key_line, b"x-api-key"))
     assert isinstance(one, Fixed)
     assert one.lines == b"x-api-key: %b\r\n" % KEYS[0].encode()
     several = KeyedSpec(api_keys=KEYS).credential("up", bearer_line)

@@ -1,10 +1,11 @@
 """Anthropic, and every server that speaks its API."""
 
-from typing import ClassVar, Literal, Self
+from functools import partial
+from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from tollhouse.backends.header_fields import api_key_line
+from tollhouse.backends.header_fields import key_line
 from tollhouse.backends.provider import Face, Provider
 from tollhouse.backends.providers.remote import TokenSpec, remote_credential
 from tollhouse.core.clock import Clock
@@ -37,18 +38,16 @@ class AnthropicSpec(TokenSpec):
             raise ValueError("leave /v1 out: /v1/messages is added to it")
         return value
 
-    @model_validator(mode="after")
-    def _credentials(self) -> Self:
-        if self.base_url == _URL and not self.proven("authorization", "x-api-key"):
-            raise ValueError("api_key is missing: api.anthropic.com answers nobody without one")
-        return self
+    @property
+    def strict_url(self) -> str:
+        return _URL
 
 
 def anthropic_provider(name: str, spec: AnthropicSpec, client: Client, clock: Clock) -> Provider:
     """Raises OriginError where TLS files or the proxy cannot be used."""
     origin, base = spec.origin(spec.base_url)
     pool = client.pool(origin, spec.connections)
-    credential = remote_credential(name, spec, api_key_line, client, clock)
+    credential = remote_credential(name, spec, partial(key_line, b"x-api-key"), client, clock)
     faces = [
         Face(
             dialect,

@@ -1,12 +1,14 @@
 """Azure OpenAI: OpenAI's API at a resource of one's own, where a model is a deployment."""
 
+from functools import partial
 from typing import ClassVar, Literal, Self
 from urllib.parse import quote
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tollhouse.backends.credential import Credential
 from tollhouse.backends.entra import EntraAuthSpec, entra_credential
+from tollhouse.backends.header_fields import key_line
 from tollhouse.backends.provider import Face, Path, Provider
 from tollhouse.backends.providers.remote import OpenSpec
 from tollhouse.core.clock import Clock
@@ -56,7 +58,7 @@ def azure_provider(name: str, spec: AzureSpec, client: Client, clock: Clock) -> 
     if spec.auth is not None:
         credential = entra_credential(name, spec.auth, client, clock, proxy=spec.proxy)
     else:
-        credential = spec.credential(name, _key_line)
+        credential = spec.credential(name, partial(key_line, b"api-key"))
     version = spec.api_version
 
     def target(dialect: Dialect) -> bytes | Path:
@@ -81,7 +83,3 @@ def azure_provider(name: str, spec: AzureSpec, client: Client, clock: Clock) -> 
         for dialect in (CHAT, RESPONSES, *OPENAI_OTHERS)
     ]
     return Provider(name, "azure", clock, faces)
-
-
-def _key_line(key: SecretStr) -> bytes:
-    return b"api-key: %b\r\n" % key.get_secret_value().encode("ascii")

@@ -1,10 +1,11 @@
 """The Gemini API (Google AI Studio), and every server that speaks it."""
 
 from functools import partial
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, field_validator
 
+from tollhouse.backends.header_fields import key_line
 from tollhouse.backends.provider import Face, Provider
 from tollhouse.backends.providers.remote import TokenSpec, remote_credential
 from tollhouse.core.clock import Clock
@@ -32,18 +33,16 @@ class GeminiSpec(TokenSpec):
             raise ValueError("leave /models out: the model's name and what it is asked are added to the version")
         return value
 
-    @model_validator(mode="after")
-    def _credentials(self) -> Self:
-        if self.base_url == _URL and not self.proven("authorization", "x-goog-api-key"):
-            raise ValueError("api_key is missing: generativelanguage.googleapis.com answers nobody without one")
-        return self
+    @property
+    def strict_url(self) -> str:
+        return _URL
 
 
 def gemini_provider(name: str, spec: GeminiSpec, client: Client, clock: Clock) -> Provider:
     """Raises OriginError where TLS files or the proxy cannot be used."""
     origin, base = spec.origin(spec.base_url)
     pool = client.pool(origin, spec.connections)
-    credential = remote_credential(name, spec, _key_line, client, clock)
+    credential = remote_credential(name, spec, partial(key_line, b"x-goog-api-key"), client, clock)
     faces = [
         Face(
             dialect,
@@ -62,7 +61,3 @@ def gemini_provider(name: str, spec: GeminiSpec, client: Client, clock: Clock) -
 
 def _target(base: bytes, dialect: Dialect, model: str, stream: bool) -> bytes:
     return base + dialect.target(model, stream=stream)
-
-
-def _key_line(key: SecretStr) -> bytes:
-    return b"x-goog-api-key: %b\r\n" % key.get_secret_value().encode("ascii")

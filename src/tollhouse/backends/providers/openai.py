@@ -1,6 +1,6 @@
 """OpenAI, and every server that speaks its API."""
 
-from typing import Literal, Self
+from typing import Literal
 
 import msgspec
 from pydantic import Field, SecretStr, model_validator
@@ -61,12 +61,9 @@ class OpenAISpec(TokenSpec):
         filled = {"base_url": preset.base_url, "stream_usage": preset.stream_usage, "responses": preset.responses}
         return {**filled, **value}
 
-    @model_validator(mode="after")
-    def _credentials(self) -> Self:
-        if self.known.keyed and self.base_url == self.known.base_url and not self.proven("authorization"):
-            host = self.base_url.partition("//")[2].partition("/")[0]
-            raise ValueError(f"api_key is missing: {host} answers nobody without one")
-        return self
+    @property
+    def strict_url(self) -> str:
+        return self.known.base_url if self.known.keyed else ""
 
     @property
     def known(self) -> Preset:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import ClassVar, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
@@ -79,9 +80,17 @@ class TokenSpec(OpenSpec):
 
     auth: OAuthSpec | None = Field(default=None, description="an access token by client credentials (RFC 6749)")
 
-    def proven(self, *names: str) -> bool:
-        """Whether there is any credential. names: header fields that would be one."""
-        return self.auth is not None or self.keyed(*names)
+    @property
+    def strict_url(self) -> str:
+        """The address that answers nobody without a credential; "" where there is none."""
+        return ""
+
+    @model_validator(mode="after")
+    def _some_credential(self) -> Self:
+        url: str = getattr(self, "base_url", "")  # each kind of provider has its own
+        if url and url == self.strict_url and self.auth is None and not self.keyed(*self.key_fields):
+            raise ValueError(f"api_key is missing: {urlsplit(url).netloc} answers nobody without one")
+        return self
 
 
 def remote_credential(

@@ -11,10 +11,11 @@ from typing import Annotated, ClassVar, Literal, Self
 from urllib.parse import quote
 
 import msgspec
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, model_validator
 
 from tollhouse.backends.credential import Credential
 from tollhouse.backends.google import GoogleAuthSpec, google_credential
+from tollhouse.backends.header_fields import key_line
 from tollhouse.backends.provider import Face, Provider
 from tollhouse.backends.providers.anthropic import FORWARDED
 from tollhouse.backends.providers.remote import RemoteSpec
@@ -123,7 +124,7 @@ def vertex_provider(name: str, spec: VertexSpec, client: Client, clock: Clock) -
     if spec.auth is not None:
         credential = google_credential(name, spec.auth, client, clock, proxy=spec.proxy)
     else:
-        credential = spec.credential(name, _key_line)
+        credential = spec.credential(name, partial(key_line, b"x-goog-api-key"))
     pools: dict[str, tuple[Pool, bytes]] = {}
     made: dict[tuple[str, str], _Place] = {}
 
@@ -181,7 +182,3 @@ def _in_the_body(fields: dict[str, Raw]) -> dict[str, Raw]:
     fields.pop("model", None)
     fields.setdefault("anthropic_version", _VERSION)
     return fields
-
-
-def _key_line(key: SecretStr) -> bytes:
-    return b"x-goog-api-key: %b\r\n" % key.get_secret_value().encode("ascii")
