@@ -5,7 +5,8 @@ not known before the answer: an estimate is taken first, and corrected in the re
 given back when the call failed or nobody was asked. A refusal says which limit, and when to come back.
 
 Where the counter's state is in this process (`Buckets`) nothing waits: limits are taken from one by one, and given back
-to when a later one refuses, before anybody else can have looked. Else one `admit` asks for all of them.
+to when a later one refuses, before anybody else can have looked. Else one `admit` asks for all of them. When that
+cannot be asked, the answer is 503, unless every limit that it is about says `on_error: allow`.
 
 Limits of LLM and MCP run on the call floor, where the model or tool is known; those of plain routes on the request
 floor. Both are this one class.
@@ -16,7 +17,8 @@ from functools import partial
 from ipaddress import IPv6Address
 from math import ceil, inf
 from random import random
-from typing import Annotated, Any, Self
+from secrets import token_hex
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -104,7 +106,8 @@ def _tokens(call: Call) -> int:
 def _calls(call: Call) -> int:
     if isinstance(call, ModelCall):
         return 1 if call.model else 0
-    return 1 if isinstance(call, ToolCall) and call.server and call.method == "tools/call" else 0
+    # A later round carries on a call that was counted.
+    return 1 if isinstance(call, ToolCall) and call.server and call.method == "tools/call" and not call.round else 0
 
 
 _KEYS: dict[str, Key] = {
@@ -144,6 +147,10 @@ class LimitSpec(Spec):
         default="", max_length=64, pattern=r"^[A-Za-z0-9_.:-]*$", description="in headers, metrics and errors"
     )
     headers: bool = Field(default=False, description="also answers say what is left, in the header RateLimit")
+    on_error: Literal["deny", "allow"] = Field(
+        default="deny",
+        description="what happens while a shared `state` cannot be asked: deny answers 503, allow counts nothing",
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -164,8 +171,8 @@ class _Limit:
     """One limit, ready to be asked."""
 
     __slots__ = (
-        "_item", "always", "amount", "buckets", "hits", "key", "most", "name", "near", "over", "policy", "rate",
-        "shown", "tokens", "unit", "warn",
+        "_item", "allows", "always", "amount", "buckets", "hits", "key", "most", "name", "near", "over", "policy",
+        "rate", "shown", "tokens", "unasked", "unit", "warn",
     )  # fmt: skip
 
     def __init__(
@@ -182,11 +189,13 @@ class _Limit:
         self.key = _KEYS.get(spec.per) or _expression(spec.per)
         self.warn = rate.tolerance * 0.8
         self.shown = spec.headers
+        self.allows = spec.on_error == "allow"  # what cannot be asked
         self.policy = b'"%b";q=%d;w=%d' % (name.encode(), rate.amount, max(1, round(rate.window)))
         self._item = b'"%b";r=%%d;t=%%d' % name.encode()
         self.hits = families.limit_hits.child(descriptor)
         self.over = families.limit_over.child(descriptor)
         self.near = families.limit_near.child(descriptor)
+        self.unasked = families.limit_unasked.child(descriptor)
 
     def left(self, behind: float) -> int:
         """Units that could be taken now."""
@@ -230,11 +239,11 @@ def _settle(context: Context, buckets: Buckets, key: str, reserved: int, further
         further(ending)
 
 
-def _settle_far(context: Context, counter: Counter, charges: Sequence[Charge], ending: Ending) -> None:
+def _settle_far(context: Context, counter: Counter, id: str, charges: Sequence[Charge], ending: Ending) -> None:
     """The same, of a counter that `admit` was asked of."""
     used = _used(context, ending)
     if used >= 0:
-        counter.settle(context.request_id, charges, [used] * len(charges))
+        counter.settle(id, charges, [used] * len(charges))
 
 
 class Limits:
@@ -247,7 +256,7 @@ class Limits:
         self._shows = any(limit.shown for limit in limits)
 
     def handle(self, call: Call, next: Handler[Call, Reply]) -> Awaitable[Reply]:
-        """Raises Failure 429."""
+        """Raises Failure 429, and 503 where the counter cannot be asked."""
         if not self._here:
             return self._far(call, next)
         states: list[bytes] | None = [] if self._shows else None
@@ -257,7 +266,7 @@ class Limits:
         return _told(next(call), states) if states else next(call)
 
     def handle_request(self, request: Request, next: Handler[Request, Response]) -> Awaitable[Response]:
-        """The same for a plain route, where nothing is reserved. Raises Failure 429."""
+        """The same for a plain route, where nothing is reserved. Raises the same."""
         call = Call(request, request.context)
         if not self._here:
             return self._far_request(call, next)
@@ -321,9 +330,18 @@ class Limits:
         concerned = self._concerned(call)
         if not concerned:
             return None
-        verdict = await self._counter.admit(call.context.request_id, [charge for _, charge in concerned])
+        # Several admissions may be part of one request, whose id its caller may have chosen.
+        id = f"{call.context.request_id}.{token_hex(8)}"
         for limit, _ in concerned:
             limit.hits.value += 1
+        try:
+            verdict = await self._counter.admit(id, [charge for _, charge in concerned])
+        except Failure:
+            if not all(limit.allows for limit, _ in concerned):
+                raise
+            for limit, _ in concerned:
+                limit.unasked.inc()
+            return None
         if verdict.refused >= 0:
             limit, charge = concerned[verdict.refused]
             raise _refusal(limit, charge, verdict.wait, verdict.behind[verdict.refused])
@@ -333,7 +351,7 @@ class Limits:
             if limit.shown:
                 states.append(limit.state(ahead))
         tokens = [charge for limit, charge in concerned if limit.tokens]
-        return partial(_settle_far, call.context, self._counter, tokens) if tokens else None
+        return partial(_settle_far, call.context, self._counter, id, tokens) if tokens else None
 
     def _concerned(self, call: Call) -> list[tuple[_Limit, Charge]]:
         """The limits that `call` concerns, and what it takes from each."""

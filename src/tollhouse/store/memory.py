@@ -1,16 +1,19 @@
-"""Counters in this process's memory: for one worker, lost when it ends.
+"""State in this process's memory: for one worker, lost when it ends.
 
-Rule: nothing here suspends, so an admission is atomic. Every table has a bound, and beyond it new keys share one
-bucket until old ones have lapsed: who floods a limiter with keys is limited together, and the others keep theirs.
+Rule: nothing here suspends, so whatever is done is done in one step. Every table has a bound. Beyond it new keys of a
+rate share one bucket until old ones have lapsed: who floods a limiter with keys is limited together, and the others
+keep theirs. Values beyond it are refused: one that was promised is not pushed out.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from math import inf
 
 from tollhouse.core.clock import Clock
-from tollhouse.store.base import Charge, Rate, Verdict
+from tollhouse.store.base import Charge, Rate, Verdict, must_fit, unavailable
+from tollhouse.store.topics import Topics
 
-__all__ = ["MemoryCounter"]
+__all__ = ["MemoryBus", "MemoryCounter", "MemoryState", "MemoryValues"]
 
 _SHARED = "\0"
 """The bucket of the keys that have no place. No key of a policy has this name: keys are text of requests."""
@@ -131,3 +134,144 @@ class _Buckets:
         if tat is None:
             tat = now if len(table) < self._limit else table.get(_SHARED, now)
         return max(0.0, tat - now)
+
+
+class MemoryState:
+    """A `store.base.State`. keys: secrets; with none a random one is made."""
+
+    shared = False
+
+    def __init__(self, clock: Clock, keys: Sequence[bytes] = ()) -> None:
+        self.values = MemoryValues(clock)
+        self.bus = MemoryBus()
+        self.counter = MemoryCounter(clock)
+        self.node = os.urandom(8).hex()
+        self.keys = tuple(keys) or (os.urandom(32),)
+
+    async def close(self) -> None:
+        self.values.close()
+        await self.counter.close()
+
+
+_ENTRY = 300
+"""Bytes that an entry takes besides its key and its value, about."""
+
+
+class MemoryValues:
+    """A `store.base.KeyValue`. limit: entries; room: bytes, with what each entry takes besides its value."""
+
+    __slots__ = ("_clock", "_entries", "_keys", "_limit", "_room", "size")
+
+    def __init__(self, clock: Clock, limit: int = 500_000, room: int = 256 << 20) -> None:
+        self._clock = clock
+        self._limit = limit
+        self._room = room
+        self._entries: dict[str, tuple[bytes, float]] = {}  # and when it is forgotten
+        self._keys: list[str] = []  # still to be looked at
+        self.size = 0  # bytes
+        clock.every_turn(self._sweep)
+
+    def close(self) -> None:
+        self._clock.remove(self._sweep)
+
+    def __len__(self) -> int:
+        """Entries remembered."""
+        return len(self._entries)
+
+    async def get(self, key: str) -> bytes | None:
+        must_fit(key)
+        return self._value(key)
+
+    async def put(self, key: str, value: bytes, ttl: float) -> None:
+        must_fit(key, value, ttl)
+        self._set(key, value, ttl)
+
+    async def add(self, key: str, value: bytes, ttl: float) -> bool:
+        must_fit(key, value, ttl)
+        if self._value(key) is not None:
+            return False
+        self._set(key, value, ttl)
+        return True
+
+    async def swap(self, key: str, old: bytes, new: bytes, ttl: float) -> bool:
+        must_fit(key, new, ttl)
+        if self._value(key) != old:
+            return False
+        self._set(key, new, ttl)
+        return True
+
+    async def touch(self, key: str, ttl: float) -> bool:
+        must_fit(key, ttl=ttl)
+        value = self._value(key)
+        if value is None:
+            return False
+        self._entries[key] = (value, self._clock.now + ttl)
+        return True
+
+    async def remove(self, key: str) -> bool:
+        return await self.take(key) is not None
+
+    async def take(self, key: str) -> bytes | None:
+        must_fit(key)
+        value = self._value(key)
+        self._drop(key)
+        return value
+
+    def _value(self, key: str) -> bytes | None:
+        entry = self._entries.get(key)
+        return None if entry is None or entry[1] <= self._clock.now else entry[0]
+
+    def _set(self, key: str, value: bytes, ttl: float) -> None:
+        more = len(key) + len(value) + _ENTRY
+        entry = self._entries.get(key)
+        if entry is not None:
+            more -= len(key) + len(entry[0]) + _ENTRY
+        if self._is_full(more, entry is None):
+            self._sweep()
+            if self._is_full(more, key not in self._entries):
+                raise unavailable("the state in memory is full", reached=False)
+            return self._set(key, value, ttl)  # the sweep may have taken what was there
+        self.size += more
+        self._entries[key] = (value, self._clock.now + ttl)
+        return None
+
+    def _is_full(self, more: int, is_new: bool) -> bool:
+        return (more > 0 and self.size + more > self._room) or (is_new and len(self._entries) >= self._limit)
+
+    def _drop(self, key: str) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self.size -= len(key) + len(entry[0]) + _ENTRY
+
+    def _sweep(self) -> None:
+        """Forget what has lapsed, some of it in each turn."""
+        now = self._clock.now
+        if not self._keys:
+            self._keys = list(self._entries)
+        part, self._keys[-_SWEPT:] = self._keys[-_SWEPT:], []
+        for key in part:
+            entry = self._entries.get(key)
+            if entry is not None and entry[1] <= now:
+                self._drop(key)
+
+
+class MemoryBus:
+    """A `store.base.Bus`. Messages are delivered before `publish` returns: there are never any to keep."""
+
+    __slots__ = ("_topics",)
+
+    def __init__(self) -> None:
+        self._topics = Topics()
+
+    async def publish(self, topic: str, message: bytes) -> None:
+        must_fit(topic, message)
+        self._topics.deliver(topic, message)
+
+    def subscribe(
+        self, topic: str, deliver: Callable[[bytes], None], on_gap: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        must_fit(topic)
+        return self._topics.add(topic, deliver, on_gap)
+
+    async def ready(self) -> None:
+        return

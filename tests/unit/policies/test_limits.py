@@ -20,7 +20,7 @@ from tollhouse.core.http import Ending, finish
 from tollhouse.core.reply import Reply
 from tollhouse.policies.base import Layer, Parts
 from tollhouse.policies.limits import LIMITS, LIMITS_ROUTE, LimitSpec, _prefix
-from tollhouse.store.base import Charge, Counter, Rate, Verdict
+from tollhouse.store.base import Charge, Counter, Rate, Verdict, unavailable
 
 pytestmark = pytest.mark.anyio
 
@@ -404,3 +404,66 @@ async def test_no_cycles(parts: Make) -> None:
     gc.collect()
     await ask()
     assert gc.collect() == 0
+
+
+class Gone(Far):
+    """One that cannot be asked."""
+
+    async def admit(self, id: str, charges: Sequence[Charge]) -> Verdict:
+        await sleep(0)
+        raise unavailable("nobody there")
+
+
+ALLOW = {"on_error": "allow"}
+
+
+def without_state(time: Time) -> Parts:
+    made = near_parts(time, entrance="llm")
+    return replace(made, counter=Gone(made.counter))
+
+
+@pytest.mark.parametrize(
+    "first, second, status",
+    [({}, {}, 503), ({"on_error": "deny"}, {}, 503), ({"on_error": "allow"}, {}, 503), (ALLOW, ALLOW, 200)],
+)
+async def test_a_state_that_is_not_available(first: Any, second: Any, status: int) -> None:
+    p = without_state(Time())
+    specs = ({"per": "user", "requests": 1, **first}, {"per": "user", "tokens": 100, **second})
+    handler = chain(p, limits(*specs))
+    assert [await outcome(handler, model()) for _ in range(3)] == [status] * 3
+    unasked = counted(p, "ratelimit_unasked_total")
+    assert unasked == ({("user-requests",): 3, ("user-tokens",): 3} if status == 200 else {})
+    assert sum(counted(p, "ratelimit_over_limit_total").values()) == 0
+
+
+async def test_what_no_limit_concerns_needs_no_state() -> None:
+    handler = chain(without_state(Time()), limits({"per": "tool", "calls": 1}))
+    assert await outcome(handler, model()) == 200
+
+
+async def test_every_admission_has_an_id_of_its_own_that_the_caller_cannot_choose() -> None:
+    class Noted(Far):
+        async def admit(self, id: str, charges: Sequence[Charge]) -> Verdict:
+            ids.append(id)
+            return await super().admit(id, charges)
+
+    ids: list[str] = []
+    settled: list[str] = []
+    made = near_parts(Time(), entrance="llm")
+    counter = Noted(made.counter)
+    counter.settle = lambda id, charges, amounts: settled.append(id)  # type: ignore[method-assign]
+    handler = chain(replace(made, counter=counter), limits({"per": "user", "tokens": 100}))
+    for _ in range(3):  # parts of one request
+        assert await outcome(handler, model(estimate=1)) == 200
+    assert len(set(ids)) == 3
+    assert all(id.startswith("r.") for id in ids)
+    assert settled == ids
+
+
+async def test_a_later_round_of_a_call_is_not_another_call(parts: Make) -> None:
+    handler = chain(parts(Time(), entrance="mcp"), limits({"per": "user", "calls": 1}))
+    assert await outcome(handler, tool()) == 200
+    further = tool()
+    further.round = 1
+    assert await outcome(handler, further) == 200
+    assert await outcome(handler, tool()) == 429

@@ -1,4 +1,4 @@
-"""The memory counter: the common suite, that it never suspends, and its bounds."""
+"""State in memory: the common suite of counters, that nothing suspends, and the bounds."""
 
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,8 +8,10 @@ import pytest
 from tests.conformance.counter import Bench, CounterSuite, Direct, admit
 
 from tollhouse.core.clock import SLICES, Clock
+from tollhouse.core.errors import Failure
 from tollhouse.store.base import Buckets, Charge, Counter, Rate, Verdict
-from tollhouse.store.memory import MemoryCounter
+from tollhouse.store.memory import MemoryCounter, MemoryState, MemoryValues
+from tollhouse.store.topics import Topics
 
 T = TypeVar("T")
 
@@ -154,3 +156,102 @@ def test_close_lets_go_of_the_clock() -> None:
 def test_a_rate_has_something_to_give(wrong: tuple[int, float, int | None]) -> None:
     with pytest.raises(ValueError, match="at least one unit"):
         Rate("r", *wrong)
+
+
+# ---- values and messages (tests/conformance/test_stores.py has the rest)
+
+
+class Values:
+    """Values whose time the test moves; nothing suspends."""
+
+    def __init__(self, **bounds: int) -> None:
+        self.now = 1_000.0
+        self.clock = Clock(source=lambda: self.now)
+        self.values = MemoryValues(self.clock, **bounds)
+
+    def turn(self, seconds: float, turns: int = 1) -> None:
+        self.now += seconds
+        for _ in range(turns):
+            self.clock.turn()
+
+
+def done(work: Coroutine[Any, Any, T]) -> T:
+    return Memory().run(work)
+
+
+def test_values_that_have_lapsed_are_swept() -> None:
+    it = Values()
+    for n in range(2000):
+        done(it.values.put(f"k{n}", b"v" * 100, 10.0 if n % 2 else 100.0))
+    full = it.values.size
+    it.turn(11.0, 10)
+    assert len(it.values) == 1000
+    assert it.values.size == pytest.approx(full / 2, rel=0.01)
+    it.turn(100.0, 10)
+    assert (len(it.values), it.values.size) == (0, 0)
+
+
+def test_values_have_a_bound_in_number() -> None:
+    it = Values(limit=3)
+    for key in "abc":
+        done(it.values.put(key, b"v", 10.0))
+    for refused in (it.values.put("d", b"v", 10.0), it.values.add("d", b"v", 10.0)):
+        with pytest.raises(Failure, match="not available"):
+            done(refused)
+    done(it.values.put("a", b"w", 10.0))  # has its place
+    assert done(it.values.swap("b", b"v", b"w", 10.0)) is True
+    assert done(it.values.remove("c")) is True
+    done(it.values.put("d", b"v", 10.0))
+    it.now += 11.0
+    it.clock.now = it.now  # nothing is swept yet: there is room all the same
+    done(it.values.put("e", b"v", 10.0))
+    assert len(it.values) == 1
+
+
+def test_values_have_a_bound_in_bytes() -> None:
+    it = Values(room=10_000)
+    done(it.values.put("a", bytes(5000), 10.0))
+    with pytest.raises(Failure):
+        done(it.values.put("b", bytes(5000), 10.0))
+    with pytest.raises(Failure):
+        done(it.values.put("a", bytes(10_000), 10.0))
+    assert done(it.values.get("a")) == bytes(5000)
+    done(it.values.put("a", bytes(9000), 10.0))
+    done(it.values.put("a", bytes(10), 10.0))
+    done(it.values.put("b", bytes(5000), 10.0))
+    assert it.values.size < 10_000
+
+
+def test_the_state_of_a_process() -> None:
+    clock = Clock()
+    state = MemoryState(clock, (b"k" * 32,))
+    assert state.keys == (b"k" * 32,)
+    assert not state.shared
+    assert len(MemoryState(clock).keys[0]) == 32
+    done(state.close())
+
+
+def test_gaps_are_told_once_to_those_who_may_lack_something(caplog: pytest.LogCaptureFixture) -> None:
+    emptied: list[str] = []
+    topics = Topics(emptied.append)
+    told: list[str] = []
+
+    def fail() -> None:
+        told.append("fail")
+        raise RuntimeError
+
+    topics.add("t", told.append, fail)  # type: ignore[arg-type]
+    end = topics.add("t", print, lambda: told.append("t"))
+    topics.add("u", print, None)
+    topics.regained()
+    topics.lost()
+    topics.add("t", print, lambda: told.append("later"))
+    topics.regained()
+    topics.regained()
+    assert told == ["fail", "t"]
+    assert "a gap on 't'" in caplog.text
+    topics.lost()
+    end()
+    topics.regained()
+    assert told == ["fail", "t", "fail", "later"]
+    assert emptied == []
