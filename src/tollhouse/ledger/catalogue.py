@@ -6,12 +6,13 @@ for, and none before.
     {"source": "genai-prices 0.2.3", "notice": its licence, "providers": {"openai": {
       "url": a regular expression: what the addresses of its API begin with,
       "also": providers whose models it has too,
-      "models": [[match, prices], ...]}}}
+      "models": [[match, prices], [match, prices, {"flex": prices}], ...]}}}
 
 match: a list of which one must be true, each a list of which all must be: "=name", "^start", "$end", "~part", or
 "/regular expression"; all in lower case. The first model that matches counts. prices: a list of [when, rates], when as
 in `Period.of`; rates: femto-dollars by kind, and under a number the rates that are others in a call with more prompt
-tokens than that. No rates: it has a price, but tokens do not say it.
+tokens than that. No rates: it has a price, but tokens do not say it. Prices of service tiers stand third, under the
+tier's name (`core.call.Usage.tier`); a tier that is not there has no price that is known.
 """
 
 import re
@@ -35,6 +36,7 @@ _Prices = list[tuple[str, dict[str, int | dict[str, int]]]]
 class _Model(msgspec.Struct, array_like=True, gc=False):
     match: list[list[str]]
     prices: _Prices
+    tiers: dict[str, _Prices] = {}
 
 
 class _Provider(msgspec.Struct):
@@ -72,8 +74,9 @@ class Catalogue:
         """The provider whose API is at that address."""
         return next((name for name, provider in self._providers.items() if re.match(provider.url, url)), None)
 
-    def find(self, provider: str, model: str) -> Schedule | None:
-        """What a model costs there; None when it is not known. model: as the provider calls it, in any case."""
+    def find(self, provider: str, model: str, tier: str = "") -> Schedule | None:
+        """What a model costs there in that service tier; None when it is not known. model: as the provider calls it, in
+        any case."""
         entry = self._providers.get(provider)
         if entry is None or len(model) > _LONGEST:
             return None
@@ -83,7 +86,8 @@ class Catalogue:
             for place in (provider, *entry.also):
                 for candidate in self._of(place):
                     if any(all(_fits(term, asked) for term in terms) for terms in candidate.match):
-                        return _schedule(candidate.prices)
+                        prices = candidate.tiers.get(tier) if tier else candidate.prices
+                        return None if prices is None else _schedule(prices)
         return None
 
     def _of(self, provider: str) -> list[_Model]:

@@ -1,8 +1,9 @@
 """What a call cost: the operator's own prices first, then the catalogue's.
 
-Rule: a price belongs to whoever asks for it. The catalogue prices a model at the provider whose address the configured
-provider has; the same name at another address is another model, at a price that only the operator can tell. Unknown is
-None, never 0; what runs on our own machine costs 0. What was found is remembered, bounded, until prices change.
+Rule: a price belongs to whoever asks for it, and to the service tier that answered. The catalogue prices a model at the
+provider whose address the configured provider has; the same name at another address is another model, at a price that
+only the operator can tell. Unknown is None, never 0, and never the price of another tier; what runs on our own machine
+costs 0. What was found is remembered, bounded, until prices change.
 """
 
 from collections.abc import Mapping, Sequence
@@ -80,6 +81,13 @@ class PriceSpec(_RatesSpec):
     like: str | None = Field(
         default=None, description="priced as in the catalogue, by this provider of it", examples=["openai"]
     )
+    tier: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=32,
+        description="of calls that this service tier answered (flex, priority, batch); * for any; absent: the usual",
+        examples=["flex"],
+    )
     start: date | None = Field(default=None, alias="from", description="from this day on (UTC); absent: ever since")
     over: tuple[TierSpec, ...] = Field(default=(), description="prices of calls with long prompts")
     request: Usd | None = Field(default=None, description="USD for a call, beside its tokens")
@@ -91,6 +99,8 @@ class PriceSpec(_RatesSpec):
             raise ValueError("`like` takes the catalogue's prices: leave the others out, or `like`")
         if self.like is None and self.input is None and self.output is None and self.request is None:
             raise ValueError("no price is set here: set `input` and `output`, `request`, or `like`")
+        if self.like is not None and self.tier is not None:
+            raise ValueError("`like` takes the catalogue's prices of every tier: leave `tier` out, or `like`")
         if len({tier.tokens for tier in self.over}) != len(self.over):
             raise ValueError("two of `over` begin at the same number of tokens")
         return self
@@ -114,7 +124,7 @@ class Origin(NamedTuple):
 class _Override:
     """A PriceSpec, ready."""
 
-    __slots__ = ("_after", "_before", "_exact", "like", "provider", "rank", "rates", "since")
+    __slots__ = ("_after", "_before", "_exact", "like", "provider", "rank", "rates", "since", "tier")
 
     def __init__(self, spec: PriceSpec, number: int) -> None:
         name = spec.model.lower()
@@ -122,10 +132,11 @@ class _Override:
         self._exact = not star
         self.provider = spec.provider
         self.like = spec.like
+        self.tier = (spec.tier or "").lower()
         self.rates = None if spec.like is not None else spec.schedule()
         self.since = -inf if spec.start is None else midnight(spec.start)
-        self.rank = (self._exact, len(name), spec.provider is not None, self.since, number)
-        """The highest counts: a whole name before a pattern, the longer pattern, one provider, the latest."""
+        self.rank = (self._exact, len(name), spec.provider is not None, self.tier != "*", self.since, number)
+        """The highest counts: a whole name before a pattern, the longer pattern, one provider, one tier, the latest."""
 
     def fits(self, name: str) -> bool:
         if self._exact:
@@ -161,7 +172,7 @@ class Prices:
         self._catalogue = catalogue
         self._providers = dict(providers)
         self._overrides = [_Override(spec, n) for n, spec in enumerate(overrides)]
-        self._known: dict[tuple[str, str, str], _Found] = {}
+        self._known: dict[tuple[str, str, str, str], _Found] = {}
 
     def cost(self, context: Context) -> int | None:
         """Nano-dollars of what the call used, also put in the context; None while it has used nothing, or no price is
@@ -172,7 +183,7 @@ class Prices:
         cost = context.cost_nano
         if cost is not None:
             return cost
-        key = (context.backend, context.model_answered, context.model_sent)
+        key = (context.backend, context.model_answered, context.model_sent, usage.tier)
         found = self._known.get(key)
         if found is None or (found.until != inf and time() >= found.until):
             found = self._find(key, time())
@@ -181,40 +192,48 @@ class Prices:
             cost = context.cost_nano = rates.cost(usage)
         return cost
 
-    def rates(self, provider: str, model: str, at: float) -> Rates | None:
-        """What the model costs at the configured provider at that time (unix seconds); None: not known."""
-        return self._look(provider, (model,), at).rates
+    def rates(self, provider: str, model: str, at: float, tier: str = "") -> Rates | None:
+        """What the model costs at the configured provider at that time (unix seconds), in that service tier; None: not
+        known."""
+        return self._look(provider, (model,), at, tier).rates
 
-    def _find(self, key: tuple[str, str, str], at: float) -> _Found:
-        provider, answered, sent = key
-        found = self._look(provider, tuple(dict.fromkeys(name for name in (answered, sent) if name)), at)
+    def _find(self, key: tuple[str, str, str, str], at: float) -> _Found:
+        provider, answered, sent, tier = key
+        found = self._look(provider, tuple(dict.fromkeys(name for name in (answered, sent) if name)), at, tier)
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
         if len(answered) <= _LONGEST and len(sent) <= _LONGEST:
             self._known[key] = found
         return found
 
-    def _look(self, provider: str, models: Sequence[str], at: float) -> _Found:
-        """models: the names it may go by, the surest first."""
+    def _look(self, provider: str, models: Sequence[str], at: float, tier: str) -> _Found:
+        """models: the names it may go by, the surest first. A price of the usual tier is none of another one's: where
+        the operator has only told that, none is known."""
         origin = self._providers.get(provider)
         if origin is None or not models:
             return _Found(None, inf)
         names = [name.lower() for name in models]
         until = inf
         best: _Override | None = None
+        other: _Override | None = None  # what the operator says of another tier
         for override in self._overrides:
             if override.provider not in (None, provider, origin.kind) or not any(map(override.fits, names)):
                 continue
             if at < override.since:
                 until = min(until, override.since)
+            elif override.tier not in (tier, "*") and override.like is None:
+                if other is None or override.rank > other.rank:
+                    other = override
             elif best is None or override.rank > best.rank:
                 best = override
         if best is not None and best.like is None:
             return _Found(best.rates, until)
+        if tier and other is not None and (best is None or other.rank > best.rank):
+            return _Found(None, until)  # a price of their own, and for this tier none
         if origin.kind == "local" and best is None:
             return _Found(FREE, until)
         place = best.like if best is not None else self._place(origin)
-        schedule = self._listed(place, names)
+        schedule = self._listed(place, names, tier)
         if schedule is None:
             return _Found(None, until)
         rates, changes = schedule.at(at)
@@ -226,11 +245,11 @@ class Prices:
             return vendor
         return self._catalogue.provider_at(origin.url) if origin.url else None
 
-    def _listed(self, place: str | None, models: Sequence[str]) -> Schedule | None:
+    def _listed(self, place: str | None, models: Sequence[str], tier: str) -> Schedule | None:
         if place is None or self._catalogue is None:
             return None
         for model in models:
-            schedule = self._catalogue.find(place, model)
+            schedule = self._catalogue.find(place, model, tier)
             if schedule is not None:
                 return schedule
         return None

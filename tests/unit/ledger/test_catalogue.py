@@ -126,6 +126,43 @@ def test_dated_prices(catalogue: Catalogue, provider: str, model: str, at: str, 
     assert known(catalogue, provider, model, at).cost(usage) == cost
 
 
+def test_service_tiers_are_those_of_the_package(catalogue: Catalogue) -> None:
+    """Every model that has any, on the day before and after each price began."""
+    compared = 0
+    usage = Usage(300_000, 5000, 7, 9, 100, cache_write_1h=4)
+    for provider in providers:
+        for model in provider.models:
+            for variant in model.price_variants or ():
+                if variant.when.keys() - {"processing", "service_tier", "speed"}:
+                    continue
+                [tier] = variant.when.values()
+                name = next((n for n in (model.id, *literals(model.match)) if provider.find_model(n) is model), None)
+                if name is None:
+                    continue
+                if tier == "default":
+                    assert catalogue.find(provider.id, name, tier) is None
+                    continue
+                schedule = catalogue.find(provider.id, name, tier)
+                assert schedule is not None, (provider.id, model.id, tier)
+                for day in ("2020-01-01", "2026-10-11", "2026-10-20", "2026-12-15", "2027-02-01"):
+                    at = datetime.fromisoformat(f"{day}T12:00:00+00:00")
+                    rates, _ = schedule.at(at.timestamp())
+                    active = [v for v in model.price_variants or () if v.when == variant.when]
+                    if not any(v.constraint is None or v.constraint.active(at) for v in active):
+                        assert rates is None, (provider.id, model.id, tier, day)
+                        continue
+                    theirs = model.get_prices(at, variant.when).calc_price(
+                        genai_prices.Usage(
+                            input_tokens=300_016, output_tokens=5000, cache_read_tokens=7, cache_write_tokens=9,
+                            cache_write_1h_tokens=4, output_reasoning_tokens=100,
+                        )
+                    )["total_price"]  # fmt: skip
+                    if rates is not None and (cost := rates.cost(usage)) is not None:
+                        assert abs(cost - theirs * 10**9) <= Decimal("0.5001"), (provider.id, model.id, tier, day)
+                        compared += 1
+    assert compared > 300
+
+
 def test_names(catalogue: Catalogue) -> None:
     now = "2026-11-22"
     assert known(catalogue, "openai", "GPT-4o-2024-08-06", now).input == 2_500_000_000

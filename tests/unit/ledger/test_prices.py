@@ -12,8 +12,9 @@ from tollhouse.core.errors import ConfigError
 from tollhouse.ledger.catalogue import Catalogue
 from tollhouse.ledger.prices import Origin, Prices, PriceSpec
 from tollhouse.wire.eventstream import frame as message
-from tollhouse.wire.llm import CHAT, CONVERSE, GENERATE, MESSAGES, RESPONSES
+from tollhouse.wire.llm import CHAT, CODECS, CONVERSE, GENERATE, MESSAGES, RESPONSES
 from tollhouse.wire.llm.dialect import Dialect
+from tollhouse.wire.llm.model import Used
 from tollhouse.wire.sse import frame
 
 OWN = "https://api.openai.com/v1"
@@ -185,6 +186,136 @@ def test_a_stream(provider: str, model: str, dialect: Dialect, blocks: list[byte
     assert cost(prices(*TABLE), provider, reader.model, reader.usage, sent=model) == expected
 
 
+# ---- service tiers
+TIERS: list[dict[str, Any]] = [
+    *TABLE,
+    {"provider": "ours", "model": "gpt-test", "tier": "flex", "input": 1, "output": 4},
+    {"provider": "claude", "model": "claude-test", "tier": "Priority", "input": 6, "cache_read": 0.6, "output": 30},
+    {"provider": "gemini", "model": "gemini-*", "tier": "*", "input": 0.625, "output": 5},
+    {"provider": "bedrock", "model": "test.model-v1:0", "tier": "flex", "input": 0.5, "output": 2.5},
+]
+PLAIN = {"prompt_tokens": 1000, "completion_tokens": 100}
+TWO = {"input_tokens": 1000, "output_tokens": 100}
+GOOGLE = {"promptTokenCount": 1000, "candidatesTokenCount": 100}
+AMAZON = {"inputTokens": 1000, "outputTokens": 100}
+TIERED: list[tuple[str, Dialect, dict[str, Any], int | None]] = [
+    ("ours", CHAT, {"service_tier": "flex", "usage": PLAIN}, 1000 * 1_000 + 100 * 4_000),
+    ("ours", CHAT, {"service_tier": "default", "usage": PLAIN}, 1000 * 2_000 + 100 * 8_000),
+    ("ours", CHAT, {"service_tier": None, "usage": PLAIN}, 1000 * 2_000 + 100 * 8_000),
+    ("ours", CHAT, {"service_tier": "priority", "usage": PLAIN}, None),
+    ("ours", CHAT, {"service_tier": "scale", "usage": PLAIN}, None),
+    ("ours", RESPONSES, {"service_tier": "flex", "usage": TWO}, 1000 * 1_000 + 100 * 4_000),
+    ("ours", RESPONSES, {"service_tier": "priority", "usage": TWO}, None),
+    ("claude", MESSAGES, {"usage": {**TWO, "service_tier": "standard"}}, 1000 * 3_000 + 100 * 15_000),
+    (
+        "claude", MESSAGES, {"usage": {**TWO, "service_tier": "priority", "cache_read_input_tokens": 500}},
+        1000 * 6_000 + 500 * 600 + 100 * 30_000,
+    ),
+    ("claude", MESSAGES, {"usage": {**TWO, "service_tier": "batch"}}, None),
+    ("claude", MESSAGES, {"usage": {**TWO, "service_tier": "standard", "speed": "fast"}}, None),
+    ("gemini", GENERATE, {"usageMetadata": {**GOOGLE, "serviceTier": "flex"}}, 1000 * 625 + 100 * 5_000),
+    ("gemini", GENERATE, {"usageMetadata": {**GOOGLE, "serviceTier": "standard"}}, 1000 * 1_250 + 100 * 10_000),
+    ("bedrock", CONVERSE, {"usage": AMAZON, "serviceTier": {"type": "flex"}}, 1000 * 500 + 100 * 2_500),
+    ("bedrock", CONVERSE, {"usage": AMAZON, "serviceTier": {"type": "default"}}, 1000 * 1_000 + 100 * 5_000),
+    ("bedrock", CONVERSE, {"usage": AMAZON, "serviceTier": {"type": "reserved"}}, None),
+]  # fmt: skip
+NAMES = {"ours": "gpt-test", "claude": "claude-test", "gemini": "gemini-test", "bedrock": "test.model-v1:0"}
+
+
+@pytest.mark.parametrize(("provider", "dialect", "answer", "expected"), TIERED)
+def test_the_tier_that_answered(provider: str, dialect: Dialect, answer: dict[str, Any], expected: int | None) -> None:
+    usage, _ = dialect.answer(msgspec.json.encode(answer))
+    assert usage is not None
+    assert cost(prices(*TIERS), provider, "", usage, sent=NAMES[provider]) == expected
+
+
+@pytest.mark.parametrize(("provider", "dialect", "answer", "expected"), TIERED)
+def test_the_tier_that_answered_another_api(
+    provider: str, dialect: Dialect, answer: dict[str, Any], expected: int | None
+) -> None:
+    """The same, where the answer is translated."""
+    said = {
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}],
+        "output": [] if dialect is RESPONSES else {"message": {"role": "assistant", "content": [{"text": "Hi"}]}},
+        "content": [{"type": "text", "text": "Hi"}],
+        "candidates": [{"content": {"parts": [{"text": "Hi"}]}, "finishReason": "STOP"}],
+    }
+    read = CODECS[dialect.operation].decode_answer(msgspec.json.encode({**said, **answer}))
+    assert cost(prices(*TIERS), provider, "", read.usage, sent=NAMES[provider]) == expected
+
+
+def test_the_tier_of_a_stream() -> None:
+    chunk = {"model": "gpt-test", "service_tier": "flex"}
+    told = chunks(
+        {**chunk, "choices": [{"index": 0, "delta": {"content": "Hi"}}]}, {**chunk, "choices": [], "usage": PLAIN}
+    )
+    completed = {"type": "response.completed", "response": {"model": "gpt-test", "service_tier": "flex", "usage": TWO}}
+    created = {"type": "response.created", "response": {"model": "gpt-test", "service_tier": "auto", "usage": None}}
+    begun = {"type": "message_start", "message": {"model": "m", "usage": {**TWO, "service_tier": "priority"}}}
+    delta = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 100}}
+    metadata = msgspec.json.encode({"usage": AMAZON, "serviceTier": {"type": "flex"}})
+    google = {
+        "candidates": [{"index": 0, "finishReason": "STOP"}],
+        "usageMetadata": {**GOOGLE, "trafficType": "ON_DEMAND_FLEX"},
+    }
+    streams: list[tuple[Dialect, list[bytes], str]] = [
+        (CHAT, told, "flex"),
+        (RESPONSES, events(created, completed), "flex"),
+        (MESSAGES, events(begun, delta, {"type": "message_stop"}), "priority"),
+        (CONVERSE, [message(b"messageStop", b'{"stopReason":"end_turn"}'), message(b"metadata", metadata)], "flex"),
+        (GENERATE, chunks(google)[:-1], "flex"),
+    ]
+    for dialect, blocks, tier in streams:
+        reader = dialect.reader(strip=False)
+        for block in blocks:
+            reader.read(block)
+        assert reader.usage == Usage(1000, 100, tier=tier)
+        decoder = CODECS[dialect.operation].decoder()
+        used = [
+            event.usage
+            for block in blocks
+            for name, data in dialect.events(block)
+            for event in decoder.read(name, data)
+            if isinstance(event, Used)
+        ]
+        assert used[-1] == Usage(1000, 100, tier=tier)
+
+
+def test_a_stream_that_is_left_has_a_tier() -> None:
+    reader = CHAT.reader(strip=False)
+    reader.read(chunks({"service_tier": "flex", "choices": [{"index": 0, "delta": {"content": "Hi"}}]})[0])
+    assert reader.usage is not None
+    assert (reader.usage.tier, reader.counted) == ("flex", False)
+
+
+def test_whose_tier_counts(catalogue: Catalogue) -> None:
+    used = Usage(1000, 100, tier="flex")
+    known = prices(catalogue=catalogue)
+    at = 1_795_000_000.0  # 18 November 2026
+    half, whole = known.rates("openai", "gpt-5", at, "flex"), known.rates("openai", "gpt-5", at)
+    assert half is not None
+    assert whole is not None
+    assert half.cost(used) == 1000 * 625 + 100 * 5_000
+    assert whole.cost(used) == 1000 * 1_250 + 100 * 10_000
+    assert known.rates("openai", "gpt-5", 1_700_000_000.0, "flex") is None  # the catalogue knows no price of that time
+    assert known.rates("openai", "gpt-5", at, "scale") is None
+    assert known.rates("openai", "gpt-4o-2024-05-13", at, "flex") is None
+    assert cost(prices(), "here", "m", used) == 0
+    own = {"provider": "openai", "model": "gpt-5*", "input": 1, "output": 8}
+    assert prices(own, catalogue=catalogue).rates("openai", "gpt-5", at, "flex") is None  # a contract of theirs
+    like = prices({"provider": "ours", "model": "*", "like": "openai"}, catalogue=catalogue)
+    found = like.rates("ours", "gpt-5", at, "flex")
+    assert found is not None
+    assert found.cost(used) == 1000 * 625 + 100 * 5_000
+    any_tier = prices({"provider": "ours", "model": "*", "tier": "*", "input": 1, "output": 1})
+    assert cost(any_tier, "ours", "m", used) == cost(any_tier, "ours", "m", Usage(1000, 100)) == 1_100_000
+    both = prices(
+        {"model": "m", "tier": "*", "input": 1, "output": 1}, {"model": "m", "tier": "flex", "input": 2, "output": 1}
+    )
+    assert cost(both, "ours", "m", Usage(1, 0, tier="flex")) == 2_000
+    assert cost(both, "ours", "m", Usage(1, 0, tier="batch")) == 1_000
+
+
 # ---- whose price counts
 def test_the_catalogue_prices_a_provider_at_its_own_address(catalogue: Catalogue) -> None:
     known = prices(catalogue=catalogue)
@@ -337,6 +468,9 @@ def test_overrides_without_effect_are_told() -> None:
         ({"model": "m", "input": 1, "over": [{"tokens": 5}]}, "no price"),
         ({"model": "m", "input": 1, "over": [{"tokens": 5, "input": 1}, {"tokens": 5, "output": 1}]}, "same number"),
         ({"model": "m", "inptu": 1}, "Extra"),
+        ({"model": "m", "tier": "flex"}, "no price"),
+        ({"model": "m", "tier": "", "input": 1}, "at least 1"),
+        ({"model": "m", "tier": "flex", "like": "openai"}, "leave `tier` out"),
     ],
 )
 def test_what_is_no_price(spec: dict[str, Any], word: str) -> None:

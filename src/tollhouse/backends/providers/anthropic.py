@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from tollhouse.backends.header_fields import key_line
-from tollhouse.backends.provider import Face, Provider
+from tollhouse.backends.provider import Continuation, Face, Provider
 from tollhouse.backends.providers.remote import TokenSpec, remote_credential
 from tollhouse.core.clock import Clock
 from tollhouse.net.client import Client
@@ -58,7 +58,7 @@ def anthropic_provider(name: str, spec: AnthropicSpec, client: Client, clock: Cl
             fields=spec.headers,
             forwarded=FORWARDED,
             default=VERSION,
-            continues={},
+            continues=Continuation(),
         )
         for dialect in (MESSAGES, COUNT_TOKENS)
     ]

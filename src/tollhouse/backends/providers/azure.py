@@ -13,8 +13,9 @@ from tollhouse.backends.provider import Face, Path, Provider
 from tollhouse.backends.providers.remote import OpenSpec
 from tollhouse.core.clock import Clock
 from tollhouse.net.client import Client
-from tollhouse.wire.llm import CHAT, CODECS, OPENAI_OTHERS, RESPONSES
+from tollhouse.wire.llm import CHAT, CODECS, OPENAI_OTHERS, REALTIME, RESPONSES
 from tollhouse.wire.llm.dialect import Dialect
+from tollhouse.wire.llm.realtime import Realtime
 
 __all__ = ["AzureSpec", "azure_provider"]
 
@@ -82,4 +83,12 @@ def azure_provider(name: str, spec: AzureSpec, client: Client, clock: Clock) -> 
         )
         for dialect in (CHAT, RESPONSES, *OPENAI_OTHERS)
     ]
-    return Provider(name, "azure", clock, faces)
+    realtime = REALTIME if version is None else Realtime("deployment", f"api-version={version}")
+    target_base = base + (b"/openai/v1" if version is None else b"/openai")
+    faces.append(
+        Face(realtime, pool, credential, target=target_base + realtime.path, fields=spec.headers, names_model=False)
+    )
+    made = Provider(name, "azure", clock, faces)
+    if version is not None:
+        made.lists += b"?api-version=%b" % version.encode("ascii")
+    return made

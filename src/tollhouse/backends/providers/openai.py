@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import msgspec
 from pydantic import Field, SecretStr, model_validator
 
 from tollhouse.backends.header_fields import bearer_line
@@ -11,19 +10,13 @@ from tollhouse.backends.providers.presets import PRESETS, Preset, PresetName
 from tollhouse.backends.providers.remote import TokenSpec, remote_credential
 from tollhouse.core.clock import Clock
 from tollhouse.net.client import Client
-from tollhouse.wire.llm import CHAT, CODECS, OPENAI_OTHERS, RERANK, RESPONSES
+from tollhouse.wire.llm import CHAT, CODECS, OPENAI_OTHERS, REALTIME, RERANK, RESPONSES
 from tollhouse.wire.llm.codec.openai_chat import OpenAIChatCodec
 
 __all__ = ["OpenAISpec", "openai_provider"]
 
-Raw = msgspec.Raw
-
 _OWN = Preset("https://api.openai.com/v1", bound="max_completion_tokens", responses=True)
 _OTHER = Preset("", keyed=False, bound="max_tokens")
-
-_GO_ON = {"continue_final_message": Raw(b"true"), "add_generation_prompt": Raw(b"false")}
-_CONTINUES: dict[str, dict[str, Raw]] = {"vllm": _GO_ON, "sglang": {"continue_final_message": Raw(b"true")}}
-"""What servers want to be told beside."""
 
 
 class OpenAISpec(TokenSpec):
@@ -58,7 +51,12 @@ class OpenAISpec(TokenSpec):
         if preset is None:
             own = str(value.get("base_url", _OWN.base_url)).rstrip("/") == _OWN.base_url
             return {"responses": True, **value} if own else value
-        filled = {"base_url": preset.base_url, "stream_usage": preset.stream_usage, "responses": preset.responses}
+        filled = {
+            "base_url": preset.base_url,
+            "stream_usage": preset.stream_usage,
+            "responses": preset.responses,
+            "continues": preset.continues,
+        }
         return {**filled, **value}
 
     @property
@@ -95,8 +93,10 @@ def openai_provider(name: str, spec: OpenAISpec, client: Client, clock: Clock) -
             codec=codecs.get(dialect.operation),
             fields=fields,
             asks_usage=spec.stream_usage,
-            continues=_CONTINUES.get(spec.preset or "", {}) if spec.continues and dialect is CHAT else None,
+            continues=spec.known.continuation if spec.continues and dialect is CHAT else None,
         )
         for dialect in dialects
     ]
+    target = base + REALTIME.path
+    faces.append(Face(REALTIME, pool, credential, target=target, fields=fields, names_model=False))
     return Provider(name, "openai", clock, faces)

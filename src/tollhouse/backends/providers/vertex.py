@@ -21,10 +21,20 @@ from tollhouse.backends.providers.anthropic import FORWARDED
 from tollhouse.backends.providers.remote import RemoteSpec
 from tollhouse.core.call import ModelCall
 from tollhouse.core.clock import Clock
+from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.expr import Cel, Expression, Outcome
 from tollhouse.core.spec import Spec
 from tollhouse.net.client import Client, Pool
 from tollhouse.wire.llm import CODECS, GENERATE, MESSAGES
+from tollhouse.wire.llm.codec import Codec
+from tollhouse.wire.llm.codec.gemini_embeddings import (
+    VertexBatchEmbedCodec,
+    VertexEmbedCodec,
+    VertexPredictCodec,
+)
+from tollhouse.wire.llm.dialect import Dialect
+from tollhouse.wire.llm.embedding import Embedding
+from tollhouse.wire.llm.vertex import VertexBatchEmbed, VertexEmbed, VertexPredict
 
 __all__ = ["VertexSpec", "vertex_provider"]
 
@@ -34,6 +44,15 @@ _PROJECT = r"^[a-z0-9.:-]+$"
 _REGION = r"^[a-z0-9-]+$"
 _VERSION = Raw(b'"vertex-2023-10-16"')
 _CLAUDE = re.compile(r"(?:^|/)claude")
+_CONTENT = re.compile(r"gemini|maas")
+"""Models whose embeddings are asked for with `embedContent`; older ones with `predict`."""
+
+_KINDS = ("chat", "embeddings")
+_EMBEDDINGS: tuple[tuple[Dialect, Codec], ...] = (
+    (VertexEmbed(), VertexEmbedCodec()),
+    (VertexBatchEmbed(), VertexBatchEmbedCodec()),
+    (VertexPredict(), VertexPredictCodec()),
+)
 
 Project = Annotated[str, Field(pattern=_PROJECT)]
 Region = Annotated[str, Field(pattern=_REGION)]
@@ -80,11 +99,16 @@ class VertexSpec(RemoteSpec):
 class _Place:
     """The faces of one project in one region."""
 
-    __slots__ = ("anthropic", "google")
+    __slots__ = ("anthropic", "embed", "embed_batch", "google", "predict")
 
-    def __init__(self, google: Face, anthropic: Face) -> None:
+    def __init__(self, google: Face, anthropic: Face, embeddings: Iterable[Face]) -> None:
+        """embeddings: of one text, of several, and of older models."""
         self.google = google
         self.anthropic = anthropic
+        self.embed, self.embed_batch, self.predict = embeddings
+
+    def all(self) -> tuple[Face, ...]:
+        return self.google, self.anthropic, self.embed, self.embed_batch, self.predict
 
 
 class VertexProvider(Provider):
@@ -102,7 +126,7 @@ class VertexProvider(Provider):
         return frozenset((GENERATE.operation, MESSAGES.operation))
 
     def answers(self, operation: str, translatable: bool) -> bool:
-        return translatable
+        return translatable and CODECS[operation].kind in _KINDS
 
     def face(self, call: ModelCall, model: str) -> Face:
         place = self._otherwise
@@ -110,12 +134,17 @@ class VertexProvider(Provider):
             if when.ask(call) is Outcome.YES:
                 place = other
                 break
-        return place.anthropic if _CLAUDE.search(model) else place.google
+        claude = _CLAUDE.search(model) is not None
+        if CODECS[call.operation].kind == "embeddings":
+            if claude:
+                message = f"{model!r} is a model of Anthropic's, and those make no embeddings"
+                raise Failure(400, Reason.INVALID_REQUEST, message, code="not_expressible")
+            return _embedding(place, call, model)
+        return place.anthropic if claude else place.google
 
     def all_faces(self) -> Iterable[Face]:
         for place in (self._otherwise, *(place for _, place in self._places)):
-            yield place.google
-            yield place.anthropic
+            yield from place.all()
 
 
 def vertex_provider(name: str, spec: VertexSpec, client: Client, clock: Clock) -> Provider:
@@ -164,7 +193,34 @@ def _place(spec: VertexSpec, project: str, region: str, credential: Credential, 
         names_model=False,
         adds=_in_the_body,
     )
-    return _Place(google, anthropic)
+    embeddings = [
+        Face(
+            dialect,
+            pool,
+            credential,
+            target=partial(_embed, publishers + b"google/models/", dialect),
+            codec=codec,
+            fields=spec.headers,
+            names_model=False,
+        )
+        for dialect, codec in _EMBEDDINGS
+    ]
+    return _Place(google, anthropic, embeddings)
+
+
+def _embedding(place: _Place, call: ModelCall, model: str) -> Face:
+    if not _CONTENT.search(model):
+        return place.predict
+    asked = call.chat
+    if asked is None:  # how many texts there are decides
+        decode = CODECS[call.operation].decode
+        asked = call.chat = decode(call.fields, model=call.model, stream=call.stream)
+    assert isinstance(asked, Embedding)
+    return place.embed if len(asked.inputs) == 1 else place.embed_batch
+
+
+def _embed(before: bytes, dialect: Dialect, model: str, stream: bool) -> bytes:
+    return before + dialect.target(model, stream=stream)
 
 
 def _generate(before: bytes, model: str, stream: bool) -> bytes:

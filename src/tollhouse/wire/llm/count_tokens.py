@@ -1,6 +1,8 @@
-"""Anthropic's token count: `POST /v1/messages/count_tokens`, a messages request that is answered with its size.
+"""Counting tokens: Anthropic's `POST /v1/messages/count_tokens`, a messages request that is answered with its size, and
+Gemini's `:countTokens`.
 
-Counting uses no tokens. Where no provider of the model can count, the gateway answers with an estimate, and says so.
+Counting uses no tokens. Where no provider of the model can count in that API, the gateway answers with an estimate, and
+says so.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -9,8 +11,11 @@ import msgspec
 
 from tollhouse.core.call import Usage
 from tollhouse.wire.llm.anthropic import AnthropicMessages
+from tollhouse.wire.llm.codec import Codec, invalid
 from tollhouse.wire.llm.codec.anthropic import AnthropicCodec
+from tollhouse.wire.llm.codec.gemini import GeminiCodec
 from tollhouse.wire.llm.dialect import bytes_of
+from tollhouse.wire.llm.gemini import GeminiCount
 from tollhouse.wire.llm.model import (
     Chat,
     Json,
@@ -25,7 +30,7 @@ from tollhouse.wire.llm.model import (
 )
 from tollhouse.wire.llm.tokens import PICTURE, of_text
 
-__all__ = ["CountTokens"]
+__all__ = ["CountTokens", "GeminiCountTokens"]
 
 Raw = msgspec.Raw
 
@@ -35,6 +40,9 @@ Count = Callable[[str], int]
 _MESSAGE = 4  # tokens that the frame of a message, a tool or a call takes
 _LOOK = 1 << 16  # characters that are counted
 _CODEC = AnthropicCodec()
+_GEMINI = GeminiCodec()
+_WHOLE = ("generateContentRequest", "generate_content_request")
+_object = msgspec.json.Decoder(dict[str, Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -71,9 +79,29 @@ class CountTokens(AnthropicMessages):
         return Usage(), ""
 
     def here(self, fields: dict[str, Raw], model: str, count: Count | None = None) -> bytes | None:
-        size = _Size()
-        size.chat(_CODEC.decode(fields, model=model, stream=False))
-        return _encode({"input_tokens": size.tokens(count)})
+        return _encode({"input_tokens": _tokens(_CODEC, fields, model, count)})
+
+
+class GeminiCountTokens(GeminiCount):
+    """`models/{model}:countTokens`, of `contents` or of a whole `generateContentRequest`."""
+
+    __slots__ = ()
+
+    def here(self, fields: dict[str, Raw], model: str, count: Count | None = None) -> bytes | None:
+        for name in _WHOLE:
+            if name in fields and bytes(fields[name]) != b"null":
+                try:
+                    fields = _object(fields[name])
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                    raise invalid(name, "must be an object") from None
+                break
+        return _encode({"totalTokens": _tokens(_GEMINI, fields, model, count)})
+
+
+def _tokens(codec: Codec, fields: dict[str, Raw], model: str, count: Count | None) -> int:
+    size = _Size()
+    size.chat(codec.decode(fields, model=model, stream=False))
+    return size.tokens(count)
 
 
 class _Size:

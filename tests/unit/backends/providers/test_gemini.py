@@ -20,7 +20,7 @@ from tollhouse.wire.llm.dialect import Dialect
 pytestmark = pytest.mark.anyio
 
 SLOW = Timeouts(total=10.0, first_event=5.0, idle=5.0)
-_, EMBED, BATCH, COUNT = GEMINI
+_, BATCH, EMBED, COUNT = GEMINI
 
 ANSWER = (
     b'{"candidates":[{"content":{"role":"model","parts":[{"text":"Paris."}]},"finishReason":"STOP","index":0}],'

@@ -31,7 +31,7 @@ from tollhouse.backends.llm import LLMBackend
 from tollhouse.backends.providers.vertex import VertexSpec, vertex_provider
 from tollhouse.core.call import Principal, Usage
 from tollhouse.core.errors import Failure
-from tollhouse.wire.llm import EMBEDDINGS, GENERATE, MESSAGES
+from tollhouse.wire.llm import GENERATE, MESSAGES
 
 pytestmark = pytest.mark.anyio
 
@@ -170,7 +170,7 @@ async def test_it_answers_what_can_be_translated() -> None:
         made = it.provider("g", **vertex("http://127.0.0.1:1"))
         assert made.answers("chat", True)
         assert made.answers("generate", True)
-        assert not made.answers(EMBEDDINGS.operation, False)
+        assert not made.answers("images", False)
         assert made.speaks == {"generate", "messages"}
 
 

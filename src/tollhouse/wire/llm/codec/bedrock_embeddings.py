@@ -1,0 +1,117 @@
+"""Embeddings of Bedrock's models and the neutral model: the bodies that InvokeModel takes, which are the models' own.
+
+Titan embeds one text a call, and counts its tokens. Cohere's models embed up to 96, want to know what for (a document,
+where the caller does not say), and tell no usage in the body. Only version 4 has a choice of dimensions.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+
+from tollhouse.core.call import Usage
+from tollhouse.wire.llm.codec import Lost, misread
+from tollhouse.wire.llm.codec.embeddings import EmbeddingCodec, encoded, lose
+from tollhouse.wire.llm.codec.reading import put_back
+from tollhouse.wire.llm.embedding import Embedded, Embedding, inexpressible
+
+__all__ = ["CohereEmbedCodec", "TitanEmbedCodec"]
+
+Raw = msgspec.Raw
+
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_SECOND = "titan-embed-text-v2"
+_FOURTH = "embed-v4"
+_WORDS = {
+    "query": "search_query",
+    "document": "search_document",
+    "classification": "classification",
+    "clustering": "clustering",
+}
+
+
+class _Titan(msgspec.Struct, gc=False):
+    embedding: list[float]
+    tokens: Annotated[int, msgspec.Meta(ge=0)] | None = msgspec.field(default=None, name="inputTextTokenCount")
+
+
+class _Floats(msgspec.Struct, gc=False):
+    vectors: list[list[float]] = msgspec.field(name="float")
+
+
+class _ByType(msgspec.Struct, gc=False):
+    embeddings: _Floats
+
+
+class _Cohere(msgspec.Struct, gc=False):
+    embeddings: list[list[float]]
+
+
+_titan = msgspec.json.Decoder(_Titan).decode
+_cohere = msgspec.json.Decoder(_Cohere).decode
+_cohere_by_type = msgspec.json.Decoder(_ByType).decode
+
+
+class _InvokeCodec(EmbeddingCodec):
+    __slots__ = ()
+
+    def decode(self, fields: dict[str, Raw], *, model: str, stream: bool) -> Embedding:
+        raise NotImplementedError  # nobody asks the gateway in it
+
+    def encode_answer(self, answer: Embedded, chat: Embedding) -> bytes:
+        raise NotImplementedError
+
+
+class TitanEmbedCodec(_InvokeCodec):
+    """Amazon Titan Text Embeddings."""
+
+    __slots__ = ()
+
+    name = "titan_embed"
+
+    def encode(self, chat: Embedding, lost: Lost, *, model: str, max_output: int) -> dict[str, Raw]:
+        texts = chat.texts()
+        if len(texts) != 1:
+            raise inexpressible(f"input: Titan embeds one text at a time, and here are {len(texts)}")
+        second = _SECOND in model
+        body: dict[str, Any] = {"inputText": texts[0]}
+        if second and chat.dimensions is not None:
+            body["dimensions"] = chat.dimensions
+        lose(chat, lost, purpose=chat.purpose, title=True, user=True, dimensions=not second)
+        put_back(body, chat.extra, False, lost, "")
+        return encoded(body)
+
+    def decode_answer(self, body: bytes) -> Embedded:
+        try:
+            told = _titan(body)
+        except _UNREADABLE:
+            raise misread("answer.embedding", "is not an embedding") from None
+        return Embedded([told.embedding], usage=None if told.tokens is None else Usage(told.tokens))
+
+
+class CohereEmbedCodec(_InvokeCodec):
+    """Cohere Embed, versions 3 and 4."""
+
+    __slots__ = ()
+
+    name = "cohere_embed"
+
+    def encode(self, chat: Embedding, lost: Lost, *, model: str, max_output: int) -> dict[str, Raw]:
+        fourth = _FOURTH in model
+        word = _WORDS.get(chat.purpose)
+        body: dict[str, Any] = {"texts": chat.texts(), "input_type": word or _WORDS["document"]}
+        if fourth and chat.dimensions is not None:
+            body["output_dimension"] = chat.dimensions
+        unsaid = "" if word is not None else chat.purpose
+        lose(chat, lost, purpose=unsaid, title=True, user=True, dimensions=not fourth)
+        put_back(body, chat.extra, False, lost, "")
+        return encoded(body)
+
+    def decode_answer(self, body: bytes) -> Embedded:
+        try:
+            return Embedded(_cohere(body).embeddings)
+        except _UNREADABLE:
+            pass
+        try:
+            return Embedded(_cohere_by_type(body).embeddings.vectors)
+        except _UNREADABLE:
+            raise misread("answer.embeddings", "is not a list of embeddings") from None
