@@ -111,9 +111,11 @@ class Member:
         self.seed = (seed or self.name).encode("utf-8", "surrogatepass")
         self.busy = 0
         self.latencies = (Latency(), Latency())
+        backend.provider.known.add(health)
 
     def failed(self, failure: Failure, now: float) -> None:
-        """Write down what a failure tells about the target."""
+        """Write down what a failure tells about the target; and, where it could not be reached, about all others at
+        that provider: they would not be, either."""
         health = self.health
         if failure.status == 429 and failure.retry_after:
             health.rests(now, failure.retry_after)
@@ -121,6 +123,8 @@ class Member:
             health.left(now)  # that is our own bound
         else:
             health.failed(now, outright=not failure.reached)
+            if not failure.reached:
+                self.backend.provider.unreached(health, now)
 
     def share(self, now: float) -> float:
         """Its weight at the moment."""

@@ -29,7 +29,8 @@ class Events:
     """Passes whole events on. `first` gives what there is at the commit; everything after it comes by `start`.
 
     taps: applied in order to every block that comes by `start`; it is the Reply's own list, to append to. A stream
-    that the upstream ends without the event that ends an answer was cut, and that is a Failure.
+    that the upstream ends before its answer was cut, and that is a Failure; where only the event is missing that ends
+    an answer, it is written here.
     """
 
     __slots__ = (
@@ -192,11 +193,14 @@ class Events:
         if not reader.finished:
             rest = self._framer.rest()
             if rest.strip(b"\r\n"):  # some servers leave the last blank line out
+                stopped = reader.stopped
                 block = reader.read(rest + b"\n\n")
                 if reader.failure is not None:
                     return self._told()
-                if _finished(reader):
+                if _finished(reader) or reader.stopped > stopped:
                     self._pass(block)
+            if not _finished(reader) and reader.stopped:
+                self._pass(reader.last())
         return None if _finished(reader) else _cut()
 
     # ---- Source for the client
@@ -262,6 +266,8 @@ class Events:
         the whole answer has had it. Goes into the Reply's `ends`, first, so that what settles after it finds it."""
         reader = self._reader
         self._context.model_answered = reader.model
+        if reader.odd:
+            self._context.error = f"{reader.odd} events of the provider's stream were no JSON; they were passed on"
         if ending.gone and reader.finished:
             # Many clients leave at the event that ends the answer, and do not wait for the end of the body.
             ending.status, ending.reason, ending.gone = 200, Reason.UPSTREAM, False
@@ -282,8 +288,9 @@ class Events:
 
 def estimated(told: Usage | None, prompt: int, text: int) -> Usage:
     """Usage where the provider did not tell, or not all. told: what it did tell. prompt: tokens. text: bytes."""
-    if told is None:
-        return Usage(prompt, of_text(text), estimated=True)
+    if told is None or not told.total:
+        tier = "" if told is None else told.tier
+        return Usage(prompt, of_text(text), estimated=True, tier=tier)
     return replace(told, output=max(told.output, of_text(text)), estimated=True)
 
 

@@ -19,7 +19,10 @@ from tollhouse.core.errors import Failure
 from tollhouse.core.spec import Duration, Spec
 from tollhouse.net.client import Pool, Until
 
-__all__ = ["Balancer", "CheckSpec", "Checker", "Health", "HealthSpec", "Member", "PassiveHealthSpec", "answers"]
+__all__ = [
+    "Balancer", "CheckSpec", "Checker", "Health", "HealthSpec", "Member", "PassiveHealthSpec", "TimedCheckSpec",
+    "answers",
+]  # fmt: skip
 
 _GROWTH = 16  # doublings at most
 _FIRST_SHARE = 0.1  # of what it gets when it is all well
@@ -50,14 +53,19 @@ class PassiveHealthSpec(Spec):
         return self
 
 
-class CheckSpec(Spec):
-    """Active checks: a GET now and then."""
+class TimedCheckSpec(Spec):
+    """How often something is looked at, and what follows from it."""
 
-    path: str = Field(default="/", pattern=r"^/[!-~]*$", description="asked for with GET")
     interval: Duration = Field(default=10.0, gt=0.0, description="between two checks of one upstream")
     timeout: Duration = Field(default=2.0, gt=0.0, description="for a whole check")
     healthy: int = Field(default=1, ge=1, description="good checks in a row that bring an upstream back")
     unhealthy: int = Field(default=3, ge=1, description="bad checks in a row that take it out")
+
+
+class CheckSpec(TimedCheckSpec):
+    """Active checks: a GET now and then."""
+
+    path: str = Field(default="/", pattern=r"^/[!-~]*$", description="asked for with GET")
 
 
 class HealthSpec(PassiveHealthSpec):
@@ -74,8 +82,8 @@ class Health:
     """
 
     __slots__ = (
-        "_bad", "_ejections", "_failures", "_spec", "_spread", "_trial", "_verdicts", "down", "good", "rest", "slow",
-        "troubled", "until",
+        "__weakref__", "_bad", "_ejections", "_failures", "_spec", "_spread", "_trial", "_verdicts", "down", "good",
+        "rest", "slow", "troubled", "until",
     )  # fmt: skip
 
     def __init__(self, spec: PassiveHealthSpec, *, spread: float = 0.0) -> None:
@@ -162,7 +170,7 @@ class Health:
             self._trial = False
             self.until = now
 
-    def checked(self, good: bool, check: CheckSpec) -> None:
+    def checked(self, good: bool, check: TimedCheckSpec) -> None:
         """The outcome of an active check."""
         if good is not self.down:
             self._verdicts = 0
@@ -232,7 +240,7 @@ class Checker(Generic[W]):
 
     __slots__ = ("_ask", "_members", "_spec", "_tasks")
 
-    def __init__(self, spec: CheckSpec, members: Sequence[W], ask: Callable[[W], Awaitable[bool]]) -> None:
+    def __init__(self, spec: TimedCheckSpec, members: Sequence[W], ask: Callable[[W], Awaitable[bool]]) -> None:
         """ask: tells whether the member is well, within `spec.timeout`; it raises nothing."""
         self._spec = spec
         self._members = members

@@ -150,8 +150,8 @@ def added(one: Usage | None, other: Usage | None) -> Usage | None:
     """What both have used. It is an estimate as soon as there are two."""
     if one is None or other is None:
         return one if other is None else other
-    sums = {n: getattr(one, n) + getattr(other, n) for n in one.__struct_fields__ if n != "estimated"}
-    return Usage(**sums, estimated=True)
+    sums = {n: getattr(one, n) + getattr(other, n) for n in one.__struct_fields__ if n not in ("estimated", "tier")}
+    return Usage(**sums, estimated=True, tier=one.tier or other.tier)
 
 
 def _settle(context: Context, other: Context, _: Ending) -> None:

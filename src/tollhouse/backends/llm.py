@@ -12,8 +12,9 @@ from time import monotonic, time
 import msgspec
 
 from tollhouse.backends.events import Events, estimated
-from tollhouse.backends.provider import Face, Provider, Timeouts
+from tollhouse.backends.provider import Continuation, Face, Provider, Timeouts
 from tollhouse.backends.retry_after import retry_after
+from tollhouse.backends.upgrade import upgrade
 from tollhouse.core.call import ModelCall, Usage
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Headers
@@ -21,6 +22,7 @@ from tollhouse.core.reply import Reply
 from tollhouse.net.client import Exchange, Until
 from tollhouse.wire.llm import CODECS
 from tollhouse.wire.llm.dialect import Dialect, StreamReader
+from tollhouse.wire.llm.realtime import Realtime
 from tollhouse.wire.llm.translate import Translation
 
 __all__ = ["REFUSALS", "LLMBackend", "Refused"]
@@ -37,6 +39,7 @@ _NO_ERROR = (b"null", b"{}", b'""', b"[]", b"false")
 _HEAD, _WHOLE = Until.HEAD, Until.WHOLE
 _MAX_ERROR = 1 << 20  # bytes of an error's body
 _MAX_ANSWER = 32 << 20
+_LATE = frozenset((504, 524))  # a proxy's word for an answer that did not come in time
 _MAX_OUTPUT = 4096  # tokens, where an API wants a bound and the caller gave none
 _MOST_KEYS = 8  # credentials tried for one call
 
@@ -56,6 +59,7 @@ REFUSALS = frozenset(("context_length_exceeded", "content_policy"))
 """Codes of a Refused."""
 
 _JSON = (b"content-type", b"application/json")
+_HANDSHAKE = frozenset((b"sec-websocket-accept", b"sec-websocket-protocol"))
 
 
 class Refused(Failure):
@@ -104,6 +108,11 @@ class LLMBackend:
         self._prefix = len(prefix) if star else 0
         self._suffix = len(suffix) if star else 0
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether it asks for one model, whatever its callers ask for."""
+        return bool(self._fixed)
+
     def model(self, call: ModelCall) -> str:
         """The name to ask the provider for."""
         if self._fixed:
@@ -111,14 +120,10 @@ class LLMBackend:
         asked = call.model
         return self._before + asked[self._prefix : len(asked) - self._suffix] + self._after
 
-    def continues(self, call: ModelCall) -> dict[str, Raw] | None:
-        """What a request needs beside an assistant's message at its end, so that the answer goes on from that; None
+    def continues(self, call: ModelCall) -> Continuation | None:
+        """How an answer goes on from an assistant's message at the end of a request (a call that is `continued`); None
         where it would be a new one."""
-        face = self.provider.faces.get(call.operation)
-        if face is not None:
-            return face.continues
-        face = self.provider.face(call, self._fixed or self.model(call))
-        return None if face.continues else face.continues  # a translation would not say them
+        return self.provider.face(call, self._fixed or self.model(call)).continues
 
     async def handle(self, call: ModelCall) -> Reply:
         """Ask. Raises Failure; with `retry` where another provider may do better."""
@@ -136,7 +141,12 @@ class LLMBackend:
         else:
             deadline = context.deadline
         if not provider.settled:
-            await provider.ready(deadline)
+            try:
+                await provider.ready(deadline)
+            except asyncio.CancelledError:
+                if context.attempts == 1:
+                    context.upstream_began = 0.0  # nobody was asked
+                raise
         model = context.model_sent = self._fixed or self.model(call)
         face = provider.faces.get(call.operation)
         if face is None:
@@ -151,8 +161,12 @@ class LLMBackend:
             fields = call.fields.copy()
             if face.names_model:
                 fields["model"] = self._fixed_raw if model is self._fixed else Raw(_encode(model))
+            elif isinstance(face.dialect, Realtime):
+                return await self._session(call, face, face.dialect, model)
             if face.adds is not None:
                 fields = face.adds(fields)
+            if call.continued and face.continues is not None:
+                fields = face.continues.told(fields)
             if call.stream and face.asks_usage:
                 options = call.dialect.usage_options(fields)
                 if options is not None:
@@ -203,12 +217,13 @@ class LLMBackend:
         tried = 0
         while True:
             tried += 1
-            if not face.credential.settled:
-                await face.credential.ready(deadline)
-            lines = face.credential.lines
-            head = face.head(call, model, body)
             exchange: Exchange | None = None
+            sent: list[Exchange] = []
             try:
+                if not face.credential.settled:
+                    await face.credential.ready(deadline)
+                lines = face.credential.lines
+                head = face.head(call, model, body)
                 begun = face.pool.begin(head, body, until, deadline, first_byte, idle)
                 if begun is not None:
                     exchange, woken = begun
@@ -225,15 +240,16 @@ class LLMBackend:
                         connect=timeouts.connect,
                         begun=exchange,
                         resend=True,
+                        written=sent.append,
                     )
-            except asyncio.CancelledError:
-                if exchange is not None:
-                    # The caller has left; the provider works on, and counts it.
-                    bound = 0 if call.stream else call.dialect.output_bound(call.fields)
-                    context.usage = Usage(self.prompt(call), bound, estimated=True)
-                    exchange.close()
-                raise
-            except BaseException:
+            except BaseException as error:
+                if exchange is not None or sent:
+                    if isinstance(error, asyncio.CancelledError) or _too_late(error):
+                        # Nobody waits for it any more; the provider works on, and counts it.
+                        bound = 0 if call.stream else call.dialect.output_bound(call.fields)
+                        context.usage = Usage(self.prompt(call), bound, estimated=True)
+                elif isinstance(error, asyncio.CancelledError) and context.attempts == 1:
+                    context.upstream_began = 0.0  # nobody was asked
                 if exchange is not None:
                     exchange.close()
                 raise
@@ -247,6 +263,24 @@ class LLMBackend:
             exchange.close()
             await face.credential.ready(deadline)
 
+    async def _session(self, call: ModelCall, face: Face, dialect: Realtime, model: str) -> Reply:
+        """Open a WebSocket: the source of a Reply with status 101 is a Duplex."""
+        context = call.context
+        try:
+            exchange = await upgrade(call, face, dialect, model, self.timeouts)
+        except BaseException:
+            context.upstream_ended = monotonic()
+            raise
+        status = exchange.status
+        if status == 101:
+            context.first_event = monotonic()
+            return Reply(status, [pair for pair in exchange.headers if pair[0] in _HANDSHAKE], b"", exchange)
+        answer = await exchange.read(_MAX_ERROR)
+        context.upstream_ended = monotonic()
+        if 200 <= status < 300:
+            raise _not_an_answer("is no WebSocket", f"{self.label}: {status} {answer[:100]!r}")
+        return self._refused(call, dialect, status, exchange.headers, answer, None)
+
     def _translated(self, call: ModelCall, face: Face, translation: Translation, model: str) -> tuple[bytes, list[str]]:
         fields, lost = translation.request(model=model, max_output=_MAX_OUTPUT, lossy=self._lossy)
         if not face.asks_usage:
@@ -257,6 +291,8 @@ class LLMBackend:
                 fields["stream_options"] = options
         if face.adds is not None:
             fields = face.adds(fields)
+        if call.continued and face.continues is not None:
+            fields = face.continues.told(fields)
         return face.dialect.encode(fields, b""), lost
 
     async def _stream(
@@ -279,11 +315,9 @@ class LLMBackend:
         )
         try:
             first = await events.first(began + timeouts.first_event)
-        except asyncio.CancelledError:
-            context.usage = Usage(self.prompt(call), 0, estimated=True)
-            events.close()
-            raise
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) or _too_late(error):
+                context.usage = Usage(self.prompt(call), 0, estimated=True)
             events.close()
             raise
         context.first_event = monotonic()
@@ -372,6 +406,8 @@ class LLMBackend:
             )
         if status >= 500 or status == 408 or status < 200 or 300 <= status < 400:
             ours = 503 if status in (503, 529) else 504 if status in (408, 504) else 502
+            if status in _LATE:
+                call.context.usage = Usage(self.prompt(call), 0, estimated=True)  # somebody behind it was at work
             raise Failure(
                 ours,
                 Reason.UPSTREAM_FAILURE,
@@ -394,6 +430,11 @@ class LLMBackend:
         if code in self._refusals:
             raise Refused(reply, code, message, detail)
         return reply
+
+
+def _too_late(error: BaseException) -> bool:
+    """Whether a request has been sent and was not answered in time."""
+    return isinstance(error, Failure) and error.status == 504 and error.sent
 
 
 def _translation(call: ModelCall, face: Face) -> Translation:

@@ -144,7 +144,7 @@ class LocalProvider(Provider):
         return frozenset((CHAT.operation,))  # known before the child is there
 
     def answers(self, operation: str, translatable: bool) -> bool:
-        return operation == CHAT.operation or translatable
+        return operation == CHAT.operation or (translatable and CODECS[operation].kind == "chat")
 
     async def ready(self, deadline: float) -> None:
         """Wait until the child serves. Callers share one start; one that gives up does not stop it."""

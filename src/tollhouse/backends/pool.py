@@ -23,12 +23,13 @@ from tollhouse.backends.balance import (
     caller,
     drawn,
 )
-from tollhouse.backends.health import Checker, Health, HealthSpec, answers
+from tollhouse.backends.health import Checker, Health
 from tollhouse.backends.hedge import Hedge, HedgeSpec
 from tollhouse.backends.llm import LLMBackend, Refused
-from tollhouse.backends.pool_spec import FallbackSpec, ModelTimeoutSpec, PoolSpec, TargetSpec
+from tollhouse.backends.pool_spec import FallbackSpec, ModelHealthSpec, ModelTimeoutSpec, PoolSpec, TargetSpec
+from tollhouse.backends.probe import can_tell, is_well
 from tollhouse.backends.provider import Provider
-from tollhouse.backends.resume import Lasting, continuation
+from tollhouse.backends.resume import Lasting, Resumed, continuation
 from tollhouse.core.backoff import RetryBudget, cause
 from tollhouse.core.call import Context, ModelCall, Usage
 from tollhouse.core.clock import Clock
@@ -122,7 +123,7 @@ class Pool:
     """
 
     __slots__ = (
-        "_balance", "_budget", "_check", "_checker", "_clock", "_fallback", "_hedge", "_lanes", "_members",
+        "_balance", "_budget", "_checker", "_clock", "_fallback", "_hedge", "_lanes", "_members",
         "_resumes", "_retried", "name",
     )  # fmt: skip
 
@@ -134,7 +135,7 @@ class Pool:
         clock: Clock,
         *,
         balance: Callable[[], Balance] = Weighted,
-        spec: HealthSpec | None = None,
+        spec: ModelHealthSpec | None = None,
         hedge: HedgeSpec | None = None,
         resumes: bool = False,
         retried: Callable[[Context, str], None] | None = None,
@@ -149,11 +150,12 @@ class Pool:
         self._budget = RetryBudget(saved=_SAVED)
         self._retried = retried
         self._lanes: dict[str, _Lane] = {}
-        self._check = spec.check if spec is not None else None
         self._checker: Checker[Member] | None = None
-        if self._check is not None:
-            watched = [m for m in self.members if m.backend.provider.faces]
-            self._checker = Checker(self._check, watched, self._well) if watched else None
+        check = spec.check if spec is not None else None
+        if check is not None:
+            watched = [m for m in self.members if can_tell(m.backend, check, name)]
+            if watched:
+                self._checker = Checker(check, watched, lambda m: is_well(m.backend, check, name))
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -385,7 +387,7 @@ class Pool:
             found.headers = (*found.headers, _attempts(call.context))
         return found
 
-    async def _go_on(self, call: ModelCall, lost: Member, said: str) -> tuple[str, ModelCall, Reply] | None:
+    async def _go_on(self, call: ModelCall, lost: Member, said: str) -> Resumed | None:
         """Somebody to go on with a stream that `lost` has lost: others that are well first, then itself."""
         context = call.context
         lane = self._lanes[call.operation]
@@ -393,12 +395,12 @@ class Pool:
         now = self._clock.now
         others = [m for m in members if m is not lost and m.health.usable(now)]
         for member in (*others, lost):
-            extra = member.backend.continues(call) if said else {}
-            if extra is None or context.deadline <= monotonic() or not self._budget.retry():
+            continues = member.backend.continues(call)
+            if (said and continues is None) or context.deadline <= monotonic() or not self._budget.retry():
                 continue
             if self._retried is not None:
                 self._retried(context, "resume")
-            asked = continuation(call, CODECS[call.operation], said, extra)
+            asked = continuation(call, CODECS[call.operation], said)
             it = _Round()
             member.health.began(self._clock.now)
             try:
@@ -420,7 +422,7 @@ class Pool:
                 reply.close(Ending(reply.status, Reason.UPSTREAM))
                 return None
             reply.ends.append(_Verdict(member, self._clock).settle)
-            return member.name, asked, reply
+            return Resumed(member.name, asked, reply, continues is not None and continues.echoes)
         return None
 
     # ---- choice
@@ -480,22 +482,6 @@ class Pool:
             code="no_healthy_backend",
             retry_after=max(back, 1.0),
         )
-
-    # ---- active checks
-    async def _well(self, member: Member) -> bool:
-        check = self._check
-        assert check is not None
-        provider = member.backend.provider
-        deadline = monotonic() + check.timeout
-        try:
-            if not provider.settled:
-                await provider.ready(deadline)
-            face = next(iter(provider.all_faces()))
-            if not face.credential.settled:
-                await face.credential.ready(deadline)
-        except Failure:
-            return False
-        return await answers(face.pool, face.probe(check.path.encode("ascii")), deadline - monotonic())
 
 
 async def _here(call: ModelCall, answer: bytes) -> Reply:

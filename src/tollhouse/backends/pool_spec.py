@@ -4,18 +4,20 @@ Rule: a setting that can have no effect beside another is an error here; what de
 looked at in `config.checks`.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from tollhouse.backends.balance import caller
-from tollhouse.backends.health import HealthSpec
+from tollhouse.backends.health import PassiveHealthSpec, TimedCheckSpec
 from tollhouse.backends.hedge import HedgeSpec
 from tollhouse.backends.provider import Timeouts
 from tollhouse.core.expr import Cel
 from tollhouse.core.spec import Duration, Spec
 
-__all__ = ["FallbackSpec", "ModelTimeoutSpec", "PoolSpec", "TargetSpec"]
+__all__ = [
+    "FallbackSpec", "ModelCheckSpec", "ModelHealthSpec", "ModelTimeoutSpec", "PoolSpec", "TargetSpec"
+]  # fmt: skip
 
 
 class TargetSpec(Spec):
@@ -53,9 +55,45 @@ class ModelTimeoutSpec(Spec):
     first_event: Duration = Field(default=60.0, gt=0, description="to the first event of a stream, for each target")
     idle: Duration = Field(default=60.0, gt=0, description="between two pieces of an answer")
     connect: Duration = Field(default=5.0, gt=0, description="to open a connection")
+    tunnel: Duration = Field(default=3600.0, gt=0, description="a realtime session without a byte either way")
+    session: Duration = Field(default=7200.0, gt=0, description="a realtime session, to its end, in place of `total`")
 
     def value(self) -> Timeouts:
-        return Timeouts(self.total, self.first_event, self.idle, self.connect)
+        return Timeouts(self.total, self.first_event, self.idle, self.connect, self.tunnel, self.session)
+
+
+class ModelCheckSpec(TimedCheckSpec):
+    """Active checks of a model's targets: a GET now and then, or a call. With `model_call` an interval of a minute and
+    a timeout of ten seconds, unless they are given: calls cost money."""
+
+    path: str | None = Field(
+        default=None,
+        pattern=r"^/[!-~]*$",
+        description="asked for with GET, below the provider's base; none: its list of models",
+    )
+    model_call: Literal["chat", "embeddings"] | None = Field(
+        default=None,
+        description="ask the target's model for a few tokens instead: what only that can tell, and the provider bills",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _seldom(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("model_call") is not None:
+            return {"interval": "1m", "timeout": "10s", **value}
+        return value
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if self.path is not None and self.model_call is not None:
+            raise ValueError("`path` has no effect with `model_call`; leave one of them out")
+        return self
+
+
+class ModelHealthSpec(PassiveHealthSpec):
+    """When a target counts as bad."""
+
+    check: ModelCheckSpec | None = Field(default=None, description="active checks; none unless given")
 
 
 def _caller(value: str) -> str:
@@ -85,7 +123,7 @@ class PoolSpec(Spec):
         default="refuse",
         description="what a provider's API cannot say: refuse the call, or drop it and name it in x-tollhouse-dropped",
     )
-    health: HealthSpec = HealthSpec()
+    health: ModelHealthSpec = ModelHealthSpec()
     hedge: HedgeSpec | None = Field(
         default=None, description="ask a second target when a stream's first event is late; none unless given"
     )

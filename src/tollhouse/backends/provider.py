@@ -1,33 +1,42 @@
 """A provider: the APIs it speaks, and how each of them is asked.
 
 Rule: what is the same for every request is rendered once. A provider is asked in the caller's own API where it speaks
-that; else in one that both can be translated to and from, and the first of those in its own order counts.
+that; else in one of the same kind that both can be translated to and from, and the first of those in its own order
+counts.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+from weakref import WeakSet
 
 import msgspec
 from pydantic import SecretStr
 
 from tollhouse.backends.credential import Credential
+from tollhouse.backends.health import Health
 from tollhouse.core.call import ModelCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Headers
 from tollhouse.net.client import Pool
+from tollhouse.wire.llm import CODECS
 from tollhouse.wire.llm.codec import Codec
 from tollhouse.wire.llm.dialect import Dialect
 from tollhouse.wire.llm.vocabulary import Vocabularies
 
-__all__ = ["Face", "Provider", "Timeouts"]
+__all__ = ["Continuation", "Face", "Provider", "Sign", "Timeouts"]
 
 Raw = msgspec.Raw
 
 Path = Callable[[str, bool], bytes]
 """A request's target, from the model's name there and whether a stream is wanted."""
 
-Sign = Callable[[bytes, bytes], bytes]
-"""Header lines that prove one request: from its target and its body."""
+
+class Sign(Protocol):
+    """Header lines that prove one request. target, body: as they are sent. method: a GET has no content-type."""
+
+    def __call__(self, target: bytes, body: bytes, method: bytes = b"POST") -> bytes: ...
+
 
 _REQUEST_ID = b"x-request-id: "
 _DOTS = frozenset((".", ".."))
@@ -38,23 +47,49 @@ _USUAL = (
     (b"user-agent", b"tollhouse"),
 )
 _JSON_LINE = b"content-type: application/json\r\n"
+_LISTS = {"openai": b"/models", "azure": b"/models", "anthropic": b"/v1/models", "gemini": b"/models"}
+
+_messages = msgspec.json.Decoder(list[Raw]).decode
+_message = msgspec.json.Decoder(dict[str, Raw]).decode
+_encode = msgspec.json.Encoder().encode
 
 
 class Timeouts(msgspec.Struct, frozen=True):
     """Seconds. total: from the request's arrival to the last byte. first_event: to the first event of a stream.
-    idle: between two pieces of an answer. connect: to open a connection."""
+    idle: between two pieces of an answer. connect: to open a connection. tunnel: a session without a byte either way.
+    session: from its beginning to its end."""
 
     total: float = 300.0
     first_event: float = 60.0
     idle: float = 60.0
     connect: float = 5.0
+    tunnel: float = 3600.0
+    session: float = 7200.0
+
+
+class Continuation(msgspec.Struct, frozen=True):
+    """How a server is told that the assistant's message at the end of a request is the beginning of its answer. fields:
+    of the request. message: of that message, where it stands in `messages`. echoes: the answer may begin with it."""
+
+    fields: dict[str, Raw] = {}
+    message: dict[str, Raw] = {}
+    echoes: bool = False
+
+    def told(self, fields: dict[str, Raw]) -> dict[str, Raw]:
+        """A request's fields that say so."""
+        fields = {**fields, **self.fields}
+        if self.message:
+            messages = _messages(fields["messages"])
+            messages[-1] = Raw(_encode({**_message(messages[-1]), **self.message}))
+            fields["messages"] = Raw(_encode(messages))
+        return fields
 
 
 class Face:
     """One API at one place. codec: for callers of another API, None where it is only passed through. names_model: the
     model stands in the body; else in the path. adds: changes the body's fields, for a place that wants others.
-    asks_usage: it takes `stream_options`. continues: fields with which it goes on from an assistant's message at the
-    end of a request; None where it answers with a new one."""
+    asks_usage: it takes `stream_options`. continues: how it goes on from an assistant's message at the end of a
+    request; None where it answers with a new one."""
 
     __slots__ = (
         "_base", "_default", "_forwarded", "_path", "_rest", "_sign", "_start", "_usual", "adds", "asks_usage", "codec",
@@ -77,7 +112,7 @@ class Face:
         asks_usage: bool = False,
         sign: Sign | None = None,
         adds: Callable[[dict[str, Raw]], dict[str, Raw]] | None = None,
-        continues: dict[str, Raw] | None = None,
+        continues: Continuation | None = None,
     ) -> None:
         """target: of each request, or how it is made. base: the path that a probe's begins with, where it is not what
         stands before the dialect's own in `target`. fields: header fields from configuration, which take the place
@@ -149,8 +184,10 @@ class Face:
         return b"%b %b%b%b%b\r\n" % (method, self._base, target, self._rest, lines)
 
     def probe(self, path: bytes) -> bytes:
-        """The head of a GET below the API's base, to see whether anybody is there."""
-        return b"GET %b%b%b%b\r\n" % (self._base, path, self._rest, self.credential.lines)
+        """The head of a GET below the API's base, to see whether anybody is there; proven as its calls are."""
+        target = self._base + path
+        lines = self.credential.lines if self._sign is None else self._sign(target, b"", b"GET")
+        return b"GET %b%b%b\r\n" % (target, self._rest, lines)
 
     def _along(self, headers: Headers) -> bytes:
         """The caller's header lines that go along."""
@@ -167,26 +204,30 @@ class Provider:
     name: as configured. kind: "openai", "anthropic", "local"; `gen_ai_system` in metrics. faces: by the operation of
     their dialects, those to translate to in the order they are preferred. settled: it can be asked; else `ready` is
     awaited first. shown: names of the upstream's header fields, as what callers see them. vocabularies: to count with
-    what it did not count, where they are loaded.
+    what it did not count, where they are loaded. lists: where its models are listed, below the base of its first face;
+    b"" where they are not. known: the health of each target at it, as long as somebody else keeps that.
     """
 
-    __slots__ = ("_common", "clock", "faces", "kind", "name", "settled", "shown", "vocabularies")
+    __slots__ = ("_common", "clock", "faces", "kind", "known", "lists", "name", "settled", "shown", "vocabularies")
 
     def __init__(self, name: str, kind: str, clock: Clock, faces: Iterable[Face] = ()) -> None:
         self.name = name
         self.kind = kind
         self.clock = clock
+        self.lists = _LISTS.get(kind, b"")
+        self.known: WeakSet[Health] = WeakSet()
         self.shown: dict[bytes, bytes | None] = {}
         self.vocabularies: Vocabularies | None = None
         self.faces: dict[str, Face] = {}
-        self._common: Face | None = None
+        self._common: dict[str, Face] = {}  # by the kind of their codecs
         self.settled = True
         self.take(faces)
 
     def take(self, faces: Iterable[Face]) -> None:
         """These are its faces."""
         self.faces = {face.operation: face for face in faces}
-        self._common = next((face for face in self.faces.values() if face.codec is not None), None)
+        common = [(face.codec.kind, face) for face in self.faces.values() if face.codec is not None]
+        self._common = dict(reversed(common))  # the first of each kind
         self.settled = True
 
     @property
@@ -196,14 +237,20 @@ class Provider:
 
     def answers(self, operation: str, translatable: bool) -> bool:
         """Whether it can be asked that. translatable: callers of the operation can be translated."""
-        return operation in self.faces or (translatable and self._common is not None)
+        return operation in self.faces or (translatable and CODECS[operation].kind in self._common)
 
     def face(self, call: ModelCall, model: str) -> Face:
         """How to ask `model` what `call` asks. Raises KeyError where it does not answer that."""
-        face = self.faces.get(call.operation) or self._common
-        if face is None:
-            raise KeyError(call.operation)
-        return face
+        operation: str = call.operation
+        return self.faces.get(operation) or self._common[CODECS[operation].kind]
+
+    def unreached(self, told: Health, now: float) -> None:
+        """It could not be reached, as `told` knows: the calls of other models need not find that out one by one. With
+        several places it may be one of them alone."""
+        if len(self.known) > 1 and len({face.pool for face in self.all_faces()}) <= 1:
+            for health in self.known:
+                if health is not told and health.usable(now):
+                    health.failed(now, outright=True)
 
     def start(self) -> None:
         """Its configuration serves: begin what works ahead of requests."""

@@ -8,6 +8,7 @@ written as a continuation of the first one. Usage is that of both, and an estima
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 import msgspec
 
@@ -32,12 +33,23 @@ from tollhouse.wire.llm.model import (
 )
 from tollhouse.wire.llm.tokens import of_text
 
-__all__ = ["Another", "Lasting", "continuation"]
+__all__ = ["Another", "Lasting", "Resumed", "continuation"]
 
 log = logging.getLogger("tollhouse.backends.llm")
 
-Another = Callable[[str], Awaitable[tuple[str, ModelCall, Reply] | None]]
-"""Asks a target to go on from a text; its name, the call that was made, and its stream."""
+
+class Resumed(NamedTuple):
+    """Who goes on with a stream. name: the target's. call: that was made. echoes: the answer may begin with what was
+    said."""
+
+    name: str
+    call: ModelCall
+    reply: Reply
+    echoes: bool
+
+
+Another = Callable[[str], Awaitable[Resumed | None]]
+"""Asks a target to go on from a text."""
 
 _LOST = (Reason.UPSTREAM_FAILURE, Reason.TIMEOUT)
 _MAX_OUTPUT = 4096  # as for any call whose caller gives no bound
@@ -171,14 +183,16 @@ class Lasting:
         if found is None:
             self._over(failure)
             return
-        name, call, reply = found
+        name, call, reply, echoes = found
         if self._sink is None or reply.source is None:
             reply.close(Ending(499, Reason.CLIENT_GONE, gone=True))
             self._over(failure)
             return
         self._ends, reply.ends = reply.ends, []
         self._twin = call.context
-        self._splice = _Splice(self._dialect, self._codec, call.chat, self._began, said, self._first_usage)
+        self._splice = _Splice(
+            self._dialect, self._codec, call.chat, self._began, said, self._first_usage, echoes=echoes
+        )
         self._source, reply.source = reply.source, None
         if self._dialect.stream_type.startswith(b"text/event-stream"):
             self._sink.send(b": tollhouse resumed on %b\n\n" % name.encode("ascii", "backslashreplace"))
@@ -206,9 +220,22 @@ class Lasting:
 class _Splice:
     """Turns a second stream into the rest of the first."""
 
-    __slots__ = ("_decoder", "_dialect", "_encoder", "_finished", "_next", "_open", "_parts", "_tail", "_used")
+    __slots__ = (
+        "_decoder", "_dialect", "_echo", "_encoder", "_finished", "_heard", "_next", "_open", "_parts", "_tail",
+        "_used",
+    )  # fmt: skip
 
-    def __init__(self, dialect: Dialect, codec: Codec, chat: Chat, began: Began, said: str, used: Usage | None) -> None:
+    def __init__(
+        self,
+        dialect: Dialect,
+        codec: Codec,
+        chat: Chat,
+        began: Began,
+        said: str,
+        used: Usage | None,
+        *,
+        echoes: bool = False,
+    ) -> None:
         self._dialect = dialect
         self._decoder = codec.decoder()
         self._encoder: StreamEncoder = codec.encoder(chat)
@@ -217,7 +244,10 @@ class _Splice:
         self._parts: dict[int, int] = {}
         self._open = True  # the part that the first stream began
         self._next = 1
-        self._tail = said[len(said.rstrip()) :]
+        prefix = said.rstrip()
+        self._tail = said[len(prefix) :]
+        self._echo = prefix if echoes else ""  # what may be said again, as far as it did not come yet
+        self._heard = ""
         self._used = used
         self._finished = False
 
@@ -241,15 +271,16 @@ class _Splice:
         if isinstance(event, Used):
             return [Used(added(self._used, event.usage) or event.usage)]
         if isinstance(event, Ended):
-            return [*self._closed(), event]
+            return [*self._unsaid(), *self._closed(), event]
         if isinstance(event, PartBegan):
             if self._open and isinstance(event.value, Text) and not self._parts:
                 self._parts[event.part] = 0
-                return [TextDelta(0, self._fresh(event.value.text))] if event.value.text else []
+                fresh = self._fresh(event.value.text)
+                return [TextDelta(0, fresh)] if fresh else []
             moved = msgspec.structs.replace(event, part=self._next)
             self._parts[event.part] = self._next
             self._next += 1
-            return [*self._closed(), moved]
+            return [*self._unsaid(), *self._closed(), moved]
         part = self._parts.get(event.part)
         if part is None:
             return []
@@ -260,7 +291,7 @@ class _Splice:
             event.text = self._fresh(event.text)
             return [event] if event.text else []
         if isinstance(event, PartEnded):
-            return self._closed()
+            return [*self._unsaid(), *self._closed()]
         return []  # places in a text of which the provider knows a part
 
     def _closed(self) -> list[Event]:
@@ -269,15 +300,31 @@ class _Splice:
         self._open = False
         return [PartEnded(0)]
 
+    def _unsaid(self) -> list[Event]:
+        """What was held back as the beginning of an echo, and is none: the answer has ended before it was one."""
+        heard, self._heard, self._echo = self._heard, "", ""
+        return [TextDelta(0, heard)] if heard and self._open else []
+
     def _fresh(self, text: str) -> str:
-        """Without the blanks that the prefix had to be sent without, and that the client has."""
+        """Without what the client has: the prefix, if that is said again, and the blanks that it was sent without."""
+        if not text:
+            return text
+        if self._echo:
+            text = self._heard + text
+            if self._echo.startswith(text) and text != self._echo:
+                self._heard = text  # so far it is one
+                return ""
+            text = text.removeprefix(self._echo)
+            self._heard = self._echo = ""
+            if not text:
+                return text
         tail, self._tail = self._tail, ""
         return text.removeprefix(tail) if tail else text
 
 
-def continuation(call: ModelCall, codec: Codec, said: str, extra: dict[str, msgspec.Raw]) -> ModelCall:
-    """The call that asks to go on from `said`, with a Context of its own. extra: fields that the target wants. Raises
-    Failure 400 for a request that cannot be read."""
+def continuation(call: ModelCall, codec: Codec, said: str) -> ModelCall:
+    """The call that asks to go on from `said`, with a Context of its own. Raises Failure 400 for a request that cannot
+    be read."""
     if call.chat is None:
         call.chat = codec.decode(call.fields, model=call.model, stream=call.stream)
     chat: Chat = call.chat
@@ -287,7 +334,7 @@ def continuation(call: ModelCall, codec: Codec, said: str, extra: dict[str, msgs
         longer = msgspec.structs.replace(chat, messages=[*chat.messages, Message("assistant", [Text(prefix)])])
         before, after = (codec.encode(c, Lost(), model=call.model, max_output=_MAX_OUTPUT) for c in (chat, longer))
         # Only what the prefix has changed: the rest stays as the caller wrote it.
-        fields = {**fields, **{n: v for n, v in after.items() if bytes(before.get(n, b"")) != bytes(v)}, **extra}
+        fields = {**fields, **{n: v for n, v in after.items() if bytes(before.get(n, b"")) != bytes(v)}}
         spent = of_text(len(prefix))
         for name in call.dialect.output_bounds:
             if bytes(bound := fields.get(name, msgspec.Raw())).isdigit():
@@ -298,5 +345,11 @@ def continuation(call: ModelCall, codec: Codec, said: str, extra: dict[str, msgs
     context = msgspec.structs.replace(call.context)
     context.usage = None
     return msgspec.structs.replace(
-        call, context=context, fields=fields, chat=chat, body=msgspec.json.encode(fields), reserve=None
+        call,
+        context=context,
+        fields=fields,
+        chat=chat,
+        body=msgspec.json.encode(fields),
+        reserve=None,
+        continued=bool(prefix),
     )

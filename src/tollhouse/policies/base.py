@@ -14,11 +14,15 @@ from tollhouse.core.errors import ConfigError, Failure, Problem
 from tollhouse.core.forwarded import Forwarding
 from tollhouse.core.handler import Policy
 from tollhouse.core.http import Request, Response
+from tollhouse.core.spec import Spec
 from tollhouse.net.client import Client
 from tollhouse.observe.families import Families
 from tollhouse.store.base import Counter
 
-__all__ = ["ENTRANCES", "EVERYWHERE", "Entrance", "Kind", "Layer", "Level", "Parts", "Shared", "shown", "wrong"]
+__all__ = [
+    "ENTRANCES", "EVERYWHERE", "Entrance", "Kind", "Layer", "Level", "Parts", "Shared", "one_or_several", "several",
+    "shown", "wrong",
+]  # fmt: skip
 
 Level = Literal["top", "model", "server", "tool", "endpoint", "route"]
 Entrance = Literal["llm", "mcp", "http"]
@@ -90,6 +94,17 @@ class Kind(Generic[Q, R]):
         if parts.entrance not in self.entrances or not (layers or self.always):
             return None
         return self.build(layers, parts)
+
+
+def several(value: Any) -> Any:
+    """For a setting that is one Spec, or a list of them: the list."""
+    return [value] if isinstance(value, (dict, Spec)) else value
+
+
+def one_or_several(schema: dict[str, Any]) -> None:
+    """The same for editors, as `json_schema_extra` of a tuple of Specs."""
+    listed = {key: schema.pop(key) for key in ("type", "items", "minItems") if key in schema}
+    schema["anyOf"] = [listed["items"], listed]
 
 
 def shown(request: Request, change: Callable[[Response], None]) -> None:

@@ -5,20 +5,29 @@ credential (it was checked before rules run, and backends put their own). Those 
 
 Rules for requests stand last in the chain, so that every policy sees the request as it came; rules for answers stand
 first, so that no answer is without them: not a refusal, not a preflight.
+
+Conditions and values may be CEL. What cannot be worked out of a request refuses it: what a service is told of its
+caller must not be what the caller says. Of an answer, which is there already, it only takes away.
 """
 
 import re
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from tollhouse.core.call import Call
+from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.expr import Expression, Outcome, Undecided
+from tollhouse.core.facts import recall
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import Request, Response
 from tollhouse.core.spec import Spec
-from tollhouse.policies.base import Kind, Layer, Level, Parts, shown
+from tollhouse.policies.base import Kind, Layer, Level, Parts, one_or_several, several, shown
 
-__all__ = ["HEADERS", "RESPONSE_HEADERS", "HeaderRulesSpec", "HeadersSpec", "RequestRules", "ResponseRules"]
+__all__ = [
+    "HEADERS", "RESPONSE_HEADERS", "AnswerRulesSpec", "HeadersSpec", "RequestRules", "RequestRulesSpec", "ResponseRules"
+]  # fmt: skip
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
@@ -29,6 +38,10 @@ _FRAMING = frozenset(
     )
 )  # fmt: skip
 _CREDENTIALS = frozenset(("authorization", "x-api-key", "api-key", "x-goog-api-key"))
+_REQUEST = frozenset(("request", "source", "jwt", "key", "principal"))
+"""What is known before the body is read, and so before anybody knows what is asked."""
+
+_LONGEST = 8192  # characters of a value that CEL says
 
 
 def _name(value: str) -> str:
@@ -45,80 +58,232 @@ def _value(value: str) -> str:
     return value.strip(" \t")
 
 
+def _of_request(source: str) -> Expression:
+    return Expression(source, _REQUEST)
+
+
+def _of_answer(source: str) -> Expression:
+    return Expression(source, late=True)
+
+
+def _checked(compile: Callable[[str], Expression]) -> AfterValidator:
+    def check(source: str) -> str:
+        compile(source)
+        return source
+
+    return AfterValidator(check)
+
+
 Name = Annotated[str, AfterValidator(_name)]
 Value = Annotated[str, AfterValidator(_value)]
+RequestCel = Annotated[str, _checked(_of_request)]
+AnswerCel = Annotated[str, _checked(_of_answer)]
 
 
-class HeaderRulesSpec(Spec):
-    """Changes, in this order: remove, set, add."""
+class RequestValueSpec(Spec):
+    """A value that CEL works out of the request and its caller."""
 
+    cel: RequestCel = Field(description="a text, number or bool; over request, source, jwt, key and principal")
+
+
+class AnswerValueSpec(Spec):
+    """A value that CEL works out of the request, its caller, and what was asked."""
+
+    cel: AnswerCel = Field(description="a text, number or bool")
+
+
+class _RulesSpec(Spec):
     remove: tuple[Name, ...] = Field(default=(), description="taken away")
-    set: dict[Name, Value] = Field(default={}, description="in place of any there are")
-    add: dict[Name, Value] = Field(default={}, description="beside any there are")
+    set: dict[Name, Any] = Field(default={})
+    add: dict[Name, Any] = Field(default={})
 
     @model_validator(mode="after")
     def _effect(self) -> Self:
-        both = set(self.remove) & set(self.set)
+        both = frozenset(self.remove) & self.set.keys()
         if both:
             raise ValueError(f"`{min(both)}` is both removed and set; `set` replaces it anyway")
         return self
 
 
-class HeadersSpec(Spec):
-    """Changes to the header fields of requests and answers."""
+class RequestRulesSpec(_RulesSpec):
+    """Changes to requests, in this order: remove, set, add. A value is a text, or `{cel: ...}`."""
 
-    request: HeaderRulesSpec | None = Field(default=None, description="before the request goes upstream")
-    response: HeaderRulesSpec | None = Field(default=None, description="before the answer goes to the client")
+    when: RequestCel | None = Field(
+        default=None, description="only where this is true: CEL over request, source, jwt, key and principal"
+    )
+    set: dict[Name, Value | RequestValueSpec] = Field(default={}, description="in place of any there are")
+    add: dict[Name, Value | RequestValueSpec] = Field(default={}, description="beside any there are")
 
     @model_validator(mode="after")
     def _no_credentials(self) -> Self:
-        rules = self.request
-        if rules is not None:
-            for name in (*rules.remove, *rules.set, *rules.add):
-                if name in _CREDENTIALS:
-                    raise ValueError(
-                        f"`{name}` carries the caller's credential, which never goes upstream; the upstream's own is "
-                        "set where the upstream is configured"
-                    )
+        for name in (*self.remove, *self.set, *self.add):
+            if name in _CREDENTIALS:
+                raise ValueError(
+                    f"`{name}` carries the caller's credential, which never goes upstream; the upstream's own is "
+                    "set where the upstream is configured"
+                )
         return self
 
 
-class _Rules:
-    """Rules for one direction, ready-made."""
+class AnswerRulesSpec(_RulesSpec):
+    """Changes to answers, in this order: remove, set, add. A value is a text, or `{cel: ...}`."""
 
-    def __init__(self, spec: HeaderRulesSpec) -> None:
+    when: AnswerCel | None = Field(default=None, description="only where this CEL expression is true")
+    set: dict[Name, Value | AnswerValueSpec] = Field(default={}, description="in place of any there are")
+    add: dict[Name, Value | AnswerValueSpec] = Field(default={}, description="beside any there are")
+
+
+RequestSteps = Annotated[
+    tuple[RequestRulesSpec, ...],
+    Field(min_length=1, json_schema_extra=one_or_several),
+    BeforeValidator(several),
+]
+AnswerSteps = Annotated[
+    tuple[AnswerRulesSpec, ...],
+    Field(min_length=1, json_schema_extra=one_or_several),
+    BeforeValidator(several),
+]
+
+
+class HeadersSpec(Spec):
+    """Changes to the header fields of requests and answers."""
+
+    request: RequestSteps | None = Field(default=None, description="before the request goes upstream; one, or several")
+    response: AnswerSteps | None = Field(default=None, description="before the answer goes to the client; likewise")
+
+
+class _Rule:
+    """One change, ready-made. when: its condition. is_static: it is the same for every message."""
+
+    __slots__ = ("_gone", "_more", "_static", "is_static", "when")
+
+    def __init__(self, spec: RequestRulesSpec | AnswerRulesSpec, compile: Callable[[str], Expression]) -> None:
+        self.when = None if spec.when is None else compile(spec.when)
         self._gone = frozenset(name.encode() for name in (*spec.remove, *spec.set))
-        self._more = [(name.encode(), value.encode()) for name, value in (*spec.set.items(), *spec.add.items())]
+        self._more = [
+            (name.encode(), value.encode() if isinstance(value, str) else compile(value.cel))
+            for name, value in (*spec.set.items(), *spec.add.items())
+        ]
+        self._static = [(name, value) for name, value in self._more if isinstance(value, bytes)]
+        self.is_static = self.when is None and len(self._static) == len(self._more)
+
+    def without(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """What is left when nothing is put."""
+        gone = self._gone
+        return [pair for pair in headers if pair[0] not in gone]
 
     def changed(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        gone = self._gone
-        return [pair for pair in headers if pair[0] not in gone] + self._more
+        """As a static rule has it."""
+        return self.without(headers) + self._static
+
+    def worked_out(
+        self, headers: list[tuple[bytes, bytes]], call: Call, undecided: Callable[[str, str], None]
+    ) -> list[tuple[bytes, bytes]]:
+        """As any rule has it. undecided: told of each value that there is none of, by its name, and why."""
+        more = []
+        for name, value in self._more:
+            if isinstance(value, Expression):
+                try:
+                    value = _text(value, call)
+                except Undecided as error:
+                    undecided(name.decode(), str(error))
+                    continue
+            more.append((name, value))
+        return self.without(headers) + more
 
 
-class RequestRules(_Rules):
-    """Changes requests."""
+def _text(expression: Expression, call: Call) -> bytes:
+    """A value as it can stand in a header field; beyond ASCII as UTF-8 (RFC 9110 section 5.5). Raises Undecided."""
+    text = expression.text(call, _LONGEST)
+    if _VALUE.fullmatch(text) is None:
+        raise Undecided("it has line breaks or other control characters")
+    try:
+        return text.strip(" \t").encode()
+    except UnicodeEncodeError:
+        raise Undecided("it has no form in UTF-8") from None
+
+
+class RequestRules:
+    """Changes requests. Of several rules each sees what the one before has left."""
+
+    def __init__(self, spec: tuple[RequestRulesSpec, ...], where: str) -> None:
+        self._rules = [_Rule(one, _of_request) for one in spec]
+        self._where = where
 
     def handle(self, request: Request, next: Handler[Request, Response]) -> Awaitable[Response]:
-        request.headers[:] = self.changed(request.headers)
+        """Raises Failure 400 where a condition or value cannot be worked out."""
+        headers = request.headers
+        for number, rule in enumerate(self._rules, 1):
+            headers[:] = rule.changed(headers) if rule.is_static else self._changed(request, rule, number)
         return next(request)
 
+    def _changed(self, request: Request, rule: _Rule, number: int) -> list[tuple[bytes, bytes]]:
+        def undecided(name: str, why: str) -> None:
+            raise Failure(
+                400,
+                Reason.INVALID_REQUEST,
+                f"the gateway cannot work out `{name}` for this request: something it needs is missing or of a wrong "
+                "type; ask the operator of this gateway what that is",
+                code="headers_undecided",
+                detail=f"{self._where}: headers.request {number}: {name}: {why}",
+            )
 
-class ResponseRules(_Rules):
+        call = Call(request, request.context)
+        if rule.when is not None:
+            said = rule.when.ask(call)
+            if said is Outcome.DOUBT:
+                undecided("when", "it is neither true nor false")
+            if said is not Outcome.YES:
+                return request.headers
+        return rule.worked_out(request.headers, call, undecided)
+
+
+class ResponseRules:
     """Changes answers, those to what was refused as well."""
 
+    def __init__(self, spec: tuple[AnswerRulesSpec, ...]) -> None:
+        self._rules = [_Rule(one, _of_answer) for one in spec]
+        self._static = all(rule.is_static for rule in self._rules)
+
     async def handle(self, request: Request, next: Handler[Request, Response]) -> Response:
-        shown(request, self._change)
+        if self._static:
+            shown(request, self._change)
+            response = await next(request)
+            self._change(response)
+            return response
+        render = request.render
+
+        def changed(failure: Failure, asked: Request) -> Response:
+            refusal = render(failure, asked)
+            self._work_out(asked, refusal)
+            return refusal
+
+        request.render = changed
         response = await next(request)
-        self._change(response)
+        self._work_out(request, response)
         return response
 
     def _change(self, response: Response) -> None:
-        response.headers = self.changed(response.headers)
+        for rule in self._rules:
+            response.headers = rule.changed(response.headers)
+
+    def _work_out(self, request: Request, response: Response) -> None:
+        call = recall(request, request.context)
+        for rule in self._rules:
+            said = Outcome.YES if rule.when is None else rule.when.ask(call)
+            if said is Outcome.YES:
+                response.headers = rule.worked_out(response.headers, call, _left_out)
+            elif said is Outcome.DOUBT:
+                response.headers = rule.without(response.headers)
+
+
+def _left_out(name: str, why: str) -> None:
+    """A value that there is none of: its field is not there then."""
 
 
 def _build(layers: tuple[Layer, ...], parts: Parts) -> Any:
-    rules = layers[-1].spec.request
-    return None if rules is None else RequestRules(rules).handle
+    layer = layers[-1]
+    return None if layer.spec.request is None else RequestRules(layer.spec.request, layer.where).handle
 
 
 def _build_response(layers: tuple[Layer, ...], parts: Parts) -> Any:

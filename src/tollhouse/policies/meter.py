@@ -123,7 +123,7 @@ class _Model:
         if upstream:
             ended = context.upstream_ended or ended
             self.duration(ended - upstream)
-            if call.stream and usage.output > 1 and context.first_event:
+            if context.stream and usage.output > 1 and context.first_event:
                 self.per_token.observe((ended - context.first_event) / (usage.output - 1))
 
 
@@ -212,7 +212,10 @@ class Meter:
         row = self._row(call, outcome, status, reason)
         usage = call.context.usage
         if usage is not None:
-            (row.model or self._model(call, row)).observe(call, usage, now)
+            model = row.model or self._model(call, row)
+            model.observe(call, usage, now)
+            if call.context.stream and not call.stream and call.context.first_event:
+                model.first.observe(call.context.first_event - began)  # of one in a session, which nobody waits for
             if self._prices is not None:
                 self._charge(self._prices, call, usage, row)
         if self._journal is None:

@@ -1,8 +1,9 @@
 """Transform: fields of a model's request are removed, set or filled in, and a system text is put around the caller's.
 
-Rule: what is changed are the top-level fields of the request in the caller's own API, by the names they have there;
-`model` and `stream` are not for it, since targets and callers decide those. Doubt refuses: a value or condition in CEL
-that has no answer on a call (a missing header) must not turn into a request that nobody meant.
+Rule: what is changed are the fields of the request in the caller's own API, by the names they have there: at the top
+level, or below it by a JSON Pointer. `model` and `stream` are not for it, since targets and callers decide those. Doubt
+refuses: a value or condition in CEL that has no answer on a call (a missing header), or a value for which there is no
+place, must not turn into a request that nobody meant.
 
 Scopes add up: the narrower one's value counts where both set a field or its default, and the wider one's text stands
 outside of the narrower one's.
@@ -10,6 +11,7 @@ outside of the narrower one's.
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Annotated, Any, Self
 
 import msgspec
@@ -21,8 +23,9 @@ from tollhouse.core.expr import Cel, Expression, Outcome, Undecided
 from tollhouse.core.handler import Handler
 from tollhouse.core.reply import Reply
 from tollhouse.core.spec import Spec
-from tollhouse.policies.base import Kind, Layer, Parts
+from tollhouse.policies.base import Kind, Layer, Parts, one_or_several, several
 from tollhouse.wire.llm.system import System
+from tollhouse.wire.pointer import Misplaced, Pointer
 
 __all__ = ["TRANSFORM", "PromptSpec", "Steps", "Transform", "TransformSpec"]
 
@@ -41,10 +44,22 @@ _encode = msgspec.json.Encoder().encode
 
 
 def _field(name: str) -> str:
-    if name.casefold() in _KEPT:
+    first = name
+    if name.startswith("/"):
+        steps = Pointer(name).steps
+        first = steps[0]
+        if len(steps) == 1:
+            raise ValueError(f"`{name}` is a field of the top level: write {first!r}")
+    if first.casefold() in _KEPT:
         raise ValueError(f"`{name}` cannot be changed: targets name the model, and the caller says whether to stream")
-    if not name:
+    if not first:
         raise ValueError("a field has a name")
+    return name
+
+
+def _there(name: str) -> str:
+    if name.startswith("/") and Pointer(name).is_next:
+        raise ValueError(f"`{name}`: `-` is the place behind a list's last element, where nothing is; use it in `set`")
     return name
 
 
@@ -73,6 +88,7 @@ def _without_own(value: str) -> str:
 
 
 FieldName = Annotated[str, AfterValidator(_field)]
+FieldThere = Annotated[str, AfterValidator(_field), AfterValidator(_there)]
 FieldValue = Annotated[JsonValue, AfterValidator(_value)]
 PromptText = Annotated[str, Field(min_length=1), AfterValidator(_text)]
 
@@ -105,13 +121,14 @@ class PromptSpec(Spec):
 
 
 class TransformSpec(Spec):
-    """Changes to the top-level fields of a request, in this order: remove, set, defaults, prompt. A value is any JSON,
-    or `{cel: ...}`."""
+    """Changes to the fields of a request, in this order: remove, set, defaults, prompt. A field is a name of the top
+    level, or a JSON Pointer like /metadata/team, in which * is each element of a list. A value is any JSON, or
+    `{cel: ...}`."""
 
     when: Cel | None = Field(default=None, description="only for calls for which this CEL expression is true")
-    remove: tuple[FieldName, ...] = Field(default=(), description="taken away")
+    remove: tuple[FieldThere, ...] = Field(default=(), description="taken away")
     set: dict[FieldName, FieldValue] = Field(default={}, description="in place of what the caller says")
-    defaults: dict[FieldName, FieldValue] = Field(default={}, description="where the caller says nothing, or null")
+    defaults: dict[FieldThere, FieldValue] = Field(default={}, description="where the caller says nothing, or null")
     prompt: PromptSpec | None = Field(default=None, description="system text before and after the caller's own")
 
     @model_validator(mode="after")
@@ -129,20 +146,10 @@ class TransformSpec(Spec):
         return self
 
 
-def _several(value: Any) -> Any:
-    return [value] if isinstance(value, (dict, TransformSpec)) else value
-
-
-def _one_or_several(schema: dict[str, Any]) -> None:
-    """For editors: one, or a list of them."""
-    several = {key: schema.pop(key) for key in ("type", "items", "minItems") if key in schema}
-    schema["anyOf"] = [several["items"], several]
-
-
 Steps = Annotated[
     tuple[TransformSpec, ...],
-    Field(min_length=1, json_schema_extra=_one_or_several),
-    BeforeValidator(_several),
+    Field(min_length=1, json_schema_extra=one_or_several),
+    BeforeValidator(several),
 ]
 """One transform, or several in order."""
 
@@ -156,14 +163,15 @@ Value = Callable[[Call], Raw]
 class _Step:
     """One transform, ready-made."""
 
-    __slots__ = ("_defaults", "_gone", "_prompt", "_set", "_when", "where")
+    __slots__ = ("_defaults", "_gone", "_gone_below", "_prompt", "_set", "_when", "where")
 
     def __init__(self, spec: TransformSpec, where: str) -> None:
         self.where = where
         self._when = None if spec.when is None else Expression(spec.when)
-        self._gone = frozenset(name.casefold() for name in (*spec.remove, *spec.set))
-        self._set = [(name, self._value(name, value)) for name, value in spec.set.items()]
-        self._defaults = [(name, self._value(name, value)) for name, value in spec.defaults.items()]
+        self._gone = frozenset(name.casefold() for name in (*spec.remove, *spec.set) if not name.startswith("/"))
+        self._gone_below = [Pointer(name) for name in spec.remove if name.startswith("/")]
+        self._set = [(name, _below(name), self._value(name, value)) for name, value in spec.set.items()]
+        self._defaults = [(name, _below(name), self._value(name, value)) for name, value in spec.defaults.items()]
         self._prompt = None if spec.prompt is None else self._system(spec.prompt)
 
     def concerns(self, call: Call) -> bool:
@@ -181,12 +189,23 @@ class _Step:
             # Some servers take a field whatever the case of its name.
             for name in [name for name in fields if name.casefold() in self._gone]:
                 del fields[name]
-        for name, value in self._set:
-            fields[name] = value(call)
+        for pointer in self._gone_below:
+            pointer.remove(fields)
+        for name, place, value in self._set:
+            if place is None:
+                fields[name] = value(call)
+                continue
+            try:
+                place.put(fields, value(call))
+            except Misplaced as error:
+                raise self._no_place(name, error) from None
 
     def fill(self, call: ModelCall) -> None:
         fields = call.fields
-        for name, value in self._defaults:
+        for name, place, value in self._defaults:
+            if place is not None:
+                place.fill(fields, partial(value, call))
+                continue
             have = fields.get(name)
             if have is None or bytes(have) == b"null":
                 fields[name] = value(call)
@@ -236,6 +255,15 @@ class _Step:
 
         return filled
 
+    def _no_place(self, name: str, error: Misplaced) -> Failure:
+        return Failure(
+            400,
+            Reason.INVALID_REQUEST,
+            f"{error}: the gateway sets a value in it",
+            code="invalid_value",
+            detail=f"{self.where}: {name}",
+        )
+
     def _undecided(self, name: str, why: str) -> Failure:
         return Failure(
             400,
@@ -275,6 +303,11 @@ class Transform:
         # What was worked out of the fields before.
         call.chat = None
         call.reserve = None
+
+
+def _below(name: str) -> Pointer | None:
+    """Where a field is, unless at the top level."""
+    return Pointer(name) if name.startswith("/") else None
 
 
 def _split(template: str) -> list[str]:

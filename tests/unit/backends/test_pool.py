@@ -1,6 +1,7 @@
 """Which target is asked, and who is asked next: over real sockets, with health by the clock."""
 
 import asyncio
+import gc
 from collections import Counter
 from collections.abc import Callable
 from time import monotonic
@@ -883,3 +884,68 @@ async def test_an_unknown_provider_is_a_key_error() -> None:
     it = World(1.0)
     with pytest.raises(KeyError):
         it.pool()
+
+
+async def test_a_provider_that_is_gone_is_found_out_once_for_all_its_models() -> None:
+    seen: list[tuple[bytes, bytes]] = []
+    async with upstream(always(answer(), seen)) as up, world() as it:
+        it.openai(DEAD, "dead")
+        it.openai(up.url(), "up")
+        pools = [it.pool(f"m-{n}", targets=targets("dead"), fallback=[{"provider": "up"}]) for n in range(20)]
+        attempts = []
+        for pool in pools * 2:
+            asked = call()
+            await pool.handle(asked)
+            attempts.append(asked.context.attempts)
+        assert attempts == [2] + [1] * 39
+        # What is gone with its configuration is not kept.
+        provider = it.providers["dead"]
+        assert len(provider.known) == 20
+        del pools, pool
+        gc.collect()
+        assert len(provider.known) == 0
+
+
+async def test_one_model_that_fails_says_nothing_of_the_others() -> None:
+    async with upstream(always(BROKEN)) as bad, upstream(always(answer())) as up, world() as it:
+        it.openai(bad.url(), "bad")
+        it.openai(up.url(), "up")
+        one, other = (
+            it.pool(name, targets=targets("bad"), fallback=[{"provider": "up"}], health={"failures": 1})
+            for name in ("one", "other")
+        )
+        await one.handle(call())
+        assert one.members[0].health.until > 0.0
+        assert other.members[0].health.until == 0.0
+
+
+async def test_a_place_that_is_gone_says_nothing_of_the_other_places() -> None:
+    async with world() as it:
+        made = it.provider(
+            "v",
+            kind="vertex",
+            project="p",
+            api_key="k",
+            places=[{"when": 'llm.model == "x"', "region": "us-east5"}],
+        )
+        pools = [it.pool(name, targets=targets("v")) for name in ("a", "b")]
+        made.unreached(pools[0].members[0].health, it.clock.now)
+        assert pools[1].members[0].health.until == 0.0
+
+
+async def test_one_that_comes_back_gets_its_share_little_by_little() -> None:
+    came: Counter[str] = Counter()
+    async with upstream(always(answer())) as up, world() as it:
+        for name in "ab":
+            it.openai(up.url(), name)
+        pool = it.pool(targets=targets("a", "b"), health={"slow_start": "1h", "eject": "1ms"})
+        back = pool.members[0].health
+        back.failed(it.clock.now, outright=True)
+        while back.until > it.clock.now:
+            await asyncio.sleep(0.01)
+        while back.until:  # until one has tried it
+            await pool.handle(call())
+        for _ in range(300):
+            came[await answered_by(pool)] += 1
+        assert 0 < came["a"] < 75  # of ten calls one, or a little more
+        assert came["b"] > 225

@@ -13,7 +13,7 @@ from tests.unit.net.upstreams import Peer, upstream
 from tollhouse.backends.pool import Pool
 from tollhouse.core.errors import Failure
 from tollhouse.core.http import Ending, finish
-from tollhouse.wire.llm import CODECS, MESSAGES
+from tollhouse.wire.llm import CHAT, CODECS, MESSAGES
 from tollhouse.wire.llm.dialect import Dialect
 from tollhouse.wire.llm.fold import fold
 from tollhouse.wire.llm.model import Answer, Text
@@ -314,3 +314,72 @@ async def test_nothing_is_left_to_the_collector() -> None:
             gc.set_debug(0)
             gc.garbage.clear()
             gc.enable()
+
+
+# ---- servers that want to be told
+
+PRESETS: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    ({"preset": "mistral", "api_key": "k"}, {"prefix": True}, {}),
+    ({"preset": "deepseek", "api_key": "k", "continues": True}, {"prefix": True}, {}),
+    ({"preset": "vllm", "continues": True}, {}, {"continue_final_message": True, "add_generation_prompt": False}),
+    ({"preset": "sglang", "continues": True}, {}, {"continue_final_message": True}),
+    ({"preset": "ollama", "continues": True}, {}, {}),
+]
+
+
+@pytest.mark.parametrize(("provider", "message", "fields"), PRESETS)
+@pytest.mark.parametrize("dialect", [CHAT, MESSAGES])
+async def test_each_server_is_told_in_its_own_way(
+    dialect: Dialect, provider: dict[str, Any], message: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    """Also where the caller speaks another API."""
+    seen: list[tuple[bytes, bytes]] = []
+    first = CHAT_BEGIN if dialect is CHAT else MESSAGES_BEGIN
+    async with upstream(dies(first)) as one, upstream(whole(CHAT_REST, seen)) as two, world() as it:
+        if dialect is CHAT:
+            it.openai(one.url(), "one")
+        else:
+            it.provider("one", kind="anthropic", base_url=one.url().rstrip("/"), api_key="k")
+        it.openai(two.url(), "two", **provider)
+        asked = call(BODY, dialect=dialect)
+        out, failure = await taken(await resuming(it, "one", "two").handle(asked))
+        assert failure is None
+        assert text_of(told(out.replace(b": tollhouse resumed on two/m\n\n", b""), dialect)).startswith("One two three")
+    sent = msgspec.json.decode(seen[0][1])
+    assert sent["messages"][-1] == {"role": "assistant", "content": "One two three", **message}
+    assert {name: sent.get(name) for name in ("continue_final_message", "add_generation_prompt")} == {
+        "continue_final_message": fields.get("continue_final_message"),
+        "add_generation_prompt": fields.get("add_generation_prompt"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text"),
+    [
+        (["One two three four", " five"], "One two three four five"),  # what was said, said again
+        (["One", " two", " three", " four", " five"], "One two three four five"),
+        (["One two three"], "One two three "),
+        ([" four", " five"], "One two three four five"),
+        (["One", " more"], "One two three One more"),  # only its beginning
+        (["One"], "One two three One"),
+        (["four"], "One two three four"),
+    ],
+)
+async def test_what_is_said_again_is_not_told_again(pieces: list[str], text: str) -> None:
+    rest = [*(chat_event(content=piece) for piece in pieces), chat_event(finish_reason="stop"), DONE]
+    async with upstream(dies(CHAT_BEGIN)) as one, upstream(whole(rest)) as two, world() as it:
+        it.openai(one.url(), "one")
+        it.openai(two.url(), "two", preset="mistral", api_key="k")
+        out, failure = await taken(await resuming(it, "one", "two").handle(call(BODY)))
+        assert failure is None
+        assert text_of(told(out.replace(b": tollhouse resumed on two/m\n\n", b""), CHAT)) == text
+
+
+async def test_a_callers_own_beginning_of_an_answer_is_not_touched() -> None:
+    """Only what the gateway goes on with is marked; what a caller sends is the caller's to mark."""
+    seen: list[tuple[bytes, bytes]] = []
+    async with upstream(whole(CHAT_REST, seen)) as up, world() as it:
+        it.openai(up.url(), preset="mistral", api_key="k")
+        messages = [{"role": "user", "content": "count"}, {"role": "assistant", "content": "One"}]
+        await taken(await it.pool(resume=True).handle(call({**BODY, "messages": messages})))
+    assert msgspec.json.decode(seen[0][1])["messages"] == messages

@@ -160,6 +160,15 @@ async def test_a_stream_has_time_to_first_token_at_the_commit(bench: Bench) -> N
     assert [r.stream for r in bench.records()] == [True]
 
 
+async def test_an_answer_of_a_session_has_its_times_though_nobody_waits_for_it(bench: Bench) -> None:
+    call = model_call(operation="realtime.response")
+    call.context.stream = True
+    await bench.run(call, upstream)
+    labels = ("chat", "openai", "smart", "gpt-4o-2024", "llm")
+    assert sum(bench.families.first_token.child(*labels).counts) == 1
+    assert bench.shown(bench.families.per_token)[labels] == (1, pytest.approx(0.3 / 30))
+
+
 async def test_operation_names(bench: Bench) -> None:
     for operation in ("chat", "messages", "embeddings"):
         await bench.run(model_call(operation=operation), upstream)
@@ -494,7 +503,8 @@ async def test_every_kind_of_token_is_recorded(tmp_path: Path) -> None:
 
     await bench.run(model_call(), rich)
     (record,) = bench.records()
-    assert [getattr(record, name) for name in Usage.__struct_fields__] == [1, 2, 3, 4, 5, False, 6, 7, 8, 9, 10]
+    kinds = [name for name in Usage.__struct_fields__ if name != "tier"]
+    assert [getattr(record, name) for name in kinds] == [1, 2, 3, 4, 5, False, 6, 7, 8, 9, 10]
 
 
 async def test_an_own_label_named_org_takes_the_place_of_the_callers(tmp_path: Path) -> None:

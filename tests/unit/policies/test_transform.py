@@ -177,3 +177,55 @@ def test_a_wrong_transform_is_an_error_when_config_is_read(spec: Any, said: str)
 def test_a_literal_object_is_no_cel() -> None:
     [only] = steps({"set": {"a": {"cel": "x", "and": "more"}}})
     assert only.set == {"a": {"cel": "x", "and": "more"}}
+
+
+async def test_fields_below_the_top_level() -> None:
+    spec = {
+        "remove": ["/tools/*/function/strict", "/metadata/secret"],
+        "set": {"/metadata/team": {"cel": "principal.org"}, "/stop/-": "END"},
+        "defaults": {"/metadata/tier": "gold", "/reasoning/effort": "low"},
+    }
+    function = {"name": "f", "strict": True}
+    call = asked(
+        tools=[{"type": "function", "function": function}], metadata={"secret": 1, "Team": "x", "tier": "free"}, stop=[]
+    )
+    assert await sent(call, spec) == {
+        "model": "m",
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "metadata": {"team": "platform", "tier": "free"},
+        "stop": ["END"],
+        "reasoning": {"effort": "low"},
+    }
+
+
+async def test_a_value_without_a_place_refuses() -> None:
+    with pytest.raises(Failure, match=r"metadata: must be an object: the gateway sets a value in it") as caught:
+        await sent(asked(metadata="mine"), {"set": {"/metadata/team": "a"}})
+    assert (caught.value.status, caught.value.code) == (400, "invalid_value")
+    assert caught.value.detail == "top: transform 1: /metadata/team"
+    # A default gives way.
+    assert (await sent(asked(metadata="mine"), {"defaults": {"/metadata/team": "a"}}))["metadata"] == "mine"
+
+
+async def test_the_narrower_scope_counts_below_the_top_level_too() -> None:
+    top = {"set": {"/a/b": 1, "/a/c": 1}, "defaults": {"/d/e": 1, "/d/f": 1}}
+    model = {"set": {"/a/b": 2}, "defaults": {"/d/e": 2}}
+    assert await sent(asked(), top, model) == {"model": "m", "a": {"b": 2, "c": 1}, "d": {"e": 2, "f": 1}}
+
+
+@pytest.mark.parametrize(
+    "spec, said",
+    [
+        ({"set": {"/model/x": 1}}, "cannot be changed"),
+        ({"remove": ["/STREAM/x"]}, "cannot be changed"),
+        ({"set": {"/user": 1}}, "write 'user'"),
+        ({"set": {"//x": 1}}, "has a name"),
+        ({"set": {"/a/~9": 1}}, "~0 is a tilde"),
+        ({"remove": ["/a/-"]}, "use it in `set`"),
+        ({"defaults": {"/a/-": 1}}, "use it in `set`"),
+        ({"set": {"/a/b": 1}, "remove": ["/a/b"]}, "both removed and set"),
+    ],
+)
+def test_a_wrong_pointer_is_an_error_when_config_is_read(spec: Any, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        steps(spec)
