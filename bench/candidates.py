@@ -17,7 +17,7 @@ BENCH = Path(__file__).resolve().parent
 CLIENT_KEY = "sk-bench-7Qm2Zt9XcV4bN8kL1pR6sW3y"
 MODELS = 5000
 
-Traffic = Literal["unary", "stream", "mcp"]
+Traffic = Literal["unary", "stream", "translate", "mcp"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Candidate:
 
     name: str
     start: Callable[[Place], Program]
-    handles: tuple[Traffic, ...] = ("unary", "stream", "mcp")
+    handles: tuple[Traffic, ...] = ("unary", "stream", "translate", "mcp")
     headers: Callable[[Place], dict[str, str]] = lambda place: {}
 
 
@@ -74,7 +74,7 @@ def envoy() -> Candidate:
         config = place.render("envoy.yaml")
         return place.run(program, "-c", config, "--concurrency", "1", "--disable-hot-restart", "-l", "error")
 
-    return Candidate("envoy", start)
+    return Candidate("envoy", start, handles=("unary", "stream", "mcp"))
 
 
 def model(number: int) -> str:
@@ -83,9 +83,9 @@ def model(number: int) -> str:
     return f"  - {name}\n"
 
 
-def write_config(place: Place, kind: str, models: int = 1) -> Path:
+def write_config(place: Place, kind: str, models: int = 1, served: str = "models.yaml") -> Path:
     """The gateway's configuration: configs/`kind`.yaml and what it serves."""
-    parts = [f"{kind}.yaml", "mcp.yaml" if place.traffic == "mcp" else "models.yaml"]
+    parts = [f"{kind}.yaml", "mcp.yaml" if place.traffic == "mcp" else served]
     text = "".join((BENCH / "configs" / part).read_text() for part in parts)
     file = place.directory / "tollhouse.yaml"
     file.write_text(text + "".join(model(number) for number in range(1, models)))
@@ -112,7 +112,19 @@ def tollhouse(kind: str, models: int = 1, python: Path | None = None) -> Candida
         return place.run(program, "serve", config, "--log-level", "warning", **environment(place))
 
     name = f"tollhouse {kind}" + (f", {models:,} models" if models > 1 else "")
-    return Candidate(name, start, handles=("unary", "stream") if models > 1 else ("unary", "stream", "mcp"))
+    plain: tuple[Traffic, ...] = ("unary", "stream")
+    return Candidate(name, start, handles=plain if models > 1 else (*plain, "translate", "mcp"))
+
+
+def translating(kind: str, python: Path | None = None) -> Candidate:
+    """The same in front of a provider that speaks Anthropic's API."""
+    program = install.tollhouse(python) / "tollhouse"
+
+    def start(place: Place) -> Program:
+        config = write_config(place, kind, served="translate.yaml")
+        return place.run(program, "serve", config, "--log-level", "warning", **environment(place))
+
+    return Candidate(f"tollhouse {kind}, translating", start, handles=("translate",))
 
 
 def litellm() -> Candidate:

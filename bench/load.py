@@ -57,6 +57,10 @@ CASES = (
         slow=True,
     ),
     Case("burst", "Stream of 50 events at once", "stream", "burst", "stream.json", STREAM),
+    Case(
+        *("translate", "Unary call in OpenAI's form, passed on and translated", "translate", "nginx", "unary.json"),
+        (b'"total_tokens"',),
+    ),
     Case("mcp", "MCP tools/call", "mcp", "mcp", "mcp.json", (b'"42"',), "/mcp"),
 )
 

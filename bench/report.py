@@ -189,6 +189,12 @@ def promises(rows: Sequence[Row], probes: Probes) -> list[Promise]:
     if one is not None and many is not None:
         figure("5,000 models: under 60 MB more memory", many - one, 60, " MB")
     ratio("paced stream, full: at most 1.5 x nginx", table["paced"].ratios("tollhouse full", "nginx"), 1.5)
+    for kind in ("bare", "full"):
+        ratio(
+            f"translated from OpenAI's form to Anthropic's, {kind}: at most 2.5 x passed on",
+            table["translate"].ratios(f"tollhouse {kind}, translating", f"tollhouse {kind}"),
+            2.5,
+        )
     figure(
         "MCP tools/call, full: at most 120 µs",
         table["mcp"].median("tollhouse full", lambda row: row.cpu_us),

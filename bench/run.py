@@ -59,6 +59,8 @@ def choose(names: str | None, peers: bool, python: Path | None) -> list[candidat
         "envoy": candidates.envoy,
         "tollhouse bare": lambda: candidates.tollhouse("bare", python=python),
         "tollhouse full": lambda: candidates.tollhouse("full", python=python),
+        "tollhouse bare, translating": lambda: candidates.translating("bare", python),
+        "tollhouse full, translating": lambda: candidates.translating("full", python),
         report.MODELS: lambda: candidates.tollhouse("full", candidates.MODELS, python),
     }
     if peers:

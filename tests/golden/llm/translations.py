@@ -82,7 +82,7 @@ def translated_answers(asked: str, asker: str) -> dict[str, Any]:
     found = {}
     chat = Chat(asker, "asked", [], include_usage=True)
     for shape, forms in answers(asked).items():
-        translation = Translation(chat, APIS[asker].codec, APIS[asked].codec, NOW)
+        translation = Translation(chat, APIS[asker].codec, APIS[asked].codec, NOW, id="req-1")
         whole: Any
         try:
             whole = msgspec.json.decode(translation.answer(msgspec.json.encode(forms["unary"]))[0])

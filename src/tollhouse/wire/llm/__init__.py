@@ -6,18 +6,21 @@ from tollhouse.wire.llm.audio import Speech, Transcriptions, Translations
 from tollhouse.wire.llm.codec import Codec
 from tollhouse.wire.llm.codec.anthropic import AnthropicCodec
 from tollhouse.wire.llm.codec.converse import ConverseCodec
+from tollhouse.wire.llm.codec.embeddings import OpenAIEmbeddingsCodec
 from tollhouse.wire.llm.codec.gemini import GeminiCodec
+from tollhouse.wire.llm.codec.gemini_embeddings import GeminiBatchEmbedCodec, GeminiEmbedCodec
 from tollhouse.wire.llm.codec.openai_chat import OpenAIChatCodec
 from tollhouse.wire.llm.codec.openai_responses import OpenAIResponsesCodec
 from tollhouse.wire.llm.completions import Completions
 from tollhouse.wire.llm.converse import BedrockConverse
-from tollhouse.wire.llm.count_tokens import CountTokens
+from tollhouse.wire.llm.count_tokens import CountTokens, GeminiCountTokens
 from tollhouse.wire.llm.embeddings import Embeddings
-from tollhouse.wire.llm.gemini import GeminiBatchEmbed, GeminiCount, GeminiEmbed, GeminiGenerate
+from tollhouse.wire.llm.gemini import GeminiBatchEmbed, GeminiEmbed, GeminiGenerate
 from tollhouse.wire.llm.images import ImageEdits, Images, ImageVariations
 from tollhouse.wire.llm.moderations import Moderations
 from tollhouse.wire.llm.openai_chat import OpenAIChat
 from tollhouse.wire.llm.openai_responses import OpenAIResponses
+from tollhouse.wire.llm.realtime import Realtime
 from tollhouse.wire.llm.rerank import Rerank
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "MESSAGES",
     "MODERATIONS",
     "OPENAI_OTHERS",
+    "REALTIME",
     "RERANK",
     "RESPONSES",
     "SPEECH",
@@ -58,9 +62,10 @@ SPEECH = Speech()
 TRANSCRIPTIONS = Transcriptions()
 TRANSLATIONS = Translations()
 RERANK = Rerank()
+REALTIME = Realtime()
 
-GEMINI = (GENERATE, GeminiEmbed(), GeminiBatchEmbed(), GeminiCount())
-"""What a model's path can end in there."""
+GEMINI = (GENERATE, GeminiBatchEmbed(), GeminiEmbed(), GeminiCountTokens())
+"""What a model's path can end in there. A batch stands before what embeds one text: it can be asked for either."""
 
 OPENAI_OTHERS = (
     EMBEDDINGS, COMPLETIONS, MODERATIONS, IMAGES, IMAGE_EDITS, IMAGE_VARIATIONS, SPEECH, TRANSCRIPTIONS, TRANSLATIONS,
@@ -70,6 +75,9 @@ OPENAI_OTHERS = (
 
 CODECS: dict[str, Codec] = {
     codec.name: codec
-    for codec in (OpenAIChatCodec(), OpenAIResponsesCodec(), AnthropicCodec(), GeminiCodec(), ConverseCodec())
-}
-"""By the operation of the dialect whose requests they read. Any two of them make a translation."""
+    for codec in (
+        OpenAIChatCodec(), OpenAIResponsesCodec(), AnthropicCodec(), GeminiCodec(), ConverseCodec(),
+        OpenAIEmbeddingsCodec(), GeminiBatchEmbedCodec(), GeminiEmbedCodec(),
+    )
+}  # fmt: skip
+"""By the operation of the dialect whose requests they read. Any two of one kind make a translation."""

@@ -41,6 +41,7 @@ class _Content(msgspec.Struct, gc=False):
     text: str | None = None
     thinking: str | None = None
     partial_json: str | None = None
+    stop_reason: Raw = _ABSENT
 
 
 class _OddEvent(msgspec.Struct, gc=False):
@@ -119,9 +120,21 @@ class AnthropicMessages(Dialect):
 
 
 class MessagesReader(TextReader):
-    """StreamReader of message events."""
+    """StreamReader of message events. An answer has stopped with the reason why, in `message_delta`."""
 
-    __slots__ = ()
+    __slots__ = ("_stopped",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stopped = False
+
+    @property
+    def stopped(self) -> bool:
+        return self.finished or self._stopped
+
+    def last(self) -> bytes:
+        self.finished = True
+        return frame(_encode({"type": "message_stop"}), b"message_stop")
 
     def look(self, block: bytes) -> bytes:
         if block.startswith(_SAID) and block.find(b"\n", len(_SAID)) == len(block) - 2 and self.began:
@@ -146,7 +159,9 @@ class MessagesReader(TextReader):
                     if name == b"error":
                         self.failure = StreamFailure(502, "the provider failed", raw)
                         return block[:passed]
-                    self.began = True  # not for us to judge; it passes
+                    self.unread(data)
+                    if self.failure is not None:
+                        return block[:passed]
                 elif event.type == "error" or name == b"error":
                     self.failure = _told(event.error, raw)
                     return block[:passed]
@@ -178,11 +193,14 @@ class MessagesReader(TextReader):
             if event.message.usage is not None:
                 self.usage = Usage()
                 event.message.usage.merge(self.usage)
-        elif kind == "message_delta" and event.usage is not None:
-            if self.usage is None:
-                self.usage = Usage()
-            event.usage.merge(self.usage)
-            self.counted = event.usage.output_tokens is not None
+        elif kind == "message_delta":
+            if isinstance(event, _Event) and event.delta is not None:
+                self._stopped = bytes(event.delta.stop_reason) not in (b"", b"null")
+            if event.usage is not None:
+                if self.usage is None:
+                    self.usage = Usage()
+                event.usage.merge(self.usage)
+                self.counted = event.usage.output_tokens is not None
         elif kind == "message_stop":
             self.finished = True
 

@@ -17,8 +17,8 @@ from tollhouse.wire.eventstream import Framer, Header, frame, headers, opened, s
 from tollhouse.wire.llm.dialect import Dialect, StreamFailure, bytes_of
 from tollhouse.wire.llm.reader import Reader
 from tollhouse.wire.llm.system import System, around_blocks
-from tollhouse.wire.llm.tokens import DEFAULT_OUTPUT
-from tollhouse.wire.llm.usage import ConverseUsage
+from tollhouse.wire.llm.tokens import DEFAULT_OUTPUT, MOST_OUTPUT
+from tollhouse.wire.llm.usage import ConverseUsage, tiered
 from tollhouse.wire.members import Names
 
 __all__ = ["BedrockConverse", "ConverseReader", "failed"]
@@ -67,8 +67,9 @@ class _Inference(msgspec.Struct, gc=False, rename="camel"):
     max_tokens: int | None = None
 
 
-class _Answer(msgspec.Struct, gc=False):
+class _Answer(msgspec.Struct, gc=False, rename="camel"):
     usage: ConverseUsage | None = None
+    service_tier: Raw = Raw()
 
 
 class _ToolUse(msgspec.Struct, gc=False):
@@ -148,15 +149,16 @@ class BedrockConverse(Dialect):
             bound = _inference(raw).max_tokens
         except _UNREADABLE:
             return DEFAULT_OUTPUT
-        return DEFAULT_OUTPUT if bound is None or bound < 0 else bound
+        return DEFAULT_OUTPUT if bound is None or bound < 0 else min(bound, MOST_OUTPUT)
 
     def answer(self, body: bytes) -> tuple[Usage | None, str]:
         """The usage; which model answered is not told."""
         try:
-            usage = _answer(body).usage
+            answer = _answer(body)
         except _UNREADABLE:
             return None, ""
-        return (None if usage is None else usage.normal()), ""
+        usage = answer.usage
+        return (None if usage is None else tiered(usage.normal(), answer.service_tier)), ""
 
     def with_system(self, fields: dict[str, Raw], system: System) -> None:
         fields["system"] = around_blocks(fields.get("system"), system, "system", typed=False)
@@ -241,11 +243,11 @@ class ConverseReader(Reader):
         elif name == b"metadata":
             self.finished = True
             try:
-                usage = _answer(data).usage
+                told = _answer(data)
             except _UNREADABLE:
                 return
-            if usage is not None and (counted := usage.normal()) is not None:
-                self.usage = counted
+            if told.usage is not None and (counted := told.usage.normal()) is not None:
+                self.usage = tiered(counted, told.service_tier)
                 self.counted = True
 
 

@@ -15,7 +15,7 @@ from tollhouse.core.call import Usage
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Headers, Request, Response
 from tollhouse.wire.llm.system import System
-from tollhouse.wire.llm.tokens import DEFAULT_OUTPUT, of_body
+from tollhouse.wire.llm.tokens import DEFAULT_OUTPUT, MOST_OUTPUT, of_body
 from tollhouse.wire.members import Names
 from tollhouse.wire.sse import Framer, parse, split
 
@@ -29,6 +29,7 @@ _fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _string = msgspec.json.Decoder(str).decode
 _integer = msgspec.json.Decoder(int).decode
 _TRUE = b"true"
+_NOT_TRUE = (b"false", b"null")
 _OVERFLOWS = frozenset(("context_length_exceeded", "model_context_window_exceeded", "string_above_max_length"))
 _OVERFLOW = (
     "maximum context length",
@@ -76,8 +77,10 @@ class StreamReader(Protocol):
     """Reads one answer's stream block by block (`wire.sse`), and forgets it.
 
     began: an event that means something has come (no comment, no ping). finished: the event that ends a whole answer
-    has come. failure: the upstream has said an error; it is not in what `read` gives back, and nothing after it is.
+    has come. stopped: nothing of the answer is missing, but perhaps that event and the usage. failure: the upstream has
+    said an error; it is not in what `read` gives back, and nothing after it is.
     counted: usage is the provider's own and complete. text: bytes of text seen, to estimate with otherwise.
+    odd: events that were no JSON, and were passed on.
     """
 
     began: bool
@@ -87,9 +90,18 @@ class StreamReader(Protocol):
     counted: bool
     model: str
     text: int
+    odd: int
+
+    @property
+    def stopped(self) -> bool: ...
 
     def read(self, block: bytes) -> bytes:
         """What of `block` goes to the caller: all of it, but for an event that only the gateway asked for."""
+        ...
+
+    def last(self) -> bytes:
+        """The stream has ended in good order, `stopped` and not `finished`: the event that ends the answer, in the
+        provider's place."""
         ...
 
 
@@ -155,7 +167,7 @@ class Dialect:
         if (name := self.acted_on.misspelt(fields)) is not None:
             raise _invalid(f"{name!r} differs only by case from a field: write it as that", code="ambiguous_field")
         if stream is None:
-            stream = self.streams and (flag := fields.get("stream")) is not None and bytes(flag) == _TRUE
+            stream = self.streams and (flag := fields.get("stream")) is not None and _flag(flag)
         if model is not None:
             return Asked(model, fields, stream)
         raw = fields.get("model")
@@ -176,11 +188,11 @@ class Dialect:
         return of_body(body) + self.output_bound(fields)
 
     def output_bound(self, fields: Mapping[str, Raw]) -> int:
-        """Output tokens to reserve: what the caller allows, else `DEFAULT_OUTPUT`."""
+        """Output tokens to reserve: what the caller allows, up to `MOST_OUTPUT`; else `DEFAULT_OUTPUT`."""
         for name in self.output_bounds:
             raw = fields.get(name)
             if raw is not None and (bound := _count(raw)) is not None:
-                return bound
+                return min(bound, MOST_OUTPUT)
         return DEFAULT_OUTPUT
 
     def usage_options(self, fields: Mapping[str, Raw]) -> Raw | None:
@@ -284,6 +296,15 @@ def text_of(raw: Raw) -> str:
         return _string(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return ""
+
+
+def _flag(raw: Raw) -> bool:
+    """Whether to stream. What is neither true nor false would be one thing to us and may be another to a provider."""
+    if (told := bytes(raw)) == _TRUE:
+        return True
+    if told not in _NOT_TRUE:
+        raise _invalid("stream: must be true or false", code="invalid_value")
+    return False
 
 
 def _count(raw: Raw) -> int | None:

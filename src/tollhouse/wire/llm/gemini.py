@@ -19,7 +19,7 @@ from tollhouse.core.http import Request
 from tollhouse.wire.llm.dialect import Asked, Dialect, StreamFailure, bytes_of
 from tollhouse.wire.llm.reader import TextReader
 from tollhouse.wire.llm.system import System, around_content
-from tollhouse.wire.llm.tokens import DEFAULT_OUTPUT
+from tollhouse.wire.llm.tokens import DEFAULT_OUTPUT, MOST_OUTPUT
 from tollhouse.wire.llm.usage import GeminiUsage
 from tollhouse.wire.members import Names
 from tollhouse.wire.sse import frame, parse, split
@@ -229,7 +229,7 @@ class GeminiGenerate(GeminiDialect):
         except _UNREADABLE:
             return DEFAULT_OUTPUT
         bound = bounds.camel if bounds.camel is not None else bounds.snake
-        each = DEFAULT_OUTPUT if bound is None or bound < 0 else bound
+        each = DEFAULT_OUTPUT if bound is None or bound < 0 else min(bound, MOST_OUTPUT)
         return each * min(max(bounds.answers or 1, 1), 8)
 
     def with_system(self, fields: dict[str, Raw], system: System) -> None:
@@ -342,7 +342,9 @@ class GenerateReader(TextReader):
                 try:
                     event = _event(data)
                 except _UNREADABLE:
-                    self.began = True  # not for us to judge; it passes
+                    self.unread(data)
+                    if self.failure is not None:
+                        return block[:passed]
                     passed += len(raw)
                     continue
                 if bytes(event.error) not in (b"", b"null"):

@@ -94,7 +94,11 @@ class MediaReader(Reader):
         try:
             event = _event(data)
         except _UNREADABLE:
-            event = _Event(name.decode("latin-1"))  # not for us to judge; it passes
+            event = _Event(name.decode("latin-1"))
+            if event.type != "error":
+                self.unread(data)
+                if self.failure is not None:
+                    return
         kind = event.type
         if kind == "error" or name == b"error" or bytes(event.error)[:1] == b"{":
             self.failure = _told(event.error if bytes(event.error) else Raw(data), raw)

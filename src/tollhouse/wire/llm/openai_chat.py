@@ -18,7 +18,7 @@ from tollhouse.core.errors import Failure
 from tollhouse.wire.llm.dialect import Dialect, StreamFailure, bytes_of, text_of
 from tollhouse.wire.llm.reader import TextReader
 from tollhouse.wire.llm.system import System, around_messages
-from tollhouse.wire.llm.usage import ChatUsage
+from tollhouse.wire.llm.usage import ChatUsage, tier_of, tiered
 from tollhouse.wire.sse import frame, parse, split
 
 __all__ = ["ChatReader", "OpenAIChat", "OpenAIDialect"]
@@ -38,6 +38,7 @@ _NO_ERROR = (b"", b"null", b"{}", b'""')
 class _Answer(msgspec.Struct, gc=False):
     model: str | None = None
     usage: ChatUsage | None = None
+    service_tier: Raw = _ABSENT
 
 
 class _Function(msgspec.Struct, gc=False):
@@ -59,12 +60,15 @@ class _Delta(msgspec.Struct, gc=False):
 class _Choice(msgspec.Struct, gc=False):
     delta: _Delta | None = None
     text: str | None = None  # of the older completions
+    index: int | None = None
+    finish_reason: Raw = _ABSENT
 
 
 class _Chunk(msgspec.Struct, gc=False):
     model: str | None = None
     choices: list[_Choice] | None = None
     usage: ChatUsage | None = None
+    service_tier: Raw = _ABSENT
     error: Raw = _ABSENT
 
 
@@ -74,6 +78,7 @@ class _OddChunk(msgspec.Struct, gc=False):
     model: str | None = None
     choices: list[Raw] | None = None
     usage: ChatUsage | None = None
+    service_tier: Raw = _ABSENT
     error: Raw = _ABSENT
 
 
@@ -92,6 +97,7 @@ _encode = msgspec.json.Encoder().encode
 
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
+_NOT_ENDED = (b"", b"null", b'""')
 _ASK_USAGE = Raw(b'{"include_usage":true}')
 _TRUE = Raw(b"true")
 
@@ -116,7 +122,7 @@ class OpenAIDialect(Dialect):
         except _UNREADABLE:
             return None, ""
         usage = answer.usage
-        return None if usage is None else usage.normal(), answer.model or ""
+        return None if usage is None else tiered(usage.normal(), answer.service_tier), answer.model or ""
 
     def error(self, failure: Failure, request_id: str) -> bytes:
         kind = _TYPES.get(failure.status) or ("invalid_request_error" if failure.status < 500 else "server_error")
@@ -167,11 +173,21 @@ class OpenAIChat(OpenAIDialect):
 class ChatReader(TextReader):
     """StreamReader of chat completion chunks."""
 
-    __slots__ = ("_strip",)
+    __slots__ = ("_ended", "_highest", "_strip")
 
     def __init__(self, strip: bool) -> None:
         super().__init__()
         self._strip = strip
+        self._highest = -1  # of the choices that were begun
+        self._ended: set[int] = set()
+
+    @property
+    def stopped(self) -> bool:
+        return self.finished or (self._highest >= 0 and len(self._ended) > self._highest)
+
+    def last(self) -> bytes:
+        self.finished = True
+        return frame(_DONE)
 
     def look(self, block: bytes) -> bytes:
         if not block.startswith(b"data: {") or block.find(b"\n") != len(block) - 2:
@@ -185,6 +201,7 @@ class ChatReader(TextReader):
             return block if self._note(chunk, block) else b""
         choices = chunk.choices
         if choices and len(choices) == 1:
+            self._place(choices[0])
             self.said(block, _text(choices[0]))
         else:
             self._count(chunk)
@@ -213,8 +230,8 @@ class ChatReader(TextReader):
         try:
             return self._note(_odd_chunk(data), raw)
         except _UNREADABLE:
-            self.began = True  # not for us to judge; it passes
-            return True
+            self.unread(data)
+            return self.failure is None
 
     def _note(self, chunk: _Chunk | _OddChunk, raw: bytes) -> bool:
         if chunk.error is not _ABSENT and bytes(chunk.error) not in _NO_ERROR:
@@ -225,15 +242,27 @@ class ChatReader(TextReader):
             self.model = chunk.model
         if isinstance(chunk, _Chunk):
             self._count(chunk)
+        tier = tier_of(chunk.service_tier)
         if chunk.usage is not None and (usage := chunk.usage.normal()) is not None:
+            usage.tier = tier or (self.usage.tier if self.usage is not None else "")
             self.usage = usage
             self.counted = True
             return not (self._strip and chunk.choices is not None and not chunk.choices)
+        if tier and self.usage is None:
+            self.usage = Usage(tier=tier)  # of a stream that is left: it has a price of its own, too
         return True
 
     def _count(self, chunk: _Chunk) -> None:
         for choice in chunk.choices or ():
+            self._place(choice)
             self.text += bytes_of(_text(choice))
+
+    def _place(self, choice: _Choice) -> None:
+        index = choice.index or 0
+        if index > self._highest:
+            self._highest = index
+        if bytes(choice.finish_reason) not in _NOT_ENDED:
+            self._ended.add(index)
 
 
 def _text(choice: _Choice) -> str:

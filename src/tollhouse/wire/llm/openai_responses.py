@@ -17,7 +17,7 @@ from tollhouse.wire.llm.dialect import StreamFailure, bytes_of, text_of
 from tollhouse.wire.llm.openai_chat import OpenAIDialect
 from tollhouse.wire.llm.reader import Reader
 from tollhouse.wire.llm.system import System, around_text, without_instructions
-from tollhouse.wire.llm.usage import ResponsesUsage
+from tollhouse.wire.llm.usage import ResponsesUsage, tiered
 from tollhouse.wire.sse import frame, parse, split
 
 __all__ = ["OpenAIResponses", "ResponsesReader"]
@@ -35,6 +35,7 @@ class _Error(msgspec.Struct, gc=False):
 class _Answer(msgspec.Struct, gc=False):
     model: str | None = None
     usage: ResponsesUsage | None = None
+    service_tier: Raw = _ABSENT
 
 
 class _Response(_Answer, gc=False):
@@ -84,7 +85,8 @@ class OpenAIResponses(OpenAIDialect):
             answer = _answer(body)
         except _UNREADABLE:
             return None, ""
-        return None if answer.usage is None else answer.usage.normal(), answer.model or ""
+        usage = answer.usage
+        return None if usage is None else tiered(usage.normal(), answer.service_tier), answer.model or ""
 
     def with_system(self, fields: dict[str, Raw], system: System) -> None:
         fields["instructions"] = around_text(fields.get("instructions"), system, "instructions")
@@ -134,7 +136,11 @@ class ResponsesReader(Reader):
             try:
                 event = _odd_event(data)
             except _UNREADABLE:
-                event = _OddEvent(name.decode("latin-1"))  # not for us to judge; it passes
+                event = _OddEvent(name.decode("latin-1"))
+                if event.type != "error":
+                    self.unread(data)
+                    if self.failure is not None:
+                        return
         else:
             if event.delta is not None:
                 if event.type != _SOUND:
@@ -151,7 +157,7 @@ class ResponsesReader(Reader):
         if not self.model and response.model:
             self.model = response.model
         if response.usage is not None and (usage := response.usage.normal()) is not None:
-            self.usage = usage
+            self.usage = tiered(usage, response.service_tier)
             self.counted = True
         if kind == "error" or name == b"error":
             self.failure = _told(event.error if bytes(event.error) else Raw(data), raw)

@@ -6,8 +6,10 @@ it is not decoded. Whatever differs is.
 
 import re
 
+import msgspec
+
 from tollhouse.core.call import Usage
-from tollhouse.core.errors import Failure
+from tollhouse.core.errors import Failure, Reason
 from tollhouse.wire.llm.dialect import bytes_of
 
 __all__ = ["Reader", "TextReader"]
@@ -15,14 +17,18 @@ __all__ = ["Reader", "TextReader"]
 _TRIES = 8  # forms learned of which no event came again; then this upstream's events are taken to be all different
 _NONE = b"no event ends like this"
 _BACKSLASH = 0x5C
+_DONE = b"[DONE]"  # written by servers of other APIs, too
 _OBFUSCATION = b'"obfuscation":'
 _PADDING = re.compile(rb'[A-Za-z0-9+/=_-]*"\}\n\n| *\}\n\n')  # so that an event's size does not tell its text
 
 
-class Reader:
-    """What every StreamReader knows; nothing yet."""
+_any = msgspec.json.Decoder().decode
 
-    __slots__ = ("began", "counted", "failure", "finished", "model", "text", "usage")
+
+class Reader:
+    """What every StreamReader knows; nothing yet. odd: events that are no JSON."""
+
+    __slots__ = ("began", "counted", "failure", "finished", "model", "odd", "text", "usage")
 
     def __init__(self) -> None:
         self.began = False
@@ -31,7 +37,30 @@ class Reader:
         self.usage: Usage | None = None
         self.counted = False
         self.model = ""
+        self.odd = 0
         self.text = 0
+
+    def unread(self, data: bytes) -> None:
+        """An event is not of the API's form. It passes, since that is not for us to judge; but what is no JSON at all
+        is counted, and where nothing came before it is the stream's failure: somebody else may be asked."""
+        if data == _DONE or _is_json(data):
+            self.began = True
+        elif self.began:
+            self.odd += 1
+        else:
+            message = "the provider's stream is not JSON"
+            detail = f"it begins with {data[:100]!r}"
+            self.failure = Failure(502, Reason.UPSTREAM_FAILURE, message, detail=detail, retry=True, sent=True)
+
+    @property
+    def stopped(self) -> bool:
+        """Said by those whose API tells the end of an answer before the end of its stream."""
+        return self.finished
+
+    def last(self) -> bytes:
+        """The event that ends an answer which has `stopped`."""
+        self.finished = True
+        return b""
 
 
 class TextReader(Reader):
@@ -89,3 +118,13 @@ class TextReader(Reader):
 
     def _fits(self, after: bytes) -> bool:
         return after.startswith(self._after) and _PADDING.fullmatch(after, len(self._after)) is not None
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        _any(data)
+    except RecursionError:
+        return True  # as far as we can tell
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True

@@ -13,21 +13,23 @@ import msgspec
 from tollhouse.core.call import Usage
 from tollhouse.wire.llm.dialect import StreamReader
 from tollhouse.wire.llm.openai_chat import ChatReader, OpenAIDialect
+from tollhouse.wire.llm.usage import Count
 from tollhouse.wire.members import Names
 
 __all__ = ["Rerank"]
 
-_Count = Annotated[int, msgspec.Meta(ge=0)]
-
 
 class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: _Count | None = None
-    total_tokens: _Count | None = None
+    prompt_tokens: Count | None = None
+    total_tokens: Count | None = None
+
+
+_Number = Annotated[float, msgspec.Meta(ge=0, lt=1 << 32)]
 
 
 class _Tokens(msgspec.Struct, gc=False):
-    input_tokens: float | None = None
-    output_tokens: float | None = None
+    input_tokens: _Number | None = None
+    output_tokens: _Number | None = None
 
 
 class _Meta(msgspec.Struct, gc=False):
@@ -81,6 +83,6 @@ def _counted(answer: _Answer) -> Usage | None:
         tokens = usage.total_tokens if usage.total_tokens is not None else usage.prompt_tokens
         return None if tokens is None else Usage(tokens)
     for told in (None, None) if meta is None else (meta.tokens, meta.billed_units):
-        if told is not None and told.input_tokens is not None and told.input_tokens >= 0:
-            return Usage(int(told.input_tokens), int(max(told.output_tokens or 0, 0)))
+        if told is not None and told.input_tokens is not None:
+            return Usage(int(told.input_tokens), int(told.output_tokens or 0))
     return None

@@ -6,10 +6,13 @@ its base64 says nothing about what it costs.
 
 import re
 
-__all__ = ["DEFAULT_OUTPUT", "PICTURE", "of_body", "of_text"]
+__all__ = ["DEFAULT_OUTPUT", "MOST_OUTPUT", "PICTURE", "of_body", "of_text"]
 
 DEFAULT_OUTPUT = 1024
 """Output tokens to reserve when the caller sets no bound."""
+
+MOST_OUTPUT = 1 << 20
+"""Output tokens to reserve at most for one answer: no model writes more, whatever a caller allows it."""
 
 PICTURE = 1000
 """Tokens of one inline picture, sound or document: about what providers charge for a picture of one megapixel."""

@@ -1,15 +1,16 @@
-"""Translation: one API's request, answer and stream in the words of another, by way of the neutral model.
+"""Translation: one API's request, answer and stream in the words of another, by way of their neutral model.
 
-Rule: a Translation knows two codecs and no API. What the provider's API cannot say is refused with its places by
-default, and listed for a warning where that is wanted; it is never left out in silence.
+Rule: a Translation knows two codecs of one kind and no API. What the provider cannot be told is refused with its places
+by default, and listed for a warning where that is wanted; it is never left out in silence.
 """
 
 import msgspec
 
 from tollhouse.core.call import Usage
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.wire.llm.codec import Codec, Lost
+from tollhouse.wire.llm.codec import Codec, Lost, unreadable
 from tollhouse.wire.llm.dialect import Dialect, bytes_of
+from tollhouse.wire.llm.embedding import Embedded, Embedding
 from tollhouse.wire.llm.model import (
     Answer,
     ArgumentsDelta,
@@ -29,6 +30,7 @@ from tollhouse.wire.llm.model import (
     Used,
 )
 from tollhouse.wire.llm.reader import Reader
+from tollhouse.wire.llm.tokens import of_text
 
 __all__ = ["TranslatedReader", "Translation", "spoken"]
 
@@ -39,12 +41,12 @@ _SHOWN = 5  # places named in a refusal
 
 
 class Translation:
-    """One call's way between two APIs. chat: the request's meaning. asker, asked: the caller's codec and the
-    provider's."""
+    """One call's way between two APIs. chat: the request's meaning, in the neutral model of the codecs' kind. asker,
+    asked: the caller's codec and the provider's."""
 
     __slots__ = ("_asked", "_asker", "_id", "_model", "_now", "chat")
 
-    def __init__(self, chat: Chat, asker: Codec, asked: Codec, now: int, *, id: str = "") -> None:
+    def __init__(self, chat: Chat | Embedding, asker: Codec, asked: Codec, now: int, *, id: str = "") -> None:
         """now, id: unix seconds and a name for the answer, for a provider that does not say them."""
         self._id = id
         self._model = chat.model
@@ -65,7 +67,9 @@ class Translation:
 
     def answer(self, body: bytes) -> tuple[bytes, Usage | None, str]:
         """The provider's answer for the caller, with its usage and model. Raises Failure 502."""
-        answer = self._asked.decode_answer(body)
+        answer: Answer | Embedded = self._asked.decode_answer(body)
+        if isinstance(answer, Embedded):
+            return self._embedded(answer)
         for choice in answer.choices:
             if choice.stop == "error" and not choice.parts:
                 raise _broken(choice.detail)
@@ -73,6 +77,17 @@ class Translation:
         answer.id = answer.id or self._id
         answer.model = answer.model or self._model
         return self._asker.encode_answer(answer, self.chat), answer.usage, answer.model
+
+    def _embedded(self, answer: Embedded) -> tuple[bytes, Usage | None, str]:
+        chat = self.chat
+        assert isinstance(chat, Embedding)
+        texts = chat.inputs
+        if len(answer.vectors) != len(texts):
+            raise unreadable(f"it has {len(answer.vectors)} embeddings for {len(texts)} texts")
+        answer.model = answer.model or self._model
+        if answer.usage is None:
+            answer.usage = Usage(sum(of_text(bytes_of(text)) for text in texts), estimated=True)
+        return self._asker.encode_answer(answer, chat), answer.usage, answer.model
 
     def reader(self, dialect: Dialect) -> "TranslatedReader":
         """A reader of the provider's stream that gives the caller's. dialect: the provider's."""
@@ -121,6 +136,15 @@ class TranslatedReader(Reader):
                 failure.status, failure.reason, failure.message, detail=failure.detail, retry=True, sent=True
             )
         return out[0] if len(out) == 1 else b"".join(out)
+
+    @property
+    def stopped(self) -> bool:
+        return self._decoder.finished or self._decoder.stopped
+
+    def last(self) -> bytes:
+        self.finished = True
+        self.counted = self.usage is not None
+        return self._encoder.end()
 
     def _note(self, event: Event) -> None:
         if isinstance(event, Used):

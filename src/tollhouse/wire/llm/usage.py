@@ -14,9 +14,58 @@ import msgspec
 
 from tollhouse.core.call import Usage
 
-__all__ = ["ChatUsage", "ConverseUsage", "GeminiUsage", "MessagesUsage", "ResponsesUsage", "counted"]
+__all__ = [
+    "ChatUsage",
+    "ConverseUsage",
+    "Count",
+    "GeminiUsage",
+    "MessagesUsage",
+    "ResponsesUsage",
+    "counted",
+    "tier_of",
+    "tiered",
+]
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
+Raw = msgspec.Raw
+_ABSENT = Raw()  # a union with Raw does not decode
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
+"""Tokens of one kind in one answer. No answer has more: what says so is no count, and its cost would fit no column."""
+
+
+class _Tier(msgspec.Struct, gc=False):
+    """As Bedrock says it."""
+
+    type: str
+
+
+_tier = msgspec.json.Decoder(str | _Tier).decode
+_LONGEST = 32
+_USUAL = frozenset(("", "auto", "default", "on_demand", "standard", "unspecified"))
+_BEFORE = ("traffic_type_", "service_tier_", "on_demand_")
+_UNSAID = (b"", b"null", b'"default"', b'"standard"')
+
+
+def tier_of(told: Raw) -> str:
+    """The service tier that an answer tells, as `Usage.tier` has it; "" where it tells none. told: a word, in the
+    provider's own spelling, or Bedrock's object."""
+    if bytes(told) in _UNSAID:
+        return ""
+    try:
+        said = _tier(told)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+    word = (said if isinstance(said, str) else said.type).lower()
+    for before in _BEFORE:
+        word = word.removeprefix(before)
+    return "" if word in _USUAL else word[:_LONGEST]
+
+
+def tiered(usage: Usage | None, told: Raw) -> Usage | None:
+    """The same usage, with the tier that stands beside it in the answer."""
+    if usage is not None:
+        usage.tier = tier_of(told)
+    return usage
 
 
 class _CachedDetails(msgspec.Struct, gc=False):
@@ -131,7 +180,8 @@ class _ThinkingDetails(msgspec.Struct, gc=False):
 
 
 class MessagesUsage(msgspec.Struct, gc=False):
-    """Anthropic messages. In a stream it comes in pieces, each with the totals up to then: see `merge`."""
+    """Anthropic messages. In a stream it comes in pieces, each with the totals up to then: see `merge`. The fast mode
+    is a tier of its own to a price."""
 
     input_tokens: Count | None = None
     output_tokens: Count | None = None
@@ -139,6 +189,8 @@ class MessagesUsage(msgspec.Struct, gc=False):
     cache_creation_input_tokens: Count | None = None
     cache_creation: _CacheCreation | None = None
     output_tokens_details: _ThinkingDetails | None = None
+    service_tier: Raw = _ABSENT
+    speed: Raw = _ABSENT
 
     def normal(self) -> Usage | None:
         if self.input_tokens is None and self.output_tokens is None:
@@ -149,6 +201,9 @@ class MessagesUsage(msgspec.Struct, gc=False):
 
     def merge(self, usage: Usage) -> None:
         """Write what is told here over what `usage` has."""
+        if bytes(self.service_tier) or bytes(self.speed):
+            named = (tier_of(self.service_tier), tier_of(self.speed))
+            usage.tier = "+".join(filter(None, named)) or usage.tier
         if self.input_tokens is not None:
             usage.input = self.input_tokens
         if self.output_tokens is not None:
@@ -203,6 +258,8 @@ class GeminiUsage(msgspec.Struct, gc=False, rename="camel"):
     prompt_tokens_details: list[_Modality] | None = None
     cache_tokens_details: list[_Modality] | None = None
     candidates_tokens_details: list[_Modality] | None = None
+    service_tier: Raw = _ABSENT
+    traffic_type: Raw = _ABSENT  # so it is called at Vertex
 
     def normal(self) -> Usage | None:
         if (
@@ -215,6 +272,7 @@ class GeminiUsage(msgspec.Struct, gc=False, rename="camel"):
         prompt = (self.prompt_token_count or 0) + (self.tool_use_prompt_token_count or 0)
         cached = min(self.cached_content_token_count or 0, prompt)
         usage = Usage(prompt - cached, (self.candidates_token_count or 0) + thoughts, cached, 0, thoughts)
+        usage.tier = tier_of(self.service_tier) or tier_of(self.traffic_type)
         if self.prompt_tokens_details:
             asked, had = self.prompt_tokens_details, self.cache_tokens_details
             sound = _of_modality(asked, "AUDIO") - _of_modality(had, "AUDIO")

@@ -177,7 +177,7 @@ def test_no_error_is_no_error(null: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"not json", b'{"usage": {"prompt_tokens": "many"}}', b'{"usage": [1]}', b'{"choices": 5, "usage": {}}']
+    "data", [b'{"usage": {"prompt_tokens": "many"}}', b'{"usage": [1]}', b'{"choices": 5, "usage": {}}']
 )
 def test_what_cannot_be_read_passes(data: bytes) -> None:
     reader = CHAT.reader(strip=True)

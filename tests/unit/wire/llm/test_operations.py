@@ -10,6 +10,7 @@ from tollhouse.core.errors import Failure
 from tollhouse.wire.llm import (
     COMPLETIONS,
     COUNT_TOKENS,
+    GEMINI,
     IMAGE_EDITS,
     IMAGE_VARIATIONS,
     IMAGES,
@@ -149,9 +150,7 @@ def test_an_error_in_a_stream(said: Any, status: int) -> None:
     assert (reader.failure.status, reader.failure.words) == (status, error)
 
 
-@pytest.mark.parametrize(
-    "data", [b"data: {broken\n\n", b'data: {"delta":{"a":1}}\n\n', b'data: {"usage":[]}\n\n', b": x\n\n"]
-)
+@pytest.mark.parametrize("data", [b'data: {"delta":{"a":1}}\n\n', b'data: {"usage":[]}\n\n', b": x\n\n"])
 def test_what_is_not_understood_passes(data: bytes) -> None:
     reader = IMAGES.reader(strip=False)
     assert reader.read(data) == data
@@ -274,6 +273,8 @@ def test_a_value_that_holds_the_boundary_is_refused() -> None:
         ),
         ({"meta": {"billed_units": {"search_units": 1}}}, None),
         ({"usage": {"total_tokens": -1}}, None),
+        ({"usage": {"total_tokens": 10**30}}, None),
+        ({"meta": {"tokens": {"input_tokens": 1e300}}}, None),
         ({"results": []}, None),
     ],
 )
@@ -331,6 +332,36 @@ def test_the_gateway_estimates() -> None:
     turn = {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "add", "input": {"a": 1}}]}
     result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "12345678"}]}
     assert counted(messages=[*hello, turn, result]) > plain + 4 + 4 + 2
+
+
+CONTENTS = {"contents": [{"role": "user", "parts": [{"text": "hello there"}]}]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [
+        (CONTENTS, 7),
+        ({"contents": {"parts": [{"text": "hello there"}]}}, 7),
+        ({"generateContentRequest": {"model": "models/m", **CONTENTS}}, 7),
+        ({"generate_content_request": {**CONTENTS, "systemInstruction": {"parts": [{"text": "be good"}]}}}, 13),
+        ({"contents": [], "generateContentRequest": None}, 0),
+        ({"contents": [{"parts": [{"inlineData": {"mimeType": "image/png", "data": "AAAA"}}]}]}, 1004),
+    ],
+)
+def test_the_gateway_estimates_geminis(fields: dict[str, Any], tokens: int) -> None:
+    count = GEMINI[-1]
+    raw = {name: Raw(msgspec.json.encode(value)) for name, value in fields.items()}
+    assert count.here(raw, "m") == b'{"totalTokens":%d}' % tokens
+    counted = count.here(raw, "m", lambda text: 100 if text else 0)
+    assert counted is not None
+    assert ("10" in counted.decode()) == bool(tokens)
+
+
+@pytest.mark.parametrize("fields", [{}, {"contents": 5}, {"generateContentRequest": 5}, {"contents": [{"parts": 1}]}])
+def test_what_of_geminis_cannot_be_counted(fields: dict[str, Any]) -> None:
+    with pytest.raises(Failure) as caught:
+        GEMINI[-1].here({name: Raw(msgspec.json.encode(value)) for name, value in fields.items()}, "m")
+    assert caught.value.status == 400
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tollhouse.wire.llm import CHAT, MESSAGES
-from tollhouse.wire.llm.dialect import StreamReader
+from tollhouse.wire.llm import CHAT, GENERATE, MESSAGES, RESPONSES, SPEECH
+from tollhouse.wire.llm.dialect import Dialect, StreamReader
 from tollhouse.wire.llm.reader import TextReader
 
 TEXTS = st.text(alphabet='aé"\\\n/ }]{:,日', max_size=6) | st.sampled_from(["content", "text", "index", "\ud83d\ude00"])
@@ -115,3 +115,40 @@ def test_what_ends_or_fails_is_seen_behind_events_that_are_alike() -> None:
     two = chunk({"content": "d"}) + b'data: {"error":{"message":"no"}}\n\n'
     assert reader.read(two) == chunk({"content": "d"})
     assert reader.failure is not None
+
+
+FIRSTS: dict[str, tuple[Dialect, bytes]] = {
+    "chat": (CHAT, FIRST["chat"]),
+    "messages": (MESSAGES, FIRST["messages"]),
+    "responses": (RESPONSES, b'event: response.created\ndata: {"type":"response.created","response":{}}\n\n'),
+    "generate": (GENERATE, b'data: {"candidates":[{"content":{"parts":[{"text":"a"}]}}]}\n\n'),
+    "speech": (SPEECH, b'event: speech.audio.delta\ndata: {"type":"speech.audio.delta","audio":"QQ=="}\n\n'),
+}
+NO_JSON = (b"<html>", b"{", b'{"a":NaN}', b"\xff", b"Internal Server Error")
+
+
+@pytest.mark.parametrize("api", FIRSTS)
+@pytest.mark.parametrize("data", NO_JSON)
+def test_an_event_that_is_no_json(api: str, data: bytes) -> None:
+    dialect, first = FIRSTS[api]
+    odd = b"data: %b\n\n" % data
+    # Nothing came before it: somebody else may be asked.
+    reader = dialect.reader(strip=True)
+    assert reader.read(b": a comment\n\n") == b": a comment\n\n"
+    assert reader.read(odd) == b""
+    assert reader.failure is not None
+    assert (reader.failure.status, reader.failure.retry, reader.began) == (502, True, False)
+    # The caller has begun to read: it passes, and is counted.
+    reader = dialect.reader(strip=True)
+    for block in (first, odd, first + odd):
+        assert reader.read(block) == block
+    assert (reader.failure, reader.odd) == (None, 2)
+
+
+@pytest.mark.parametrize("api", FIRSTS)
+@pytest.mark.parametrize("data", [b"[DONE]", b"[]", b"5", b'{"type":5,"choices":5,"candidates":5}'])
+def test_what_is_only_of_another_form_passes(api: str, data: bytes) -> None:
+    reader = FIRSTS[api][0].reader(strip=True)
+    block = b"data: %b\n\n" % data
+    assert reader.read(block) == block
+    assert (reader.failure, reader.odd, reader.began) == (None, 0, True)

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tollhouse.core.call import Usage
-from tollhouse.wire.llm.usage import ChatUsage, ConverseUsage, GeminiUsage, MessagesUsage, ResponsesUsage
+from tollhouse.wire.llm.usage import (
+    ChatUsage,
+    ConverseUsage,
+    GeminiUsage,
+    MessagesUsage,
+    ResponsesUsage,
+    counted,
+    tier_of,
+)
+
+Raw = msgspec.Raw
 
 CHAT: list[tuple[dict[str, Any], Usage]] = [
     ({"prompt_tokens": 12, "completion_tokens": 5, "total_tokens": 17}, Usage(12, 5)),
@@ -140,6 +150,15 @@ def test_no_counts_are_no_usage(form: Any) -> None:
     assert form().normal() is None
 
 
+@pytest.mark.parametrize("told", [2**32, 10**18, 10**30, -1])
+@pytest.mark.parametrize("form, name", [(f, next(iter(cases[0][0]))) for f, cases in FORMS])
+def test_a_count_that_no_answer_has_is_none(form: Any, name: str, told: int) -> None:
+    """It would fit no column of the ledger, and be charged to somebody."""
+    decode = msgspec.json.Decoder(form).decode
+    assert counted(decode, Raw(b'{"%b":7}' % name.encode())) is not None
+    assert counted(decode, Raw(b'{"%b":%d}' % (name.encode(), told))) is None
+
+
 @pytest.mark.parametrize(("form", "usage"), [(form, usage) for form, cases in FORMS for _, usage in cases])
 def test_ours_as_a_form_and_back(form: Any, usage: Usage) -> None:
     """What the form has words for comes back, and the sums are the same."""
@@ -182,6 +201,8 @@ def structs(type_: Any) -> st.SearchStrategy[Any]:
             return st.none() | st.lists(
                 st.fixed_dictionaries({"ttl": st.sampled_from(["5m", "1h"]), "inputTokens": counts}), max_size=3
             )
+        if field.type is msgspec.Raw:
+            return st.sampled_from([Raw(b'"flex"'), Raw(b'"default"'), Raw(b"null"), Raw(b"5"), Raw(b'{"type":1}')])
         return counts
 
     return st.fixed_dictionaries({field.encode_name: of(field) for field in msgspec.structs.fields(type_)})
@@ -220,7 +241,44 @@ def test_the_kinds_never_exceed_the_total(type_: Any, data: st.DataObject) -> No
     if usage is None:
         return
     assert usage.total <= whole(form)
-    assert min(getattr(usage, name) for name in Usage.__struct_fields__) >= 0
+    assert min(getattr(usage, name) for name in Usage.__struct_fields__ if name != "tier") >= 0
     assert usage.audio_input + usage.image_input <= usage.input
     assert usage.reasoning + usage.audio_output + usage.image_output <= usage.output
     assert usage.cache_write_1h <= usage.cache_write
+
+
+# ---- service tiers
+@pytest.mark.parametrize(
+    ("told", "tier"),
+    [
+        (b"", ""), (b"null", ""), (b'"default"', ""), (b'"standard"', ""), (b'"auto"', ""), (b'"on_demand"', ""),
+        (b'"ON_DEMAND"', ""), (b'"TRAFFIC_TYPE_UNSPECIFIED"', ""), (b'"unspecified"', ""), (b'{"type":"default"}', ""),
+        (b'"flex"', "flex"), (b'"priority"', "priority"), (b'"batch"', "batch"), (b'"FLEX"', "flex"),
+        (b'"ON_DEMAND_PRIORITY"', "priority"), (b'"ON_DEMAND_FLEX"', "flex"), (b'"SERVICE_TIER_FLEX"', "flex"),
+        (b'"PROVISIONED_THROUGHPUT"', "provisioned_throughput"), (b'{"type":"reserved"}', "reserved"),
+        (b"5", ""), (b"{}", ""), (b'{"type":5}', ""), (b"[", ""), (b'"' + b"x" * 99 + b'"', "x" * 32),
+    ],
+)  # fmt: skip
+def test_tiers(told: bytes, tier: str) -> None:
+    assert tier_of(Raw(told)) == tier
+
+
+@pytest.mark.parametrize(
+    ("form", "tier"),
+    [
+        ({"service_tier": "standard", "speed": "standard"}, ""),
+        ({"service_tier": "priority"}, "priority"),
+        ({"service_tier": "batch", "speed": None}, "batch"),
+        ({"service_tier": "standard", "speed": "fast"}, "fast"),
+        ({"service_tier": "priority", "speed": "fast"}, "priority+fast"),
+    ],
+)
+def test_tiers_of_anthropic(form: dict[str, Any], tier: str) -> None:
+    usage = msgspec.convert(
+        {"input_tokens": 1, **{n: Raw(msgspec.json.encode(v)) for n, v in form.items()}}, MessagesUsage
+    )
+    told = usage.normal()
+    assert told is not None
+    assert told.tier == tier
+    MessagesUsage(output_tokens=5).merge(told)  # what comes later and does not say
+    assert told.tier == tier

@@ -1,4 +1,4 @@
-"""Codec: one chat API read into the neutral model and written out of it. Bytes and values; no I/O, no asyncio.
+"""Codec: one API read into its neutral model and written out of it. Bytes and values; no I/O, no asyncio.
 
 Rule: a codec knows its API and the neutral model, and no other codec. `decode` of what it wrote gives what it was
 given: A -> neutral -> A loses nothing that A can say. What cannot be said is put down as lost, with the caller's name
@@ -6,12 +6,12 @@ for the place, and never left out in silence.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.wire.llm.model import Answer, Chat, Event, Extra
+from tollhouse.wire.llm.model import Event, Extra
 
 __all__ = ["Codec", "Lost", "StreamDecoder", "StreamEncoder", "invalid", "misread", "unreadable"]
 
@@ -48,9 +48,13 @@ class Lost:
 
 
 class StreamDecoder(Protocol):
-    """Reads one stream of the API. finished: the event that ends a whole answer has come."""
+    """Reads one stream of the API. finished: the event that ends a whole answer has come. stopped: nothing of the
+    answer is missing, but perhaps that event and the usage."""
 
     finished: bool
+
+    @property
+    def stopped(self) -> bool: ...
 
     def read(self, name: bytes, data: bytes) -> list[Event]:
         """What one event means; [] for nothing (a ping). name: SSE `event` or an event stream's `:event-type`, b"" for
@@ -71,7 +75,9 @@ class StreamEncoder(Protocol):
 
 
 class Codec:
-    """One API. Stateless. name: the `Dialect.operation` whose requests it reads, and `Chat.dialect`.
+    """One API. Stateless. name: the `Dialect.operation` whose requests it reads, and `Chat.dialect`. kind: what it is
+    about, which says what its neutral model is: "chat" (`model.Chat` and `model.Answer`), or "embeddings"
+    (`embedding.Embedding` and `embedding.Embedded`). Two codecs of one kind make a translation.
 
     quiet: names of fields that ride along and that another API need not say: with the values that only repeat a
     default, as JSON without blanks; () for any value, where the field only steers what is cached or how it is sent."""
@@ -79,30 +85,31 @@ class Codec:
     __slots__ = ()
 
     name = ""
+    kind = "chat"
     quiet: ClassVar[Mapping[str, tuple[bytes, ...]]] = {}
 
-    def decode(self, fields: dict[str, Raw], *, model: str, stream: bool) -> Chat:
+    def decode(self, fields: dict[str, Raw], *, model: str, stream: bool) -> Any:
         """A request's meaning. Raises Failure 400 that names the field for a wrong type or form."""
         raise NotImplementedError
 
-    def encode(self, chat: Chat, lost: Lost, *, model: str, max_output: int) -> dict[str, Raw]:
+    def encode(self, chat: Any, lost: Lost, *, model: str, max_output: int) -> dict[str, Raw]:
         """The body's fields, `model` and `stream` where the API has them there. max_output: for an API that must have
         a bound when `chat` has none. Raises Failure 400 for what makes no sense anywhere (arguments that are not
         JSON)."""
         raise NotImplementedError
 
-    def decode_answer(self, body: bytes) -> Answer:
+    def decode_answer(self, body: bytes) -> Any:
         """Raises Failure 502 for what is not an answer of the API."""
         raise NotImplementedError
 
-    def encode_answer(self, answer: Answer, chat: Chat) -> bytes:
+    def encode_answer(self, answer: Any, chat: Any) -> bytes:
         """chat: what was asked."""
         raise NotImplementedError
 
     def decoder(self) -> StreamDecoder:
         raise NotImplementedError
 
-    def encoder(self, chat: Chat) -> StreamEncoder:
+    def encoder(self, chat: Any) -> StreamEncoder:
         """chat: what was asked; e.g. whether usage is told."""
         raise NotImplementedError
 

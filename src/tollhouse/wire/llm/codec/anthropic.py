@@ -21,8 +21,8 @@ from tollhouse.wire.llm.codec.anthropic_blocks import (
 )
 from tollhouse.wire.llm.codec.anthropic_stops import REASONS, STOPS
 from tollhouse.wire.llm.codec.anthropic_stream import MessagesDecoder, MessagesEncoder
-from tollhouse.wire.llm.codec.effort import budget_of
-from tollhouse.wire.llm.codec.reading import Fields, put_back, read_cache, restore, written
+from tollhouse.wire.llm.codec.claude import Thought, sampling, version_of, written_thinking
+from tollhouse.wire.llm.codec.reading import Fields, is_utf8, put_back, read_cache, restore, written
 from tollhouse.wire.llm.model import (
     Answer,
     Chat,
@@ -30,8 +30,11 @@ from tollhouse.wire.llm.model import (
     Format,
     Message,
     OpaqueTool,
+    Part,
     Reasoning,
+    Text,
     Tool,
+    ToolCall,
     ToolChoice,
 )
 from tollhouse.wire.llm.usage import MessagesUsage, counted
@@ -46,7 +49,7 @@ _usage = msgspec.json.Decoder(MessagesUsage, strict=False).decode
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _EMPTY_SCHEMA = Raw(b'{"type":"object","properties":{}}')
-_SMALLEST_BUDGET = 1024
+_NONE = Thought()
 
 
 class AnthropicCodec(Codec):
@@ -110,26 +113,27 @@ class AnthropicCodec(Codec):
             body["stream"] = True
         if chat.stop is not None:
             body["stop_sequences"] = chat.stop
-        if chat.temperature is not None:
-            if own or 0 <= chat.temperature <= 1:
-                body["temperature"] = chat.temperature
-            else:
-                lost.add("temperature: outside of 0 to 1")
-        if chat.top_p is not None:
-            body["top_p"] = chat.top_p
-        if chat.top_k is not None:
-            body["top_k"] = chat.top_k
+        thought = _NONE if own or chat.reasoning is None else written_thinking(chat, version_of(model), lost)
+        if chat.temperature is not None or chat.top_p is not None or chat.top_k is not None:
+            body.update(_sampling(chat) if own else sampling(chat, version_of(model), thought.thinks, lost))
         tools = None if chat.tools is None else _write_tools(chat, own, lost)
-        if tools is not None:
+        if tools or (own and tools is not None):
             body["tools"] = tools
         choice = _write_choice(chat) if tools or own else None  # a choice of none is refused there
         if choice is not None:
             body["tool_choice"] = choice
         config = _write_output(chat, own, lost)
+        if thought.effort is not None:
+            config["effort"] = thought.effort
         if config:
             body["output_config"] = config
+        if chat.max_output is None:
+            body["max_tokens"] += thought.tokens  # the gateway's own bound leaves room for it
         if chat.reasoning is not None:
-            _write_thinking(chat, chat.reasoning, body, own, lost)
+            thinking = _write_thinking(chat.reasoning) if own else thought.form
+            put_back(thinking, chat.reasoning.extra, own, lost, "reasoning.")
+            if thinking:
+                body["thinking"] = thinking
         if chat.user is not None:
             body["metadata"] = {"user_id": chat.user}
         _no_place(chat, lost)
@@ -138,6 +142,9 @@ class AnthropicCodec(Codec):
 
     # ---- answers
     def decode_answer(self, body: bytes) -> Answer:
+        plain = _plain(body)
+        if plain is not None:
+            return plain
         f = Fields.of(body, "answer.", misread)
         blocks = f.children("content")
         if blocks is None:
@@ -178,6 +185,57 @@ class AnthropicCodec(Codec):
 
     def encoder(self, chat: Chat) -> StreamEncoder:
         return MessagesEncoder()
+
+
+# ---- reading an answer
+
+
+class _PlainText(msgspec.Struct, gc=False, forbid_unknown_fields=True, tag="text", tag_field="type"):
+    text: str
+    citations: None = None
+
+
+class _PlainCall(msgspec.Struct, gc=False, forbid_unknown_fields=True, tag="tool_use", tag_field="type"):
+    id: str
+    name: str
+    input: Raw
+
+
+class _PlainAnswer(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """The usual answer: texts and calls, and no field that is only this API's."""
+
+    id: str
+    model: str
+    content: list[_PlainText | _PlainCall]
+    usage: MessagesUsage
+    type: str = ""
+    role: str = ""
+    stop_reason: str | None = None
+    stop_sequence: str | None = None
+    stop_details: None = None
+    container: None = None
+
+
+_plain_answer = msgspec.json.Decoder(_PlainAnswer).decode
+
+
+def _plain(body: bytes) -> Answer | None:
+    """None for what is not the usual answer."""
+    try:
+        told = _plain_answer(body)
+    except _UNREADABLE:
+        return None
+    parts: list[Part] = []
+    for block in told.content:
+        if isinstance(block, _PlainText):
+            parts.append(Text(block.text))
+        elif bytes(block.input)[:1] == b"{" and is_utf8(block.input):
+            parts.append(ToolCall(block.id, block.name, bytes(block.input).decode()))
+        else:
+            return None
+    reason = told.stop_reason or "end_turn"
+    choice = Choice(parts, STOPS.get(reason, "stop"), told.stop_sequence, detail=reason)
+    return Answer("messages", told.id, told.model, [choice], usage=told.usage.normal())
 
 
 # ---- reading a request
@@ -269,7 +327,7 @@ def _write_tools(chat: Chat, own: bool, lost: Lost) -> list[Any]:
         if tool.description is not None:
             form["description"] = tool.description
         form["input_schema"] = tool.parameters if tool.parameters is not None else _EMPTY_SCHEMA
-        if tool.strict is not None:
+        if tool.strict or (own and tool.strict is not None):
             form["strict"] = tool.strict
         if tool.cache is not None:
             form["cache_control"] = write_cache(tool.cache, own)
@@ -330,39 +388,27 @@ def _described(form: Format) -> Raw:
     return written({**fields, "description": form.description})
 
 
-def _write_thinking(chat: Chat, reasoning: Reasoning, body: dict[str, Any], own: bool, lost: Lost) -> None:
-    """`thinking`. A budget is at least 1,024 and smaller than the bound on the answer, which it is a part of."""
+def _sampling(chat: Chat) -> dict[str, Any]:
+    """As a caller of this API said it."""
+    told = {"temperature": chat.temperature, "top_p": chat.top_p, "top_k": chat.top_k}
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _write_thinking(reasoning: Reasoning) -> dict[str, Any]:
+    """`thinking`, of a caller of this API."""
     thinking: dict[str, Any] = {}
     budget = reasoning.budget
-    if not own and budget is None and reasoning.effort is not None:
-        budget = budget_of(reasoning.effort)
-        if budget is None:
-            lost.add(f"reasoning.effort: {reasoning.effort}")
+    if budget is None:
+        return thinking
     if budget == 0:
-        thinking = {"type": "disabled"}
-    elif budget is not None and budget < 0:
-        thinking = {"type": "adaptive"}
-    elif budget is not None:
-        if not own:
-            budget = _within(max(budget, _SMALLEST_BUDGET), chat.max_output, body, lost)
-        if budget:
-            thinking = {"type": "enabled", "budget_tokens": budget}
-    if reasoning.shown is not None and thinking and (own or budget):
+        thinking["type"] = "disabled"
+    elif budget < 0:
+        thinking["type"] = "adaptive"
+    else:
+        thinking = {"type": "enabled", "budget_tokens": budget}
+    if reasoning.shown is not None:
         thinking["display"] = "summarized" if reasoning.shown else "omitted"
-    put_back(thinking, reasoning.extra, own, lost, "reasoning.")
-    if thinking:
-        body["thinking"] = thinking
-
-
-def _within(budget: int, bound: int | None, body: dict[str, Any], lost: Lost) -> int:
-    """A budget that fits: the gateway's own bound grows by it, the caller's leaves it a half at most."""
-    if bound is None:
-        body["max_tokens"] += budget
-        return budget
-    if bound <= _SMALLEST_BUDGET:
-        lost.add(f"reasoning: a bound of {bound} on the answer leaves no room for thought (1,024 at least)")
-        return 0
-    return budget if budget < bound else max(bound // 2, _SMALLEST_BUDGET)
+    return thinking
 
 
 def _no_place(chat: Chat, lost: Lost) -> None:

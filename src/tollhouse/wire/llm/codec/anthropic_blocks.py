@@ -142,21 +142,24 @@ def write_turns(chat: Chat, own: bool, lost: Lost) -> tuple[Any, list[dict[str, 
         if message.name is not None:
             lost.add(f"{where}.name")
         if instructs and first:
-            put_back({}, message.extra, own, lost, where + ".")
+            if message.extra:
+                put_back({}, message.extra, own, lost, where + ".")
             system += blocks
             continue
         first = first and not blocks and not own
         role = "system" if instructs else "assistant" if message.role == "assistant" else "user"
         if not own and (not blocks or (turns and turns[-1]["role"] == role)):
-            lost.fields(message.extra, where + ".")
+            if message.extra:
+                lost.fields(message.extra, where + ".")
             if blocks:
                 turns[-1]["content"] += blocks
             continue
         form: dict[str, Any] = {"role": role, "content": blocks}
-        put_back(form, message.extra, own, lost, where + ".")
+        if message.extra:
+            put_back(form, message.extra, own, lost, where + ".")
         turns.append(form)
     for turn in turns:
-        if not own and turn["role"] == "user":
+        if not own and turn["role"] == "user" and len(turn["content"]) > 1:
             turn["content"].sort(key=_after_results)
         turn["content"] = one_text(turn["content"])
     return (one_text(system) if system else None), turns
@@ -167,8 +170,13 @@ def _after_results(block: Any) -> bool:
 
 
 def _write_blocks(parts: list[Part], where: str, own: bool, lost: Lost) -> list[Any]:
-    blocks = [_write_block(part, f"{where}.parts[{n}]", own, lost) for n, part in enumerate(parts)]
-    return [b for b in blocks if b is not None]
+    blocks = []
+    for n, part in enumerate(parts):
+        if type(part) is Text and part.text and not (part.citations or part.cache or part.extra):
+            blocks.append({"type": "text", "text": part.text})  # the usual part
+        elif (block := _write_block(part, f"{where}.parts[{n}]", own, lost)) is not None:
+            blocks.append(block)
+    return blocks
 
 
 def _write_block(part: Part, where: str, own: bool, lost: Lost) -> Any:

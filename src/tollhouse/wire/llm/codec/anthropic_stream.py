@@ -101,13 +101,14 @@ _STATUSES = {"rate_limit_error": 429, "overloaded_error": 503, "timeout_error": 
 
 
 class MessagesDecoder:
-    """StreamDecoder of message events."""
+    """StreamDecoder of message events. stopped: `message_delta` has told why."""
 
-    __slots__ = ("_opaque", "_usage", "finished")
+    __slots__ = ("_opaque", "_usage", "finished", "stopped")
 
     def __init__(self) -> None:
         self._usage = Usage()
         self._opaque: dict[int, tuple[Raw, list[str]]] = {}
+        self.stopped = False
         self.finished = False
 
     def read(self, name: bytes, data: bytes) -> list[Event]:
@@ -203,6 +204,7 @@ class MessagesDecoder:
             events.append(Used(msgspec.structs.replace(self._usage)))
         delta = event.delta
         if delta is not None and delta.stop_reason is not None:
+            self.stopped = True
             stop = STOPS.get(delta.stop_reason, "stop")
             events.append(Ended(stop, delta.stop_sequence, delta.stop_reason))
         return events

@@ -14,9 +14,10 @@ import msgspec
 
 from tollhouse.core.call import Usage
 from tollhouse.wire.llm.codec import Codec, Lost, StreamDecoder, StreamEncoder, invalid, misread
+from tollhouse.wire.llm.codec.claude import Thought, sampling, version_of, written_thinking
 from tollhouse.wire.llm.codec.converse_parts import PartWriter, marker, read_marker, read_parts
 from tollhouse.wire.llm.codec.converse_stream import ConverseDecoder, ConverseEncoder, stop_sequence
-from tollhouse.wire.llm.codec.effort import budget_of, effort_of
+from tollhouse.wire.llm.codec.effort import effort_of
 from tollhouse.wire.llm.codec.reading import Fields, put_back, written
 from tollhouse.wire.llm.model import (
     Answer,
@@ -37,7 +38,7 @@ from tollhouse.wire.llm.model import (
     ToolChoice,
     ToolResult,
 )
-from tollhouse.wire.llm.usage import ConverseUsage, counted
+from tollhouse.wire.llm.usage import ConverseUsage, counted, tiered
 
 __all__ = ["REASONS", "STOPS", "ConverseCodec"]
 
@@ -76,7 +77,6 @@ REASONS: dict[Stop, str] = {
 
 _ROLES = ("user", "assistant", "system")
 _NO_SCHEMA = Raw(b'{"type":"object","properties":{}}')
-_SMALLEST_BUDGET = 1024
 _CACHING = ("anthropic", "nova", "")
 _ADDITIONAL = "additionalModelRequestFields"
 _LEVELS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
@@ -131,7 +131,14 @@ class ConverseCodec(Codec):
         body["messages"] = turns
         if system:
             body["system"] = system
-        inference = _write_inference(chat, own, lost)
+        thought: Thought | None = None
+        if own or family != "anthropic":
+            chance = _chance(chat, own, family, lost)
+        else:
+            version = version_of(model)
+            thought = written_thinking(chat, version, lost)
+            chance = sampling(chat, version, thought.thinks, lost)
+        inference = _write_inference(chat, chance)
         if inference:
             body["inferenceConfig"] = inference
         tools = _write_tools(chat, own, own or family in _CACHING, lost)
@@ -140,8 +147,15 @@ class ConverseCodec(Codec):
         output: dict[str, Any] = {}
         additional: dict[str, Any] = {}
         _write_format(chat, output, own, lost)
-        _write_reasoning(chat, output, additional, family, lost)
-        _write_top_k(chat, additional, family, lost)
+        if thought is not None:
+            _write_thought(chat.reasoning, thought, output, additional, lost)
+        elif chat.reasoning is not None:
+            _write_reasoning(chat.reasoning, output, additional, family, own, lost)
+        if "top_k" in chance:
+            if family == "nova" and not own:
+                additional["inferenceConfig"] = {"topK": chance["top_k"]}
+            else:
+                additional["top_k"] = chance["top_k"]
         if additional:
             body[_ADDITIONAL] = additional
         if output:
@@ -168,13 +182,16 @@ class ConverseCodec(Codec):
             answer.usage = counted(_usage, usage)
         answer.extra = f.rest()
         if answer.extra is not None:
+            if "serviceTier" in answer.extra:
+                tiered(answer.usage, answer.extra["serviceTier"])
             choice.stop_sequence = stop_sequence(answer.extra.get("additionalModelResponseFields"))
         return answer
 
     def encode_answer(self, answer: Answer, chat: Chat) -> bytes:
         own = answer.dialect == self.name
         choice = answer.choices[0] if answer.choices else Choice([])
-        content = PartWriter(Lost(), own=own, answer=True).blocks(choice.parts, "")
+        cut = choice.stop in ("length", "context_window")
+        content = PartWriter(Lost(), own=own, answer=True, cut=cut).blocks(choice.parts, "")
         form: dict[str, Any] = {
             "output": {"message": {"role": "assistant", "content": content}},
             "stopReason": choice.detail if own and choice.detail else REASONS[choice.stop],
@@ -371,20 +388,32 @@ def _instructions(parts: list[Part], where: str, lost: Lost) -> list[Part]:
     return found
 
 
-def _write_inference(chat: Chat, own: bool, lost: Lost) -> dict[str, Any]:
-    form: dict[str, Any] = {}
-    if chat.max_output is not None:
-        form["maxTokens"] = chat.max_output
+def _chance(chat: Chat, own: bool, family: str, lost: Lost) -> dict[str, float | int]:
+    """`temperature`, `top_p` and `top_k` as far as models that are no Claude take them."""
+    told: dict[str, float | int] = {}
     if chat.temperature is not None:
         if own or chat.temperature <= 1:
-            form["temperature"] = chat.temperature
+            told["temperature"] = chat.temperature
         else:
             lost.add("temperature: above 1")
     if chat.top_p is not None:
-        form["topP"] = chat.top_p
-    if chat.stop is not None:
-        form["stopSequences"] = chat.stop
-    return form
+        told["top_p"] = chat.top_p
+    if chat.top_k is not None:
+        if own or family == "nova":
+            told["top_k"] = chat.top_k
+        else:
+            lost.add("top_k")
+    return told
+
+
+def _write_inference(chat: Chat, chance: dict[str, float | int]) -> dict[str, Any]:
+    told = (
+        ("maxTokens", chat.max_output),
+        ("temperature", chance.get("temperature")),
+        ("topP", chance.get("top_p")),
+        ("stopSequences", chat.stop),
+    )
+    return {name: value for name, value in told if value is not None}
 
 
 def _write_tools(chat: Chat, own: bool, markers: bool, lost: Lost) -> dict[str, Any]:
@@ -426,7 +455,7 @@ def _write_tool(tool: Tool, where: str, own: bool, lost: Lost) -> dict[str, Any]
         spec["inputSchema"] = {"json": tool.parameters}
     else:
         spec["inputSchema"] = {} if own and tool.extra and "inputSchema" in tool.extra else {"json": _NO_SCHEMA}
-    if tool.strict is not None:
+    if tool.strict or (own and tool.strict is not None):
         spec["strict"] = tool.strict
     put_back(spec, tool.extra, own, lost, where)
     return spec
@@ -467,39 +496,28 @@ def _write_format(chat: Chat, output: dict[str, Any], own: bool, lost: Lost) -> 
     output["textFormat"] = {"type": "json_schema", "structure": {"jsonSchema": schema}}
 
 
-def _write_top_k(chat: Chat, additional: dict[str, Any], family: str, lost: Lost) -> None:
-    if chat.top_k is None:
-        return
-    if family == "nova" and chat.dialect != ConverseCodec.name:
-        additional["inferenceConfig"] = {"topK": chat.top_k}
-    elif family == "anthropic" or chat.dialect == ConverseCodec.name:
-        additional["top_k"] = chat.top_k
-    else:
-        lost.add("top_k")
+def _write_thought(
+    reasoning: Reasoning | None, thought: Thought, output: dict[str, Any], additional: dict[str, Any], lost: Lost
+) -> None:
+    """A Claude's."""
+    if thought.form:
+        additional["thinking"] = thought.form
+    if thought.effort is not None:
+        output["effort"] = thought.effort
+    if reasoning is not None:
+        lost.fields(reasoning.extra, "reasoning.")
 
 
-def _write_reasoning(chat: Chat, output: dict[str, Any], additional: dict[str, Any], family: str, lost: Lost) -> None:
+def _write_reasoning(
+    reasoning: Reasoning, output: dict[str, Any], additional: dict[str, Any], family: str, own: bool, lost: Lost
+) -> None:
     """In the words of the model's family; in the API's own, `effort`, where we know no others. Not to think at all is
     what they do unasked."""
-    reasoning = chat.reasoning
-    if reasoning is None:
-        return
-    own = chat.dialect == ConverseCodec.name
     effort, budget = reasoning.effort, reasoning.budget
     if own:
         if effort is not None:
             output["effort"] = effort
         _write_thinking(additional, budget, reasoning.shown)
-    elif family == "anthropic":
-        if budget is None and effort is not None:
-            budget = budget_of(effort)
-            if budget is None:
-                lost.add(f"reasoning.effort: {effort}")
-        if budget is not None and budget > 0:
-            budget = max(budget, _SMALLEST_BUDGET)
-            if chat.max_output is not None and budget >= chat.max_output:
-                budget = None  # there a budget is part of the bound, and smaller than it
-        _write_thinking(additional, budget or None, reasoning.shown)
     else:
         if effort is None and budget is not None and budget >= 0:
             effort = effort_of(budget)
@@ -519,7 +537,7 @@ def _write_reasoning(chat: Chat, output: dict[str, Any], additional: dict[str, A
 
 
 def _write_thinking(additional: dict[str, Any], budget: int | None, shown: bool | None) -> None:
-    """Anthropic's form."""
+    """Anthropic's form, of a caller of this API."""
     if budget is None:
         return
     thinking: dict[str, Any]

@@ -255,11 +255,13 @@ _READERS: dict[str, Callable[[Fields, str], Part | str]] = {
 
 class PartWriter:
     """Writes blocks. own: the parts were read from this API. answer: they are an answer's, where what has no place is
-    left out instead of lost. markers: the model takes cache markers."""
+    left out instead of lost. cut: it is not whole, so a call's arguments need not be either; then there are none.
+    markers: the model takes cache markers."""
 
-    __slots__ = ("_answer", "_lost", "_markers", "_names", "_own")
+    __slots__ = ("_answer", "_cut", "_lost", "_markers", "_names", "_own")
 
-    def __init__(self, lost: Lost, *, own: bool, answer: bool = False, markers: bool = True) -> None:
+    def __init__(self, lost: Lost, *, own: bool, answer: bool = False, cut: bool = False, markers: bool = True) -> None:
+        self._cut = cut
         self._lost = lost
         self._own = own
         self._answer = answer
@@ -323,6 +325,8 @@ class PartWriter:
         try:
             return _object(call.arguments or "{}")
         except _UNREADABLE:
+            if self._cut:
+                return {}
             if self._answer:
                 raise unreadable("the arguments of a tool call are not a JSON object") from None
             raise invalid(f"{where}.arguments", "must be the JSON text of an object") from None

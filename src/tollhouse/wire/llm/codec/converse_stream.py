@@ -39,7 +39,7 @@ from tollhouse.wire.llm.model import (
     ToolCall,
     Used,
 )
-from tollhouse.wire.llm.usage import ConverseUsage
+from tollhouse.wire.llm.usage import ConverseUsage, tiered
 
 __all__ = ["ConverseDecoder", "ConverseEncoder", "stop_sequence"]
 
@@ -104,8 +104,9 @@ class _MessageStop(msgspec.Struct, gc=False, rename="camel"):
     additional_model_response_fields: Raw = _ABSENT
 
 
-class _Metadata(msgspec.Struct, gc=False):
+class _Metadata(msgspec.Struct, gc=False, rename="camel"):
     usage: ConverseUsage | None = None
+    service_tier: Raw = _ABSENT
 
 
 class _Additional(msgspec.Struct, gc=False):
@@ -171,8 +172,8 @@ class ConverseDecoder:
                 return self._stop(_message_stop(data))
             if name == b"metadata":
                 self.finished = True
-                usage = _metadata(data).usage
-                counted = usage.normal() if usage is not None else None
+                told = _metadata(data)
+                counted = tiered(told.usage.normal(), told.service_tier) if told.usage is not None else None
                 return [] if counted is None else [Used(counted)]
         except _UNREADABLE:
             raise unreadable("an event is not of the Converse API") from None

@@ -19,6 +19,7 @@ from tollhouse.wire.llm.codec.gemini_parts import (
     below,
     each,
     join_calls,
+    join_thoughts,
     opened,
     read_content,
     read_system,
@@ -58,6 +59,7 @@ _GENERATION = re.compile(r"gemini-(\d+)")
 _LEVELS = {"none": "MINIMAL", "minimal": "MINIMAL", "low": "LOW", "medium": "MEDIUM", "high": "HIGH"}
 _LEVELS |= {"xhigh": "HIGH", "max": "HIGH"}  # not every model of the third generation has more
 _LARGEST_BUDGET = 24_576  # that every model up to 2.5 takes
+_SMALLEST_BUDGET = 128  # of a model that always thinks
 _LARGEST_SEED = 2**31 - 1
 
 
@@ -94,6 +96,7 @@ class GeminiCodec(Codec):
         if system is not None:
             messages.append(system)
         messages += [read_content(c) for c in contents]
+        join_thoughts(messages)
         join_calls(messages)
         chat = Chat(self.name, model, messages, stream=stream, include_usage=True)
         tools = each(f, "tools")
@@ -117,13 +120,14 @@ class GeminiCodec(Codec):
         body["contents"] = contents
         if system is not None:
             body["systemInstruction"] = system
-        if chat.tools:
-            body["tools"] = _write_tools(chat.tools, own, lost)
-        if chat.tool_choice is not None and (own or chat.tools):
+        tools = _write_tools(chat.tools, own, lost) if chat.tools else []
+        if tools:
+            body["tools"] = tools
+        if chat.tool_choice is not None and (own or tools):
             body["toolConfig"] = {"functionCallingConfig": _write_choice(chat.tool_choice)}
-        if chat.parallel is False and chat.tools:
+        if chat.parallel is False and tools:
             lost.add("parallel")
-        config = _write_config(chat, own, third, lost)
+        config = _write_config(chat, own, third, "-pro" in model, lost)
         if config:
             body["generationConfig"] = config
         if chat.user is not None:
@@ -264,7 +268,7 @@ def _write_choice(choice: ToolChoice) -> dict[str, Any]:
     return calling
 
 
-def _write_config(chat: Chat, own: bool, third: bool, lost: Lost) -> dict[str, Any]:
+def _write_config(chat: Chat, own: bool, third: bool, pro: bool, lost: Lost) -> dict[str, Any]:
     config: dict[str, Any] = {}
     plain = (
         *_NUMBERS,
@@ -293,7 +297,7 @@ def _write_config(chat: Chat, own: bool, third: bool, lost: Lost) -> dict[str, A
         put_back(config, form.extra, own, lost, "format.")
     reasoning = chat.reasoning
     if reasoning is not None:
-        thinking = _write_reasoning(reasoning, own, third, lost)
+        thinking = _write_reasoning(reasoning, own, third, pro, lost)
         if thinking:
             config["thinkingConfig"] = thinking
     return config
@@ -311,7 +315,8 @@ def _described(form: Format) -> Raw:
     return form.schema if "description" in fields else written({**fields, "description": form.description})
 
 
-def _write_reasoning(reasoning: Reasoning, own: bool, third: bool, lost: Lost) -> dict[str, Any]:
+def _write_reasoning(reasoning: Reasoning, own: bool, third: bool, pro: bool, lost: Lost) -> dict[str, Any]:
+    """third: the model takes a word. pro: it cannot do without thought, and gets the least it takes."""
     thinking: dict[str, Any] = {}
     effort, budget = reasoning.effort, reasoning.budget
     if own:
@@ -326,7 +331,7 @@ def _write_reasoning(reasoning: Reasoning, own: bool, third: bool, lost: Lost) -
             if level is None:
                 lost.add(f"reasoning.effort: {effort}")
             else:
-                thinking["thinkingLevel"] = level
+                thinking["thinkingLevel"] = "LOW" if pro and level == "MINIMAL" else level
     elif budget is None and effort is not None:
         budget = budget_of(effort)
         if budget is None:
@@ -334,7 +339,7 @@ def _write_reasoning(reasoning: Reasoning, own: bool, third: bool, lost: Lost) -
         else:
             budget = min(budget, _LARGEST_BUDGET)
     if budget is not None:
-        thinking["thinkingBudget"] = budget
+        thinking["thinkingBudget"] = _SMALLEST_BUDGET if pro and not own and 0 <= budget < _SMALLEST_BUDGET else budget
     shown = reasoning.shown
     if shown is None and not own and (budget or thinking.get("thinkingLevel") or reasoning.summary is not None):
         shown = effort != "none"

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from tollhouse.wire.llm.codec import misread, unreadable
-from tollhouse.wire.llm.codec.gemini_parts import opened, read_part
+from tollhouse.wire.llm.codec.gemini_parts import opened, read_part, signed
 from tollhouse.wire.llm.codec.reading import Fields, restore, written
 from tollhouse.wire.llm.model import (
     Answer,
@@ -319,10 +319,11 @@ def write_part(part: Part, *, own: bool = False, cut: bool = False) -> dict[str,
         form = {"functionCall": {"id": part.id, "name": part.name, "args": _arguments(part, cut)}}
         extra = part.extra
     elif isinstance(part, Thinking):
-        if part.sealed is not None and not part.text:
-            return None
         form = {"text": part.text, "thought": True}
         extra = part.extra
+        signature = part.signature if own else signed(part)
+        if signature is not None:
+            form["thoughtSignature"] = signature
     elif isinstance(part, (Image, Audio, Document)):
         media = part.media
         if media.data:
@@ -336,7 +337,7 @@ def write_part(part: Part, *, own: bool = False, cut: bool = False) -> dict[str,
         return _object(part.value)
     else:
         return None
-    if isinstance(part, (ToolCall, Thinking)) and part.signature is not None:
+    if isinstance(part, ToolCall) and part.signature is not None:
         form["thoughtSignature"] = part.signature
     if own and extra:
         restore(form, extra)

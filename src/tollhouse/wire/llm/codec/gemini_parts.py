@@ -3,10 +3,15 @@
 Rule: every name is taken in both spellings of ProtoJSON, bytes in both alphabets of base64. What a part has beside its
 content, and what its content has beside what we know, rides along in the form it had.
 
+A thought's signature is Google's, and no proof to anybody else. Another provider's goes out as bytes that begin with
+"signature:" or "sealed:", and comes back in a piece of its own after what was thought, which is then one thought again.
+
 A call need not have an id, and its result names the tool: calls without one get one here, and their results find them
 by name, in order. A tool's result is an object; one that is nothing but `output` or `error` with a text is that text.
 """
 
+from base64 import b64encode
+from binascii import a2b_base64
 from typing import Any
 
 import msgspec
@@ -36,10 +41,12 @@ __all__ = [
     "below",
     "each",
     "join_calls",
+    "join_thoughts",
     "opened",
     "read_content",
     "read_part",
     "read_system",
+    "signed",
     "write_contents",
 ]
 
@@ -55,6 +62,9 @@ _SIGNATURE = "thoughtSignature"
 _URL_SAFE = str.maketrans("-_", "+/")
 _UNSIGNED = "skip_thought_signature_validator"
 """What the API takes in place of the signature of a call that it did not make itself."""
+
+_PROOF = "signature:"
+_SEAL = "sealed:"
 
 _SPELLINGS = {
     "".join("_" + c.lower() if c.isupper() else c for c in name): name
@@ -118,7 +128,7 @@ def read_content(f: Fields) -> Message:
     role = f.text("role") or "user"
     if role not in ("user", "model", "function"):
         f.fail("role", f"{role!r} is not a role; it is user or model")
-    parts = [read_part(p) for p in each(f, "parts") or ()]
+    parts = [read_part(p, asked=True) for p in each(f, "parts") or ()]
     if role == "model" and len(parts) > 1:
         # The last event of a stream often has an empty text, which clients send back with the others.
         parts = [p for p in parts if not (isinstance(p, Text) and not p.text and p.extra is None)] or parts[:1]
@@ -148,14 +158,15 @@ def read_system(f: Fields) -> Message | None:
     return Message("system", read.parts, extra=read.extra)
 
 
-def read_part(f: Fields) -> Part:
-    """One part of a content, its names in the usual spelling. A call may be without an id."""
+def read_part(f: Fields, *, asked: bool = False) -> Part:
+    """One part of a content, its names in the usual spelling. A call may be without an id. asked: it is a request's,
+    where Google's own signature of a thought only rides along, and another's is taken out of it."""
     signature = f.text(_SIGNATURE)
     thought = f.flag("thought")
     if f.has("text"):
         text = f.need_text("text")
         if thought:
-            return Thinking(text, signature, extra=f.rest())
+            return _thought(text, signature, f.rest(), asked)
         return Text(text, extra=_around(f, None, signature))
     call = below(f, "functionCall")
     if call is not None:
@@ -179,6 +190,39 @@ def read_part(f: Fields) -> Part:
     extra = _around(f, thought, signature) or {}
     kind = next((name for name in extra if name not in (_SIGNATURE, "thought")), "an empty part")
     return Opaque(_NAME, kind, written(extra))
+
+
+def _thought(text: str, signature: str | None, extra: Extra | None, asked: bool) -> Thinking:
+    if signature is None or not asked:
+        return Thinking(text, signature, extra=extra)
+    carried = _carried(signature)
+    if carried.startswith(_SEAL):
+        return Thinking(text, sealed=carried.removeprefix(_SEAL), extra=extra)
+    if carried:
+        return Thinking(text, carried.removeprefix(_PROOF), extra=extra)
+    return Thinking(text, extra={**(extra or {}), _SIGNATURE: written(signature)})
+
+
+def _carried(signature: str) -> str:
+    """What of another provider a signature carries, "" for nothing."""
+    try:
+        value = a2b_base64(signature.translate(_URL_SAFE) + "=" * (-len(signature) % 4)).decode()
+    except ValueError:
+        return ""
+    return value if value.startswith((_PROOF, _SEAL)) else ""
+
+
+def signed(thought: Thinking) -> str | None:
+    """`thoughtSignature` that carries another provider's signature or seal, once; None where there is none."""
+    if thought.signature:
+        if _carried(thought.signature):
+            return thought.signature
+        value = _PROOF + thought.signature
+    elif thought.sealed:
+        value = _SEAL + thought.sealed
+    else:
+        return None
+    return b64encode(value.encode("utf-8", "surrogatepass")).decode()
 
 
 def _around(f: Fields, thought: bool | None, signature: str | None) -> Extra | None:
@@ -267,6 +311,31 @@ def join_calls(messages: list[Message]) -> None:
                     break
 
 
+def join_thoughts(messages: list[Message]) -> None:
+    """Put thoughts that came in pieces together: those before one with another provider's signature are its text."""
+    pieces: list[tuple[Message, Thinking]] = []
+    emptied: list[Message] = []
+    for message in messages:
+        if message.role != "assistant":
+            pieces.clear()
+            continue
+        for part in message.parts.copy():
+            if not isinstance(part, Thinking):
+                pieces.clear()
+            elif part.signature is not None:
+                part.text = "".join(piece.text for _, piece in pieces) + part.text
+                for whose, piece in pieces:
+                    whose.parts[:] = [each for each in whose.parts if each is not piece]
+                    if not whose.parts and whose.extra is None:
+                        emptied.append(whose)
+                pieces.clear()
+            elif part.sealed is None and part.extra is None:
+                pieces.append((message, part))
+            else:
+                pieces.clear()
+    messages[:] = [message for message in messages if not any(message is each for each in emptied)]
+
+
 # ---- writing
 
 
@@ -307,11 +376,12 @@ class PartWriter:
             if not part.text and not own:
                 if part.sealed is not None:
                     lost.add(f"{where}: a sealed thought")
+                lost.fields(part.extra, where + ".")
                 return None
             # Another's thought is taken back as well, but its proof would be no proof here.
             form = {"text": part.text, "thought": True}
-            if own and part.signature is not None:
-                form[_SIGNATURE] = part.signature
+            if own and (signature := signed(part)) is not None:
+                form[_SIGNATURE] = signature
         elif isinstance(part, Json):
             return {"text": legible(part.value)}
         elif isinstance(part, Refusal):

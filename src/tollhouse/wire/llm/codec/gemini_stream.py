@@ -126,6 +126,11 @@ class GenerateDecoder:
         self._choices: dict[int, _Open] = {}
         self.finished = False
 
+    @property
+    def stopped(self) -> bool:
+        """Never sooner: the last part of an answer says that it is."""
+        return self.finished
+
     def read(self, name: bytes, data: bytes) -> list[Event]:
         try:
             response = _response(data)
@@ -272,13 +277,15 @@ _THOUGHT = b',"thought":true'
 
 
 class _Told:
-    """A candidate that is being written. text: of the part that is open; said: bytes of the texts before it."""
+    """A candidate that is being written. text: of the part that is open; said: bytes of the texts before it. cited:
+    citations that came before it."""
 
-    __slots__ = ("calls", "ended", "said", "text", "thoughts")
+    __slots__ = ("calls", "cited", "ended", "said", "text", "thoughts")
 
     def __init__(self) -> None:
         self.calls: dict[int, tuple[ToolCall, list[str]]] = {}
-        self.thoughts: set[int] = set()
+        self.thoughts: dict[int, Thinking] = {}  # their signatures; they are told when they are whole
+        self.cited: list[Citation] = []
         self.ended: Ended | None = None
         self.text = bytearray()
         self.said = 0
@@ -345,26 +352,40 @@ class GenerateEncoder:
         if isinstance(event, Ended):
             told.ended = event
             cut = event.stop in ("length", "context_window")
-            return b"".join(self._call(part, event.choice, told, cut=cut, late=True) for part in list(told.calls))
+            proofs = [self._proof(part, event.choice, told) for part in list(told.thoughts)]
+            return b"".join(proofs) + b"".join(
+                self._call(part, event.choice, told, cut=cut, late=True) for part in list(told.calls)
+            )
         if isinstance(event, PartEnded):
+            if event.part in told.thoughts:
+                return self._proof(event.part, event.choice, told)
+            if told.cited:
+                waiting, told.cited = told.cited, []
+                return self._cited(waiting, event.choice, told)
             return self._call(event.part, event.choice, told, cut=False, late=False)
         if isinstance(event, SignatureDelta):
             call = told.calls.get(event.part)
             if call is not None:
                 call[0].signature = (call[0].signature or "") + event.signature
                 return b""
-            form: dict[str, Any] = {"text": "", "thoughtSignature": event.signature}
-            if event.part in told.thoughts:
-                form["thought"] = True
-            return self._part(form, event.choice)
+            thought = told.thoughts.get(event.part)
+            if thought is not None:
+                thought.signature = (thought.signature or "") + event.signature
+                return b""
+            return self._part({"text": "", "thoughtSignature": event.signature}, event.choice)
         if isinstance(event, RefusalDelta):
             return _TEXT % (_encode(event.text), b"", event.choice, b"", self._tail)
         if isinstance(event, CitationDelta) and event.citation.url:
-            text = told.text.decode("utf-8", "surrogatepass")
-            candidate = _candidate({"text": ""}, event.choice)
-            candidate["citationMetadata"] = {"citations": [write_citation(event.citation, text, told.said)]}
-            return self._event([candidate])
+            if told.text:
+                return self._cited([event.citation], event.choice, told)
+            told.cited.append(event.citation)  # the text that it is about comes after it
         return b""
+
+    def _cited(self, citations: list[Citation], choice: int, told: _Told) -> bytes:
+        text = told.text.decode("utf-8", "surrogatepass")
+        candidate = _candidate({"text": ""}, choice)
+        candidate["citationMetadata"] = {"citations": [write_citation(c, text, told.said) for c in citations]}
+        return self._event([candidate])
 
     def _began(self, event: PartBegan, told: _Told) -> bytes:
         value = event.value
@@ -373,16 +394,20 @@ class GenerateEncoder:
             told.calls[event.part] = (call, [value.arguments] if value.arguments else [])
             return b""
         if isinstance(value, Thinking):
-            told.thoughts.add(event.part)
-        elif isinstance(value, Text):
+            told.thoughts[event.part] = Thinking("", value.signature, value.sealed)
+            return self._part({"text": value.text, "thought": True}, event.choice) if value.text else b""
+        if isinstance(value, Text):
             told.said += len(told.text)
             told.text = bytearray(value.text.encode("utf-8", "surrogatepass"))
         if isinstance(value, (Text, Refusal)) and not value.text:
             return b""
-        if isinstance(value, Thinking) and not value.text and value.signature is None:
-            return b""
         form = write_part(value)
         return b"" if form is None else self._part(form, event.choice)
+
+    def _proof(self, part: int, choice: int, told: _Told) -> bytes:
+        """A thought's signature or seal, in a part of its own."""
+        form = write_part(told.thoughts.pop(part))
+        return b"" if form is None or "thoughtSignature" not in form else self._part(form, choice)
 
     def _call(self, part: int, choice: int, told: _Told, *, cut: bool, late: bool) -> bytes:
         """A call that is whole. One whose arguments are not waits for the reason: it may be that the answer was cut,

@@ -7,17 +7,17 @@ caches by itself, so a cache marker is never lost. A tool's failed result says s
 Messages are in `openai_chat_messages`, answers in `openai_chat_answer`, the stream in `openai_chat_stream`.
 """
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
 from tollhouse.wire.llm.codec import Codec, Lost, StreamDecoder, StreamEncoder
 from tollhouse.wire.llm.codec.effort import effort_of
 from tollhouse.wire.llm.codec.openai_chat_answer import read_answer, write_answer
-from tollhouse.wire.llm.codec.openai_chat_messages import read_message, write_messages
+from tollhouse.wire.llm.codec.openai_chat_messages import read_messages, write_messages
 from tollhouse.wire.llm.codec.openai_chat_stream import ChatDecoder, ChatEncoder
-from tollhouse.wire.llm.codec.reading import Fields, cache_control, put_back, read_cache
+from tollhouse.wire.llm.codec.reading import Fields, cache_control, is_utf8, put_back, read_cache
 from tollhouse.wire.llm.model import Answer, Chat, Format, OpaqueTool, Reasoning, Tool, ToolChoice
 
 __all__ = ["OpenAIChatCodec"]
@@ -27,7 +27,15 @@ Raw = msgspec.Raw
 _encode = msgspec.json.Encoder().encode
 
 _NUMBERS = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
+_ABSENT = Raw()
 _PLAIN = (*_NUMBERS, "seed", "n", "logprobs", "top_logprobs", "user", "stop")
+_SIMPLE: dict[str, Callable[[Fields, str], Any]] = {
+    **dict.fromkeys(_NUMBERS, Fields.number),
+    **dict.fromkeys(("top_k", "seed", "n", "top_logprobs"), Fields.integer),
+    "logprobs": Fields.flag,
+    "user": Fields.text,
+}
+"""What has the same name in the neutral model."""
 
 
 class OpenAIChatCodec(Codec):
@@ -56,31 +64,19 @@ class OpenAIChatCodec(Codec):
     # ---- requests
     def decode(self, fields: dict[str, Raw], *, model: str, stream: bool) -> Chat:
         f = Fields(fields)
-        f.raw("model")
-        f.raw("stream")
-        messages = f.children("messages")
-        if messages is None:
-            f.fail("messages", "is missing: it must be a list of messages")
-        chat = Chat(self.name, model, [read_message(m) for m in messages], stream=stream)
+        f.drop("model", "stream")
+        chat = Chat(self.name, model, read_messages(f), stream=stream)
         bound, older = f.integer("max_completion_tokens"), f.integer("max_tokens")
         chat.max_output = bound if bound is not None else older
-        tools = f.children("tools")
-        if tools is not None:
-            chat.tools = [_tool(t) for t in tools]
+        chat.tools = _tools(f)
         chat.tool_choice = _tool_choice(f)
         chat.parallel = f.flag("parallel_tool_calls")
         chat.format = _format(f)
         effort = f.text("reasoning_effort")
         if effort is not None:
             chat.reasoning = Reasoning(effort=effort)
-        for name in _NUMBERS:
-            setattr(chat, name, f.number(name))
-        chat.top_k = f.integer("top_k")
-        chat.seed = f.integer("seed")
-        chat.n = f.integer("n")
-        chat.logprobs = f.flag("logprobs")
-        chat.top_logprobs = f.integer("top_logprobs")
-        chat.user = f.text("user")
+        for name in f.present(_SIMPLE):
+            setattr(chat, name, _SIMPLE[name](f, name))
         chat.stop = [f.need_text("stop")] if f.is_text("stop") else f.texts("stop")
         options = f.child("stream_options")
         if options is not None:
@@ -140,6 +136,41 @@ class OpenAIChatCodec(Codec):
 
 
 # ---- reading
+
+
+class _PlainFunction(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    name: str
+    description: str | None = None
+    parameters: Raw = _ABSENT
+    strict: bool | None = None
+
+
+class _PlainTool(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """The usual tool."""
+
+    type: Literal["function"]
+    function: _PlainFunction
+
+
+_plain_tools = msgspec.json.Decoder(list[_PlainTool]).decode
+
+
+def _tools(f: Fields) -> list[Tool | OpaqueTool] | None:
+    plain = f.taken("tools", _plain_tools)
+    if plain is not None:
+        return [_plain_tool(tool.function, f, n) for n, tool in enumerate(plain)]
+    tools = f.children("tools")
+    return None if tools is None else [_tool(t) for t in tools]
+
+
+def _plain_tool(function: _PlainFunction, f: Fields, number: int) -> Tool:
+    tool = Tool(function.name, function.description, None, function.strict)
+    schema = function.parameters
+    if bytes(schema) not in (b"", b"null"):
+        if bytes(schema)[:1] != b"{" or not is_utf8(schema):
+            f.fail(f"tools[{number}].function.parameters", "must be an object, in UTF-8")
+        tool.parameters = schema
+    return tool
 
 
 def _tool(f: Fields) -> Tool | OpaqueTool:

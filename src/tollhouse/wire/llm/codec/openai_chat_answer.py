@@ -28,7 +28,7 @@ from tollhouse.wire.llm.model import (
     Thinking,
     ToolCall,
 )
-from tollhouse.wire.llm.usage import ChatUsage, counted
+from tollhouse.wire.llm.usage import ChatUsage, counted, tiered
 
 __all__ = ["read_answer", "write_answer"]
 
@@ -55,6 +55,8 @@ def read_answer(body: bytes) -> Answer:
         answer.usage = counted(_usage, usage)
     f.raw("object")
     answer.extra = f.rest()
+    if answer.extra and "service_tier" in answer.extra:
+        tiered(answer.usage, answer.extra["service_tier"])
     return answer
 
 

@@ -5,7 +5,7 @@ without one. Results are messages of their own. Instructions, texts and results 
 string, which servers that know no parts understand as well.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -13,6 +13,7 @@ from tollhouse.wire.llm.codec import Lost
 from tollhouse.wire.llm.codec.reading import (
     Fields,
     cache_control,
+    file_name,
     is_base64,
     legible,
     one_text,
@@ -40,7 +41,7 @@ from tollhouse.wire.llm.model import (
 
 __all__ = [
     "read_call",
-    "read_message",
+    "read_messages",
     "read_part",
     "read_thoughts",
     "write_call",
@@ -73,8 +74,28 @@ _MARKABLE = (Text, Image, Audio, Document)
 # ---- reading
 
 
-def read_message(f: Fields) -> Message:
-    """A request's message. Raises Failure 400."""
+class _Plain(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """The usual message."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str
+
+
+_plain_messages = msgspec.json.Decoder(list[_Plain]).decode
+
+
+def read_messages(f: Fields) -> list[Message]:
+    """A request's `messages`. Raises Failure 400."""
+    plain = f.taken("messages", _plain_messages)
+    if plain is not None:
+        return [Message(m.role, [Text(m.content)]) for m in plain]
+    messages = f.children("messages")
+    if messages is None:
+        f.fail("messages", "is missing: it must be a list of messages")
+    return [_message(m) for m in messages]
+
+
+def _message(f: Fields) -> Message:
     role = f.need_text("role")
     if role not in _ROLES:
         f.fail("role", f"{role!r} is not a role; it is one of {', '.join(_ROLES)}")
@@ -407,7 +428,9 @@ class _Writer:
             inner["file_data"] = f"data:{media.type or _PDF};base64,{media.data}"
         else:
             inner["file_data"] = media.data
-        if part.title is not None:
+        if media.data and not self._own:
+            inner["filename"] = file_name(part.title, media.type)
+        elif part.title is not None:
             inner["filename"] = part.title
         return [self._marked({"type": "file", "file": inner}, part, where)]
 

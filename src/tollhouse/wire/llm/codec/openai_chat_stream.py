@@ -36,7 +36,7 @@ from tollhouse.wire.llm.model import (
     ToolCall,
     Used,
 )
-from tollhouse.wire.llm.usage import ChatUsage
+from tollhouse.wire.llm.usage import ChatUsage, tiered
 
 __all__ = ["ChatDecoder", "ChatEncoder"]
 
@@ -115,6 +115,7 @@ class _Chunk(msgspec.Struct, gc=False):
     created: float | None = None
     choices: list[_Choice] | None = None
     usage: ChatUsage | None = None
+    service_tier: Raw = _ABSENT
     error: Raw = _ABSENT
 
 
@@ -171,6 +172,10 @@ class ChatDecoder:
         self._choices: dict[int, _Open] = {}
         self.finished = False
 
+    @property
+    def stopped(self) -> bool:
+        return bool(self._choices) and all(choice.ended for choice in self._choices.values())
+
     def read(self, name: bytes, data: bytes) -> list[Event]:
         if data == _DONE:
             self.finished = True
@@ -201,7 +206,7 @@ class ChatDecoder:
                     self._odd(choice.delta, index, open_, events)
                 self._choice(choice, index, open_, events)
         if chunk.usage is not None:
-            usage = chunk.usage.normal()
+            usage = tiered(chunk.usage.normal(), chunk.service_tier)
             if usage is not None:
                 events.append(Used(usage))
         return events
@@ -234,7 +239,7 @@ class ChatDecoder:
         if logprobs is not None and open_.part >= 0 and bytes(logprobs.content) not in (b"", b"null", b"[]"):
             events.append(LogprobsDelta(open_.part, logprobs.content, index))
         reason = choice.finish_reason
-        if reason is not None:
+        if reason:  # some servers say "" until there is one
             open_.ended = True
             self._close(open_, index, events)
             stop = stop_of(reason, calls=bool(open_.calls), refused=open_.refused)

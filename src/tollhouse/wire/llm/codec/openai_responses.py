@@ -243,12 +243,14 @@ def _settings(chat: Chat, lost: Lost) -> dict[str, Any]:
     body: dict[str, Any] = {}
     if chat.max_output is not None:
         body["max_output_tokens"] = chat.max_output
-    if chat.tools is not None:
-        body["tools"] = _write_tools(chat.tools, own, lost)
-    if chat.tool_choice is not None:
-        body["tool_choice"] = _write_choice(chat.tool_choice)
-    if chat.parallel is not None:
-        body["parallel_tool_calls"] = chat.parallel
+    tools = [] if chat.tools is None else _write_tools(chat.tools, own, lost)
+    if tools or own:  # a choice of none is refused there
+        if chat.tools is not None:
+            body["tools"] = tools
+        if chat.tool_choice is not None:
+            body["tool_choice"] = _write_choice(chat.tool_choice)
+        if chat.parallel is not None:
+            body["parallel_tool_calls"] = chat.parallel
     if chat.format is not None:
         body["text"] = {"format": _write_format(chat.format, own, lost)}
     if chat.reasoning is not None:

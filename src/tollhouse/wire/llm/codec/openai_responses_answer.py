@@ -35,7 +35,7 @@ from tollhouse.wire.llm.model import (
     Thinking,
     ToolCall,
 )
-from tollhouse.wire.llm.usage import ResponsesUsage
+from tollhouse.wire.llm.usage import ResponsesUsage, tiered
 
 __all__ = [
     "STOPS",
@@ -136,6 +136,8 @@ def decode_response(body: bytes) -> Answer:
     answer.usage = counted(f.raw("usage"))
     f.raw("object")
     extra = f.rest() or {}
+    if "service_tier" in extra:
+        tiered(answer.usage, extra["service_tier"])
     if details is not None:
         extra["status"], extra["incomplete_details"] = Raw(_encode(status)), details
     answer.extra = extra or None
@@ -146,7 +148,9 @@ def stopped(status: str, reason: str | None, parts: list[Part]) -> tuple[Stop, s
     """Why an answer ended, and the provider's word for it."""
     if status == "incomplete":
         return STOPS.get(reason, "pause") if reason else "length", reason or status
-    return ("tool_calls" if any(isinstance(part, ToolCall) for part in parts) else "stop"), status
+    if any(isinstance(part, ToolCall) for part in parts):
+        return "tool_calls", status
+    return ("refusal" if any(isinstance(part, Refusal) for part in parts) else "stop"), status
 
 
 def _read_item(f: Fields, parts: list[Part], logprobs: list[Raw]) -> None:

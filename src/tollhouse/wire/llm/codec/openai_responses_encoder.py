@@ -21,6 +21,7 @@ from tollhouse.wire.llm.codec.openai_responses_items import refusal_content, tho
 from tollhouse.wire.llm.model import (
     ArgumentsDelta,
     Began,
+    Citation,
     CitationDelta,
     Ended,
     Event,
@@ -54,9 +55,11 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 class _Part:
     """A part that is being written. before, after: what stands around a delta's text in its event. pieces: what was
-    said. item: its place in the output."""
+    said. uncited: citations that wait for its end. item: its place in the output."""
 
-    __slots__ = ("after", "before", "ended", "id", "item", "logprobs", "number", "pieces", "started", "value")
+    __slots__ = (
+        "after", "before", "ended", "id", "item", "logprobs", "number", "pieces", "started", "uncited", "value",
+    )  # fmt: skip
 
     def __init__(self, value: Part, item: int, number: int, id: str) -> None:
         self.value = value
@@ -65,6 +68,7 @@ class _Part:
         self.id = id
         self.pieces: list[str] = []
         self.logprobs: list[Raw] = []
+        self.uncited: list[Citation] = []
         self.started = True
         self.ended = False
         self.before = self.after = b""
@@ -164,12 +168,18 @@ class ResponsesEncoder:
                 if isinstance(value, (Thinking, ToolCall)):
                     value.signature = (value.signature or "") + event.signature
             elif isinstance(event, CitationDelta) and isinstance(value, Text):
-                annotation = write_citation(event.citation, sum(map(len, part.pieces)))
-                if annotation is not None:
-                    value.citations = value.citations or []
-                    place = {**_place(part), "annotation_index": len(value.citations), "annotation": annotation}
-                    value.citations.append(event.citation)
-                    self._say("response.output_text.annotation.added", place, out)
+                if event.citation.end is None:
+                    part.uncited.append(event.citation)  # it is for the whole text, which may not have come yet
+                else:
+                    self._cite(part, value, event.citation, event.citation.end, out)
+
+    def _cite(self, part: _Part, value: Text, citation: Citation, size: int, out: list[bytes]) -> None:
+        annotation = write_citation(citation, size)
+        if annotation is not None:
+            value.citations = value.citations or []
+            place = {**_place(part), "annotation_index": len(value.citations), "annotation": annotation}
+            value.citations.append(citation)
+            self._say("response.output_text.annotation.added", place, out)
 
     # ---- what begins
     def _start(self, began: Began, out: list[bytes]) -> None:
@@ -293,6 +303,8 @@ class ResponsesEncoder:
         place = _place(part)
         form: Any
         if isinstance(value, Text):
+            for citation in part.uncited:
+                self._cite(part, value, citation, len(text), out)
             value.text = text
             logprobs = Raw(_encode(part.logprobs)) if part.logprobs else None
             form = text_form(value, logprobs, False)

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from tollhouse.wire.llm.codec import Lost
-from tollhouse.wire.llm.codec.reading import Fields, is_base64, legible, put_back
+from tollhouse.wire.llm.codec.reading import Fields, file_name, is_base64, legible, put_back
 from tollhouse.wire.llm.model import (
     Audio,
     Cache,
@@ -34,6 +34,7 @@ from tollhouse.wire.llm.model import (
 )
 
 __all__ = [
+    "SIGNATURE",
     "call_item",
     "read_call",
     "read_citation",
@@ -65,7 +66,8 @@ _CALLER_SIDE = (
     "configuration_update",
 )
 _ABROAD = "responses:"
-_SIGNATURE = "signature:"
+SIGNATURE = "signature:"
+"""Begins `encrypted_content` that is the signature of another provider's thought."""
 _SEALED = "sealed:"
 _FAMILY = ("responses", "chat")  # APIs of one service: they share its files
 
@@ -268,8 +270,8 @@ def read_thought(f: Fields, *, answered: bool) -> Thinking | Opaque:
         extra.update({name: fields[name] for name in ("summary", "content") if name in fields})
     thought = Thinking(text, id=id)
     if sealed:
-        if sealed.startswith(_SIGNATURE):
-            thought.signature = sealed.removeprefix(_SIGNATURE)
+        if sealed.startswith(SIGNATURE):
+            thought.signature = sealed.removeprefix(SIGNATURE)
         elif sealed.startswith(_SEALED):
             thought.sealed = sealed.removeprefix(_SEALED)
         elif not answered:
@@ -284,7 +286,7 @@ def read_thought(f: Fields, *, answered: bool) -> Thinking | Opaque:
 
 def seal_abroad(id: str | None, sealed: str) -> str:
     """OpenAI's `encrypted_content`, for another API to carry; what is another's is given back as it was."""
-    for tag in (_SIGNATURE, _SEALED):
+    for tag in (SIGNATURE, _SEALED):
         if sealed.startswith(tag):
             return sealed.removeprefix(tag)
     return f"{_ABROAD}{id or ''}:{sealed}"
@@ -386,7 +388,7 @@ def _write_result(result: ToolResult, where: str, dialect: str, lost: Lost) -> d
 
 def _write_thought(thought: Thinking, where: str, own: bool, lost: Lost) -> dict[str, Any] | None:
     sealed = _seal(thought)[1]
-    if not own and (sealed is None or sealed.startswith((_SIGNATURE, _SEALED))):
+    if not own and (sealed is None or sealed.startswith((SIGNATURE, _SEALED))):
         lost.add(f"{where}: a thought that is not of this API")
         return None
     item = thought_item(thought)
@@ -408,7 +410,7 @@ def thought_item(thought: Thinking) -> dict[str, Any]:
 
 def _seal(thought: Thinking) -> tuple[str | None, str | None]:
     """An item's id and `encrypted_content`."""
-    for value, tag in ((thought.sealed, _SEALED), (thought.signature, _SIGNATURE)):
+    for value, tag in ((thought.sealed, _SEALED), (thought.signature, SIGNATURE)):
         if value:
             if value.startswith(_ABROAD):
                 id, _, sealed = value.removeprefix(_ABROAD).partition(":")
@@ -527,12 +529,15 @@ def _write_document(part: Document, where: str, dialect: str, lost: Lost) -> dic
         if part.title is not None:
             lost.add(f"{where}.title")
         return {"type": "input_text", "text": media.text}
+    if not own and media.type.startswith("video/"):
+        lost.add(f"{where}: a video")
+        return None
     form: dict[str, Any] = {"type": "input_file"}
     if media.data:
         bare = own and not media.type
         form["file_data"] = media.data if bare else f"data:{media.type or 'application/pdf'};base64,{media.data}"
-        if part.title is None and not own:
-            form["filename"] = "file.pdf" if media.type in ("", "application/pdf") else "file"
+        if not own:
+            form["filename"] = file_name(part.title, media.type)
     elif media.url:
         form["file_url"] = media.url
     elif media.file and dialect in _FAMILY:
@@ -540,6 +545,6 @@ def _write_document(part: Document, where: str, dialect: str, lost: Lost) -> dic
     else:
         lost.add(f"{where}: a document by another service's file id")
         return None
-    if part.title is not None:
+    if part.title is not None and "filename" not in form:
         form["filename"] = part.title
     return form

@@ -15,6 +15,7 @@ from tollhouse.wire.llm.codec.openai_responses_answer import (
     stopped,
 )
 from tollhouse.wire.llm.codec.openai_responses_items import (
+    SIGNATURE,
     read_citation,
     seal_abroad,
 )
@@ -41,7 +42,7 @@ from tollhouse.wire.llm.model import (
     ToolCall,
     Used,
 )
-from tollhouse.wire.llm.usage import ResponsesUsage
+from tollhouse.wire.llm.usage import ResponsesUsage, tiered
 from tollhouse.wire.sse import frame
 
 __all__ = ["ResponsesDecoder"]
@@ -62,6 +63,14 @@ class _Event(msgspec.Struct, gc=False):
     logprobs: Raw = _ABSENT
 
 
+class _Google(msgspec.Struct, gc=False):
+    thought_signature: str | None = None
+
+
+class _ExtraContent(msgspec.Struct, gc=False):
+    google: _Google | None = None
+
+
 class _Item(msgspec.Struct, gc=False):
     type: str = ""
     id: str | None = None
@@ -69,6 +78,7 @@ class _Item(msgspec.Struct, gc=False):
     name: str | None = None
     arguments: str | None = None
     encrypted_content: str | None = None
+    extra_content: _ExtraContent | None = None
 
 
 class _Summary(msgspec.Struct, gc=False):
@@ -105,6 +115,7 @@ class _Response(msgspec.Struct, gc=False):
     model: str | None = None
     created_at: float | None = None
     usage: ResponsesUsage | None = None
+    service_tier: Raw = _ABSENT
     incomplete_details: _Incomplete | None = None
     error: _Error | None = None
 
@@ -179,7 +190,7 @@ class _Open:
 class ResponsesDecoder:
     """StreamDecoder of response events."""
 
-    __slots__ = ("_began", "_calls", "_ids", "_open", "_parts", "finished")
+    __slots__ = ("_began", "_calls", "_ids", "_open", "_parts", "_refused", "finished")
 
     def __init__(self) -> None:
         self._began = False
@@ -187,7 +198,13 @@ class ResponsesDecoder:
         self._open: dict[tuple[int, int], _Open] = {}  # by output_index and content_index
         self._ids: dict[int, str] = {}  # of thoughts, by output_index
         self._calls = False
+        self._refused = False
         self.finished = False
+
+    @property
+    def stopped(self) -> bool:
+        """Never sooner: what ends an answer is the whole of it."""
+        return self.finished
 
     def read(self, name: bytes, data: bytes) -> list[Event]:
         if data == b"[DONE]":
@@ -293,6 +310,7 @@ class ResponsesDecoder:
         if open_ is None:
             open_ = self._open[item, content] = _Open(self._parts)
             self._parts += 1
+            self._refused = self._refused or isinstance(value, Refusal)
             events.append(PartBegan(open_.part, value))
         return open_
 
@@ -316,6 +334,10 @@ class ResponsesDecoder:
         if item.type == "function_call":
             self._item_added(index, raw, events)
             self._arguments(index, item.arguments, events)
+            google = item.extra_content.google if item.extra_content is not None else None
+            open_ = self._open.get((index, _CALL))
+            if google is not None and google.thought_signature and open_ is not None and open_.part >= 0:
+                events.append(SignatureDelta(open_.part, google.thought_signature))
             self._close((index, _CALL), events)
         elif item.type == "message":
             for n, part in enumerate(_of(_message, raw, "a message").content or ()):
@@ -375,7 +397,9 @@ class ResponsesDecoder:
         if item.encrypted_content:
             sealed = seal_abroad(item.id, item.encrypted_content)
             if open_ is None:
-                self._opened(index, _CALL, Thinking(sealed=sealed, id=item.id), events)
+                proof = item.encrypted_content.startswith(SIGNATURE)
+                value = Thinking("", sealed, None, item.id) if proof else Thinking(sealed=sealed, id=item.id)
+                self._opened(index, _CALL, value, events)
             elif open_.part >= 0:
                 events.append(SignatureDelta(open_.part, sealed))
         self._close((index, _CALL), events)
@@ -384,12 +408,12 @@ class ResponsesDecoder:
         response = response or _Response()
         for place in list(self._open):
             self._close(place, events)
-        usage = response.usage.normal() if response.usage is not None else None
+        usage = tiered(response.usage.normal(), response.service_tier) if response.usage is not None else None
         if usage is not None:
             events.append(Used(usage))
         reason = response.incomplete_details.reason if response.incomplete_details is not None else None
-        called: list[Part] = [ToolCall("", "")] if self._calls else []
-        stop, detail = stopped(kind.removeprefix("response."), reason, called)
+        told: list[Part] = [ToolCall("", "")] if self._calls else [Refusal("")] if self._refused else []
+        stop, detail = stopped(kind.removeprefix("response."), reason, told)
         events.append(Ended(stop, None, detail))
         self.finished = True
 

@@ -5,8 +5,8 @@ Rule: a wrong type is said with the field's full name, once, in the words of JSO
 
 import re
 from binascii import a2b_base64
-from collections.abc import Callable
-from typing import Any, NoReturn, cast
+from collections.abc import Callable, Container
+from typing import Any, NoReturn, TypeVar, cast
 
 import msgspec
 
@@ -17,7 +17,9 @@ from tollhouse.wire.llm.model import Cache, Extra
 __all__ = [
     "Fields",
     "cache_control",
+    "file_name",
     "is_base64",
+    "is_utf8",
     "legible",
     "one_text",
     "put_back",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 Raw = msgspec.Raw
+T = TypeVar("T")
 
 _ESCAPE = re.compile(r"\\(?:u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})|u([0-9a-f]{4})|.)", re.IGNORECASE)
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
@@ -101,9 +104,13 @@ def is_base64(text: str) -> bool:
     return not text[:end].encode().translate(None, _BASE64) and text[end:] in ("", "=", "==")
 
 
-def _is_utf8(raw: Raw) -> bool:
+def is_utf8(raw: Raw) -> bool:
+    """JSON that nobody has read may be anything."""
+    value = bytes(raw)
+    if value.isascii():
+        return True
     try:
-        bytes(raw).decode()
+        value.decode()
     except UnicodeDecodeError:
         return False
     return True
@@ -144,20 +151,22 @@ class Fields:
     def fail(self, name: str, problem: str) -> NoReturn:
         raise self._wrong(self.where + name, problem)
 
-    def _take(self, name: str, decode: Callable[[Raw], Any], what: str) -> Any:
+    def _misfit(self, name: str, raw: Raw, what: str) -> None:
+        """Null is as good as absent; any other type is refused."""
+        if bytes(raw) != _NULL:
+            self.fail(name, f"must be {what}")
+
+    # Most of what may be there is not: that costs one call of Python and no more.
+
+    def text(self, name: str) -> str | None:
         raw = self._fields.pop(name, None)
         if raw is None:
             return None
         try:
-            return decode(raw)
+            return _text(raw)
         except _UNREADABLE:
-            if bytes(raw) == _NULL:
-                return None
-            self.fail(name, f"must be {what}")
-
-    def text(self, name: str) -> str | None:
-        value: str | None = self._take(name, _text, "a string")
-        return value
+            self._misfit(name, raw, "a string")
+            return None
 
     def need_text(self, name: str) -> str:
         value = self.text(name)
@@ -173,20 +182,44 @@ class Fields:
         return value
 
     def texts(self, name: str) -> list[str] | None:
-        value: list[str] | None = self._take(name, _texts, "a list of strings")
-        return value
+        raw = self._fields.pop(name, None)
+        if raw is None:
+            return None
+        try:
+            return _texts(raw)
+        except _UNREADABLE:
+            self._misfit(name, raw, "a list of strings")
+            return None
 
     def integer(self, name: str) -> int | None:
-        value: int | None = self._take(name, _integer, "an integer")
-        return value
+        raw = self._fields.pop(name, None)
+        if raw is None:
+            return None
+        try:
+            return _integer(raw)
+        except _UNREADABLE:
+            self._misfit(name, raw, "an integer")
+            return None
 
     def number(self, name: str) -> float | None:
-        value: float | None = self._take(name, _number, "a number")
-        return value
+        raw = self._fields.pop(name, None)
+        if raw is None:
+            return None
+        try:
+            return _number(raw)
+        except _UNREADABLE:
+            self._misfit(name, raw, "a number")
+            return None
 
     def flag(self, name: str) -> bool | None:
-        value: bool | None = self._take(name, _flag, "true or false")
-        return value
+        raw = self._fields.pop(name, None)
+        if raw is None:
+            return None
+        try:
+            return _flag(raw)
+        except _UNREADABLE:
+            self._misfit(name, raw, "true or false")
+            return None
 
     def base64(self, name: str) -> str:
         """Must be there, and base64."""
@@ -197,14 +230,26 @@ class Fields:
 
     def any(self, name: str) -> Any:
         """The value as Python has it."""
-        return self._take(name, _any, "JSON")
+        raw = self._fields.pop(name, None)
+        if raw is None:
+            return None
+        try:
+            return _any(raw)
+        except _UNREADABLE:
+            self._misfit(name, raw, "JSON")
+            return None
+
+    def drop(self, *names: str) -> None:
+        """Of what nobody asks."""
+        for name in names:
+            self._fields.pop(name, None)
 
     def raw(self, name: str) -> Raw | None:
         """Any value but null, unparsed."""
         raw = self._fields.pop(name, None)
         if raw is None or bytes(raw) == _NULL:
             return None
-        if not _is_utf8(raw):
+        if not is_utf8(raw):
             self.fail(name, "must be UTF-8")
         return cast("Raw", raw)
 
@@ -253,13 +298,40 @@ class Fields:
 
     def children(self, name: str) -> "list[Fields] | None":
         """A list of objects."""
-        value = self._take(name, _objects, "a list of objects")
-        if value is None:
+        raw = self._fields.pop(name, None)
+        if raw is None:
+            return None
+        try:
+            value = _objects(raw)
+        except _UNREADABLE:
+            self._misfit(name, raw, "a list of objects")
             return None
         return [Fields(fields, f"{self.where}{name}[{n}].", self._wrong) for n, fields in enumerate(value)]
 
     def list(self, name: str) -> "list[Raw] | None":
-        value: list[Raw] | None = self._take(name, _list, "a list")
+        raw = self._fields.pop(name, None)
+        if raw is None:
+            return None
+        try:
+            return _list(raw)
+        except _UNREADABLE:
+            self._misfit(name, raw, "a list")
+            return None
+
+    def present(self, known: Container[str]) -> tuple[str, ...]:
+        """Those of the fields that are known by name, in their order; without those that are taken."""
+        return tuple([name for name in self._fields if name in known])
+
+    def taken(self, name: str, decode: "Callable[[Raw], T]") -> "T | None":
+        """What `decode` makes of the field; None, and the field stays, for what it cannot read."""
+        raw = self._fields.get(name)
+        if raw is None:
+            return None
+        try:
+            value = decode(raw)
+        except _UNREADABLE:
+            return None
+        del self._fields[name]
         return value
 
     def is_text(self, name: str) -> bool:
@@ -299,6 +371,28 @@ class Fields:
 
 
 # ---- what several APIs say the same way
+
+_ENDINGS = {
+    "": ".pdf",
+    "application/pdf": ".pdf",
+    "application/json": ".json",
+    "application/msword": ".doc",
+    "application/vnd.ms-excel": ".xls",
+    "application/vnd.openxmlformats-officedocument.presentationml.presentation": ".pptx",
+    "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet": ".xlsx",
+    "application/vnd.openxmlformats-officedocument.wordprocessingml.document": ".docx",
+    "text/csv": ".csv",
+    "text/html": ".html",
+    "text/markdown": ".md",
+    "text/plain": ".txt",
+}
+
+
+def file_name(title: str | None, kind: str) -> str:
+    """A document's name with the ending that tells its kind, where an API goes by that. kind: its media type."""
+    name = title or "file"
+    ending = _ENDINGS.get(kind, "")
+    return name if name.lower().endswith(ending) or "." in name[1:] else name + ending
 
 
 def read_cache(f: Fields) -> Cache | None:

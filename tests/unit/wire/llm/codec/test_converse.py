@@ -617,9 +617,11 @@ def test_tool_choice(choice: ToolChoice, names: list[str], form: dict[str, Any])
         (
             CLAUDE,
             Reasoning(budget=-1, shown=True),
-            {"thinking": {"type": "adaptive", "display": "summarized"}},
+            {"thinking": {"type": "enabled", "budget_tokens": 8192, "display": "summarized"}},
             None,
         ),
+        ("anthropic.claude-opus-5", Reasoning("none"), {"thinking": {"type": "disabled"}}, None),
+        ("anthropic.claude-opus-4-7", Reasoning("minimal"), {"thinking": {"type": "adaptive"}}, {"effort": "low"}),
         (CLAUDE, Reasoning("none"), None, None),
         (CLAUDE, Reasoning(budget=0), None, None),
         (NOVA, Reasoning("minimal"), {"reasoningConfig": {"type": "enabled", "maxReasoningEffort": "low"}}, None),
@@ -641,10 +643,13 @@ def test_reasoning_in_the_words_of_the_family(
     assert lost == []
 
 
-def test_a_budget_that_does_not_fit_in_the_bound_is_none() -> None:
+def test_a_budget_fits_in_the_bound() -> None:
+    body, lost = written(other(reasoning=Reasoning("high"), max_output=4000))
+    assert body["additionalModelRequestFields"] == {"thinking": {"type": "enabled", "budget_tokens": 2000}}
+    assert (body["inferenceConfig"], lost) == ({"maxTokens": 4000}, [])
     body, lost = written(other(reasoning=Reasoning("high"), max_output=100))
     assert "additionalModelRequestFields" not in body
-    assert (body["inferenceConfig"], lost) == ({"maxTokens": 100}, [])
+    assert lost == ["reasoning: a bound of 100 on the answer leaves no room for thought (1,024 at least)"]
 
 
 @pytest.mark.parametrize(
@@ -710,7 +715,7 @@ def test_media_of_others() -> None:
 @pytest.mark.parametrize(
     ("values", "lost"),
     [
-        ({"temperature": 1.5}, ["temperature: above 1"]),
+        ({"temperature": 1.5}, ["temperature: outside of 0 to 1"]),
         ({"temperature": 1.0, "n": 1, "frequency_penalty": 0.0, "logprobs": False, "parallel": True}, []),
         (
             {"n": 2, "presence_penalty": 1.0, "logprobs": True, "top_logprobs": 3},

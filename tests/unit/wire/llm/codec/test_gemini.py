@@ -15,6 +15,7 @@ from tollhouse.core.errors import Failure
 from tollhouse.wire.llm import CODECS
 from tollhouse.wire.llm.codec import Lost
 from tollhouse.wire.llm.codec.gemini import GeminiCodec
+from tollhouse.wire.llm.codec.gemini_parts import signed
 from tollhouse.wire.llm.model import (
     Audio,
     Chat,
@@ -217,7 +218,7 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         said(
             "assistant",
             Thinking("Hm."),
-            Thinking("So.", "c2ln"),
+            Thinking("So.", extra={"thoughtSignature": raw("c2ln")}),
             Text("Yes.", extra={"thoughtSignature": raw("c2lnMg==")}),
         ),
     ),
@@ -626,18 +627,46 @@ def test_calls_that_a_third_generation_model_did_not_make_are_marked() -> None:
         assert [p.get("thoughtSignature") for p in called] == proofs
 
 
+def test_a_thought_of_another_comes_back_whole() -> None:
+    """Bytes to Google's SDK, which may write them in the other alphabet; a stream's pieces are put together again."""
+    signature, seal = "ErUBCkYI/+\u00e9", "responses:rs_1:gAAA_-="
+    told = [signed(Thinking("", signature)), signed(Thinking(sealed=seal))]
+    assert told == [signed(Thinking("", one)) for one in told]
+    assert told[0] is not None
+    assert told[1] is not None
+    proof, sealed = (one.replace("+", "-").replace("/", "_").rstrip("=") for one in told if one)
+    pieces: list[list[dict[str, Any]]] = [
+        [{"text": "I ", "thought": True}],
+        [{"text": "think.", "thought": True}],
+        [{"text": "", "thought": True, "thoughtSignature": proof}, {"text": "Yes."}],
+        [{"text": "", "thought": True, "thoughtSignature": sealed}],
+        [{"text": "Mine.", "thought": True, "thoughtSignature": "c2ln"}],
+    ]
+    found = decode(CODEC, {"contents": [ASKED, *({"role": "model", "parts": parts} for parts in pieces)]})
+    assert [(m.role, m.parts) for m in found.messages[1:]] == [
+        ("assistant", [Thinking("I think.", signature), Text("Yes.")]),
+        ("assistant", [Thinking(sealed=seal)]),
+        ("assistant", [Thinking("Mine.", extra={"thoughtSignature": raw("c2ln")})]),
+    ]
+    again, lost = encode(CODEC, found)
+    assert lost == []
+    assert plain(decode(CODEC, again)) == plain(found)
+
+
 @pytest.mark.parametrize(
     ("model", "reasoning", "form"),
     [
         ("gemini-2.5-pro", Reasoning("medium"), {"thinkingBudget": 8192, "includeThoughts": True}),
         ("gemini-2.5-pro", Reasoning("max"), {"thinkingBudget": 24576, "includeThoughts": True}),
-        ("gemini-2.5-pro", Reasoning("none"), {"thinkingBudget": 0}),
+        ("gemini-2.5-pro", Reasoning("none"), {"thinkingBudget": 128}),
+        ("gemini-2.5-flash", Reasoning("none"), {"thinkingBudget": 0}),
         ("gemini-2.5-pro", Reasoning(budget=-1, shown=False), {"thinkingBudget": -1, "includeThoughts": False}),
         ("gemini-2.5-pro", Reasoning(budget=30000), {"thinkingBudget": 30000, "includeThoughts": True}),
         ("gemini-2.5-pro", Reasoning(summary="auto"), {"includeThoughts": True}),
         ("gemini-3-pro", Reasoning("medium"), {"thinkingLevel": "MEDIUM", "includeThoughts": True}),
         ("gemini-3-pro", Reasoning("xhigh"), {"thinkingLevel": "HIGH", "includeThoughts": True}),
-        ("gemini-3-pro", Reasoning("none"), {"thinkingLevel": "MINIMAL", "includeThoughts": False}),
+        ("gemini-3-pro", Reasoning("none"), {"thinkingLevel": "LOW", "includeThoughts": False}),
+        ("gemini-3-flash", Reasoning("none"), {"thinkingLevel": "MINIMAL", "includeThoughts": False}),
         ("gemini-3-pro", Reasoning(budget=2048), {"thinkingLevel": "LOW", "includeThoughts": True}),
         ("gemini-3-pro", Reasoning(budget=-1, shown=True), {"includeThoughts": True}),
         ("gemini-3-pro", Reasoning(), None),

@@ -199,7 +199,8 @@ def test_an_answer_of_others() -> None:
                 "content": {
                     "role": "model",
                     "parts": [
-                        {"text": "Hm.", "thought": True, "thoughtSignature": "sig"},
+                        {"text": "Hm.", "thought": True, "thoughtSignature": "c2lnbmF0dXJlOnNpZw=="},
+                        {"text": "", "thought": True, "thoughtSignature": "c2VhbGVkOmMyVmhiR1Zr"},
                         {"text": "\u00e9\u00e9"},
                         {"text": "It r\u00e4ins."},
                         {"text": "No."},
@@ -259,7 +260,8 @@ def test_any_answer_is_read_or_refused(data: st.DataObject) -> None:
     try:
         answer = CODEC.decode_answer(wire(body))
         for name, codec in CODECS.items():
-            codec.encode_answer(answer, Chat(name, "m", []))
+            if codec.kind == "chat":
+                codec.encode_answer(answer, Chat(name, "m", []))
     except Failure as failure:
         if failure.status != 502:
             raise
