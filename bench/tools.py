@@ -594,9 +594,9 @@ def report(
     lines = [
         f"# Many tools: {len(THINGS)} servers, {tools:,} tools",
         "",
-        "A scripted agent that always knows the next step; lists, searches, calls and programs through a gateway; tokens",
-        "by o200k_base. Input is summed over all turns of a task. Fresh: not the beginning of an earlier request.",
-        f"Weighted: fresh tokens, and cached ones at {CACHED:g}.",
+        "A scripted agent that always knows the next step; lists, searches, calls and programs through a gateway;",
+        "tokens by o200k_base. Input is summed over all turns of a task. Fresh: not the beginning of an earlier",
+        f"request. Weighted: fresh tokens, and cached ones at {CACHED:g}.",
         "",
         "| task | way | model turns | calls | input | fresh | weighted | output |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
@@ -609,6 +609,10 @@ def report(
     for way, bill in total.items():
         lines.append(_row("**all**" if way == "all" else "", WAYS[way], bill))
     first, five, ten, lost = found
+    by_words = (
+        f"Search by words alone, {len(ASKED)} wishes in people's words: the tool comes first for {first:.0%}, is among "
+        f"five for {five:.0%}, among ten for {ten:.0%}. Not among ten: {'; '.join(lost) or 'none'}."
+    )
     lines += [
         "",
         "The same tasks with fewer tools, all tasks together:",
@@ -626,8 +630,7 @@ def report(
         f"Scripted searches that missed at first and were made again: {len(missed)}"
         + (f" ({', '.join(sorted(set(missed)))})." if missed else "."),
         "",
-        f"Search by words alone, {len(ASKED)} wishes in people's words: the tool comes first for {first:.0%}, is among"
-        + f" five for {five:.0%}, among ten for {ten:.0%}. Not among ten: {'; '.join(lost) or 'none'}.",
+        by_words,
         "",
         "`tools/list`, cached, processor time of the gateway: "
         + "; ".join(f"{name} {ms:.2f} ms ({count:,} tools)" for name, (ms, count) in lists.items())

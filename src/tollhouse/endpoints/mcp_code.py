@@ -1,0 +1,230 @@
+"""`run_program`: a program of the agent's, and every call it makes.
+
+Rule: the program is nobody new. Each of its calls is a ToolCall of the caller that sent it, with a Context of its own,
+through the called server's whole chain: the same rules, limits and records as if the agent had called the tool itself.
+The agent that cancels, or leaves, ends the program and what it waits for.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+
+from tollhouse.core.call import ToolCall
+from tollhouse.core.errors import Failure, Reason
+from tollhouse.endpoints.mcp_agent import InFlight
+from tollhouse.endpoints.mcp_listen import final
+from tollhouse.endpoints.mcp_lists import Lists
+from tollhouse.endpoints.mcp_request import Asking, Refused, outcome_of
+from tollhouse.endpoints.mcp_search import FIND, Many, text_result
+from tollhouse.net.program import Limits, Programs
+from tollhouse.wire import jsonrpc
+from tollhouse.wire.mcp.catalogue import KINDS
+from tollhouse.wire.mcp.messages import is_tool_error
+
+__all__ = ["Code"]
+
+_TOOLS = KINDS["tools/list"]
+_LONGEST_CODE = 64_000
+_LONGEST_NAME = 256
+_AT_ONCE = 8
+
+
+class _Wanted(msgspec.Struct):
+    code: str
+
+
+class _Content(msgspec.Struct):
+    type: str = ""
+    text: str | None = None
+    kind: str | None = msgspec.field(default=None, name="mimeType")
+    uri: str | None = None
+
+
+class _Result(msgspec.Struct):
+    content: list[_Content] = []
+    structured: msgspec.Raw = msgspec.field(default=jsonrpc.NONE, name="structuredContent")
+    type: str = msgspec.field(default="complete", name="resultType")
+
+
+class Code:
+    """Runs the programs of one endpoint. many: of the same."""
+
+    __slots__ = ("_limits", "_lists", "_many", "_programs")
+
+    def __init__(self, programs: Programs, limits: Limits, lists: Lists, many: Many) -> None:
+        self._programs = programs
+        self._limits = limits
+        self._lists = lists
+        self._many = many
+
+    async def run(self, asking: Asking) -> bytes:
+        """The result of `run_program`. Raises Failure."""
+        try:
+            code = msgspec.json.decode(asking.fields.get("arguments", b"{}"), type=_Wanted).code
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            return text_result("give code: the text of a Python program", failed=True)
+        if len(code) > _LONGEST_CODE:
+            return text_result(f"the program has {len(code)} characters: at most {_LONGEST_CODE}", failed=True)
+        session = asking.session
+        in_flight = None
+        if session is not None:
+            in_flight = session.calls[asking.id] = InFlight(asyncio.current_task())
+        try:
+            run = _Run(self, asking, self._limits.calls)
+            outcome = await self._programs.run(code, self._limits, run.answer)
+        except asyncio.CancelledError:
+            task = in_flight.task if in_flight is not None else None
+            asking.request.context.mcp_outcome = "cancelled"
+            if in_flight is None or not in_flight.cancelled or task is None or task.uncancel():
+                raise
+            raise Failure(499, Reason.CLIENT_GONE, "the request was cancelled") from None
+        finally:
+            if session is not None and in_flight is not None and session.calls.get(asking.id) is in_flight:
+                del session.calls[asking.id]
+                session.touch()
+        said = outcome.output
+        if outcome.cut:
+            said += f"\n[cut: a program may print {self._limits.output} characters]"
+        if outcome.error:
+            said = f"{said}\n{outcome.error}" if said else outcome.error
+        return text_result(said, failed=bool(outcome.error))
+
+    async def find(self, asking: Asking, query: str, server: str | None, limit: int) -> bytes:
+        return await self._many.search(asking, query, server, min(max(limit, 1), 20))
+
+    async def call(self, asking: Asking, name: str, arguments: msgspec.Raw) -> bytes:
+        """What the program gets: JSON of {"value": ...} or {"error": text}."""
+        try:
+            return await self._call(asking, name, arguments)
+        except Failure as failure:
+            return _error(failure.message)
+        except Refused as refused:
+            return _error(refused.message)
+        except jsonrpc.Malformed as problem:
+            return _error(problem.message)
+
+    async def _call(self, asking: Asking, name: str, arguments: msgspec.Raw) -> bytes:
+        request, session = asking.request, asking.session
+        context = msgspec.structs.replace(
+            request.context,
+            arguments=None,
+            upstream_began=0.0,
+            upstream_ended=0.0,
+            first_event=0.0,
+            attempts=0,
+            mcp_outcome="",
+            error="",
+            rule="",
+        )
+        found = await self._lists.owner(_TOOLS, name, session, context, asking.profile)
+        if found is None:
+            return _error(f"Unknown tool: {name}; {FIND} knows which there are")
+        server, original = found
+        context.server = context.backend = server.name
+        context.tool = original
+        fields = {"name": msgspec.Raw(msgspec.json.encode(original)), "arguments": arguments}
+        if server.overrides is not None:
+            fields["arguments"] = msgspec.Raw(server.overrides.to_server(original, arguments))
+        known = server.upstream.known(_TOOLS, session, asking.profile, context.principal)
+        entry = known.index.get(original) if known is not None else None
+        call = ToolCall(
+            request,
+            context,
+            server=server.name,
+            method="tools/call",
+            name=original,
+            params=fields,
+            session=session,
+            idempotent=entry is not None and entry.repeatable,
+        )
+        context.arguments = call.arguments
+        chain = server.tools.get(original) or server.chain
+        try:
+            message = await final(call, await chain(call))
+        except Failure as failure:
+            context.mcp_outcome = outcome_of(failure)
+            raise
+        if len(message.error):
+            return _error(jsonrpc.error_fields(message.error).message)
+        return _told(message.result)
+
+
+class _Run:
+    """One program's questions."""
+
+    __slots__ = ("_asking", "_code", "_left")
+
+    def __init__(self, code: Code, asking: Asking, calls: int) -> None:
+        self._code = code
+        self._asking = asking
+        self._left = calls
+
+    async def answer(self, what: str, arguments: bytes) -> bytes:
+        """`net.program.Host`."""
+        try:
+            if what == "find":
+                query, server, limit = msgspec.json.decode(arguments, type=tuple[str, str | None, int])
+                self._spend(1)
+                return await self._code.find(self._asking, query, server, limit)
+            calls = msgspec.json.decode(arguments, type=list[tuple[str, msgspec.Raw]])
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            raise ValueError("a call is a name and an object of arguments") from None
+        except Failure as failure:
+            raise ValueError(failure.message) from None
+        self._spend(len(calls))
+        for name, given in calls:
+            if len(name) > _LONGEST_NAME or bytes(given)[:1] != b"{":
+                raise ValueError("a call is a name and an object of arguments")
+        return b"[%b]" % b",".join(await self._all(calls))
+
+    def _spend(self, calls: int) -> None:
+        self._left -= calls
+        if self._left < 0:
+            raise ValueError("the program may make no more calls")
+
+    async def _all(self, calls: Sequence[tuple[str, msgspec.Raw]]) -> list[bytes]:
+        if len(calls) == 1:
+            return [await self._code.call(self._asking, *calls[0])]
+        turns = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(name: str, arguments: msgspec.Raw) -> bytes:
+            async with turns:
+                return await self._code.call(self._asking, name, arguments)
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(*call)) for call in calls]
+        return [task.result() for task in tasks]
+
+
+def _error(text: str) -> bytes:
+    return b'{"error":%b}' % msgspec.json.encode(text)
+
+
+def _told(raw: msgspec.Raw) -> bytes:
+    """A tool's result as the program has it: its structured content; else its text, decoded where that is JSON."""
+    try:
+        result = msgspec.json.decode(raw, type=_Result)
+    except (msgspec.DecodeError, RecursionError):
+        return _error("the server's result cannot be read")
+    if result.type != "complete":
+        return _error("the tool asks for input or goes on by itself: call it without a program")
+    text = "\n".join(_as_text(one) for one in result.content)
+    if is_tool_error(raw):
+        return _error(text or "the tool failed")
+    if len(result.structured) and bytes(result.structured) != b"null":
+        return b'{"value":%b}' % bytes(result.structured)
+    if text[:1] in ("{", "["):
+        try:
+            msgspec.json.decode(text)
+            return b'{"value":%b}' % text.encode()
+        except (msgspec.DecodeError, RecursionError):
+            pass
+    return b'{"value":%b}' % msgspec.json.encode(text)
+
+
+def _as_text(one: _Content) -> str:
+    if one.text is not None:
+        return one.text
+    about = " ".join(filter(None, (one.type, one.kind, one.uri)))
+    return f"[{about}: programs get text only]"
