@@ -1,0 +1,68 @@
+"""The public conformance suite, through the gateway: each suite in front of a server of its own era and of the other.
+
+The server behind is the fixture, which passes everything when it is asked directly. What fails through the gateway is
+listed in mcp_conformance.yaml with the reason; nothing else fails, and what is listed does.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.fixtures.gateway import Gateway
+from tests.fixtures.mcp_suite import Checks, fixture_server, needs_suite, run_suite, unlike
+
+pytestmark = [needs_suite, pytest.mark.timeout(180)]
+
+OLD, NEW = "2025-11-25", "2026-07-28"
+COMBINATIONS = {
+    # name: (the suite's revision, the server's era, whether the gateway stands between)
+    "old": (OLD, "both", False),
+    "new": (NEW, "both", False),
+    "old-old": (OLD, "old", True),
+    "new-new": (NEW, "new", True),
+    "old-new": (OLD, "new", True),
+    "new-old": (NEW, "old", True),
+}
+EXPECTED: dict[str, dict[str, str]] = (
+    yaml.safe_load((Path(__file__).parent / "mcp_conformance.yaml").read_text(encoding="utf-8")) or {}
+)
+"""For each combination: what fails ("scenario:check"), and why that cannot be otherwise."""
+PASSED = {"old": 84, "new": 197}
+"""How many checks of each suite the server itself passes."""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Checks]]:
+    """All runs at once: they mostly wait. Each has a server to itself, for some of the tools change it."""
+    where = tmp_path_factory.mktemp("conformance")
+    with ExitStack() as stack:
+        urls = {name: stack.enter_context(fixture_server("--era", era)) for name, (_, era, _) in COMBINATIONS.items()}
+        servers = {name: {"url": url} for name, url in urls.items() if COMBINATIONS[name][2]}
+        config = {"server": {"listen": "127.0.0.1:0", "metrics": None}, "mcp": {"servers": servers}}
+        gateway = stack.enter_context(Gateway(yaml.safe_dump(config), where))
+
+        async def run() -> dict[str, Checks]:
+            runs = {
+                name: run_suite(f"{gateway.url}/mcp/{name}" if through else urls[name], suite, where / name)
+                for name, (suite, _, through) in COMBINATIONS.items()
+            }
+            for name in runs:
+                (where / name).mkdir()
+            return dict(zip(runs, await asyncio.gather(*runs.values()), strict=True))
+
+        yield asyncio.run(run())
+
+
+@pytest.mark.parametrize("name", PASSED)
+def test_the_server_itself_passes_everything(results: dict[str, Checks], name: str) -> None:
+    assert unlike(results[name], {}, {}) == []
+    assert sum(check.passed for check in results[name].values()) == PASSED[name]
+
+
+@pytest.mark.parametrize("name", [name for name, (_, _, through) in COMBINATIONS.items() if through])
+def test_what_the_server_passes_it_passes_through_the_gateway(results: dict[str, Checks], name: str) -> None:
+    wrong = unlike(results[name], EXPECTED.get(name) or {}, results[name.partition("-")[0]])
+    assert not wrong, "\n".join(wrong)
