@@ -15,10 +15,10 @@ from enum import Enum
 from itertools import groupby, pairwise
 from typing import Annotated, Any, NamedTuple
 
-import cel
 from pydantic import AfterValidator
 
 from tollhouse.core.call import Call, Context, ModelCall, Principal, ToolCall
+from tollhouse.core.cel_engine import cel
 from tollhouse.core.facts import FACTS, MISSING, VARIABLES, Fact, Prepared, gather, prepare, recall
 from tollhouse.core.http import Request
 

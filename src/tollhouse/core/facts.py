@@ -10,9 +10,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
-import cel
-
 from tollhouse.core.call import Call, Context, ModelCall, Principal, ToolCall
+from tollhouse.core.cel_engine import cel
 from tollhouse.core.depth import decode
 from tollhouse.core.http import CREDENTIALS, Request
 from tollhouse.core.match import host_of
@@ -182,6 +181,10 @@ FACTS: tuple[Fact, ...] = (
     Fact("mcp", "", "arguments", "map: of a tool or prompt", _of(_TOOL + _PROMPT, _arguments), open=True),
     Fact("mcp", "tool", "name", "the server's own name", _of(_TOOL, lambda c: c.name), name_of_call=True),
     Fact("mcp", "tool", "arguments", "map", _of(_TOOL, _arguments), open=True),
+    Fact(
+        "mcp", "tool", "integrity", "changed, new or scan: it is not as it was approved; not in rules and limits",
+        _of(_TOOL, lambda c: c.context.integrity or MISSING), late=True,
+    ),
     Fact("mcp", "prompt", "name", "the server's own name", _of(_PROMPT, lambda c: c.name), name_of_call=True),
     Fact("mcp", "prompt", "arguments", "map", _of(_PROMPT, _arguments), open=True),
     Fact("mcp", "resource", "uri", "as the server knows it", _of(_RESOURCE, lambda c: c.name), name_of_call=True),

@@ -19,6 +19,7 @@ __all__ = [
     "Ending",
     "Feeder",
     "Headers",
+    "Known",
     "Request",
     "Response",
     "Sink",
@@ -132,13 +133,27 @@ def finish(ends: list[End], ending: Ending) -> None:
             finish(ends, ending)
 
 
+class Known:
+    """What was found out about a head, and holds for those that equal it: clients send the same one again and again.
+
+    by: who has read the credential, digest: and its SHA-256. origin: False when there is no field Origin for sure.
+    """
+
+    __slots__ = ("by", "digest", "origin")
+
+    def __init__(self) -> None:
+        self.by: object = None
+        self.digest = b""
+        self.origin = True
+
+
 class Request:
     """A request whose head has come and whose body is read on demand.
 
     The base class holds a complete body; `net.server` has the one that is fed by a connection. It is a Source of
     its own body. `render` turns a Failure into a Response in the dialect that was asked; the router sets it.
     `ends` run once, after those of the Response and the last appended first: whoever is outermost sees what became of
-    the others.
+    the others. `known`: what was found out about the head it came with, where that comes again.
     """
 
     __slots__ = (
@@ -147,6 +162,7 @@ class Request:
         "context",
         "ends",
         "headers",
+        "known",
         "listener",
         "method",
         "parts",
@@ -178,6 +194,7 @@ class Request:
         self.body_size = len(body)
         self.complete = True
         self.context = Context()
+        self.known: Known | None = None
         self.ends: list[End] = []
         self.render: Callable[[Failure, Request], Response] = problem
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Self
 from urllib.parse import unquote_to_bytes
 
-import cel
 import msgspec
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from tollhouse.core.cel_engine import cel
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Request
 from tollhouse.core.spec import Spec

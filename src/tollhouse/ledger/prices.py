@@ -6,7 +6,7 @@ only the operator can tell. Unknown is None, never 0, and never the price of ano
 costs 0. What was found is remembered, bounded, until prices change.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
 from math import inf
@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from tollhouse.core.call import Context
+from tollhouse.core.call import Context, Share
 from tollhouse.core.errors import ConfigError, Problem
 from tollhouse.core.spec import Spec
 from tollhouse.ledger.catalogue import Catalogue
@@ -183,14 +183,32 @@ class Prices:
         cost = context.cost_nano
         if cost is not None:
             return cost
-        key = (context.backend, context.model_answered, context.model_sent, usage.tier)
-        found = self._known.get(key)
-        if found is None or (found.until != inf and time() >= found.until):
-            found = self._find(key, time())
-        rates = found.rates
+        if context.shares:
+            cost = context.cost_nano = self._sum(context.shares)
+            return cost
+        rates = self._rates(context.backend, context.model_answered, context.model_sent, usage.tier)
         if rates is not None:
             cost = context.cost_nano = rates.cost(usage)
         return cost
+
+    def _sum(self, shares: Iterable[Share]) -> int | None:
+        """Each at the price of who used it; None as soon as one of them is not known."""
+        cost = 0
+        for backend, answered, sent, usage in shares:
+            if usage.total:
+                rates = self._rates(backend, answered, sent, usage.tier)
+                spent = None if rates is None else rates.cost(usage)
+                if spent is None:
+                    return None
+                cost += spent
+        return cost
+
+    def _rates(self, backend: str, answered: str, sent: str, tier: str) -> Rates | None:
+        key = (backend, answered, sent, tier)
+        found = self._known.get(key)
+        if found is None or (found.until != inf and time() >= found.until):
+            found = self._find(key, time())
+        return found.rates
 
     def rates(self, provider: str, model: str, at: float, tier: str = "") -> Rates | None:
         """What the model costs at the configured provider at that time (unix seconds), in that service tier; None: not

@@ -188,9 +188,9 @@ class _OnlyLabels(_Labels, kw_only=True, omit_defaults=True, gc=False, forbid_un
 
 _MARK = b',"outcome":'
 """Where the labels of a body begin. Inside of a JSON string it cannot stand: a quote there has a backslash."""
-_AT_ONCE = 45
+_AT_ONCE = 64
 """Rows in a statement: while SQLite takes them the interpreter is free for the event loop, and it changes hands twice a
-statement, not twice a row. An SQLite before 3.32 binds at most 999 values."""
+statement, not twice a row. An SQLite before 3.32 binds at most 999 values, of which a usual row needs _WIDTH - 1."""
 _REMEMBERED, _SMALL = 8192, 4096
 """Labels whose numbers are known, and their size at most, in bytes."""
 _LONGEST = 256
@@ -202,15 +202,33 @@ def _insert(table: str, columns: tuple[str, ...], rows: int = 1) -> str:
     return f"INSERT INTO {table} ({', '.join(columns)}) VALUES {values}"  # noqa: S608
 
 
+def _insert_usual(rows: int) -> str:
+    """Of rows of one journal that have nothing in the columns of _SELDOM. To bind a value costs more than to store it:
+    the journal is bound once, what most calls have none of not at all."""
+    width = _WIDTH - 1
+    values = []
+    for row in range(rows):
+        bound = (f"?{n}" for n in range(2 + row * width, 2 + (row + 1) * width))
+        values.append(f"(?1, {', '.join((*bound, *('0' for _ in _SELDOM)))})")
+    columns = ", ".join((*_USUAL, *_SELDOM))
+    return f"INSERT INTO usage_facts ({columns}) VALUES {', '.join(values)} ON CONFLICT DO NOTHING"  # noqa: S608
+
+
 _FACTS = _Facts.__struct_fields__
-_WIDTH = len(_FACTS)
+_SELDOM = (
+    "cache_read", "cache_write", "reasoning", "cache_write_1h", "audio_input", "audio_output", "image_input",
+    "image_output",
+)  # fmt: skip
+_USUAL = tuple(name for name in _FACTS if name not in _SELDOM)
+_WIDTH = len(_USUAL)
 _LABELS = ("digest", *_Labels.__struct_fields__)
 _SUMS = (
     "requests", "input", "output", "cache_read", "cache_write", "reasoning", "cost_nano", "unpriced",
     "cache_write_1h", "audio_input", "audio_output", "image_input", "image_output",
 )  # fmt: skip
 _INSERT = f"{_insert('usage_facts', _FACTS)} ON CONFLICT DO NOTHING"
-_INSERT_MANY = f"{_insert('usage_facts', _FACTS, _AT_ONCE)} ON CONFLICT DO NOTHING"
+_INSERT_USUAL, _INSERT_MANY = _insert_usual(1), _insert_usual(_AT_ONCE)
+_FULL = 1 + _AT_ONCE * (_WIDTH - 1)
 _LABEL = _insert("usage_labels", _LABELS)
 _ADD = (
     f"{_insert('usage_sums', ('hour', 'labels', *_SUMS))} "
@@ -397,26 +415,61 @@ class SqliteLedger:
         """The usual case: all are new and good."""
         decode, known = self._facts, self._numbers
         stored = 0
-        for start in range(0, len(entries), _AT_ONCE):
-            values: list[int | str | None] = []
-            for entry in entries[start : start + _AT_ONCE]:
-                first, _, second = entry.body.partition(_MARK)
-                labels = known.get(second)
-                if labels is None:
-                    labels = self._learn(db, second)
-                if entry.kind != USAGE:
-                    raise _Doubtful
-                facts = decode(first + b"}")
+        usual: list[int | str | None] = [journal]  # values of rows that have nothing seldom
+        rest: list[tuple[int | str | None, ...]] = []  # rows
+        begin = end = labels = 0  # the hour and labels that `have` sums up, and the bytes these labels came as
+        last = b""
+        have: list[int] = []
+        for entry in entries:
+            first, _, second = entry.body.partition(_MARK)
+            facts = decode(first + b"}")
+            admitted = facts.admitted_at
+            if second != last or not begin <= admitted < end:
+                found = known.get(second)
+                labels = self._learn(db, second) if found is None else found
+                last = second
+                hour = admitted // _HOUR_US
+                begin, end = hour * _HOUR_US, (hour + 1) * _HOUR_US
+                have = sums.setdefault((hour, labels), [0] * len(_SUMS))
+            if entry.kind != USAGE:
+                raise _Doubtful
+            if (
+                facts.cache_read
+                or facts.cache_write
+                or facts.reasoning
+                or facts.cache_write_1h
+                or facts.audio_input
+                or facts.audio_output
+                or facts.image_input
+                or facts.image_output
+            ):
                 facts.journal = journal
                 facts.seq = entry.seq
                 facts.labels = labels
-                values += astuple(facts)
+                rest.append(astuple(facts))
                 _sum_up(sums, facts)
-            if len(values) == _AT_ONCE * _WIDTH:
-                stored += db.execute(_INSERT_MANY, values).rowcount
-            else:
-                rows = [values[n : n + _WIDTH] for n in range(0, len(values), _WIDTH)]
-                stored += db.executemany(_INSERT, rows).rowcount
+                continue
+            # What `_sum_up` does, of a row that has nothing seldom.
+            given, made, cost = facts.input, facts.output, facts.cost_nano
+            have[0] += 1
+            have[1] += given
+            have[2] += made
+            if cost is not None:
+                have[6] += cost
+            elif given or made:
+                have[7] += 1
+            usual += (
+                entry.seq, labels, admitted, facts.ended_at, facts.request_id, given, made, cost, facts.ttft_us,
+                facts.total_us, facts.upstream_us, facts.bytes_in, facts.bytes_out,
+            )  # fmt: skip
+            if len(usual) == _FULL:
+                stored += db.execute(_INSERT_MANY, usual).rowcount
+                usual = [journal]
+        rows = [[journal, *usual[n : n + _WIDTH - 1]] for n in range(1, len(usual), _WIDTH - 1)]
+        if rows:
+            stored += db.executemany(_INSERT_USUAL, rows).rowcount
+        if rest:
+            stored += db.executemany(_INSERT, rest).rowcount
         if stored != len(entries):
             raise _Doubtful  # some were there already; which ones is not known
         return stored

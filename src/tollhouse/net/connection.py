@@ -313,7 +313,7 @@ class Connection(asyncio.Protocol):
             unread = requests.unread
             requests.drop()
             if not self._lost:
-                self._linger() if unread else self._close()
+                self._linger() if unread or self._aside else self._close()
 
     def _wait(self) -> "asyncio.Future[None] | None":
         """For the next request; None when there shall be none."""

@@ -53,6 +53,8 @@ class Carrier(Protocol):
 
     def pushed(self, failure: Failure | None) -> None: ...
 
+    def allow(self, seconds: float) -> None: ...
+
     def feed(self, feeder: Feeder) -> None: ...
 
 
@@ -114,6 +116,11 @@ class Exchange(msgspec.Struct, eq=False):
         """The failure, for `raise`; it is not kept, because it would refer back to who raises it."""
         failure, self.failure = self.failure, None
         return failure if failure is not None else broken("the exchange was closed")
+
+    def allow(self, seconds: float) -> None:
+        """So many more seconds for it all, and for the upstream to be silent; below 0 is taken back."""
+        if self._link is not None:
+            self._link.allow(seconds)
 
     # ---- Source of the answer's body
     def start(self, sink: Sink) -> None:

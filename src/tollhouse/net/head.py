@@ -12,7 +12,7 @@ import httptools
 import msgspec
 
 from tollhouse.core.errors import Reason
-from tollhouse.core.http import Headers
+from tollhouse.core.http import Headers, Known
 
 __all__ = [
     "STATUS_LINES",
@@ -159,7 +159,7 @@ class Seen:
 class Head(msgspec.Struct, gc=False):
     """A request's line and fields. `head_fault` takes the target apart, and says how the body comes.
 
-    length: of the body, as announced; 0 where it is not.
+    length: of the body, as announced; 0 where it is not. known: for a head that comes again.
     """
 
     method: bytes
@@ -173,6 +173,7 @@ class Head(msgspec.Struct, gc=False):
     expects: bool = False
     upgrade: bool = False
     length: int = 0
+    known: Known | None = None
 
 
 def head_fault(head: Head, limits: Limits, segment: int, upgrades: bool, seen: Seen) -> Fault | None:

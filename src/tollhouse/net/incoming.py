@@ -71,6 +71,7 @@ class Incoming(Request):
         self.scheme = connection.scheme
         self.peer = connection.peer
         self.context = Context()
+        self.known = head.known
         self.parts = []
         self.body_size = 0
         self.complete = False

@@ -206,6 +206,11 @@ class Link(asyncio.Protocol):
             self._arm(self._idle)
             self._transport.resume_reading()
 
+    def allow(self, seconds: float) -> None:
+        self._total += seconds
+        self._idle += seconds
+        self.deadline += seconds
+
     def cut(self) -> None:
         """The caller does not want the rest."""
         self._part()

@@ -46,7 +46,7 @@ def fields(parts: list[bytes], request: Incoming, response: Response) -> None:
         parts += (name, b": ", value, b"\r\n")
     request_id = request.context.request_id
     if request_id:
-        parts += (b"x-request-id: ", request_id.encode("latin-1"), b"\r\n")
+        parts += (b"x-request-id: ", request_id.encode(), b"\r\n")
     if not request.keep_alive:
         parts.append(b"connection: close\r\n")
 

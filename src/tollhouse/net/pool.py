@@ -8,7 +8,7 @@ requests: an idle connection ages by its deadline.
 import asyncio
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 from tollhouse.core.clock import Clock
@@ -125,6 +125,7 @@ class Pool:
         limit: int = MAX_ANSWER,
         resend: bool = False,
         begun: Exchange | None = None,
+        written: Callable[[Exchange], None] | None = None,
     ) -> Exchange:
         """Send a request and return its answer as soon as `until` says.
 
@@ -137,7 +138,7 @@ class Pool:
         (`Exchange.stale`; RFC 9112 section 9.3.1). That is nearly always the server's end of patience with an idle
         connection, which crossed the request; but a server that read it and died within that quarter of a second does
         it twice, so say it only of what may be done twice. begun: what `begin` gave for the same request, once its
-        future has woken.
+        future has woken. written: told of the exchange once its request is on its way; until then nobody was asked.
         Raises Failure: 503 when no connection is free, 504 when a time has passed, 502 otherwise, and what a Source
         ended with. `retry` is set where another attempt may help, `sent` once the server may have acted upon it.
         """
@@ -164,6 +165,8 @@ class Pool:
                     link.head_only()
                 exchange = Exchange(link)
                 waiter = link.begin(exchange, head, payload, until, deadline, first_byte, idle, limit)
+                if written is not None:
+                    written(exchange)
                 try:
                     if source is not None:
                         link.outgoing(source, None if chunked else _announced(head), first_byte)

@@ -2,20 +2,27 @@
 
 Rule: whoever spawns a child owns it and calls `close`, which does not return before the process has been reaped.
 The child gets its own process group, so that what it started goes with it, and dies with this process even when
-this one is killed (Linux: PR_SET_PDEATHSIG).
+this one is killed (Linux: PR_SET_PDEATHSIG); what it started does too, where a `Keeper` knows of it.
 """
 
 import asyncio
 import ctypes
+import logging
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol, cast
+
+import msgspec
 
 from tollhouse.core.errors import Failure, Reason
 
-__all__ = ["INHERITED", "Child", "Listener", "clean_environment", "spawn"]
+__all__ = ["INHERITED", "Child", "Keeper", "Listener", "Taken", "clean_environment", "spawn", "taken"]
+
+log = logging.getLogger("tollhouse.net.process")
 
 INHERITED = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER")
 """What a child sees of our environment; everything else, secrets among it, must be given."""
@@ -49,15 +56,17 @@ async def spawn(
     cwd: str | None = None,
     max_line: int = MAX_LINE,
     stderr: Callable[[str], None],
+    keeper: "Keeper | None" = None,
 ) -> "Child":
-    """Start `command`. env: all of the child's environment. stderr: called with each line of it, cut at 4 KiB.
+    """Start `command`. env: all of the child's environment. stderr: called with each line of it, cut at 4 KiB. keeper:
+    ends it and all that it started when this process is killed.
 
-    Raises Failure 503 when it cannot be started.
+    Raises Failure 503 when it cannot be started; `retry` is set where that may be different in a moment.
     """
     loop = asyncio.get_running_loop()
     try:
         _, child = await loop.subprocess_exec(
-            lambda: Child(listener, max_line, stderr),
+            lambda: Child(listener, max_line, stderr, keeper),
             *command,
             env=dict(env),
             cwd=cwd,
@@ -70,7 +79,7 @@ async def spawn(
             Reason.UPSTREAM_FAILURE,
             "the server's program cannot be started",
             detail=f"cannot start {command[0]!r}: {error}",
-            retry=True,
+            retry=not isinstance(error, (FileNotFoundError, NotADirectoryError, PermissionError, ValueError)),
             reached=False,
         ) from None
     return child
@@ -90,14 +99,133 @@ def _die_with_parent() -> Callable[[], None] | None:
     return die_with_parent
 
 
+class Keeper:
+    """Ends process groups once this process is gone, however it went.
+
+    The kernel tells a child of its parent's death, and the children of that one nothing. So a shell waits for the end
+    of a pipe that only this process holds, and then kills the groups that it was told of and that have not ended. It
+    is started with the first group; where there is no shell, children alone are ended.
+    """
+
+    __slots__ = ("_groups", "_shell")
+
+    _SCRIPT = """
+trap '' HUP INT TERM
+groups=' '
+while read -r change group; do
+  case $change in
+    +) groups="$groups$group " ;;
+    -) case $groups in *" $group "*) groups="${groups%%" $group "*} ${groups#*" $group "}" ;; esac ;;
+  esac
+done
+for group in $groups; do kill -s KILL -- "-$group" 2>/dev/null; done
+"""
+
+    def __init__(self) -> None:
+        self._groups: set[int] = set()
+        self._shell: subprocess.Popen[bytes] | None = None
+
+    def keep(self, group: int) -> None:
+        self._groups.add(group)
+        if self._shell is None or not self._tell(b"+ %d\n" % group):
+            self._start()
+
+    def let_go(self, group: int) -> None:
+        """It has ended: the number may be somebody else's from now on."""
+        if group in self._groups:
+            self._groups.discard(group)
+            self._tell(b"- %d\n" % group)
+
+    def close(self) -> None:
+        """No group is left that matters."""
+        self._groups.clear()
+        shell, self._shell = self._shell, None
+        if shell is not None:
+            shell.kill()
+            assert shell.stdin is not None
+            shell.stdin.close()
+            shell.wait()
+
+    def _start(self) -> None:
+        shell, self._shell = self._shell, None
+        if shell is not None:
+            shell.kill()
+            shell.wait()
+        try:
+            self._shell = subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
+                ("/bin/sh", "-c", self._SCRIPT),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                start_new_session=True,  # what a terminal or a supervisor signals to our group is not for it
+                cwd="/",
+                env={},
+            )
+        except OSError as error:
+            log.warning("children's children outlive a gateway that is killed: cannot start /bin/sh: %s", error)
+            return
+        assert self._shell.stdin is not None
+        os.set_blocking(self._shell.stdin.fileno(), False)
+        for group in self._groups:
+            self._tell(b"+ %d\n" % group)
+
+    def _tell(self, line: bytes) -> bool:
+        """Whether the shell is there to hear it."""
+        if self._shell is None or self._shell.stdin is None:
+            return False
+        try:
+            self._shell.stdin.write(line)
+        except OSError:
+            return False
+        return True
+
+
+class Taken(msgspec.Struct, gc=False):
+    """What a session of processes takes. memory: bytes, resident. cpu: seconds, since they were started."""
+
+    memory: int = 0
+    cpu: float = 0.0
+
+
+def taken(groups: Collection[int]) -> dict[int, Taken]:
+    """What the processes of each group take with all that they started, by the group's number; without those that have
+    ended. Reads all of /proc, so not for the event loop's thread; {} where there is none."""
+    found: dict[int, Taken] = {}
+    page = os.sysconf("SC_PAGE_SIZE")
+    tick = os.sysconf("SC_CLK_TCK")
+    try:
+        with os.scandir("/proc") as entries:
+            names = [entry.name for entry in entries]
+    except OSError:
+        return found
+    for name in names:
+        if not name.isdigit():
+            continue
+        try:
+            fields = Path("/proc", name, "stat").read_bytes().rpartition(b")")[2].split()
+            session = int(fields[3])
+        except (OSError, ValueError, IndexError):  # it has ended meanwhile
+            continue
+        if session in groups:
+            one = found.setdefault(session, Taken())
+            one.cpu += sum(map(int, fields[11:15])) / tick
+            one.memory += int(fields[21]) * page
+    return found
+
+
 class Child(asyncio.SubprocessProtocol):
     """A running process. `send` writes a line; `close` ends it."""
 
     __slots__ = (
-        "_errors", "_gone", "_group", "_line", "_listener", "_max_line", "_stderr", "_transport", "_why", "code", "pid",
+        "_errors", "_gone", "_group", "_keeper", "_line", "_listener", "_max_line", "_stderr", "_transport", "_why",
+        "code", "pid",
     )  # fmt: skip
 
-    def __init__(self, listener: Listener, max_line: int, stderr: Callable[[str], None]) -> None:
+    def __init__(
+        self, listener: Listener, max_line: int, stderr: Callable[[str], None], keeper: Keeper | None = None
+    ) -> None:
+        self._keeper = keeper
         self._listener: Listener | None = listener
         self._max_line = max_line
         self._stderr = stderr
@@ -114,6 +242,16 @@ class Child(asyncio.SubprocessProtocol):
     def running(self) -> bool:
         """False once it has exited or was given up."""
         return self._listener is not None and self._transport is not None
+
+    @property
+    def group(self) -> int:
+        """Its process group, which is its session too; 0 once it has been reaped."""
+        return self._group
+
+    def kill(self, why: str) -> None:
+        """End it at once; its listener is told why."""
+        self._give_up(why)
+        self._signal(signal.SIGKILL)
 
     def send(self, line: bytes) -> None:
         """Write `line`, which has no line end in it. Raises Failure 503 when the child does not read, 502 when it has
@@ -172,6 +310,8 @@ class Child(asyncio.SubprocessProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.SubprocessTransport, transport)
         self.pid = self._group = self._transport.get_pid()
+        if self._keeper is not None:
+            self._keeper.keep(self._group)
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if fd == 2:
@@ -208,8 +348,7 @@ class Child(asyncio.SubprocessProtocol):
             else:
                 return
         self._line = []
-        self._give_up(f"it sent a line of more than {self._max_line} bytes")
-        self._signal(signal.SIGKILL)
+        self.kill(f"it sent a line of more than {self._max_line} bytes")
 
     def _stderr_received(self, data: bytes) -> None:
         *lines, rest = (self._errors + data).split(b"\n")
@@ -226,6 +365,8 @@ class Child(asyncio.SubprocessProtocol):
         if self._transport is not None:
             self.code = self._transport.get_returncode()
         self._signal(signal.SIGKILL)  # what it started and left behind
+        if self._keeper is not None:
+            self._keeper.let_go(self._group)
         self._group = 0  # it has been reaped: from now on the number may be somebody else's
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -7,7 +7,7 @@ request, where all before the body is one head: so what is recognised is what th
 
 import re
 
-from tollhouse.core.http import Headers, Request
+from tollhouse.core.http import Headers, Known, Request
 from tollhouse.net.head import Head, Limits
 
 __all__ = ["Repeated"]
@@ -54,6 +54,7 @@ class Repeated:
             request.path,
             request.query,
             length=body,
+            known=Known(),
         )
         return cls(raw, head, body, at)
 

@@ -22,13 +22,17 @@ class RepeatedAnswer:
     """One head, shared by all connections of a pool. keep: seconds that a connection is kept after it; None if it does
     not say, and what the connection was told before holds."""
 
-    __slots__ = ("_after", "_around", "_at", "_before", "_encoded", "_headers", "_index", "_misses", "_status", "keep")
+    __slots__ = (
+        "_after", "_around", "_at", "_before", "_digits", "_encoded", "_headers", "_index", "_misses", "_status",
+        "keep",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._before = _NONE  # up to the digits of the length
         self._after = b""  # from behind them, with the blank line
         self._at = 1
         self._around = 1
+        self._digits = 1  # of the last answer's length
         self._headers = Headers()
         self._index = 0  # of the content-length in it
         self._status = 0
@@ -42,8 +46,11 @@ class RepeatedAnswer:
         if data[:at] != self._before:
             return None
         left = len(data) - self._around  # for the digits, and for the bytes they count
-        count = len(str(left))
+        count = self._digits
         digits = b"%d" % (left - count)
+        if len(digits) != count:
+            count = self._digits = len(digits)
+            digits = b"%d" % (left - count)
         tail = digits + self._after
         end = at + len(tail)
         if data[at:end] != tail or len(digits) != count:  # one digit more or less is needed: the parser will see to it

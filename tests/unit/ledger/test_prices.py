@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from pydantic import ValidationError
 
-from tollhouse.core.call import Context, Usage
+from tollhouse.core.call import Context, Share, Usage
 from tollhouse.core.errors import ConfigError
 from tollhouse.ledger.catalogue import Catalogue
 from tollhouse.ledger.prices import Origin, Prices, PriceSpec
@@ -418,6 +418,21 @@ def test_a_cost_is_worked_out_once() -> None:
     assert of.cost(context) == context.cost_nano == 2_000
     context.usage = Usage(5, 5)
     assert of.cost(context) == 2_000
+
+
+def test_targets_that_shared_a_call_have_each_its_own_price() -> None:
+    of = prices(
+        {"provider": "ours", "model": "m", "input": 1, "output": 2}, {"model": "dear", "input": 10, "output": 20}
+    )
+
+    def shared(*shares: Share) -> int | None:
+        return of.cost(Context(backend="ours", model_sent="m", usage=Usage(99, 99), shares=shares))
+
+    cheap = Share("ours", "", "m", Usage(5, 1))
+    assert shared(cheap, Share("claude", "dear", "x", Usage(3, 0))) == 7_000 + 30_000
+    assert shared(cheap, Share("here", "smollm2", "", Usage(3, 0))) == 7_000
+    assert shared(cheap, Share("claude", "", "nobody-knows", Usage(3, 0))) is None  # and not what the known part costs
+    assert shared(cheap, Share("claude", "", "nobody-knows", Usage())) == 7_000
 
 
 def test_names_that_callers_make_up_are_not_all_remembered(catalogue: Catalogue) -> None:

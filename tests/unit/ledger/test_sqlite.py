@@ -55,6 +55,35 @@ def test_the_hourly_sums_are_the_sums_of_the_rows(tmp_path: Path) -> None:
     assert rows(tmp_path / "l.db", by_hand) == rows(tmp_path / "l.db", kept)
 
 
+def test_usual_and_unusual_rows_of_one_batch_are_stored_and_summed_up_alike(tmp_path: Path) -> None:
+    seldom = (
+        "cache_read", "cache_write", "reasoning", "cache_write_1h", "audio_input", "audio_output", "image_input",
+        "image_output",
+    )  # fmt: skip
+    ledger = SqliteLedger(tmp_path / "l.db")
+    ledger.open()
+    entries = []
+    for n in range(1, 401):  # more than two full statements of usual rows, one of each kind of others between them
+        more: dict[str, int] = {seldom[n // 9 % len(seldom)]: n} if n % 9 == 0 else {}
+        if n % 3:
+            more["cost_nano"] = n * 1000
+        entries.append(entry(n, n * 20, org=f"o{n // 40 % 2}", input=n % 7, output=n % 5, bytes_out=n, **more))
+    assert ledger.ship(JOURNAL, entries) == 400
+    ledger.close()
+    names = ("input", "output", "cost_nano", *seldom)
+    sums = ", ".join(f"coalesce(sum({name}), 0)" for name in names)
+    priced = "sum(cost_nano IS NULL AND input + output + cache_read + cache_write > 0)"
+    by_hand = f"SELECT admitted_at / 3600000000, org, count(*), {sums}, {priced} FROM usage GROUP BY 1, 2 ORDER BY 1, 2"
+    kept = f"SELECT hour, org, sum(requests), {sums}, sum(unpriced) FROM usage_hour GROUP BY 1, 2 ORDER BY 1, 2"
+    assert rows(tmp_path / "l.db", by_hand) == rows(tmp_path / "l.db", kept)
+    got = rows(tmp_path / "l.db", f"SELECT seq, org, bytes_out, {', '.join(names)} FROM usage ORDER BY seq")
+    for n, row in enumerate(got, 1):
+        told = dict(zip(names, row[3:], strict=True))
+        assert row[:3] == (n, f"o{n // 40 % 2}", n)
+        assert (told["input"], told["output"], told["cost_nano"]) == (n % 7, n % 5, n * 1000 if n % 3 else None)
+        assert {name for name in seldom if told[name]} == ({seldom[n // 9 % len(seldom)]} if n % 9 == 0 else set())
+
+
 def test_rejected_entries_keep_their_bytes(tmp_path: Path) -> None:
     ledger = SqliteLedger(tmp_path / "l.db")
     ledger.open()
