@@ -4,12 +4,12 @@ Rule: a fact that travels between two policies is a named field of Context, neve
 refers to nothing that refers back to it.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-__all__ = ["Call", "Context", "ModelCall", "Principal", "ToolCall", "Usage"]
+__all__ = ["Call", "Context", "ModelCall", "Movable", "Principal", "Share", "ToolCall", "Usage"]
 
 
 class Usage(msgspec.Struct, gc=False, omit_defaults=True):
@@ -17,7 +17,8 @@ class Usage(msgspec.Struct, gc=False, omit_defaults=True):
 
     cache_write_1h: those of `cache_write` that are kept for an hour. audio_input, image_input: those of `input`, and
     audio_output, image_output: those of `output`, that are sound and pictures. estimated: the provider did not say (a
-    stream that was left), so this is ours, from what was seen.
+    stream that was left), so this is ours, from what was seen. tier: the service tier that answered, as a price has it
+    ("flex", "priority", "batch"); "" for the usual one.
     """
 
     input: int = 0
@@ -31,10 +32,20 @@ class Usage(msgspec.Struct, gc=False, omit_defaults=True):
     audio_output: int = 0
     image_input: int = 0
     image_output: int = 0
+    tier: str = ""
 
     @property
     def total(self) -> int:
         return self.input + self.output + self.cache_read + self.cache_write
+
+
+class Share(NamedTuple):
+    """What one target used of a call that several were asked for: the fields of Context that say its price."""
+
+    backend: str
+    model_answered: str
+    model_sent: str
+    usage: Usage
 
 
 class Principal:
@@ -104,6 +115,7 @@ class Context(msgspec.Struct, gc=False):
     model_answered: str = ""
     stream: bool = False
     usage: Usage | None = None
+    shares: tuple[Share, ...] = ()  # where several targets have used tokens: what each did; `usage` is the sum
     cost_nano: int | None = None  # nano-dollars that `usage` cost, once somebody asked; None: not known
     model_sent: str = ""  # the name that the provider was asked for
     server: str = ""
@@ -119,6 +131,7 @@ class Context(msgspec.Struct, gc=False):
     tried: str = ""  # the targets that were asked, in their order, if there were several; joined by ", "
     budget: Any = None  # core.backoff.RetryBudget that repetitions are taken from, where a target has failed
     rule: str = ""  # the rule that denied
+    integrity: str = ""  # what is wrong with the tool that was called: changed | new | scan
     bytes_in: int = 0
     error: str = ""  # what a Failure that was answered says to the operator
 
@@ -139,7 +152,8 @@ class ModelCall(Call, kw_only=True, eq=False):
     """A model is asked. `fields` is the body's top level with values unparsed; what is changed is put there.
 
     label: the configured model's name, bounded, for metrics. reserve: the estimate, where it is known already.
-    content_type: of the body, b"" for JSON. chat: the request in the neutral model, once somebody needed it.
+    content_type: of the body, b"" for JSON. chat: the request in the neutral model, once somebody needed it. continued:
+    the assistant's message at its end is the beginning of the answer that is wanted.
     """
 
     dialect: Any
@@ -152,6 +166,7 @@ class ModelCall(Call, kw_only=True, eq=False):
     reserve: int | None = None
     content_type: bytes = b""
     chat: Any = None
+    continued: bool = False
 
     @property
     def estimate(self) -> int:
@@ -163,6 +178,18 @@ class ModelCall(Call, kw_only=True, eq=False):
         return reserve
 
 
+class Movable(Protocol):
+    """A server's answer that goes on without the connection it came over."""
+
+    def place(self) -> bytes:
+        """Where it is found again (`backends`), as far as it was read; b"" where it is not."""
+        ...
+
+    def leave(self) -> None:
+        """Let go of it, and let the server go on."""
+        ...
+
+
 class ToolCall(Call, kw_only=True, eq=False):
     """An MCP server is asked. Names are the server's own, without the gateway's prefix.
 
@@ -171,7 +198,11 @@ class ToolCall(Call, kw_only=True, eq=False):
     goes out. meta: what of `_meta` may pass, or None. session: the agent's session, None for stateless agents.
     progress: the agent wants progress. level: the log level this one request asked for, "" for none. idempotent: may
     be asked again when it is unknown whether it was carried out. answer: set by the backend at the commit; sends a
-    JSON-RPC response to a request that the server made within this call.
+    JSON-RPC response to a request that the server made within this call. profile: what the agent can be asked
+    (`wire.mcp.capabilities`); a session's, where there is one. round: above 0 for what carries a call on that was
+    admitted before. resume: what takes the place of the server, where the call is under way with it already. moves:
+    set by the backend at the commit, where another worker may be able to take the answer over. extensions: what the
+    agent declares beside the profile, raw JSON of an object, for a stateless server.
     """
 
     server: str
@@ -184,6 +215,11 @@ class ToolCall(Call, kw_only=True, eq=False):
     level: str = ""
     idempotent: bool = False
     answer: Callable[[bytes], None] | None = None
+    profile: int = 0
+    round: int = 0
+    resume: Callable[["ToolCall"], Awaitable[Any]] | None = None
+    extensions: msgspec.Raw | bytes = b""
+    moves: "Movable | None" = None
 
     @property
     def arguments(self) -> msgspec.Raw | bytes:

@@ -5,26 +5,31 @@ as an agent that leaves does, so that there is one way in which the work upstrea
 """
 
 import asyncio
+from functools import partial
 
 from tollhouse.core.call import ToolCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Ending, Response
 from tollhouse.core.reply import Reply
+from tollhouse.endpoints.mcp_bridge import Bridge
 from tollhouse.endpoints.mcp_lists import Server
+from tollhouse.endpoints.mcp_replay import ResumableAnswer
 from tollhouse.endpoints.mcp_request import JSON, Asking
 from tollhouse.endpoints.mcp_session import InFlight
 from tollhouse.endpoints.mcp_stream import Answer
 from tollhouse.wire import jsonrpc
-from tollhouse.wire.mcp import revisions
+from tollhouse.wire.mcp import revisions, tasks
+from tollhouse.wire.mcp.capabilities import TASKS
 from tollhouse.wire.mcp.catalogue import Kind
 from tollhouse.wire.mcp.messages import Translation
+from tollhouse.wire.mcp.mrtr import METHODS
 
 __all__ = ["put"]
 
 
 async def put(
-    asking: Asking, server: Server, kind: Kind, original: str, *, wrap: bool, info: bytes, clock: Clock
+    asking: Asking, server: Server, kind: Kind, original: str, *, wrap: bool, info: bytes, clock: Clock, bridge: Bridge
 ) -> Response:
     """Ask `server` for `original` (its own name). Raises Failure.
 
@@ -33,7 +38,8 @@ async def put(
     request, session = asking.request, asking.session
     context = request.context
     context.server = context.backend = server.name
-    known = server.upstream.known(kind, session)
+    upstream = server.upstream
+    known = upstream.known(kind, session, asking.profile & ~TASKS, context.principal) or upstream.known(kind, None)
     entry = known.index.get(original) if known is not None else None
     if asking.method == "tools/call":
         context.tool = original
@@ -49,7 +55,28 @@ async def put(
         progress=bool(asking.token),
         level=asking.level,
         idempotent=asking.method in _REPEATABLE or (entry is not None and entry.repeatable),
+        profile=asking.profile if upstream.new else asking.profile & ~TASKS,
+        extensions=asking.extensions,
     )
+    retry = asking.retry
+    if retry is not None:
+        call.round, call.resume = retry.round, retry.resume
+    elif asking.resume is not None:
+        call.resume, asking.resume = asking.resume, None
+    if asking.method == "tools/call":
+        if asking.profile & TASKS or (session is not None and "task" in asking.fields):
+            bridge.tasks.begin(asking, call, server, entry, wrap=wrap)
+        elif call.resume is not None:
+            pass
+        elif upstream.new:
+            if (
+                session is not None
+                and (features := upstream.features) is not None
+                and tasks.offers(features.capabilities)
+            ):
+                call.resume = partial(bridge.tasks.new.driven, upstream.handle, session.revision)
+        elif entry is not None and entry.as_task and (session is None or not revisions.has_tasks(session.revision)):
+            call.resume = bridge.as_task(upstream.handle)
     arguments = call.arguments
     if len(arguments):
         context.arguments = arguments
@@ -63,7 +90,11 @@ async def put(
         level=asking.level if session is None else session.hears,
         asked=original if asking.method == "resources/read" else "",
         server_info=info if asking.new else b"",
+        revision=session.revision if session is not None else revisions.NEWEST_OLD,
+        public=server.permitted is None,
     )
+    if asking.task and asking.method == "tasks/result":
+        asking.translation.method, asking.translation.related = "tools/call", asking.task
     chain = (server.tools.get(original) if server.tools and asking.method == "tools/call" else None) or server.chain
     in_flight = None
     if session is not None:
@@ -71,9 +102,18 @@ async def put(
     streams = False
     try:
         reply = await chain(call)
+        if asking.method in METHODS:
+            if asking.new:
+                asking.bridge, asking.inner = bridge, bool(upstream.new)
+            if asking.inner:
+                pass  # the server's state travels in ours
+            elif reply.source is not None or (upstream.new and b"input_required" in reply.first):
+                reply = bridge.carried(call, reply, server, asking.endpoint, retry)
         try:
             if reply.source is not None:
                 response = _stream(asking, reply, in_flight, clock)
+                if context.integrity:
+                    response.headers.append(_doubtful(context.integrity))
                 streams = True
                 return response
             data = reply.first
@@ -86,7 +126,10 @@ async def put(
             reply.close(Ending(502, failure.reason, 0, failure))
             raise failure from None
         status = revisions.status_of(code, new=asking.new) if code else 200
-        return Response(status, [JSON], body, reason=Reason.UPSTREAM, ends=reply.ends)
+        response = Response(status, [JSON], body, reason=Reason.UPSTREAM, ends=reply.ends)
+        if context.integrity:
+            response.headers.append(_doubtful(context.integrity))
+        return response
     except asyncio.CancelledError:
         task = in_flight.task if in_flight is not None else None
         if in_flight is None or not in_flight.cancelled or task is None or task.uncancel():
@@ -98,12 +141,12 @@ async def put(
             _over(asking, in_flight)
 
 
-_REPEATABLE = frozenset(("prompts/get", "resources/read", "completion/complete"))
+_REPEATABLE = frozenset(("prompts/get", "resources/read", "completion/complete", *tasks.METHODS, *tasks.OLD_METHODS))
 
 
 def _stream(asking: Asking, reply: Reply, in_flight: InFlight | None, clock: Clock) -> Response:
-    data = reply.first
-    for tap in reply.taps or ():
+    data = reply.first  # empty where the first event is still to come
+    for tap in reply.taps or () if data else ():
         data = tap(data)
 
     def ended(failure: Failure | None) -> None:
@@ -112,11 +155,25 @@ def _stream(asking: Asking, reply: Reply, in_flight: InFlight | None, clock: Clo
             context.mcp_outcome = "cancelled"
         _over(asking, in_flight)
 
-    answer = Answer(clock, reply, asking.tell(data), tell=asking.tell, failed=asking.failed, ended=ended)
+    first = asking.tell(data) if data else None
+    session = asking.session
+    answer: Answer | ResumableAnswer
+    if session is None:
+        answer = Answer(clock, reply, first, tell=asking.tell, failed=asking.failed, ended=ended)
+    else:
+        tell, failed = asking.tell, asking.failed
+        answer = session.answer(
+            reply, first, id=asking.id, tell=tell, failed=failed, ended=ended, call=asking.call, token=asking.token
+        )
     if in_flight is not None:
         in_flight.task = None
         in_flight.answer = answer
     return answer.response()
+
+
+def _doubtful(cause: str) -> tuple[bytes, bytes]:
+    """Says that the tool is not as it was approved, but is used all the same."""
+    return (b"x-tollhouse-integrity", cause.encode())
 
 
 def _over(asking: Asking, in_flight: InFlight | None) -> None:

@@ -28,6 +28,7 @@ _TOOLS = KINDS["tools/list"]
 _LONGEST_CODE = 64_000
 _LONGEST_NAME = 256
 _AT_ONCE = 8
+_LARGEST = 1 << 20  # bytes of one result: many together must not fill the gateway
 
 
 class _Wanted(msgspec.Struct):
@@ -96,7 +97,10 @@ class Code:
     async def call(self, asking: Asking, name: str, arguments: msgspec.Raw) -> bytes:
         """What the program gets: JSON of {"value": ...} or {"error": text}."""
         try:
-            return await self._call(asking, name, arguments)
+            told = await self._call(asking, name, arguments)
+            if len(told) <= _LARGEST:
+                return told
+            return _error(f"the result of {name} has {len(told)} bytes: a program gets at most {_LARGEST}")
         except Failure as failure:
             return _error(failure.message)
         except Refused as refused:

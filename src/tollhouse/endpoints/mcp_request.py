@@ -4,18 +4,20 @@ Rule: a refusal before any message was read speaks HTTP; one of a message is a J
 status 200 wherever another one would end their session, to new ones the status of its code (`wire.mcp.revisions`).
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
 
 import msgspec
 
 from tollhouse.core.call import Context, ToolCall
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Request, Response
+from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp_session import Session
-from tollhouse.wire import jsonrpc
-from tollhouse.wire.mcp import capabilities
-from tollhouse.wire.mcp.messages import Translation, is_tool_error
+from tollhouse.endpoints.mcp_stream import HEADERS
+from tollhouse.wire import jsonrpc, sse
+from tollhouse.wire.mcp import capabilities, tasks
+from tollhouse.wire.mcp.messages import OWN_ID, Translation, is_tool_error
 
 __all__ = [
     "JSON",
@@ -23,6 +25,8 @@ __all__ = [
     "Accepted",
     "Asking",
     "Refused",
+    "Wraps",
+    "as_stream",
     "failed",
     "named",
     "outcome_of",
@@ -35,8 +39,8 @@ JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
 
 # Characters. Methods and names are kept with verdicts, buckets, records and log lines: what is kept must be short.
 LONGEST_METHOD = 128
-_LONGEST = {"name": 256, "uri": 8192}
-_READ = frozenset(("name", "uri", "arguments", "ref", "type"))
+_LONGEST = {"name": 256, "uri": 8192, "taskId": 8192}
+_READ = {name.casefold(): name for name in ("name", "uri", "arguments", "ref", "type", "taskId")}
 
 
 class Refused(Exception):
@@ -50,22 +54,42 @@ class Refused(Exception):
         self.status = status
 
 
+class Wraps(Protocol):
+    """What makes a server's question one of ours (`mcp_bridge.Bridge`)."""
+
+    def wrapped(self, call: ToolCall, endpoint: str, round: int, result: msgspec.Raw) -> msgspec.Raw: ...
+
+    def urls(self, call: ToolCall, endpoint: str, error: msgspec.Raw) -> bytes | None: ...
+
+
 class Asking:
-    """One request of an agent while it is answered. over: called once its answer has ended, with whether the server
-    answered it with a result."""
+    """One request of an agent while it is answered. profile: what the agent can be asked. bridge: for questions of a
+    server to a stateless agent, else None; inner: that server is stateless too. retry: what it brings back. task:
+    the sealed id of the one it is about. made: makes a server's result that may be about a task the agent's. resume:
+    what answers it in the place of the server. over:
+    called once its answer has ended, with whether the server answered it with a result."""
 
     __slots__ = (
+        "bridge",
         "call",
+        "endpoint",
+        "extensions",
         "fields",
         "id",
+        "inner",
         "level",
+        "made",
         "meta",
         "method",
         "name",
         "new",
         "over",
+        "profile",
         "request",
+        "resume",
+        "retry",
         "session",
+        "task",
         "token",
         "translation",
     )
@@ -81,6 +105,15 @@ class Asking:
         self.token = b""
         self.level = ""
         self.name = ""
+        self.profile = session.profile if session is not None else 0
+        self.bridge: Wraps | None = None
+        self.inner = False
+        self.task = ""
+        self.endpoint = ""
+        self.extensions = b""
+        self.made: Callable[[Asking, msgspec.Raw], msgspec.Raw] | None = None
+        self.resume: Callable[[ToolCall], Awaitable[Reply]] | None = None
+        self.retry: Any = None
         self.over: Callable[[bool], None] | None = None
         self.call: ToolCall | None = None
         self.translation: Translation | None = None
@@ -92,14 +125,14 @@ class Asking:
         assert call is not None
         message = jsonrpc.decode(data)
         if message.is_response:
-            body, code = translation.response(message)
-            self._outcome(message, code)
-            return body
+            return self._told(message, data)[0]
         if message.is_notification:
             return translation.notification(message)
         answer = call.answer
         if answer is None:
             return None
+        if self.task and b"related-task" in bytes(message.params):
+            message.params = tasks.related(message.params, self.task)
         session = self.session
         if session is None or not capabilities.allows(session.profile, message.method, message.params):
             text = f"the client does not support {message.method!r} here"
@@ -109,12 +142,35 @@ class Asking:
 
     def first(self, data: bytes) -> tuple[bytes, int]:
         """The whole answer, and its error code or 0. Raises Malformed."""
-        translation = self.translation
-        assert translation is not None
         message = jsonrpc.decode(data)
         if not message.is_response:
             raise jsonrpc.Malformed(jsonrpc.INTERNAL_ERROR, "the server's answer is no response")
-        body, code = translation.response(message)
+        return self._told(message, data)
+
+    def _told(self, message: jsonrpc.Message, data: bytes) -> tuple[bytes, int]:
+        translation, call = self.translation, self.call
+        assert translation is not None
+        bridge, made, asks = self.bridge, self.made, False
+        if (bridge is not None or made is not None) and call is not None and bytes(message.id) != OWN_ID:
+            try:
+                if made is not None and not len(message.error):
+                    asks = True
+                    message.result = made(self, message.result)
+                if bridge is None:
+                    pass
+                elif not len(message.error):
+                    if self.inner and b"input_required" in data:
+                        asks = True
+                        message.result = bridge.wrapped(call, self.endpoint, call.round, message.result)
+                elif not self.inner and b"-32042" in data:
+                    needed = bridge.urls(call, self.endpoint, message.error)
+                    if needed is not None:
+                        asks = True
+                        message = jsonrpc.Message("2.0", message.id, result=msgspec.Raw(needed))
+            except Refused as refused:
+                self.request.context.mcp_outcome = "protocol_error"
+                return jsonrpc.error(self.id, refused.code, refused.message, refused.data), refused.code
+        body, code = translation.response(message, asks=asks)
         self._outcome(message, code)
         return body, code
 
@@ -149,6 +205,8 @@ def render(failure: Failure, request: Request) -> Response:
 
 def _reason(failure: Failure) -> dict[str, Any]:
     fields: dict[str, Any] = {"reason": failure.code or failure.reason.value}
+    if failure.code == "call_lost":
+        fields["executed"] = "unknown"
     if failure.retry_after is not None:
         fields["retryAfter"] = failure.retry_after
     return fields
@@ -170,6 +228,14 @@ def refusal(id: bytes, code: int, message: str, data: Any, status: int) -> Respo
     return Response(status, headers, jsonrpc.error(id, code, message, data), reason=Reason.INVALID_REQUEST)
 
 
+def as_stream(response: Response) -> Response:
+    """A whole answer as an event stream of one event, for who prefers that."""
+    if response.status == 200 and response.source is None and response.body and JSON in response.headers:
+        response.headers = [*HEADERS, *(pair for pair in response.headers if pair != JSON)]
+        response.body = sse.frame(jsonrpc.one_line(response.body), b"message")
+    return response
+
+
 def plain(status: int, text: str, *headers: tuple[bytes, bytes]) -> Response:
     """What is wrong with the HTTP of it, before any message is read."""
     reason = Reason.INVALID_REQUEST
@@ -180,9 +246,10 @@ def plain(status: int, text: str, *headers: tuple[bytes, bytes]) -> Response:
 def named(fields: Mapping[str, msgspec.Raw], key: str) -> str:
     """What a request names: the member `key` ("name" or "uri") of its params or `ref`. Raises Refused."""
     for member in fields:
-        if member not in _READ and member.casefold() in _READ:
+        meant = _READ.get(member) or _READ.get(member.casefold())
+        if meant is not None and meant != member:
             # Some servers take names for equal but for the case: they would read another value than the rules did.
-            raise Refused(jsonrpc.INVALID_PARAMS, f"the member {member[:100]!r} must be written {member.casefold()!r}")
+            raise Refused(jsonrpc.INVALID_PARAMS, f"the member {member[:100]!r} must be written {meant!r}")
     name = jsonrpc.decode_string(fields.get(key))
     if name is None:
         raise Refused(jsonrpc.INVALID_PARAMS, f"{key} must be a string")

@@ -1,30 +1,46 @@
-"""Sessions of old-era agents, and subscriptions of new-era ones: what lives longer than a request.
+"""All sessions of old-era agents that this worker knows, and subscriptions of new-era ones: what outlives a request.
 
 Rule: a session belongs to one principal at one endpoint; to anybody else, and once it has ended, it was never there
-(404). It survives changes of configuration, and holds nothing of one.
+(404). It survives changes of configuration, and holds nothing of one. Any worker with the key finds it again by its id
+(`mcp_ids`) and its record (`mcp_shared`); so one that nobody uses may be let go of, and a worker may be lost.
 """
 
 import asyncio
-import secrets
-from collections import deque
-from collections.abc import Callable
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
 
 from tollhouse.core.clock import FOREVER, Clock
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.endpoints.mcp_stream import Answer, Outlet
+from tollhouse.core.http import Response
+from tollhouse.endpoints.mcp_agent import LISTS_CHANGED, InFlight, Session
+from tollhouse.endpoints.mcp_ids import MAX_AGE, Opened, SessionIds, key_of
+from tollhouse.endpoints.mcp_relay import Lent, Relayed
+from tollhouse.endpoints.mcp_replay import Rings, Track, parse_event_id
+from tollhouse.endpoints.mcp_shared import Left, Record, Records, Word, Workers
+from tollhouse.endpoints.mcp_stream import HEADERS, Outlet
+from tollhouse.store.base import State
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import revisions
-from tollhouse.wire.mcp.messages import log_allowed, updated_uri
+from tollhouse.wire.mcp.sealed import Seals
 
 __all__ = ["InFlight", "Session", "Sessions", "Subscription"]
 
-_BACKLOG = 64  # messages kept for an agent that has no stream open
-_ASKED = 64  # requests of servers that an agent has not answered
+log = logging.getLogger("tollhouse.endpoints.mcp")
+
 _COALESCE = 0.25  # seconds in which changes of lists are told once
-_SUBSCRIPTIONS = 1000
+_ENDED = 32_768  # sessions that are remembered to have ended, where no store does
+_AWAY = 300.0  # seconds that what an agent has missed is kept for it
+_CALL = 3600.0  # seconds that a call which streams is known to other workers
+_WRITTEN = 10.0  # seconds after which a session must have a record, where those are shared
+_TASKS = 10_000
+_ASKS = 12  # times that a worker which lives is asked for a stream, each for a second
+_MOVED = 64
+_LOOK = 0.1
+_RELAYS = 1000
 
 _FILTERS = {
     "notifications/tools/list_changed": "toolsListChanged",
@@ -33,200 +49,8 @@ _FILTERS = {
 }
 
 
-class InFlight:
-    """A request of a session that is being answered: a task that waits, or a stream that flows."""
-
-    __slots__ = ("answer", "cancelled", "task")
-
-    def __init__(self, task: "asyncio.Task[Any] | None") -> None:
-        self.task = task
-        self.answer: Answer | None = None
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-        answer, self.answer = self.answer, None
-        if answer is not None:
-            answer.cut(Failure(499, Reason.CLIENT_GONE, "the client has cancelled the request"))
-        elif self.task is not None:
-            self.task.cancel()
-
-
-class Session:
-    """One agent's session. Timed: it ends when it is idle for the timeout.
-
-    profile: what the agent can be asked (`wire.mcp.capabilities`). servers: behind its endpoint. wrap: URIs carry their
-    server. calls: requests in flight by raw id. subscribed: URIs as the agent knows them, that their server has
-    agreed to tell of.
-    """
-
-    __slots__ = (
-        "_answers", "_asked", "_backlog", "_ends", "_outlets", "_sessions", "_subscribing",
-        "calls", "deadline", "endpoint", "id", "level", "principal", "profile", "revision", "servers", "subscribed",
-        "wrap",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        sessions: "Sessions",
-        *,
-        principal: str,
-        endpoint: str,
-        servers: frozenset[str],
-        revision: str,
-        profile: int,
-    ) -> None:
-        self.id = secrets.token_urlsafe(24)
-        self.principal = principal
-        self.endpoint = endpoint
-        self.servers = servers
-        self.revision = revision
-        self.profile = profile
-        self.wrap = False
-        self.level = ""
-        self.calls: dict[bytes, InFlight] = {}
-        self.subscribed: set[str] = set()
-        self.deadline = FOREVER
-        self._sessions: Sessions | None = sessions
-        self._outlets: list[Outlet] = []
-        self._backlog: deque[bytes] = deque(maxlen=_BACKLOG)
-        self._asked = 0
-        self._answers: dict[bytes, tuple[Callable[[bytes], None], bytes]] = {}
-        self._ends: dict[Any, Callable[[], None]] = {}
-        self._subscribing: dict[str, list[bytes]] = {}  # asked for and not yet granted: what was told meanwhile
-
-    @property
-    def hears(self) -> str:
-        """The least log level to pass on. An agent that never said gets what servers say by themselves, from info."""
-        return self.level or "info"
-
-    @property
-    def busy(self) -> bool:
-        return bool(self.calls or self._outlets)
-
-    def touch(self) -> None:
-        if self._sessions is not None:
-            self.deadline = self._sessions.clock.now + self._sessions.timeout
-
-    def expire(self) -> None:
-        if self._sessions is not None:
-            if self.busy:
-                self.touch()
-            else:
-                self._sessions.end(self)
-
-    def on_end(self, key: Any, callback: Callable[[], None]) -> None:
-        """Call `callback` when this session ends, unless it is told to `forget` the key."""
-        if self._sessions is None:
-            callback()
-        else:
-            self._ends[key] = callback
-
-    def forget(self, key: Any) -> None:
-        self._ends.pop(key, None)
-
-    # ---- to the agent
-    def outlet(self) -> Outlet:
-        """A new stream of this session, which now takes what belongs to no request."""
-        assert self._sessions is not None
-        outlet = Outlet(self._sessions.clock, self._closed)
-        self._outlets.append(outlet)
-        while self._backlog:
-            outlet.say(self._backlog.popleft())
-        return outlet
-
-    def _closed(self, outlet: Outlet) -> None:
-        if outlet in self._outlets:
-            self._outlets.remove(outlet)
-        self.touch()
-
-    def say(self, message: bytes) -> None:
-        """A notification: on the newest stream, or kept for the next one."""
-        if not (self._outlets and self._outlets[-1].say(message)):
-            self._backlog.append(message)
-
-    def deliver(self, server: str, data: bytes, message: jsonrpc.Message, answer: Callable[[bytes], None]) -> bool:
-        """What `server` says outside of any request of ours."""
-        try:
-            if message.is_request:
-                return self._deliver_request(message, answer)
-            method = message.method
-            if method == "notifications/message":
-                if log_allowed(message.params, self.hears):
-                    self.say(jsonrpc.notification(method, message.params))
-            elif method == "notifications/resources/updated":
-                uri, notification = updated_uri(message, server if self.wrap else "")
-                if any(map(uri.startswith, self.subscribed)):  # also of a part of it
-                    self.say(notification)
-                else:
-                    held = next((held for asked, held in self._subscribing.items() if uri.startswith(asked)), None)
-                    if held is not None and len(held) < _BACKLOG:
-                        held.append(notification)
-            else:
-                self.say(jsonrpc.notification(method, message.params))
-        except jsonrpc.Malformed:
-            return False
-        return True
-
-    # ---- subscriptions of resources
-    def subscribe(self, uri: str) -> None:
-        """`uri` is being asked for; `subscribed_to` must follow. Raises Failure 429 when there are too many."""
-        if len(self.subscribed) + len(self._subscribing) >= _SUBSCRIPTIONS and uri not in self.subscribed:
-            why = f"this session has {_SUBSCRIPTIONS} subscriptions: end some with resources/unsubscribe"
-            raise Failure(429, Reason.RATE_LIMIT, why)
-        self._subscribing.setdefault(uri, [])
-
-    def subscribed_to(self, uri: str, granted: bool) -> None:
-        """The server's answer, or the rules', to `subscribe`. A refusal ends no earlier subscription."""
-        held = self._subscribing.pop(uri, [])
-        if granted and self._sessions is not None:
-            self.subscribed.add(uri)
-            for notification in held:
-                self.say(notification)
-
-    def unsubscribed(self, uri: str, granted: bool) -> None:
-        if granted:
-            self.subscribed.discard(uri)
-
-    def _deliver_request(self, message: jsonrpc.Message, answer: Callable[[bytes], None]) -> bool:
-        if not self._outlets:
-            return False
-        return self._outlets[-1].say(self.ask(message, answer))
-
-    def ask(self, message: jsonrpc.Message, answer: Callable[[bytes], None]) -> bytes:
-        """A server's request under an id of ours; `answer` gets the response. Above the bound the oldest one that is
-        unanswered is answered with an error."""
-        if len(self._answers) >= _ASKED:
-            oldest, id = self._answers.pop(next(iter(self._answers)))
-            oldest(jsonrpc.error(id, jsonrpc.INTERNAL_ERROR, "the client did not answer"))
-        self._asked += 1
-        id = b'"ask-%d"' % self._asked
-        self._answers[id] = (answer, bytes(message.id))
-        return jsonrpc.request(id, message.method, message.params)
-
-    def answered(self, message: jsonrpc.Message) -> bool:
-        """The agent's response to a server's request; False when nobody waits for it."""
-        waiting = self._answers.pop(bytes(message.id), None)
-        if waiting is None:
-            return False
-        answer, id = waiting
-        answer(jsonrpc.failed(id, message.error) if len(message.error) else jsonrpc.result(id, message.result))
-        return True
-
-    def release(self) -> None:
-        """It has ended: cancel what runs, close what is open."""
-        self._sessions = None
-        self.deadline = FOREVER
-        for call in list(self.calls.values()):
-            call.cancel()
-        self.calls.clear()
-        for outlet in list(self._outlets):
-            outlet.finish()
-        self._outlets.clear()
-        self._answers.clear()
-        ends, self._ends = self._ends, {}
-        for callback in ends.values():
-            callback()
+GoOn = Callable[[Session, Left], Awaitable[Response | None]]
+"""Answer a call in the place of a worker that is gone; None where that cannot be. Raises Failure."""
 
 
 class Subscription:
@@ -249,10 +73,12 @@ class Subscription:
 
 
 class Sessions:
-    """All sessions and subscriptions of this process; kept while configurations come and go.
+    """All sessions and subscriptions of this worker; kept while configurations come and go.
 
-    timeout: seconds of idleness. limit, limit_each: sessions, in all and of one principal. count: called with
-    (revision, +1 or -1).
+    timeout: seconds of idleness. limit: sessions in memory; above it idle ones are let go of, to be found again by
+    their records. limit_each: sessions of one principal here; above it idle ones end. Agents that have not said who
+    they are count as many. count: called with (revision, +1 or -1). state: where records are, and other workers;
+    without one a session that is let go of has lost its subscriptions. seals: for ids.
     """
 
     def __init__(
@@ -263,15 +89,29 @@ class Sessions:
         limit: int = 10_000,
         limit_each: int = 1000,
         count: Callable[[str, int], None] = lambda revision, change: None,
+        state: State | None = None,
+        seals: Seals | None = None,
+        max_age: float = MAX_AGE,
     ) -> None:
         self.clock = clock
         self.timeout = timeout
+        self.limit_each = limit_each
         self.deadline = FOREVER
+        self.shared = state is not None and state.shared
+        self.rings = Rings(state.node if state is not None else "0")
         self._limit = limit
-        self._limit_each = limit_each
         self._count = count
+        self._ids = SessionIds(seals or Seals(), max_age=max_age)
+        self._records = Records(state.values) if state is not None else None
+        self._workers = Workers(state, self._heard, self._gap) if state is not None and state.shared else None
         self._open: dict[str, Session] = {}
         self._of: dict[str, dict[str, Session]] = {}
+        self._keys: dict[str, Session] = {}  # by key, where others know them by that
+        self._ended: dict[str, None] = {}
+        self._leaving: dict[str, Record] = {}  # let go of, and not yet written
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._relayed: dict[int, Relayed] = {}
+        self._lent: dict[tuple[str, int], Lent] = {}
         self._subscriptions: set[Subscription] = set()
         self._changes: set[tuple[str, str]] = set()
 
@@ -281,61 +121,401 @@ class Sessions:
     # ---- sessions
     def open(self, *, principal: str, endpoint: str, servers: frozenset[str], revision: str, profile: int) -> Session:
         """A new session. Raises Failure 503 or 429 when there are too many and none is idle."""
-        own = self._of.get(principal, {})
-        if len(own) >= self._limit_each:
-            self._evict(own, 429, f"this caller has {self._limit_each} sessions open: end some with DELETE")
-        if len(self._open) >= self._limit:
-            self._evict(self._open, 503, "too many sessions are open")
+        self._make_room(principal)
+        id = self._ids.mint(principal, endpoint, revision, profile)
         session = Session(
-            self, principal=principal, endpoint=endpoint, servers=servers, revision=revision, profile=profile
+            self,
+            id,
+            principal=principal,
+            endpoint=endpoint,
+            servers=servers,
+            revision=revision,
+            profile=profile,
+            until=self.clock.now + self._ids.max_age,
         )
-        self._open[session.id] = session
-        self._of.setdefault(principal, {})[session.id] = session
-        session.touch()
-        self.clock.watch(session)
-        self._count(revision, 1)
+        self._add(session)
         return session
 
-    def _evict(self, among: dict[str, Session], status: int, why: str) -> None:
-        idle = [session for session in among.values() if not session.busy]
-        if not idle:
-            raise Failure(status, Reason.RATE_LIMIT if status == 429 else Reason.MCP, why)
-        self.end(min(idle, key=lambda session: session.deadline))
+    def _make_room(self, principal: str) -> None:
+        own = self._of.get(principal, {})
+        if principal and len(own) >= self.limit_each:
+            why = f"this caller has {self.limit_each} sessions open: end some with DELETE"
+            self.end(_idlest(own, Failure(429, Reason.RATE_LIMIT, why)))
+        if len(self._open) >= self._limit:
+            self._let_go(_idlest(self._open, Failure(503, Reason.MCP, "too many sessions are open")))
+
+    def _add(self, session: Session) -> None:
+        self._open[session.id] = session
+        self._of.setdefault(session.principal, {})[session.id] = session
+        if self.shared:
+            self._keys[session.key] = session
+        session.touch()
+        self.clock.watch(session)
+        self._count(session.revision, 1)
 
     def find(self, id: str, principal: str, endpoint: str) -> Session | None:
-        """The session, if it is open and is this principal's at this endpoint."""
+        """The session, if it is in memory and is this principal's at this endpoint."""
         session = self._open.get(id)
         if session is None or session.principal != principal or session.endpoint != endpoint:
             return None
         return session
 
+    async def load(self, id: str, principal: str, endpoint: str) -> Session | None:
+        """The session that `find` has not found: opened at another worker, or let go of here. None when there is none
+        such, or not for this principal at this endpoint. Raises Failure 503 while the store cannot tell."""
+        opened = self._ids.read(id, principal, endpoint)
+        if opened is None or id in self._ended:
+            return None
+        key = key_of(id)
+        record = self._leaving.get(key)
+        if record is None and self._records is not None:
+            record = await self._records.read(key)
+        known = self.find(id, principal, endpoint)  # somebody else was quicker
+        if known is not None:
+            return known
+        if record is not None:
+            if not record.ended and time.time() - record.touched > self.timeout:
+                await self._end_record(key, self._ids.max_age - opened.age)
+                return None
+            if record.ended:
+                return None
+        return self._found(id, principal, endpoint, opened, record)
+
+    def _found(self, id: str, principal: str, endpoint: str, opened: Opened, record: Record | None) -> Session:
+        self._make_room(principal)
+        session = Session(
+            self,
+            id,
+            principal=principal,
+            endpoint=endpoint,
+            servers=frozenset(),
+            revision=opened.revision,
+            profile=opened.profile,
+            until=self.clock.now + self._ids.max_age - opened.age,
+        )
+        if record is not None:
+            session.take(record, self.rings.node)
+        elif opened.age > _WRITTEN:
+            session.lost_something()
+        self._add(session)
+        return session
+
     def end(self, session: Session) -> None:
-        if self._open.pop(session.id, None) is None:
+        """It is no more, here and anywhere."""
+        if not self._forget(session):
             return
+        left = max(1.0, session.until - self.clock.now)
+        if self.shared:
+            self._later(self._end_record(session.key, left))
+        else:
+            self._ended[session.id] = None
+            if len(self._ended) > _ENDED:
+                del self._ended[next(iter(self._ended))]
+        session.ended = True
+        session.release()
+
+    def _ended_elsewhere(self, session: Session) -> None:
+        if self._forget(session):
+            session.ended = True
+            session.release()
+
+    def end_by_id(self, id: str, principal: str, endpoint: str) -> None:
+        """`end` the session of that id, where it is this principal's at this endpoint."""
+        session = self.find(id, principal, endpoint)
+        if session is not None:
+            self.end(session)
+
+    async def ended(self, session: Session) -> None:
+        """End it; returns when no worker will find it again. Raises Failure 503 where others cannot be told."""
+        left = max(1.0, session.until - self.clock.now)
+        if self.shared:
+            await self._end_record(session.key, left)
+        self.end(session)
+
+    async def _end_record(self, key: str, ttl: float) -> None:
+        if self._records is not None:
+            await self._records.end(key, max(1.0, ttl))
+        if self._workers is not None:
+            self._workers.tell_all(Word("ended", session=key))
+
+    def expired(self, session: Session) -> None:
+        """Nobody has used it here for the timeout, or it is too old."""
+        if not self.shared or self.clock.now >= session.until:
+            self.end(session)
+        else:
+            session.deadline = self.clock.now + 60.0  # in case that the store cannot tell
+            self._later(self._lapse(session, session.deadline))
+
+    async def _lapse(self, session: Session, deadline: float) -> None:
+        """It is idle here: it has ended if it is idle everywhere."""
+        assert self._records is not None
+        record = await self._records.read(session.key)
+        if session.busy or not session.open or session.deadline != deadline:
+            return
+        if record is not None and not record.ended and time.time() - record.touched < self.timeout:
+            if self._forget(session):
+                session.release()
+        else:
+            self.end(session)
+
+    def _let_go(self, session: Session) -> None:
+        """Out of memory: it is found again by its record."""
+        if not self._forget(session):
+            return
+        if self._records is not None:
+            ttl = max(1.0, session.deadline - self.clock.now)
+            record = self._leaving[session.key] = session.record()
+            record.touched -= int(max(0.0, self.timeout - ttl))
+            self._later(self._write(session.key, record, ttl))
+        session.release()
+
+    async def _write(self, key: str, record: Record, ttl: float) -> None:
+        assert self._records is not None
+        try:
+            await self._records.write(key, record, ttl)
+        finally:
+            self._leaving.pop(key, None)
+
+    def _forget(self, session: Session) -> bool:
+        if self._open.pop(session.id, None) is None:
+            return False
         own = self._of.get(session.principal)
         if own is not None:
             own.pop(session.id, None)
             if not own:
                 del self._of[session.principal]
+        if self.shared:
+            self._keys.pop(session.key, None)
         self.clock.drop(session)
         self._count(session.revision, -1)
-        session.release()
+        return True
 
     def subscribed_elsewhere(self, session: Session, uri: str) -> bool:
         """Whether another session of the same principal still wants to hear of `uri`."""
         own = self._of.get(session.principal, {})
         return any(other is not session and uri in other.subscribed for other in own.values())
 
+    # ---- records
+    def save(self, session: Session) -> None:
+        if self.shared and not session.saving:
+            session.saving = True
+            self._later(self._save(session))
+
+    async def _save(self, session: Session) -> None:
+        assert self._records is not None
+        ttl = self.timeout * 1.25 + 60.0
+        try:
+            while True:
+                changes, session.changes = session.changes, []
+                try:
+                    record = await self._records.change(session.key, [*changes, _touched], ttl)
+                except Failure:
+                    session.changes[:0] = changes[-100:]  # with the next ones
+                    raise
+                if record.ended:
+                    self._ended_elsewhere(session)
+                    return
+                if changes and self._workers is not None:
+                    self._workers.tell_all(Word("changed", session=session.key))
+                if not session.changes:
+                    return
+        finally:
+            session.saving = False
+
+    async def _reread(self, session: Session) -> None:
+        """Another worker has changed its record."""
+        assert self._records is not None
+        record = await self._records.read(session.key)
+        if record is None or not session.open:
+            return
+        if record.ended:
+            self._ended_elsewhere(session)
+        elif not session.changes and not session.saving:
+            session.take(record, self.rings.node)
+
+    # ---- requests of agents that concern another worker
+    async def answered(self, session: Session, message: jsonrpc.Message) -> bool:
+        """The agent's response to a server's request; False when nobody waits for it."""
+        if session.answered(message):
+            return True
+        node = (jsonrpc.decode_string(message.id) or "").rpartition("-")[0]
+        if self._workers is None or not node or node == self.rings.node:
+            return False
+        id = bytes(message.id)
+        body = jsonrpc.failed(id, message.error) if len(message.error) else jsonrpc.result(id, message.result)
+        return bool(await self._workers.ask(node, Word("answered", session=session.key, body=body)))
+
+    def cancelled(self, session: Session, request: bytes) -> None:
+        """The agent does not want the answer to that request (a raw id) any more."""
+        if not session.cancel(request) and self._workers is not None:
+            self._workers.tell_all(Word("cancel", session=session.key, body=request))
+
+    async def listen(self, session: Session, last: str | None, go_on: GoOn | None = None) -> Response:
+        """A GET of a session: a stream of what belongs to no request, or what comes after event `last` on its stream.
+        go_on: with a call whose worker is gone. Raises Failure."""
+        found = parse_event_id(last) if last is not None else None
+        if found is not None:
+            node, stream, after = found
+            if node == self.rings.node:
+                response = session.read_again(stream, after)
+            else:
+                response = await self._elsewhere(session, node, stream, after, go_on)
+            if response is not None:
+                return response
+        if last is not None:
+            session.lost_something()
+        return session.listen()
+
+    async def _elsewhere(
+        self, session: Session, node: str, stream: int, after: int, go_on: GoOn | None
+    ) -> Response | None:
+        """What came after event `after` of a stream of another worker; None when nobody knows of it."""
+        workers, records = self._workers, self._records
+        if workers is None or records is None:
+            return None
+        name = f"{node}.{stream}"
+        moved = session.moved.get(name)
+        if moved is not None:
+            return session.read_again(moved, 0)
+        last = await records.parked(session.key, name)
+        if last is not None:
+            outlet = Outlet(self.clock, lambda _: None, held=(last,))
+            outlet.finish()
+            return Response(200, list(HEADERS), source=outlet)
+        if len(self._relayed) >= _RELAYS:
+            raise Failure(503, Reason.MCP, "too many streams are read over other workers", retry=True)
+        token = workers.token()
+
+        def ended() -> None:
+            self._relayed.pop(token, None)
+
+        relayed = self._relayed[token] = Relayed(self.clock, workers, node, token, ended)
+        word = Word("read", session=session.key, token=token, number=after, body=b"%d" % stream)
+        there: bool | None = None
+        try:
+            for _ in range(_ASKS):
+                there = await workers.ask(node, word)
+                if there is not None or not await records.lives(node):
+                    break
+        finally:
+            if not there:
+                relayed.close()
+        if there:
+            return relayed.response()
+        left = await records.noted_call(session.key, name)
+        if left is None:
+            return None
+        gone = there is None or not await records.lives(node)
+        if gone and go_on is not None and session.open:
+            try:
+                response = await go_on(session, left)
+            except Failure as failure:
+                log.info("mcp: a call of a worker that is gone is lost: %s", failure.message)
+            else:
+                if response is not None:
+                    if response.source is not None:
+                        session.moved[name] = max(session.tracks)  # the one that was made just now
+                        if len(session.moved) > _MOVED:
+                            del session.moved[next(iter(session.moved))]
+                    return response
+        return session.lost_answer(left.request)
+
+    def forward(self, session: Session, message: bytes) -> bool:
+        if self._workers is None:
+            return False
+        return self._later(self._forward(self._workers, session, message))
+
+    async def _forward(self, workers: Workers, session: Session, message: bytes) -> None:
+        node = session.owner
+        if not node or not await workers.ask(node, Word("say", session=session.key, body=message)):
+            session.owner_lost(node)
+            session.say(message)
+
+    def note_call(self, session: Session, track: Track) -> None:
+        if self._records is not None:
+            stream = f"{self.rings.node}.{track.stream}"
+            self._later(self._records.note_call(session.key, stream, track.left(), _CALL))
+
+    def park(self, session: Session, track: Track, event: bytes) -> None:
+        if self._records is not None:
+            stream = f"{self.rings.node}.{track.stream}"
+            self._later(self._records.park(session.key, stream, event, _AWAY))
+
+    # ---- words of other workers
+    def _heard(self, word: Word) -> None:
+        workers = self._workers
+        assert workers is not None
+        if word.op in ("frame", "end"):
+            relayed = self._relayed.get(word.token)
+            if relayed is not None:
+                relayed.take(word)
+            return
+        if word.op == "leave":
+            lent = self._lent.get((word.node, word.token))
+            if lent is not None:
+                lent.leave()
+            return
+        session = self._keys.get(word.session)
+        if word.op == "answered":
+            workers.answer(word, session is not None and session.answered(jsonrpc.decode(word.body)))
+        elif word.op == "say":
+            workers.answer(word, session is not None and session.say_here(word.body))
+        elif word.op == "read":
+            workers.answer(word, session is not None and self._lend(session, word))
+        elif session is None:
+            return
+        elif word.op == "ended":
+            self._ended_elsewhere(session)
+        elif word.op == "changed":
+            self._later(self._reread(session))
+        elif word.op == "cancel":
+            session.cancel(word.body)
+
+    def _lend(self, session: Session, word: Word) -> bool:
+        workers = self._workers
+        assert workers is not None
+        response = session.read_again(int(word.body), word.number)
+        if response is None or response.source is None:
+            return False
+        to = (word.node, word.token)
+
+        def ended() -> None:
+            self._lent.pop(to, None)
+
+        lent = self._lent[to] = Lent(workers, *to, response.source, ended)
+        # After the answer, which goes out first.
+        asyncio.get_running_loop().call_soon(lent.begin)
+        return True
+
+    def _gap(self) -> None:
+        """Words of other workers may have been lost."""
+        for session in list(self._keys.values()):
+            session.lost_something()
+            self._later(self._reread(session))
+
     # ---- subscriptions
-    def subscribe(self, id: bytes, wanted: dict[str, Any], servers: frozenset[str]) -> Subscription:
-        """A stream that begins with its acknowledgement: the changes of lists that were asked for. Raises Failure."""
+    def subscribe(
+        self,
+        id: bytes,
+        wanted: dict[str, Any],
+        servers: frozenset[str],
+        *,
+        resources: Sequence[str] = (),
+        tasks: Sequence[str] = (),
+    ) -> Subscription:
+        """A stream that begins with its acknowledgement: the changes of lists that were asked for, the URIs whose
+        servers have agreed to tell of them, and the tasks. Raises Failure."""
         if len(self._subscriptions) >= self._limit:
             raise Failure(503, Reason.MCP, "too many subscriptions are open")
         methods = frozenset(method for method, name in _FILTERS.items() if wanted.get(name) is True)
         outlet = Outlet(self.clock, lambda _: self._subscriptions.discard(subscription))
         subscription = Subscription(id, methods, servers, outlet)
         self._subscriptions.add(subscription)
-        accepted = {_FILTERS[method]: True for method in sorted(methods)}
+        accepted: dict[str, Any] = {_FILTERS[method]: True for method in sorted(methods)}
+        if resources:
+            accepted["resourceSubscriptions"] = list(resources)
+        if tasks:
+            accepted["taskIds"] = list(tasks)
         params = {"notifications": accepted, "_meta": subscription.meta()}
         outlet.say(jsonrpc.notification("notifications/subscriptions/acknowledged", jsonrpc.encode_fields(params)))
         return subscription
@@ -350,35 +530,97 @@ class Sessions:
 
     def all_changed(self) -> None:
         """Another configuration serves: every list may be another to anybody."""
-        for method in _FILTERS:
+        for method in LISTS_CHANGED:
             self.changed("", method)
 
     def expire(self) -> None:
         self.deadline = FOREVER
         changes, self._changes = self._changes, set()
         for session in list(self._open.values()):
-            for method in _concerning(session.servers, changes):
+            # Of a new configuration every worker tells those whose stream it has.
+            mine = {(server, method) for server, method in changes if server} if session.owner else changes
+            for method in _concerning(session.servers, mine):
                 session.say(jsonrpc.notification(method))
         for subscription in list(self._subscriptions):
             for method in _concerning(subscription.servers, changes):
                 subscription.tell(method)
 
     # ---- the end
+    def _later(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Work with the store that nobody waits for; False when too much of it is under way."""
+        if len(self._tasks) >= _TASKS:
+            work.close()
+            log.warning("MCP sessions change faster than the store takes it")
+            return False
+        task = asyncio.get_running_loop().create_task(_quietly(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
     def finish_streams(self) -> None:
-        """End every open stream in good order: the process drains. Sessions stay."""
+        """End every open stream in good order: the process drains. Sessions stay, and agents come back elsewhere."""
         for subscription in list(self._subscriptions):
             params = {"resultType": "complete", "_meta": subscription.meta()}
             subscription.outlet.say(jsonrpc.result(subscription.id, jsonrpc.encode_fields(params)))
             subscription.outlet.finish()
         for session in list(self._open.values()):
-            for outlet in list(session._outlets):
-                outlet.finish()
+            session.hang_up()
+        for relayed in list(self._relayed.values()):
+            relayed.finish()
+
+    async def settled(self) -> None:
+        """Return when no call is answered here that its agent may come back for and no other worker could answer."""
+        while self.shared and any(  # noqa: ASYNC110 - looks a few times, when a worker leaves
+            track.answer is not None and not ((left := track.left()).place or left.params)
+            for session in self._open.values()
+            for track in session.tracks.values()
+        ):
+            await asyncio.sleep(_LOOK)
 
     def close(self) -> None:
-        """End everything."""
+        """End everything here. Sessions that other workers can find stay theirs."""
         self.finish_streams()
         for session in list(self._open.values()):
-            self.end(session)
+            if self.shared and self._forget(session):
+                for track in session.tracks.values():
+                    if track.answer is not None:
+                        self.note_call(session, track)
+                        track.let_go()
+                session.release()
+            else:
+                self.end(session)
+
+    async def closed(self) -> None:
+        """`close`, and wait until the store has what it is to have."""
+        self.close()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=5.0)
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks))
+        for lent in list(self._lent.values()):  # who reads it there comes back for it, and finds its record
+            lent.end()
+        if self._workers is not None:
+            await self._workers.close()
+
+
+async def _quietly(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except Failure as failure:
+        log.warning("the record of an MCP session: %s", failure.detail or failure.message)
+
+
+def _touched(record: Record) -> None:
+    record.touched = int(time.time())
+
+
+def _idlest(among: dict[str, Session], otherwise: Failure) -> Session:
+    idle = [session for session in among.values() if not session.busy]
+    if not idle:
+        raise otherwise
+    return min(idle, key=lambda session: session.deadline)
 
 
 def _concerning(servers: frozenset[str], changes: set[tuple[str, str]]) -> list[str]:

@@ -1,18 +1,19 @@
 """Event streams to agents: the answer to one POST, and the stream a session or a subscription holds open.
 
 Rule: a message is one SSE event, and stands on exactly one stream. A stream that is read too slowly is ended, never
-buffered without bound; a quiet one says a comment now and then, so that no proxy takes it for dead.
+buffered without bound; a quiet one says a comment now and then, so that no proxy takes it for dead. What an agent can
+read again is in `mcp_replay`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tollhouse.core.clock import FOREVER, Clock
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.core.http import Ending, Response, Sink
+from tollhouse.core.http import Ending, Feeder, Response, Sink
 from tollhouse.core.reply import Reply
 from tollhouse.wire import jsonrpc, sse
 
-__all__ = ["HEADERS", "Answer", "Outlet"]
+__all__ = ["COMMENT", "HEADERS", "KEEP_ALIVE", "Answer", "Outlet"]
 
 HEADERS: list[tuple[bytes, bytes]] = [
     (b"content-type", b"text/event-stream"),
@@ -21,7 +22,7 @@ HEADERS: list[tuple[bytes, bytes]] = [
 ]
 
 KEEP_ALIVE = 15.0
-_COMMENT = b": \n\n"
+COMMENT = b": \n\n"
 _HELD = 256 << 10
 
 
@@ -39,7 +40,7 @@ class _Quiet:
     def expire(self) -> None:
         self.deadline = self._clock.now + KEEP_ALIVE
         if self._sink is not None and not self._paused:
-            self._sink.send(_COMMENT)
+            self._sink.send(COMMENT)
 
     def _watch(self) -> None:
         self.deadline = self._clock.now + KEEP_ALIVE
@@ -51,7 +52,7 @@ class _Quiet:
 
 
 class Answer(_Quiet):
-    """The rest of a Reply as the event stream that answers a POST.
+    """The rest of a Reply as the event stream that answers a POST; it ends when its reader leaves.
 
     Source of the Response, Sink of the Reply's source. tell: what one raw message becomes, None to leave it out.
     failed: the last message when the server's stream fails. ended: called once, with the Failure or None.
@@ -154,29 +155,50 @@ class Answer(_Quiet):
 
 
 class Outlet(_Quiet):
-    """A stream that stays open for what comes: a session's GET, a subscription. Source of its Response."""
+    """One reader of a stream that stays open for what comes. Source of its Response.
 
-    __slots__ = ("_held", "_on_close", "_size")
+    on_close: told once, when it was ended or left. greeting: said first, so that the agent sees the stream open. held:
+    events that are there already. on_start: called when reading begins. feeder: who is paused while the reader is slow;
+    without one a reader that is too slow is ended.
+    """
 
-    def __init__(self, clock: Clock, on_close: Callable[["Outlet"], None]) -> None:
+    __slots__ = ("_feeder", "_greeting", "_held", "_on_close", "_on_start", "_size")
+
+    def __init__(
+        self,
+        clock: Clock,
+        on_close: Callable[["Outlet"], None],
+        *,
+        greeting: bytes = COMMENT,
+        held: Sequence[bytes] = (),
+        on_start: Callable[[], None] | None = None,
+        feeder: Feeder | None = None,
+    ) -> None:
         super().__init__(clock)
-        self._held: list[bytes] = []
-        self._size = 0
+        self._greeting = greeting
+        self._held = list(held)
+        self._size = sum(map(len, held))
         self._on_close: Callable[[Outlet], None] | None = on_close
+        self._on_start = on_start
+        self._feeder = feeder
 
     def response(self) -> Response:
         return Response(200, list(HEADERS), source=self, ends=[self._left])
 
     def say(self, message: bytes) -> bool:
         """Put one message on the stream; False when it has ended, or ends now because it is read too slowly."""
+        return self.put(sse.frame(jsonrpc.one_line(message), b"message"))
+
+    def put(self, event: bytes) -> bool:
+        """`say`, for a raw event."""
         if self._on_close is None:
             return False
-        event = sse.frame(jsonrpc.one_line(message), b"message")
-        if self._sink is not None and not self._paused:
+        sink = self._sink
+        if sink is not None and (not self._paused or self._feeder is not None):
             self.deadline = self._clock.now + KEEP_ALIVE
-            self._sink.send(event)
+            sink.send(event)
             return True
-        if self._size + len(event) > _HELD:
+        if self._size + len(event) > _HELD and self._feeder is None:
             self.finish()
             return False
         self._held.append(event)
@@ -184,8 +206,13 @@ class Outlet(_Quiet):
         return True
 
     def finish(self) -> None:
-        """End it in good order."""
-        sink, self._sink = self._sink, None
+        """End it in good order, with what is held."""
+        sink = self._sink
+        if sink is None and self._on_close is not None and self._held:  # it has not begun
+            self._on_start = None
+            self._over(keep=True)
+            return
+        self._sink = None
         self._over()
         if sink is not None:
             sink.end()
@@ -196,19 +223,33 @@ class Outlet(_Quiet):
     # Source
     def start(self, sink: Sink) -> None:
         if self._on_close is None:
+            for event in self._held:
+                sink.send(event)
+            self._held.clear()
             sink.end()
             return
         self._sink = sink
         self._watch()
-        sink.send(_COMMENT)  # so that the agent sees the stream open
-        self.resume()
+        if self._greeting:
+            sink.send(self._greeting)
+        self._flush()
+        on_start, self._on_start = self._on_start, None
+        if on_start is not None:
+            on_start()
 
     def pause(self) -> None:
         self._paused = True
+        if self._feeder is not None:
+            self._feeder.pause()
 
     def resume(self) -> None:
         self._paused = False
-        while self._held and self._sink is not None and not self._paused:
+        self._flush()
+        if self._feeder is not None and not self._paused:
+            self._feeder.resume()
+
+    def _flush(self) -> None:
+        while self._held and self._sink is not None and (not self._paused or self._feeder is not None):
             event = self._held.pop(0)
             self._size -= len(event)
             self._sink.send(event)
@@ -217,9 +258,11 @@ class Outlet(_Quiet):
         self._sink = None
         self._over()
 
-    def _over(self) -> None:
+    def _over(self, *, keep: bool = False) -> None:
         self._unwatch()
-        self._held.clear()
+        if not keep:
+            self._held.clear()
+        self._feeder = self._on_start = None
         on_close, self._on_close = self._on_close, None
         if on_close is not None:
             on_close(self)

@@ -1,15 +1,16 @@
-"""The names clients may ask for: finding one, and listing them at `/v1/models`.
+"""The names clients may ask for: finding one, and listing them at `/v1/models` and `/v1beta/models`.
 
 Rule: finding a name costs the same whatever the number of names; a name that may not be asked for is not shown,
 neither in a list nor by its id nor as a suggestion. What asks no model is put to `admit`, so that rules and limits see
 every request.
 """
 
+from base64 import b64decode, urlsafe_b64encode
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from urllib.parse import unquote_to_bytes
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
 
@@ -18,7 +19,7 @@ from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import Headers, Request, Response
 from tollhouse.core.reply import Reply
-from tollhouse.wire.llm import CHAT, MESSAGES
+from tollhouse.wire.llm import CHAT, GENERATE, MESSAGES
 from tollhouse.wire.llm.dialect import Dialect
 
 __all__ = ["LONGEST", "Admit", "Model", "Models", "ModelsEndpoint", "Permitted", "apart", "unknown_model"]
@@ -34,6 +35,12 @@ LONGEST = 256
 
 _AROUND = 32  # names looked at for suggestions, on either side in the alphabet
 _PAGE = 1000
+_GOOGLE_PAGE = 50
+_GOOGLE_METHODS = ("generateContent", "countTokens", "embedContent", "batchEmbedContents")
+"""All that can be asked below a name there; what a model is for, the gateway does not know."""
+
+_GOOGLES = (b"x-goog-api-key", b"x-goog-api-client")
+_RESOURCE = "models/"
 
 _encode = msgspec.json.Encoder().encode
 
@@ -166,16 +173,26 @@ def unknown_model(models: Models, name: str, permitted: Callable[[str], bool]) -
 
 
 class ModelsEndpoint:
-    """`GET /v1/models` and `GET /v1/models/{id}`, in Anthropic's shape for a caller who sends `anthropic-version`, else
-    in OpenAI's. Wildcards are listed by their pattern, last; a name that a wildcard matches can be asked for by id.
+    """`GET /v1/models` and `GET /v1/models/{id}`, in Anthropic's shape for a caller who sends `anthropic-version`, in
+    Google's for one who sends its clients' headers, else in OpenAI's. Wildcards are listed by their pattern, last; a
+    name that a wildcard matches can be asked for by id.
 
-    admit: awaited with a call of no model before every answer."""
+    admit: awaited with a call of no model before every answer. path: of the list. google: it is an address of Google's
+    API alone."""
 
-    __slots__ = ("_admit", "_models", "_path", "_permitted")
+    __slots__ = ("_admit", "_google", "_models", "_path", "_permitted", "render")
 
     def __init__(
-        self, models: Models, permitted: Permitted, *, admit: Admit | None = None, path: bytes = b"/v1/models"
+        self,
+        models: Models,
+        permitted: Permitted,
+        *,
+        admit: Admit | None = None,
+        path: bytes = b"/v1/models",
+        google: bool = False,
     ) -> None:
+        self._google = google
+        self.render: Callable[[Failure, Request], Response] = GENERATE.render if google else _render
         self._models = models
         self._permitted = permitted
         self._admit = admit
@@ -188,45 +205,56 @@ class ModelsEndpoint:
             raise Failure(405, Reason.INVALID_REQUEST, "models are read with GET", headers=headers)
         if self._admit is not None:
             await self._admit(apart(request))
-        anthropic = request.header(b"anthropic-version") is not None
+        dialect: Dialect = GENERATE if self._google else _asked(request)
         rest = request.path[len(self._path) :].strip(b"/")
         if rest:
             name = unquote_to_bytes(rest).decode("utf-8", "replace")
-            content = self._one(name, request.context.principal, anthropic)
+            content = self._one(name, request.context.principal, dialect)
         else:
-            content = self._list(request, anthropic)
+            content = self._list(request, dialect)
         return Response(200, Headers([(b"content-type", b"application/json")]), _encode(content))
 
-    @staticmethod
-    def render(failure: Failure, request: Request) -> Response:
-        """A Failure in the shape the caller reads."""
-        dialect: Dialect = MESSAGES if request.header(b"anthropic-version") is not None else CHAT
-        return dialect.render(failure, request)
-
-    def _one(self, name: str, principal: Principal | None, anthropic: bool) -> dict[str, object]:
+    def _one(self, name: str, principal: Principal | None, dialect: Dialect) -> dict[str, object]:
         model = self._models.find(name)
         if model is None or not self._permitted(principal, self._models.own(name)):
             raise unknown_model(self._models, name, lambda n: self._permitted(principal, n))
-        return _shape(model, name, anthropic)
+        return _shape(model, name, dialect)
 
-    def _list(self, request: Request, anthropic: bool) -> dict[str, object]:
+    def _list(self, request: Request, dialect: Dialect) -> dict[str, object]:
         principal = request.context.principal
         own = self._models.own
         models = [m for m in self._models.all() if self._permitted(principal, own(m.name))]
-        if not anthropic:
-            return {"object": "list", "data": [_shape(m, m.name, False) for m in models]}
+        if dialect is CHAT:
+            return {"object": "list", "data": [_shape(m, m.name, dialect) for m in models]}
+        if dialect is GENERATE:
+            page, token = _google_page(models, request)
+            return {"models": [_shape(m, m.name, dialect) for m in page], **token}
         page, more = _page(models, request)
         return {
-            "data": [_shape(m, m.name, True) for m in page],
+            "data": [_shape(m, m.name, dialect) for m in page],
             "has_more": more,
             "first_id": page[0].name if page else None,
             "last_id": page[-1].name if page else None,
         }
 
 
-def _shape(model: Model, name: str, anthropic: bool) -> dict[str, object]:
-    if anthropic:
+def _asked(request: Request) -> Dialect:
+    """Whose API the caller speaks, at an address that several have."""
+    if request.header(b"anthropic-version") is not None:
+        return MESSAGES
+    return GENERATE if any(name in _GOOGLES for name, _ in request.headers) else CHAT
+
+
+def _render(failure: Failure, request: Request) -> Response:
+    """A Failure in the shape the caller reads."""
+    return _asked(request).render(failure, request)
+
+
+def _shape(model: Model, name: str, dialect: Dialect) -> dict[str, object]:
+    if dialect is MESSAGES:
         return {"type": "model", "id": name, "display_name": name, "created_at": _date(model.created)}
+    if dialect is GENERATE:
+        return {"name": _RESOURCE + name, "displayName": name, "supportedGenerationMethods": _GOOGLE_METHODS}
     return {"id": name, "object": "model", "created": model.created, "owned_by": model.owned_by}
 
 
@@ -249,6 +277,27 @@ def _page(models: list[Model], request: Request) -> tuple[list[Model], bool]:
         return models[begin:end], begin > 0
     begin = _place(names, query[b"after_id"]) + 1 if b"after_id" in query else 0
     return models[begin : begin + size], begin + size < len(models)
+
+
+def _google_page(models: list[Model], request: Request) -> tuple[list[Model], dict[str, str]]:
+    """Google's cursor: `pageSize` (50 unless given, 1000 at most) and `pageToken`; and what leads to the next page."""
+    query = dict(parse_qsl(request.query))
+    size = query.get(b"pageSize", query.get(b"page_size", b"")) or b"0"
+    if not size.isdigit() or len(size) > 9:
+        raise Failure(400, Reason.INVALID_REQUEST, "pageSize must be a number")
+    token = query.get(b"pageToken", query.get(b"page_token", b""))
+    try:
+        after = b64decode(token, b"-_", validate=True).decode()
+    except ValueError:
+        after = "\0"
+    names = [m.name for m in models]
+    if after and after not in names:
+        raise Failure(400, Reason.INVALID_REQUEST, "pageToken is none that this list gave out: begin again without it")
+    begin = names.index(after) + 1 if after else 0
+    page = models[begin : begin + (min(int(size), _PAGE) or _GOOGLE_PAGE)]
+    if begin + len(page) >= len(models):
+        return page, {}
+    return page, {"nextPageToken": urlsafe_b64encode(page[-1].name.encode()).decode("ascii")}
 
 
 def _place(names: list[str], raw: bytes) -> int:

@@ -5,6 +5,7 @@ that is known and the body says it. Streams come back as they come; a request's 
 """
 
 from collections.abc import Callable, Mapping
+from urllib.parse import unquote_to_bytes
 
 from tollhouse.core.call import ModelCall
 from tollhouse.core.errors import Failure, Reason
@@ -44,7 +45,7 @@ class NativeEndpoint:
         self.render: Callable[[Failure, Request], Response] = unread.render
 
     async def handle(self, request: Request) -> Response:
-        """Raises Failure: 405, 413, and what the chain raises."""
+        """Raises Failure: 405, 413, 400 for what cannot be read of an API that is known, and what the chain raises."""
         if request.method not in _METHODS:
             raise Failure(405, Reason.INVALID_REQUEST, f"{request.method.decode('latin-1')} is not passed on")
         body = await request.read(self._max_body)
@@ -81,15 +82,17 @@ class NativeEndpoint:
         return response
 
     def _read(self, request: Request, body: bytes) -> tuple[Dialect, Asked]:
-        """Which API is asked, and for what; what cannot be read is the provider's to judge."""
-        dialect = self._known.get(request.path[len(self._prefix) :])
-        if dialect is not None and request.method == b"POST":
-            try:
-                asked = dialect.decode(body)
-            except Failure:
-                pass
-            else:
-                request.context.model_sent = asked.model
-                asked.model = f"{self._label}/{asked.model}"
-                return dialect, asked
-        return self._unread, Asked(self._label, {}, False)
+        """Which API is asked, and for what. Raises Failure 400 for a body of a known API that cannot be read: rules
+        would not know of the model that a provider finds in it."""
+        dialect = self._known.get(_plain(request.path[len(self._prefix) :]))
+        if dialect is None or request.method != b"POST":
+            return self._unread, Asked(self._label, {}, False)
+        asked = dialect.decode(body)
+        request.context.model_sent = asked.model
+        asked.model = f"{self._label}/{asked.model}"
+        return dialect, asked
+
+
+def _plain(path: bytes) -> bytes:
+    """A path without what a provider may overlook in it: it is read as the API that it may be taken for."""
+    return unquote_to_bytes(path).partition(b";")[0].rstrip(b"/").lower()

@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from tollhouse.core.call import ToolCall
+from tollhouse.core.depth import decode
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Request, Response
 from tollhouse.endpoints.mcp_bridge import Bridge
@@ -241,8 +242,10 @@ class ToolsEndpoint:
 def _operation(server: str, raw: bytes, path: str) -> dict[str, Any] | None:
     """A tool as an operation. None for one that cannot be read."""
     try:
-        tool = msgspec.json.decode(raw, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError):
+        tool = decode(raw)
+    except ValueError:
+        return None
+    if not isinstance(tool, dict):
         return None
     name = str(tool.get("name"))
     # A reference in a schema means the schema; here it is a part of something larger.

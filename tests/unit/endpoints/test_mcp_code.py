@@ -43,6 +43,8 @@ class Tools(Old):
     def called(self, asked: Asked) -> Any:
         params = asked.body["params"]
         name = params["name"]
+        if name == "echo" and "times" in params["arguments"]:
+            return result(asked, text("x" * params["arguments"]["times"]))
         if name == "echo":
             return result(asked, {**text("structured"), "structuredContent": params["arguments"]})
         if name == "bad":
@@ -124,6 +126,18 @@ print(call_tools([('s__echo', {'a': 1}), ('s__bad', {}), ('t__echo',)]))
             "Unknown tool: nobody; find_tools knows which there are",
             "[{'value': {'a': 1}}, {'error': 'it is broken'}, {'value': {}}]",
         ]
+
+
+async def test_a_result_that_is_too_large_is_an_error_of_that_call() -> None:
+    async with coding() as (running, _, _):
+        agent = await running.agent()
+        code = """
+told = call_tools([('s__echo', {'times': 1200000}), ('s__echo', {'a': 1})])
+print(told[0]['error'], told[1])
+"""
+        assert (await run(agent, code)).text == (
+            "the result of s__echo has 1200012 bytes: a program gets at most 1048576 {'value': {'a': 1}}\n"
+        )
 
 
 async def test_which_tools_are_shown() -> None:

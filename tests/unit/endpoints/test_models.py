@@ -268,6 +268,65 @@ async def test_rules_and_limits_are_asked_before_every_answer(path: bytes) -> No
         await it.handle(request)
 
 
+# ---- Google's shape
+METHODS = ["generateContent", "countTokens", "embedContent", "batchEmbedContents"]
+
+
+async def google(target: bytes, *headers: tuple[bytes, bytes], principal: Principal | None = None) -> dict[str, Any]:
+    def permitted(principal: Principal | None, name: str) -> bool:
+        return name != "secret" or principal is not None
+
+    path = target.partition(b"/models")[0] + b"/models"
+    it = ModelsEndpoint(IT, permitted, path=path, google=path != b"/v1/models")
+    request = Request(b"GET", target, Headers(headers))
+    request.context.principal = principal
+    content: dict[str, Any] = msgspec.json.decode((await it.handle(request)).body)
+    return content
+
+
+@pytest.mark.parametrize(
+    ("target", "headers"),
+    [
+        (b"/v1beta/models", []), (b"/v1alpha/models", [(b"anthropic-version", b"x")]),
+        (b"/v1/models", [(b"x-goog-api-key", b"k")]), (b"/v1/models", [(b"x-goog-api-client", b"genai")]),
+    ],
+)  # fmt: skip
+async def test_the_list_in_googles_shape(target: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    listed = await google(target, *headers)
+    assert [model["name"] for model in listed["models"]] == ["models/org/big:7b", "models/smart", "models/openai/*"]
+    assert listed["models"][1] == {
+        "name": "models/smart", "displayName": "smart", "supportedGenerationMethods": METHODS,
+    }  # fmt: skip
+    assert "nextPageToken" not in listed
+    own = await google(target, *headers, principal=Principal("p", source="key"))
+    assert len(own["models"]) == 4
+
+
+async def test_one_in_googles_shape() -> None:
+    assert (await google(b"/v1beta/models/smart"))["name"] == "models/smart"
+    assert (await google(b"/v1beta/models/openai/gpt-4o"))["name"] == "models/openai/gpt-4o"
+    for name in (b"secret", b"none"):
+        with pytest.raises(Failure, match="is not there") as caught:
+            await google(b"/v1beta/models/" + name)
+        assert caught.value.status == 404
+    it = ModelsEndpoint(IT, lambda principal, name: True, google=True)
+    rendered = it.render(caught.value, Request(b"GET", b"/v1beta/models/none", Headers()))
+    assert msgspec.json.decode(rendered.body)["error"]["status"] == "NOT_FOUND"
+
+
+async def test_googles_pages() -> None:
+    first = await google(b"/v1beta/models?pageSize=2")
+    assert [model["name"] for model in first["models"]] == ["models/org/big:7b", "models/smart"]
+    rest = await google(b"/v1beta/models?pageSize=2&pageToken=" + first["nextPageToken"].encode())
+    assert [model["name"] for model in rest["models"]] == ["models/openai/*"]
+    assert "nextPageToken" not in rest
+    assert len((await google(b"/v1beta/models?pageSize=0"))["models"]) == 3
+    for query in (b"pageSize=x", b"pageSize=-1", b"pageToken=!!", b"pageToken=bm9uZQ=="):
+        with pytest.raises(Failure, match="page") as caught:
+            await google(b"/v1beta/models?" + query)
+        assert caught.value.status == 400
+
+
 # ---- aliases
 def aliased() -> Models:
     return Models((Model("smart", nobody, aliases=("clever", "brainy")), Model("x/*", nobody), Model("zest", nobody)))

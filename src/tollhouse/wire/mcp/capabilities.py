@@ -4,11 +4,28 @@ Rule: a server sees only what this agent declared and the gateway can deliver, s
 profiles: to a superset the server would ask too much.
 """
 
+from typing import Any
+
 import msgspec
 
 from tollhouse.wire import jsonrpc
 
-__all__ = ["ELICIT_FORM", "ELICIT_URL", "ROOTS", "SAMPLING", "allows", "profile_of", "render"]
+__all__ = [
+    "ASKABLE",
+    "ELICIT_FORM",
+    "ELICIT_URL",
+    "ROOTS",
+    "ROOTS_CHANGED",
+    "SAMPLING",
+    "TASKS",
+    "UI",
+    "UI_EXTENSION",
+    "Profiles",
+    "allows",
+    "needed",
+    "profile_of",
+    "render",
+]
 
 ROOTS = 1
 ROOTS_CHANGED = 2
@@ -17,7 +34,19 @@ SAMPLING_TOOLS = 8
 SAMPLING_CONTEXT = 16
 ELICIT_FORM = 32
 ELICIT_URL = 64
+TASKS = 128
+"""Of stateless agents: results may be tasks. Nothing that a server of the old era could be told."""
 
+UI = 256
+"""Shows what servers draw (the extension io.modelcontextprotocol/ui)."""
+
+ASKABLE = 127
+"""What a server can ask, of a profile."""
+
+UI_EXTENSION = "io.modelcontextprotocol/ui"
+_TASKS = "io.modelcontextprotocol/tasks"
+_HTML = "text/html;profile=mcp-app"
+_CARRIED = frozenset((_TASKS, UI_EXTENSION))  # those that are in the profile
 _NEEDED = {"roots/list": ROOTS, "sampling/createMessage": SAMPLING}
 
 
@@ -39,6 +68,7 @@ class _Capabilities(msgspec.Struct):
     roots: _Roots | None = None
     sampling: _Sampling | None = None
     elicitation: _Elicitation | None = None
+    extensions: dict[str, msgspec.Raw] | None = None
 
 
 _decoder = msgspec.json.Decoder(_Capabilities)
@@ -63,14 +93,57 @@ def profile_of(raw: msgspec.Raw | bytes) -> int:
         url = declared.elicitation.url is not None
         form = declared.elicitation.form is not None or not url  # an empty object means forms (2025-11-25)
         profile |= (ELICIT_URL if url else 0) | (ELICIT_FORM if form else 0)
+    if declared.extensions is not None and _HTML.encode() in bytes(declared.extensions.get(UI_EXTENSION, b"")):
+        profile |= UI
     return profile
 
 
-def render(profile: int) -> bytes:
-    """The `ClientCapabilities` object of a profile."""
+class Profiles:
+    """Profiles of capabilities that came before, remembered: agents send few different ones."""
+
+    __slots__ = ("_known", "_others")
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, int] = {}
+        self._others: dict[bytes, bytes] = {}
+
+    def extensions(self, raw: msgspec.Raw | bytes) -> bytes:
+        """What a stateless request's `ClientCapabilities`, which `of` has read, declares beside the profile: raw JSON
+        of an object, or nothing."""
+        declared = bytes(raw)
+        if b'"extensions"' not in declared:
+            return b""
+        others = self._others.get(declared)
+        if others is None:
+            found = _decoder.decode(declared).extensions or {}
+            kept = {name: value for name, value in found.items() if name not in _CARRIED}
+            others = jsonrpc.encode_fields(dict(kept)) if kept else b""
+            if len(self._others) < 256 and len(declared) <= 1024:
+                self._others[declared] = others
+        return others
+
+    def of(self, raw: msgspec.Raw | bytes) -> int:
+        """The profile of a stateless request's `ClientCapabilities`. Raises Malformed (INVALID_PARAMS)."""
+        if len(raw) <= 2:
+            return 0
+        declared = bytes(raw)
+        profile = self._known.get(declared)
+        if profile is None:
+            profile = profile_of(declared) & ~ROOTS_CHANGED  # nobody could tell of the change
+            extensions = _decoder.decode(declared).extensions
+            if extensions is not None and _TASKS in extensions:
+                profile |= TASKS
+            if len(self._known) < 256 and len(declared) <= 1024:
+                self._known[declared] = profile
+        return profile
+
+
+def render(profile: int, *, new: bool = False, extensions: msgspec.Raw | bytes = b"") -> bytes:
+    """The `ClientCapabilities` object of a profile. new: as a request of the new era says it. extensions: others than
+    the profile's, raw JSON of an object."""
     fields: dict[str, object] = {}
     if profile & ROOTS:
-        fields["roots"] = {"listChanged": True} if profile & ROOTS_CHANGED else {}
+        fields["roots"] = {"listChanged": True} if profile & ROOTS_CHANGED and not new else {}
     if profile & SAMPLING:
         sampling: dict[str, object] = {}
         if profile & SAMPLING_TOOLS:
@@ -82,18 +155,53 @@ def render(profile: int) -> bytes:
         elicitation: dict[str, object] = {}
         if profile & ELICIT_URL:
             elicitation["url"] = {}
-            if profile & ELICIT_FORM:
-                elicitation["form"] = {}
+        if profile & ELICIT_FORM and (new or elicitation):
+            elicitation["form"] = {}
         fields["elicitation"] = elicitation
+    declared: dict[str, object] = dict(jsonrpc.decode_fields(extensions))
+    if profile & TASKS and new:
+        declared[_TASKS] = {}
+    if profile & UI:
+        declared[UI_EXTENSION] = {"mimeTypes": [_HTML]}
+    if declared:
+        fields["extensions"] = declared
     return msgspec.json.encode(fields)
+
+
+class _Asked(msgspec.Struct, gc=False):
+    mode: msgspec.Raw = jsonrpc.NONE
+    tools: msgspec.Raw = jsonrpc.NONE
+    toolChoice: msgspec.Raw = jsonrpc.NONE
+
+
+_asked = msgspec.json.Decoder(_Asked)
+
+
+def _bits(method: str, params: msgspec.Raw | bytes) -> int:
+    """What a client must have declared to be asked this; 0 when no declaration allows it."""
+    try:
+        asked = _asked.decode(params) if len(params) else _Asked()
+    except msgspec.DecodeError:
+        return 0
+    if method == "elicitation/create":
+        return ELICIT_URL if bytes(asked.mode) == b'"url"' else ELICIT_FORM
+    bits = _NEEDED.get(method, 0)
+    if bits == SAMPLING and (len(asked.tools) or len(asked.toolChoice)):
+        bits |= SAMPLING_TOOLS
+    return bits
 
 
 def allows(profile: int, method: str, params: msgspec.Raw | bytes = b"") -> bool:
     """Whether a client of this profile may be asked `method` (with `params`) by a server."""
-    if method == "elicitation/create":
-        try:
-            mode = jsonrpc.decode_string(jsonrpc.decode_fields(params).get("mode"))
-        except jsonrpc.Malformed:
-            return False
-        return bool(profile & (ELICIT_URL if mode == "url" else ELICIT_FORM))
-    return bool(profile & _NEEDED.get(method, 0))
+    bits = _bits(method, params)
+    return bits != 0 and profile & bits == bits
+
+
+def needed(method: str, params: msgspec.Raw | bytes = b"") -> dict[str, dict[str, Any]]:
+    """The `ClientCapabilities` that being asked this takes; {} when no declaration allows it."""
+    bits = _bits(method, params)
+    if bits & (ELICIT_URL | ELICIT_FORM):
+        return {"elicitation": {"url" if bits & ELICIT_URL else "form": {}}}
+    if bits & SAMPLING:
+        return {"sampling": {"tools": {}} if bits & SAMPLING_TOOLS else {}}
+    return {"roots": {}} if bits & ROOTS else {}

@@ -4,9 +4,7 @@ Rule: an entry keeps the bytes it came in; only its name or URI is written anew 
 the order of the servers in the configuration, then each server's own.
 """
 
-import base64
 import hashlib
-import hmac
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +13,8 @@ import msgspec
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import names
 from tollhouse.wire.mcp.headers import Path, annotations, invalid_annotation
+from tollhouse.wire.mcp.integrity import Facts
+from tollhouse.wire.mcp.sealed import Seals, Unsealed
 
 __all__ = ["KINDS", "Cursors", "Entry", "Kind", "Listing", "Page", "parse_page", "select"]
 
@@ -65,19 +65,39 @@ class Entry:
     """A tool, prompt, resource or template. name: the server's own (a URI for resources). raw: its JSON.
 
     headers: arguments that a stateless server wants repeated in headers. repeatable: the server says that calling it
-    twice does no harm.
+    twice does no harm. old: the same for agents of the old era, where they cannot have it as it is. original: the
+    server's name, where agents are shown another. task: "optional" or "required" where it can or must be called as one
+    (2025-11-25), else "". facts:
+    of a tool, once it was examined (`integrity`).
     """
 
-    __slots__ = ("_exposed", "headers", "name", "raw", "repeatable")
+    __slots__ = ("_exposed", "facts", "headers", "name", "old", "original", "raw", "repeatable", "task")
 
     def __init__(
-        self, name: str, raw: bytes, *, headers: dict[Path, tuple[str, str]] | None = None, repeatable: bool = False
+        self,
+        name: str,
+        raw: bytes,
+        *,
+        headers: dict[Path, tuple[str, str]] | None = None,
+        repeatable: bool = False,
+        old: "Entry | None" = None,
+        original: str = "",
+        task: str = "",
     ) -> None:
+        self.task = task
+        self.facts: Facts | None = None
         self.name = name
+        self.original = original or name
+        self.old = old
         self.raw = raw
         self.headers = headers
         self.repeatable = repeatable
         self._exposed = b""
+
+    @property
+    def as_task(self) -> bool:
+        """It can only be called as a task."""
+        return self.task == "required"
 
     def exposed(self, kind: Kind, server: str) -> bytes:
         """The entry under the name agents know, when names carry their server. Rendered once."""
@@ -91,11 +111,18 @@ class Entry:
 
 class Listing:
     """All entries of one kind of one server. version: a digest of what it says. until: monotonic seconds, when it is
-    to be asked for again. dropped: entries left out because they cannot be used, with why."""
+    to be asked for again. dropped: entries left out because they cannot be used, with why. public: the server says
+    that it is the same for everybody. source: the server's own, where this one is what agents are shown of it. judged:
+    what a guard made of it, for itself."""
 
-    __slots__ = ("at", "dropped", "entries", "index", "until", "version")
+    __slots__ = ("at", "dropped", "entries", "index", "judged", "public", "source", "until", "version")
 
-    def __init__(self, entries: Sequence[Entry], *, at: float, until: float, dropped: Sequence[str] = ()) -> None:
+    def __init__(
+        self, entries: Sequence[Entry], *, at: float, until: float, dropped: Sequence[str] = (), public: bool = False
+    ) -> None:
+        self.public = public
+        self.source: Listing | None = None
+        self.judged: Any = None
         self.entries = tuple(entries)
         self.index = {entry.name: entry for entry in self.entries}
         self.at = at
@@ -108,18 +135,21 @@ class Listing:
 
 
 class Page(msgspec.Struct):
-    """One page of a server's answer. ttl: milliseconds the server vouches for, None when it does not say."""
+    """One page of a server's answer. ttl: milliseconds the server vouches for, None when it does not say. public: it
+    may be shown to others than who asked."""
 
     entries: list[Entry]
     dropped: list[str]
     cursor: str | None
     ttl: int | None
+    public: bool = False
 
 
-def parse_page(kind: Kind, raw: msgspec.Raw | bytes, *, headers: bool) -> Page:
+def parse_page(kind: Kind, raw: msgspec.Raw | bytes, *, headers: bool, tasks: bool = False) -> Page:
     """A server's list result. Entries without a usable name are left out. Raises Malformed when there is no list.
 
     headers: the server is a stateless one over HTTP, so a tool whose header annotations are not valid is left out.
+    tasks: it is a stateless one that may run any tool as a task, which agents of the old era are told.
     """
     fields = jsonrpc.decode_fields(raw)
     try:
@@ -151,11 +181,58 @@ def parse_page(kind: Kind, raw: msgspec.Raw | bytes, *, headers: bool) -> Page:
                     dropped.append(f"{name}: {problem}")
                     continue
             repeatable = _repeatable(data)
-        entries.append(Entry(name, data, headers=mirrored, repeatable=repeatable))
+        old = None
+        task = _task_support(data) if b'"taskSupport"' in data else ""
+        plain = _without_odd_schema(data) if b'"outputSchema"' in data else None
+        if tasks and kind.member == "tools":
+            plain = _with_tasks(plain or data)
+        if plain is not None:
+            old = Entry(name, plain, headers=mirrored, repeatable=repeatable)
+        entries.append(Entry(name, data, headers=mirrored, repeatable=repeatable, old=old, task=task))
     ttl: Any = None
     if "ttlMs" in fields and bytes(fields["ttlMs"]).isdigit():
         ttl = int(bytes(fields["ttlMs"])[:12])
-    return Page(entries, dropped, jsonrpc.decode_string(fields.get("nextCursor")), ttl)
+    public = jsonrpc.decode_string(fields.get("cacheScope")) == "public"
+    return Page(entries, dropped, jsonrpc.decode_string(fields.get("nextCursor")), ttl, public)
+
+
+class _Execution(msgspec.Struct):
+    taskSupport: str = ""
+
+
+class _Executed(msgspec.Struct):
+    execution: _Execution | None = None
+
+
+def _task_support(data: bytes) -> str:
+    try:
+        execution = msgspec.json.decode(data, type=_Executed).execution
+    except msgspec.DecodeError:
+        return ""
+    return execution.taskSupport if execution is not None and execution.taskSupport in _SUPPORTS else ""
+
+
+_SUPPORTS = ("optional", "required")
+
+
+def _with_tasks(data: bytes) -> bytes:
+    """A tool that its agent may call as a task (2025-11-25)."""
+    fields: dict[str, Any] = dict(jsonrpc.decode_fields(data))
+    fields["execution"] = {"taskSupport": "optional"}
+    return jsonrpc.encode_fields(fields)
+
+
+def _without_odd_schema(data: bytes) -> bytes | None:
+    """A tool without its `outputSchema`, where that is of no object: the old era has no such tools. None: it has."""
+    fields = jsonrpc.decode_fields(data)
+    schema = fields.get("outputSchema", b"")
+    try:
+        if jsonrpc.decode_string(jsonrpc.decode_fields(schema).get("type")) == "object":
+            return None
+    except jsonrpc.Malformed:
+        pass
+    del fields["outputSchema"]
+    return jsonrpc.encode_fields(dict(fields))
 
 
 def _repeatable(data: bytes) -> bool:
@@ -168,32 +245,37 @@ def _repeatable(data: bytes) -> bool:
     return told is not None and (told.readOnlyHint or told.idempotentHint)
 
 
+class _Position(msgspec.Struct, array_like=True, gc=False):
+    bound: bytes
+    server: str
+    name: str
+
+
 class Cursors:
-    """Cursors that only who got them may use, on the list they are of: sealed with a key of this process."""
+    """Cursors that only who got them may use, on the list they are of, at any worker that has the same keys."""
 
-    __slots__ = ("_key",)
+    __slots__ = ("_seals",)
 
-    def __init__(self, key: bytes) -> None:
-        self._key = key
+    def __init__(self, seals: Seals) -> None:
+        self._seals = seals
 
     def seal(self, bound: str, server: str, name: str) -> str:
         """bound: whom and what for. The page goes on after `name` of `server`."""
-        position = msgspec.json.encode((server, name))
-        return base64.urlsafe_b64encode(self._mac(bound, position) + position).decode().rstrip("=")
+        return self._seals.seal("c", _Position(_digest(bound), server, name))
 
     def open(self, bound: str, cursor: str) -> tuple[str, str]:
         """(server, name). Raises Malformed (INVALID_PARAMS) for a cursor that is not ours or another's."""
         try:
-            sealed = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-            position = sealed[16:]
-            if hmac.compare_digest(sealed[:16], self._mac(bound, position)):
-                return msgspec.json.decode(position, type=tuple[str, str])
-        except (ValueError, msgspec.DecodeError):
+            position = self._seals.open("c", cursor, _Position)
+            if position.bound == _digest(bound):
+                return position.server, position.name
+        except Unsealed:
             pass
         raise jsonrpc.Malformed(jsonrpc.INVALID_PARAMS, "the cursor is not valid here: ask for the list from its start")
 
-    def _mac(self, bound: str, position: bytes) -> bytes:
-        return hashlib.blake2b(bound.encode() + b"\0" + position, key=self._key, digest_size=16).digest()
+
+def _digest(bound: str) -> bytes:
+    return hashlib.blake2b(bound.encode(), digest_size=16).digest()
 
 
 def select(
@@ -203,11 +285,13 @@ def select(
     wrap: bool,
     after: tuple[str, str] | None,
     size: int,
+    new: bool = True,
 ) -> tuple[list[bytes], tuple[str, str] | None]:
     """One page of the merged list, and where the next one goes on after (None at the end).
 
     parts: (server, its listing, one byte for each entry: 1 where this caller may see it). wrap: names carry their
-    server. Without it a name belongs to the first server that has it; the same name of a later one is hidden.
+    server. Without it a name belongs to the first server that has it; the same name of a later one is hidden. new: the
+    era that the page is for.
     """
     out: list[bytes] = []
     seen: set[str] = set()
@@ -233,7 +317,8 @@ def select(
                 continue
             if len(out) == size:
                 return out, last
-            out.append(entry.exposed(kind, server) if wrap else entry.raw)
+            form = entry if new or entry.old is None else entry.old
+            out.append(form.exposed(kind, server) if wrap else form.raw)
             last = (server, entry.name)
         if here:
             skipping = False

@@ -21,7 +21,14 @@ __all__ = [
     "request_fault",
 ]
 
-NAMED = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+NAMED = {
+    "tools/call": "name",
+    "prompts/get": "name",
+    "resources/read": "uri",
+    "tasks/get": "taskId",
+    "tasks/update": "taskId",
+    "tasks/cancel": "taskId",
+}
 """Method to the parameter that `Mcp-Name` repeats."""
 
 _WRAPPED = re.compile(r"=\?base64\?(.*)\?=", re.DOTALL)

@@ -21,9 +21,10 @@ from tollhouse.wire.mcp.openapi_schema import Schemas, object_of
 from tollhouse.wire.mcp.openapi_select import Picked, Picker
 from tollhouse.wire.mcp.openapi_servers import Servers, path_encoded
 
-__all__ = ["MAX_NAME", "MAX_OPERATIONS", "METHODS", "Picked", "Reading", "Toolset", "tools_of"]
+__all__ = ["MAX_NAME", "MAX_OPERATIONS", "MAX_PARTS", "METHODS", "Picked", "Reading", "Toolset", "tools_of"]
 
 MAX_OPERATIONS: Final = 10_000
+MAX_PARTS: Final = 4_000_000  # of all schemas: about a minute's work
 MAX_NAME: Final = 64
 MAX_SCHEMA: Final = 256 << 10  # bytes of one tool's schema
 _OUTPUT = 600  # parts of what one gives: a larger schema costs more than it tells
@@ -64,7 +65,8 @@ class Reading(msgspec.Struct, frozen=True):
     """How a document is read. allow, deny: which operations; None and nothing: all. base_url: in the place of the
     document's servers, "" for those. url: where the document came from, "" for a file. variables: of the servers' URLs.
     headers: lower-case names of fields that the gateway sets on every call. credentials: names of the security schemes
-    that the gateway has credentials for. output: tools say what they give."""
+    that the gateway has credentials for. output: tools say what they give. parts: of the schemas of all tools, as often
+    as each is looked at."""
 
     allow: Picked | None = None
     deny: Picked | None = None
@@ -74,6 +76,7 @@ class Reading(msgspec.Struct, frozen=True):
     headers: frozenset[str] = frozenset()
     credentials: frozenset[str] = frozenset()
     output: bool = True
+    parts: int = MAX_PARTS
 
 
 class Toolset(msgspec.Struct):
@@ -99,6 +102,7 @@ class _Compiler:
         self.document = document
         self.reading = reading
         self.dropped: list[str] = []
+        self.parts = 0
         self.outputs: dict[str, tuple[dict[str, Any] | None, bool]] = {}  # by the pointer of their schema
         root = document.root
         components = document.members(root.get("components"), "/components")
@@ -151,6 +155,8 @@ class _Compiler:
                 count += 1
                 if count > MAX_OPERATIONS:
                     raise OpenAPIError("/paths", f"more than {MAX_OPERATIONS:,} operations")
+                if self.parts > reading.parts:
+                    raise OpenAPIError("/paths", f"the schemas have more than {reading.parts:,} parts; `select` fewer")
                 where = below(at, method)
                 try:
                     operation = document.members(item[method], where)
@@ -198,6 +204,22 @@ class _Compiler:
         self, path: str, item: dict[str, Any], at: str, method: str, operation: dict[str, Any], where: str, name: str
     ) -> HttpTool:
         arguments = _Arguments(Schemas(self.document, "in"))
+        try:
+            return self._made(arguments, path, item, at, method, operation, where, name)
+        finally:
+            self.parts += arguments.schemas.parts
+
+    def _made(
+        self,
+        arguments: "_Arguments",
+        path: str,
+        item: dict[str, Any],
+        at: str,
+        method: str,
+        operation: dict[str, Any],
+        where: str,
+        name: str,
+    ) -> HttpTool:
         parameters = self._parameters(item, at, operation, where, arguments)
         pieces = self._pieces(path, self._path_below(item, at, operation, where), parameters, where)
         body = self._body(operation, method, where, arguments)
@@ -235,6 +257,7 @@ class _Compiler:
             tuple(parameter for parameter in parameters if parameter.place != "path"),
             body,
             headers=((b"accept", accept.encode("ascii")),),
+            taken=frozenset(key for place, key in self.set_by_us if place != "header"),
         )
         return HttpTool(
             name,

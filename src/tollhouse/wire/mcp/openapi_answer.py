@@ -98,7 +98,9 @@ class HttpTool(msgspec.Struct, frozen=True):
         if status >= 400:
             return error_result(_refused(answer))
         if status >= 300 and status != 304:
-            to = f" It leads to {answer.location[:500]!r}." if answer.location else ""
+            # Its query may repeat ours, and a key with it.
+            place, query, _ = answer.location.partition("?")
+            to = f" It leads to {place[:500] + query!r}." if place else ""
             return error_result(f"The API answered {_named(status)}, and redirects are not followed.{to}")
         return self._told(answer)
 

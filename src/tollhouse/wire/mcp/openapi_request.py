@@ -28,6 +28,7 @@ BodyKind = Literal["json", "form", "multipart", "text", "binary"]
 
 MAX_TARGET: Final = 16_384  # bytes
 _SHOWN = 20  # names in a message
+_DECODED = 4  # times that a server may decode a path
 _RESERVED = ":/?@!$'()*,;[]"  # without what would end a value: & # = +
 _BAD_FIELD = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -87,7 +88,8 @@ class Body(msgspec.Struct, frozen=True):
 
 class Operation(msgspec.Struct, frozen=True):
     """How a tool's arguments become a request. path: texts that are encoded already, and parameters between them.
-    headers: constant ones, of every call. query: constant, encoded pairs."""
+    headers: constant ones, of every call. query: constant, encoded pairs. taken: names in query and cookies that are
+    the gateway's to set."""
 
     method: bytes
     path: tuple[str | Parameter, ...]
@@ -95,6 +97,7 @@ class Operation(msgspec.Struct, frozen=True):
     body: Body | None = None
     headers: tuple[tuple[bytes, bytes], ...] = ()
     query: tuple[str, ...] = ()
+    taken: frozenset[str] = frozenset()
 
     def names(self) -> Iterator[str]:
         """Every argument there is."""
@@ -110,7 +113,7 @@ class Operation(msgspec.Struct, frozen=True):
         query = [*self.query]
         headers = [*self.headers]
         cookies: list[str] = []
-        taken = {parameter.name for parameter in self.parameters}
+        taken = {parameter.name for parameter in self.parameters} | self.taken
         for parameter in self.parameters:
             value = _value(given, parameter)
             if value is None:
@@ -205,8 +208,14 @@ def _decoded(raw: msgspec.Raw, name: str) -> Any:
 
 
 def _check_segment(segment: str) -> None:
-    if unquote(segment) in (".", ".."):
-        raise BadArguments("a part of the path must not be `.` or `..`")
+    """No dot segment, also where several values make one that a server decodes more often than once."""
+    for _ in range(_DECODED + 1):  # once more than a value: here it stands as it is sent
+        if any(piece in (".", "..") for piece in _PIECES.split(segment)):
+            raise BadArguments("a part of the path must not be `.` or `..`")
+        following = unquote(segment)
+        if following == segment:
+            return
+        segment = following
 
 
 # ---- values
@@ -269,7 +278,7 @@ def _check_path(value: Any, argument: str) -> None:
             _check_path(one, argument)
         return
     text = text_of(value)
-    for _ in range(4):
+    for _ in range(_DECODED):
         if _CONTROL.search(text):
             raise BadArguments(f"the argument {argument!r} has a control character, which no path can have")
         if any(piece in (".", "..") for piece in _PIECES.split(text)):

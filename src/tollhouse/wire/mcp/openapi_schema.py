@@ -58,7 +58,7 @@ def object_of(schema: dict[str, Any]) -> bool:
 class Schemas:
     """The schemas of one tool that go one way, and the definitions that they share. limit: parts of all of them."""
 
-    __slots__ = ("_defs", "_depth", "_document", "_limit", "_names", "_nodes", "_side", "_wanted")
+    __slots__ = ("_defs", "_depth", "_document", "_limit", "_names", "_nodes", "_side", "_taken", "_wanted")
 
     def __init__(self, document: Document, side: Side, limit: int = MAX_NODES) -> None:
         self._limit = limit
@@ -67,8 +67,14 @@ class Schemas:
         self._nodes = 0
         self._depth = 0
         self._names: dict[str, str] = {}  # pointer to its name in $defs
+        self._taken: dict[str, int] = {}  # names in $defs, and the number that the next one alike begins at
         self._wanted: list[str] = []
         self._defs: dict[str, Any] = {}
+
+    @property
+    def parts(self) -> int:
+        """How many it has looked at."""
+        return self._nodes
 
     def definitions(self) -> dict[str, Any]:
         """`$defs` for all that was made. Raises OpenAPIError."""
@@ -76,23 +82,31 @@ class Schemas:
             pointer = self._wanted.pop()
             target, _ = self._document.at("#" + quote(pointer), pointer)
             self._defs[self._names[pointer]] = self.schema(target, pointer, (pointer,))
-        for pointer, name in self._names.items():
-            if self._is_endless(name):
-                raise OpenAPIError(pointer, "the schema is about itself and nothing else")
+        endless = self._endless()
+        if endless:
+            pointer = next(pointer for pointer, name in self._names.items() if name == endless)
+            raise OpenAPIError(pointer, "the schema is about itself and nothing else")
         return {name: self._defs[name] for name in sorted(self._defs)}
 
-    def _is_endless(self, name: str) -> bool:
-        """Whether who looks at one value by this definition comes back to it before looking at a part of the value."""
-        seen: set[str] = set()
-        ahead = [*_in_place(self._defs[name])]
-        while ahead:
-            step = ahead.pop()
-            if step == name:
-                return True
-            if step not in seen:
-                seen.add(step)
-                ahead += _in_place(self._defs.get(step, {}))
-        return False
+    def _endless(self) -> str:
+        """A definition by which who looks at one value comes back to it before looking at a part of the value; "" for
+        none. Each is looked at once, however many lead to it."""
+        done: set[str] = set()
+        for name in self._defs:
+            if name in done:
+                continue
+            way = {name: _in_place(self._defs[name])}  # from `name` to where we are, with what is ahead at each
+            while way:
+                here = next(reversed(way))
+                step = next(way[here], None)
+                if step is None:
+                    del way[here]
+                    done.add(here)
+                elif step in way:
+                    return step
+                elif step not in done:
+                    way[step] = _in_place(self._defs.get(step, {}))
+        return ""
 
     def schema(self, schema: Any, at: str, within: tuple[str, ...] = ()) -> dict[str, Any]:
         """The schema at the pointer `at`. within: the references that are being unfolded. Raises OpenAPIError."""
@@ -133,10 +147,11 @@ class Schemas:
         known = self._names.get(pointer)
         if known is None:
             word = _UNNAMED.sub("_", pointer.rpartition("/")[2].replace("~1", "_").replace("~0", "_"))[:60] or "root"
-            taken = set(self._names.values())
-            known, number = word, 2
-            while known in taken:
+            known, number = word, self._taken.get(word, 2)
+            while known in self._taken:
                 known, number = f"{word}_{number}", number + 1
+            self._taken[word] = number
+            self._taken.setdefault(known, 2)
             self._names[pointer] = known
             self._wanted.append(pointer)
         return known

@@ -6,6 +6,7 @@ careless attacks; what was approved is kept by its hash.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -144,7 +145,11 @@ _BAIT = frozenset(
 )  # fmt: skip
 
 # ---- other servers' tools
-_COMPOUND = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:[_-]{1,2}[A-Za-z0-9]+)+|[a-z]+(?:[A-Z][a-z0-9]+)+")
+# A word is tried from its beginning only, and no further than a name can reach: else one long word takes forever.
+_COMPOUND = re.compile(
+    r"(?<![A-Za-z0-9])(?:[A-Za-z][A-Za-z0-9]{0,127}(?:[_-]{1,2}[A-Za-z0-9]{1,127}){1,64}"
+    r"|[a-z]{1,128}(?:[A-Z][a-z0-9]{1,127}){1,64})"
+)
 _NAMED = re.compile(r"[`'\"]([A-Za-z][A-Za-z0-9]{2,63})[`'\"]|\b([A-Za-z][A-Za-z0-9]{2,63}) tool\b")
 _DOING = re.compile(
     r"\b(?:call(?:s|ed|ing)?|us(?:e|es|ed|ing)|invok(?:e|es|ed|ing)|run(?:s|ning)?|execut(?:e|es|ed|ing)"
@@ -156,10 +161,13 @@ _AROUND = 60
 
 
 def _mentions(text: str, place: str) -> Iterator[Mention]:
-    if _DOING.search(text) is None:
+    doing = [match.span() for match in _DOING.finditer(text)]
+    if not doing:
         return
+    ends = [end for _, end in doing]
     for pattern in (_COMPOUND, _NAMED):
         for match in pattern.finditer(text):
             at = match.start()
-            if _DOING.search(text, max(0, at - _AROUND), at) is not None:
+            before = bisect_right(ends, at) - 1
+            if before >= 0 and doing[before][0] >= at - _AROUND:
                 yield Mention(simple(next(filter(None, (*match.groups(), match[0])))), place)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp.catalogue import KINDS, Cursors, Entry, Listing, parse_page, select
+from tollhouse.wire.mcp.sealed import Seals
 
 TOOLS, RESOURCES = KINDS["tools/list"], KINDS["resources/list"]
 
@@ -113,7 +114,7 @@ def test_versions() -> None:
 
 
 def test_cursors() -> None:
-    cursors = Cursors(b"k" * 32)
+    cursors = Cursors(Seals((b"k" * 32,)))
     cursor = cursors.seal("ada", "s", "tool é")
     assert cursors.open("ada", cursor) == ("s", "tool é")
     for bound, text in (("bob", cursor), ("ada", cursor[:-2]), ("ada", "A" + cursor[1:]), ("ada", "é"), ("ada", "")):
@@ -121,4 +122,4 @@ def test_cursors() -> None:
             cursors.open(bound, text)
         assert caught.value.code == jsonrpc.INVALID_PARAMS
     with pytest.raises(jsonrpc.Malformed):
-        Cursors(b"x" * 32).open("ada", cursor)
+        Cursors(Seals((b"x" * 32,))).open("ada", cursor)

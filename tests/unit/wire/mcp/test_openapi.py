@@ -3,6 +3,7 @@
 import json
 from contextlib import suppress
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import jsonschema
@@ -15,6 +16,7 @@ from tollhouse.wire.mcp import openapi_document
 from tollhouse.wire.mcp.openapi import MAX_NAME, Picked, Reading, Toolset, tools_of
 from tollhouse.wire.mcp.openapi_answer import HttpTool
 from tollhouse.wire.mcp.openapi_document import OpenAPIError, read
+from tollhouse.wire.mcp.openapi_request import BadArguments
 
 FIXTURES = Path(__file__).parents[3] / "fixtures" / "openapi"
 
@@ -117,6 +119,40 @@ def test_parameters_of_one_name_at_two_places_are_told_apart() -> None:
     ]  # fmt: skip
     request = tool.operation.request(b'{"id":7,"id_query":"c1","name":"cup"}')
     assert (request.method, request.target, request.body) == (b"PUT", b"/v1/articles/7?id=c1", b'{"name":"cup"}')
+
+
+def test_no_member_of_an_object_poses_as_the_gateways_key() -> None:
+    paths = {"/x": {"get": {"parameters": [{"name": "more", "in": "query", "schema": {"type": "object"}}]}}}
+    schemes = {"k": {"type": "apiKey", "in": "query", "name": "api_key"}}
+    data = document(paths, components={"securitySchemes": schemes}, security=[{"k": []}])
+    (tool,) = tools_of(read(data), Reading(credentials=frozenset(("k",)))).tools
+    assert tool.operation.request(b'{"more":{"a":1}}').target == b"/x?a=1"
+    with pytest.raises(BadArguments, match="'api_key': that is another one"):
+        tool.operation.request(b'{"more":{"api_key":"mine"}}')
+
+
+def test_a_long_chain_of_references_takes_no_longer_for_its_length() -> None:
+    def chain(length: int) -> bytes:
+        text = {"type": "string"}
+        schemas = {
+            f"S{n}": {"oneOf": [{"$ref": f"#/components/schemas/S{n + 1}"} if n + 1 < length else text, text]}
+            for n in range(length)
+        }
+        return document({"/x": {"post": body({"$ref": "#/components/schemas/S0"})}}, components={"schemas": schemas})
+
+    began = process_time()
+    assert len(tools_of(read(chain(3000)), Reading()).tools) == 1
+    assert process_time() - began < 3
+
+
+def test_the_schemas_of_all_tools_are_bounded_together() -> None:
+    wide = {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(400)}}
+    schemas = {"W": {"type": "object", "properties": {f"w{n}": {"$ref": "#/components/schemas/V"} for n in range(40)}}}
+    paths = {f"/p{n}": {"post": body({"$ref": "#/components/schemas/W"})} for n in range(9)}
+    data = document(paths, components={"schemas": {**schemas, "V": wide}})
+    assert len(tools_of(read(data), Reading()).tools) == 9
+    with pytest.raises(OpenAPIError, match="the schemas have more than 2,000 parts; `select` fewer"):
+        tools_of(read(data), Reading(parts=2000))
 
 
 def test_references_in_a_circle_end_in_definitions() -> None:

@@ -84,6 +84,9 @@ def test_what_the_api_refuses_is_for_the_model() -> None:
     moved = told(Answer(302, "", b"", location="http://elsewhere.test/"))
     assert moved["isError"]
     assert "redirects are not followed. It leads to 'http://elsewhere.test/'." in moved["content"][0]["text"]
+    moved = text(Answer(307, "", b"", location="/there/?a=1&api_key=hidden"))
+    assert "'/there/?'" in moved
+    assert "hidden" not in moved
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 599])

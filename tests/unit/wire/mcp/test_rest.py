@@ -28,6 +28,11 @@ def test_places_in_the_path() -> None:
     for bad in ("..", ".", "", None, "a/../b"):
         with pytest.raises(BadArguments):
             ask(made, a=bad, b="x")
+    beside = template(path="/v1/{a}{b}/z")
+    assert ask(beside, a="x", b="y").target == b"/v1/xy/z"
+    for first, second in (("%2e%2", "e"), ("%252e%252", "e"), ("x/..%2", "fy"), (".%", "2e")):
+        with pytest.raises(BadArguments):
+            ask(beside, a=first, b=second)
     with pytest.raises(BadArguments, match="'b' is missing: it is a part of the path"):
         ask(made, a="x")
 

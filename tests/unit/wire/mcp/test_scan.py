@@ -183,7 +183,9 @@ def test_only_the_beginning_of_very_much_text_is_looked_at() -> None:
         " " * 200_000, "before " * 40_000, "ignore previous " * 15_000, "a_" * 100_000, "<" * 200_000, "\n" * 200_000,
         "do not " * 30_000, "\\x00" * 50_000, "A" * 200_000, "send " * 50_000, "`a` " * 60_000, "when aTool " * 20_000,
         "\u200b" * 100_000, "~/." * 70_000, "e\u0301" * 100_000,
-        ("A" * 199 + " ") * 1000, (" " * 59 + "a") * 4000, ("\n" * 14 + "a") * 16_000, "before using this " * 14_000,
+        ("A" * 199 + " ") * 1000, (" " * 59 + "a") * 4000,
+        "use " + "a" * 200_000, "use " + "aA" * 100_000, "use " + "a_a " * 50_000, "use " + ("a" * 127 + "_") * 1500,
+        ("\n" * 14 + "a") * 16_000, "before using this " * 14_000,
     ],
 )  # fmt: skip
 def test_no_text_takes_long(text: str) -> None:
