@@ -244,16 +244,18 @@ class OpenApiTools(HttpTools):
 
     async def _refresh(self) -> None:
         """Fetch it, if it is another. The root of its task: whatever is wrong is told to the log."""
+        wait = self.spec.refresh
         try:
             await self._fetch()
             self._failures = 0
-            wait = self.spec.refresh
         except (Failure, OpenAPIError) as problem:
             self._failures += 1
             wait = min(self.spec.refresh, _SOONER * 2.0 ** min(self._failures - 1, 12))
             said = f"{problem}: {problem.detail}" if isinstance(problem, Failure) and problem.detail else str(problem)
             kept = "" if self._listing is None else "; the tools it had stay"
             log.warning("mcp server %s: its OpenAPI document cannot be used: %s%s", self.name, said, kept)
+        except Exception:  # the root of the task
+            log.exception("mcp server %s: internal error", self.name)
         self.deadline = self.clock.now + wait
 
     async def _fetch(self) -> None:

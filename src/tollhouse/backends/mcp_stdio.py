@@ -1,23 +1,20 @@
 """MCP over a child's standard input and output (2025-11-25 and 2026-07-28, Transports, stdio): a message a line.
 
-Rule: one process carries many calls, so every answer is found by an id of ours and all progress by a token of ours;
-what carries neither belongs to no call. A line that is no message is logged and left out; the process that sends one
-too long, or exits, fails what was in flight and is started again at the next need.
+Rule: a line that is no message is logged and left out; a process that sends one too long, takes more memory or time
+than it may, or exits, loses what was in flight and is started again at the next need, later each time it lives shortly.
 """
 
-import asyncio
 import logging
-from time import monotonic
 from typing import Any
 
-import msgspec
 from pydantic import Field, field_validator
 
-from tollhouse.backends.mcp_session import Key, McpServerSpec, Messages, Owner, Session
-from tollhouse.core.call import ToolCall
-from tollhouse.core.errors import Failure, Reason
-from tollhouse.core.reply import Reply
-from tollhouse.core.spec import Size
+from tollhouse.backends.mcp_agent import Key
+from tollhouse.backends.mcp_channel import Channel
+from tollhouse.backends.mcp_handshake import handshake
+from tollhouse.backends.mcp_session import Owner
+from tollhouse.backends.mcp_spec import McpServerSpec
+from tollhouse.core.spec import Duration, Size
 from tollhouse.net import process
 from tollhouse.wire import jsonrpc
 
@@ -42,6 +39,15 @@ class StdioServerSpec(McpServerSpec):
     cwd: str | None = None
     max_children: int = Field(default=16, ge=1, le=1000)
     max_line: Size = 4 << 20
+    max_memory: Size | None = Field(
+        default=None, description="of a child and all that it started, resident; one that takes more is ended"
+    )
+    max_cpu: Duration | None = Field(
+        default=None, description="processor time of a child and all that it started; one that takes more is ended"
+    )
+    max_age: Duration | None = Field(
+        default=None, description="an older child takes no new calls, and is ended when it has none"
+    )
 
     @field_validator("command", "cwd", "args", "env")
     @classmethod
@@ -50,28 +56,24 @@ class StdioServerSpec(McpServerSpec):
             raise ValueError("NUL cannot be passed to a process")
         return value
 
-
-class _Params(msgspec.Struct, gc=False):
-    token: msgspec.Raw = msgspec.field(name="progressToken", default=jsonrpc.NONE)
-
-
-_params = msgspec.json.Decoder(_Params)
+    @property
+    def watched(self) -> bool:
+        """Whether somebody has to look what its children take."""
+        return self.max_memory is not None or self.max_cpu is not None or self.max_age is not None
 
 
-class StdioSession(Session):
-    """One child process. It listens to its lines, and to its end."""
+class StdioSession(Channel):
+    """One child process. It listens to its lines, and to its end. keeper: ends children when this process is killed."""
 
-    def __init__(self, upstream: Owner, key: Key) -> None:
+    def __init__(self, upstream: Owner, key: Key, keeper: process.Keeper | None = None) -> None:
         super().__init__(upstream, key)
         spec = upstream.spec
         assert isinstance(spec, StdioServerSpec)
         self._spec = spec
+        self._keeper = keeper
         self._child: process.Child | None = None
-        self._calls: dict[int, _Call] = {}
-        self._carrying = 0  # of `_calls`: what agents have asked
-        self._mixed = False  # several of those have run at once, and one of them still does
-        self._told = 0
-        self._told_since = 0.0
+        self._errors = 0
+        self._errors_since = 0.0
 
     async def open(self) -> None:
         spec = self._spec
@@ -82,163 +84,56 @@ class StdioSession(Session):
             cwd=spec.cwd,
             max_line=spec.max_line,
             stderr=self._stderr,
+            keeper=self._keeper,
         )
-        await self.handshake()
+        await handshake(self)
 
-    # ---- calls
-    async def call(self, call: ToolCall, deadline: float) -> Reply:
-        id = self.next_id()
-        messages = self._begin(id, jsonrpc.request(id, call.method, self.params_of(call, id)), deadline, call)
-        call.answer = self.tell
-        return messages.reply(await messages.first())
+    # ---- Channel
+    def _usable(self) -> bool:
+        return self._child is not None
 
-    async def ask(self, method: str, params: dict[str, Any], timeout: float) -> jsonrpc.Message:
-        id = self.next_id()
-        line = jsonrpc.request(id, method, jsonrpc.encode_fields(params))
-        messages = self._begin(id, line, monotonic() + timeout, None)
-        while True:
-            message = jsonrpc.decode(await messages.first())
-            if message.is_response:
-                return message
-            messages.rearm(asyncio.get_running_loop().create_future())
-
-    def _begin(self, id: int, line: bytes, deadline: float, call: ToolCall | None) -> "_Call":
-        child = self._child
-        if child is None or self.lost:
-            raise self._gone("it is not running", sent=False)
-        child.send(jsonrpc.one_line(line))
-        messages = _Call(self, id, deadline, call)
-        self._calls[id] = messages
-        self.active += 1
-        if call is not None:
-            self._carrying += 1
-            self._mixed = self._mixed or self._carrying > 1
-        return messages
-
-    def ended(self, id: int) -> None:
-        """A call is no longer waited for or has been answered."""
-        messages = self._calls.pop(id, None)
-        if messages is not None:
-            if messages.carries:
-                self._carrying -= 1
-                self._mixed = self._mixed and self._carrying > 0
-            self.done()
-
-    def cancel(self, id: int, why: str) -> None:
-        """Tell the server that nobody waits for `id` any more."""
-        params = jsonrpc.encode_fields({"requestId": id, "reason": why})
-        self.tell(jsonrpc.notification("notifications/cancelled", params))
-
-    def tell(self, message: bytes) -> None:
-        if self._child is not None and not self.lost:
-            try:
-                self._child.send(jsonrpc.one_line(message))
-            except (Failure, jsonrpc.Malformed) as failure:
-                log.info("mcp server %s: could not tell it something: %s", self.upstream.name, failure)
-
-    def in_flight(self) -> Messages | None:
-        return next(reversed(self._calls.values()), None)
-
-    def sole(self) -> Messages | None:
-        if self._carrying != 1 or self._mixed:
-            return None
-        return next((messages for messages in self._calls.values() if messages.carries), None)
+    def _write(self, message: bytes, id: int) -> None:
+        assert self._child is not None
+        self._child.send(jsonrpc.one_line(message))
 
     # ---- process.Listener
     def line(self, data: bytes) -> None:
         try:
-            message = jsonrpc.decode(data)
+            self.received(data)
         except jsonrpc.Malformed as problem:
             self._stderr(f"a line of its output is no message ({problem.message})")
-            return
-        if message.is_response:
-            raw = bytes(message.id)
-            messages = self._calls.get(int(raw)) if raw.isdigit() and len(raw) < 19 else None
-            if messages is not None:  # else it is late: the call was cancelled
-                messages.push(data)
-                messages.finish()
-                self.ended(int(raw))
-            return
-        if message.method == "notifications/progress":
-            try:
-                token = bytes(_params.decode(message.params).token)
-            except msgspec.DecodeError:
-                return
-            messages = self._calls.get(int(token)) if token.isdigit() and len(token) < 19 else None
-            if messages is not None and messages.progress:
-                messages.push(data, droppable=True)
-            return
-        self.hear(data, message)
+            self.noise()
 
     def exited(self, code: int | None, why: str) -> None:
-        self.lost = True
-        calls, self._calls = self._calls, {}
-        self._carrying, self._mixed = 0, False
-        if calls:
-            log.warning("mcp server %s: %s, with %d calls in flight", self.upstream.name, why, len(calls))
-        self.active += 1  # what follows must not make it look idle halfway
-        for messages in calls.values():
-            messages.finish(self._gone(why, sent=True))
-            self.active -= 1
-        self.active -= 1
-        self.upstream.discard(self)
+        self._over(why)
 
-    def _gone(self, why: str, *, sent: bool) -> Failure:
-        return Failure(
-            502,
-            Reason.UPSTREAM_FAILURE,
-            f"{self.upstream.name}: the server's process is gone: {why}",
-            retry=True,
-            sent=sent,
-            reached=sent,
-        )
+    # ---- what it takes
+    @property
+    def group(self) -> int:
+        """The child's process group, 0 when it has none (any more)."""
+        return self._child.group if self._child is not None else 0
+
+    def weigh(self, taken: process.Taken) -> None:
+        """End the child if it takes more than it may."""
+        spec, child = self._spec, self._child
+        if child is None or not child.running:
+            return
+        if spec.max_memory is not None and taken.memory > spec.max_memory:
+            child.kill(f"it took {taken.memory >> 20} MiB of memory, of {spec.max_memory >> 20} allowed")
+        elif spec.max_cpu is not None and taken.cpu > spec.max_cpu:
+            child.kill(f"it took {taken.cpu:.0f} s of processor time, of {spec.max_cpu:g} allowed")
 
     def _stderr(self, text: str) -> None:
         now = self.upstream.clock.now
-        if now - self._told_since > 1.0:
-            if self._told > _ERROR_LINES:
-                log.info("mcp server %s: %d more lines", self.upstream.name, self._told - _ERROR_LINES)
-            self._told_since, self._told = now, 0
-        self._told += 1
-        if self._told <= _ERROR_LINES:
+        if now - self._errors_since > 1.0:
+            if self._errors > _ERROR_LINES:
+                log.info("mcp server %s: %d more lines", self.upstream.name, self._errors - _ERROR_LINES)
+            self._errors_since, self._errors = now, 0
+        self._errors += 1
+        if self._errors <= _ERROR_LINES:
             log.info("mcp server %s: %s", self.upstream.name, text)
 
     async def close(self) -> None:
         self.lost = True
         if self._child is not None:
             await self._child.close()
-
-
-class _Call(Messages):
-    """A call on a child, watched for its deadline. carries: an agent's, not one of our own."""
-
-    __slots__ = ("_id", "_session", "carries")
-
-    def __init__(self, session: StdioSession, id: int, deadline: float, call: ToolCall | None) -> None:
-        super().__init__(asyncio.get_running_loop().create_future(), call)
-        self._session = session
-        self._id = id
-        self.carries = call is not None
-        self.deadline = deadline
-        clock = session.upstream.clock
-        clock.watch(self)
-        if deadline - clock.now < 2.0:
-            clock.hurry(self)
-
-    def finish(self, failure: Failure | None = None) -> None:
-        self._session.upstream.clock.drop(self)
-        super().finish(failure)
-
-    def quit(self) -> None:
-        session = self._session
-        session.upstream.clock.drop(self)
-        session.cancel(self._id, "the client does not wait for it any more")
-        session.ended(self._id)
-
-    def expire(self) -> None:
-        session = self._session
-        session.cancel(self._id, "it took too long")
-        self.finish(
-            Failure(504, Reason.TIMEOUT, f"{session.upstream.name}: the server did not answer in time", sent=True)
-        )
-        session.ended(self._id)

@@ -16,7 +16,7 @@ import msgspec
 
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.core.http import CREDENTIALS, Headers
+from tollhouse.core.http import Headers
 from tollhouse.net.connect import TLS, Address, Connector, Lookup, Origin, OriginError
 from tollhouse.net.egress import Egress
 from tollhouse.net.exchange import Exchange, Until
@@ -27,6 +27,8 @@ __all__ = ["TLS", "Client", "Exchange", "Fetched", "Origin", "OriginError", "Poo
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _FORBIDDEN = frozenset(b"\r\n\0")
+_FOR_ALL = frozenset((b"accept", b"accept-language", b"user-agent"))
+"""What another origin may be told, too. Any other field may be a credential, whatever its name."""
 
 
 class Fetched(msgspec.Struct):
@@ -87,8 +89,9 @@ class Client:
 
         guarded: the URL comes from outside and passes the egress guard; False for an operator's own. Redirects of GET
         and HEAD are followed, `redirects` at most and never from https to http; one to another origin passes the
-        guard in any case and takes neither credentials nor `tls` along. timeout: seconds for everything. limit: bytes
-        of the body, as sent and decoded. proxy: an outbound HTTP proxy; it is asked for the checked address.
+        guard in any case, and is told what is wanted but nothing else: no credentials, no `tls`. timeout: seconds for
+        everything. limit: bytes of the body, as sent and decoded. proxy: an outbound HTTP proxy; it is asked for the
+        checked address.
         Raises Failure 502 (code "egress_refused" from the guard) or 504; a status of 400 or more is not a failure.
         """
         _check_fields(method, headers)
@@ -99,7 +102,8 @@ class Client:
                 )
         except TimeoutError:
             message = "the document did not come in time"
-            raise Failure(504, Reason.TIMEOUT, message, detail=url, retry=True, sent=True) from None
+            place = url.partition("?")[0]  # there may be a key in its query, and this is logged
+            raise Failure(504, Reason.TIMEOUT, message, detail=place, retry=True, sent=True) from None
 
     async def close(self) -> None:
         """Cut every connection of every pool that is left."""
@@ -151,7 +155,7 @@ class Client:
                 if previous.scheme == "https" and origin.scheme == "http":
                     raise Failure(502, Reason.UPSTREAM_FAILURE, "a redirect from https to http is refused")
                 guarded, tls = True, None
-                headers = [pair for pair in headers if pair[0].lower() not in CREDENTIALS]
+                headers = [pair for pair in headers if pair[0].lower() in _FOR_ALL]
                 origin, path = self._origin(url, guarded, tls, proxy)
         raise Failure(502, Reason.UPSTREAM_FAILURE, f"the document redirects more than {redirects} times")
 

@@ -24,7 +24,7 @@ __all__ = ["AccessLine", "AccessLog", "LineLabels", "Shared", "redact", "stamp"]
 
 class AccessLine(msgspec.Struct, gc=False, omit_defaults=True):
     """What is one request's own. Durations in milliseconds. peer: the client's address. tried: the targets of a model
-    that were asked, in their order, once one has failed.
+    that were asked, in their order, once one has failed. integrity: what is wrong with the tool.
 
     What every request has comes first, so that it can be given by position, to `tokens_out`."""
 
@@ -50,6 +50,7 @@ class AccessLine(msgspec.Struct, gc=False, omit_defaults=True):
     fallback: str = ""
     tried: str = ""
     rule: str = ""
+    integrity: str = ""
     gone: bool = False
     error: str = ""
     trace: str = ""

@@ -165,6 +165,20 @@ class Families:
             SECONDS,
         )
         self.mcp_sessions: Family[Gauge] = gauge("mcp_sessions", "Open MCP sessions.", ("revision", "side"))
+        self.mcp_recoveries: Family[Count] = counter(
+            "mcp_session_recoveries_total",
+            "Sessions with MCP servers that were lost and opened again, by why they were lost.",
+            ("cause",),
+        )
+        self.integrity_tools: Family[Gauge] = gauge(
+            "mcp_integrity_tools", "Tools that are not as they were approved.", ("server", "verdict"), merge="max"
+        )
+        self.integrity_refusals: Family[Count] = counter(
+            "mcp_integrity_refusals_total", "Calls of tools in quarantine.", ("server", "verdict")
+        )
+        self.integrity_findings: Family[Count] = counter(
+            "mcp_integrity_findings_total", "What scans found in tools that they act on.", ("server", "rule")
+        )
 
         # Connections
         self.connections: Family[Count] = counter("downstream_connections_total", "Connections of clients.", CONNECTION)
@@ -189,6 +203,17 @@ class Families:
         )
         self.limit_near: Family[Count] = counter(
             "ratelimit_near_limit_total", "Times a limit let something pass above 80 %.", ("descriptor",)
+        )
+        self.limit_unasked: Family[Count] = counter(
+            "ratelimit_unasked_total",
+            "Times a limit let something pass because the state was not available.",
+            ("descriptor",),
+        )
+        self.state_duration: Family[Spread] = histogram(
+            "state_operation_duration_seconds",
+            "What was asked of a shared state.",
+            ("operation", "outcome"),
+            OVERHEAD,
         )
 
         # Configuration

@@ -245,3 +245,17 @@ def test_conditions(source: str, fields: dict[str, Any], holds: bool) -> None:
     it = by(user="ada", org="research", **fields)
     assert condition.holds(it) is holds
     assert condition.holds(it) is holds
+
+
+# ---- conditions
+def test_a_condition_that_is_no_bool_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    condition = Condition('request.headers["x-tier"]')
+    it = call()
+    it.request.headers.append((b"x-tier", b"gold"))
+    assert not condition.holds(call())  # what is not there is no fault of the expression
+    assert caplog.messages == []
+    assert [condition.holds(it), condition.holds(it)] == [False, False]
+    (told,) = caplog.messages
+    assert told.endswith("never holds: it is a text, neither true nor false")
+    assert 'request.headers["x-tier"]' in told
+    assert "gold" not in told

@@ -61,6 +61,10 @@ async def test_the_first_event_wins_and_the_loser_is_left(begun: bytes) -> None:
         assert context.usage.estimated
         assert context.usage.input > 3 + 50  # both were asked
         assert context.usage.output == 4
+        assert [(one.backend, one.model_sent, one.usage.output) for one in context.shares] == [
+            ("quick", "m", 4), ("slow", "m", 0)
+        ]  # fmt: skip
+        assert [one.usage.input for one in context.shares] == [3, context.usage.input - 3]
         await slow.until_left(1)
         assert gone == [0]
         assert all(m.health.until == 0.0 and not m.health.troubled for m in pool.members)

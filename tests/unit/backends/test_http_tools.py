@@ -161,6 +161,22 @@ async def settled(tools: HttpTools) -> None:
     await task
 
 
+async def test_a_bug_is_in_the_log_and_does_not_fetch_all_the_time(caplog: pytest.LogCaptureFixture) -> None:
+    async with place() as (one, api):
+        api.answer = lambda asked: Said(200, document(f"a{len(api.asked)}"))
+        tools = one.get(OpenApiServerSpec(openapi=f"{api.url}/openapi.json", refresh=600.0))
+        await tools.listing(TOOLS, None, None)
+
+        def fail(server: str, what: str) -> None:
+            raise ZeroDivisionError
+
+        tools._on_change = fail
+        tools.expire()
+        await settled(tools)
+        assert tools.deadline > one.clock.now + 500.0  # type: ignore[attr-defined]
+        assert "mcp server shop: internal error" in caplog.messages
+
+
 async def test_a_document_that_is_not_there_is_a_server_that_is_not_there() -> None:
     async with place() as (one, api):
         api.answer = lambda asked: Said(404)

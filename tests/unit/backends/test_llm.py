@@ -212,6 +212,8 @@ async def test_a_compressed_answer_is_read_and_a_compressed_stream_refused() -> 
         (402, b"", 502, None),
         (403, b"", 502, None),
         (302, b"location: /elsewhere\r\n", 502, None),
+        (201, b"", 502, None),
+        (202, b"", 502, None),
     ],
 )
 async def test_an_answer_that_another_target_may_do_better(

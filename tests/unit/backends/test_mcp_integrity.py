@@ -80,7 +80,7 @@ class World:
 
     async def listing(self, name: str = "a") -> Listing:
         """The server's list, read anew."""
-        for known in self.upstreams[name]._listings.values():
+        for known in self.upstreams[name].catalogue._listings.values():
             known.until = 0.0
         return await self.upstreams[name].listing(TOOLS, None, None, 0)
 
@@ -227,7 +227,7 @@ async def test_a_call_before_any_list_is_looked_at_first(tmp_path: Path) -> None
         await answered(guard, "sub")
         assert len(w.raw["a"].calls("tools/list")) == 1
         w.tools["a"].append(tool("mul"))
-        for known in w.upstreams["a"]._listings.values():
+        for known in w.upstreams["a"].catalogue._listings.values():
             known.until = 0.0
         await answered(guard, "mul")
         assert len(w.raw["a"].calls("tools/list")) == 2

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from tests.fixtures.mcp_gateway import Gateway, child, gateway
+from tests.fixtures.mcp_gateway import Gateway, child, gateway, until
 
 from tollhouse.backends.mcp_stdio import StdioServerSpec
 from tollhouse.core.call import Principal
@@ -18,12 +18,6 @@ pytestmark = pytest.mark.anyio
 
 def children(running: Gateway) -> list[Any]:
     return [session for upstream in running.servers.all for session in upstream.sessions]
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_a_call_in_each_era() -> None:
@@ -117,7 +111,7 @@ async def test_a_child_that_does_not_start() -> None:
             answer = await agent.call(f"{name}__echo")
             assert answer.error == (200, -32603)
             assert "Traceback" not in answer.body.decode()
-        for _ in range(6):
+        for _ in range(10):
             answer = await agent.call("d__echo")
         assert "does not come up" in answer.message["error"]["message"]
         assert answer.message["error"]["data"]["retryAfter"] > 0
@@ -184,11 +178,11 @@ async def test_a_server_asks_its_agent(method: str, params: Any, capabilities: A
         assert request.get("params", {}) == params
         assert request["id"] != 99
         other = await running.agent(capabilities)
-        assert (await other.answer(request["id"], {"stolen": True})).status == 202  # not its question: dropped
+        assert (await other.answer(request["id"], {"stolen": True})).status == 400  # not its question
         assert (await agent.answer(request["id"], result)).status == 202
         assert json.loads((await stream.next())["result"]["content"][0]["text"]) == result
         assert await stream.next() is None
-        assert (await agent.answer(request["id"], result)).status == 202  # twice: nobody waits
+        assert (await agent.answer(request["id"], result)).status == 400  # twice: nobody waits
         await stream.close()
 
 
@@ -387,7 +381,7 @@ def test_specs() -> None:
 
 
 async def test_the_time_of_a_streamed_call_is_the_servers() -> None:
-    """To the end of what it says, or to where the agent leaves: what it takes is not the gateway's."""
+    """To the end of what it says, or to where the agent cancels: what it takes is not the gateway's."""
     contexts: list[Any] = []
 
     def seen(call: Any, next: Any) -> Any:
@@ -402,10 +396,10 @@ async def test_the_time_of_a_streamed_call_is_the_servers() -> None:
             request = await stream.next()
             before = monotonic()
             if leaves:
-                await stream.close()
+                await agent.tell("notifications/cancelled", {"requestId": agent.ids})
                 await until(lambda: not any(session.active for session in children(running)))
             else:
                 await agent.answer(request["id"], {"roots": []})
                 assert "result" in await stream.next()
-                await stream.close()
+            await stream.close()
             assert before <= contexts[-1].upstream_ended <= monotonic()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tests.unit.backends.calls import DONE, EVENT, HEAD, World, always, answer, call, chunk, stream, taken, world
+from tests.unit.backends.calls import DONE, EVENT, HEAD, USAGE, World, always, answer, call, chunk, stream, taken, world
 from tests.unit.net.upstreams import Peer, upstream
 
 from tollhouse.backends.balance import Balance, InTurn, Weighted
@@ -24,7 +24,8 @@ from tollhouse.core.call import Context, ModelCall, Principal
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.reply import Reply
-from tollhouse.wire.llm import EMBEDDINGS
+from tollhouse.wire.llm import CHAT, EMBEDDINGS, MESSAGES
+from tollhouse.wire.llm.dialect import Dialect
 
 pytestmark = pytest.mark.anyio
 
@@ -431,16 +432,201 @@ async def test_a_refusal_is_the_answer_when_nobody_else_takes_it() -> None:
             state.pop(0)
 
 
-async def test_a_stop_by_a_filter_is_an_answer() -> None:
-    choices = [{"index": 0, "finish_reason": "content_filter", "message": {"role": "assistant", "content": ""}}]
-    stopped = answer(msgspec.json.encode({"model": "m", "choices": choices}))
-    async with upstream(always(stopped)) as up, world() as it:
+def filtered(text: str) -> bytes:
+    message = {"role": "assistant", "content": text}
+    choices = [{"index": 0, "finish_reason": "content_filter", "message": message}]
+    usage = {"prompt_tokens": 7, "completion_tokens": 0}
+    return answer(msgspec.json.encode({"model": "m", "choices": choices, "usage": usage}))
+
+
+BLOCKED = b'{"promptFeedback":{"blockReason":"SAFETY"},"usageMetadata":{"promptTokenCount":7,"totalTokenCount":7}}'
+
+
+async def test_a_stop_by_a_filter_is_an_answer_once_something_was_said() -> None:
+    async with upstream(always(filtered("So far"))) as up, world() as it:
         it.openai(up.url())
         it.openai(DEAD, "dead")
         pool = it.pool(targets=targets("up"), fallback=[{"provider": "dead", "on": ["content_policy", "failure"]}])
         made = call()
         assert (await pool.handle(made)).status == 200
         assert made.context.backend == "up"
+
+
+@pytest.mark.parametrize("on, asked", [("content_policy", True), ("context_window", False), ("failure", False)])
+async def test_an_answer_that_was_withheld_is_a_refusal(on: str, asked: bool) -> None:
+    async with upstream(always(filtered(""))) as up, upstream(always(answer())) as other, world() as it:
+        it.openai(up.url())
+        it.openai(other.url(), "other")
+        pool = it.pool(targets=targets("up"), fallback=[{"provider": "other", "on": [on]}])
+        made = call()
+        reply = await pool.handle(made)
+        context = made.context
+        assert (reply.status, context.backend) == (200, "other" if asked else "up")
+        assert context.usage is not None
+        if asked:  # both are paid, each at its own price
+            assert context.fallback == "other"
+            assert [(one.backend, one.usage.input, one.usage.output) for one in context.shares] == [
+                ("other", 3, 4), ("up", 7, 0)
+            ]  # fmt: skip
+            assert (context.usage.input, context.usage.output) == (10, 4)
+        else:
+            assert reply.first == filtered("").partition(b"\r\n\r\n")[2]
+            assert (context.usage.input, context.shares) == (7, ())
+        assert all(m.health.until == 0.0 and not m.health.troubled for m in pool.members)
+
+
+@pytest.mark.parametrize("taken_by", ["other", "nobody"])
+async def test_a_blocked_prompt_is_a_refusal_also_of_a_stream(taken_by: str) -> None:
+    """Gemini says it in the first event, and nothing after it."""
+    other = BROKEN if taken_by == "nobody" else stream(EVENT, USAGE, DONE)
+    async with (
+        upstream(always(stream(b"data: %b\n\n" % BLOCKED))) as up,
+        upstream(always(other)) as second,
+        world() as it,
+    ):
+        it.provider(name="up", kind="gemini", base_url=up.url(), api_key="k")
+        it.openai(second.url(), "second")
+        pool = it.pool(targets=targets("up"), fallback=[{"provider": "second", "on": ["content_policy"]}])
+        made = call({"stream": True, "messages": [{"role": "user", "content": "no"}]})
+        reply = await pool.handle(made)
+        context = made.context
+        assert context.tried == "up/m, second"
+        if taken_by == "nobody":
+            assert reply.source is None
+            assert b'"finish_reason":"content_filter"' in reply.first
+            assert reply.first.endswith(DONE)
+            assert dict(reply.headers)[b"content-type"].startswith(b"text/event-stream")
+            assert context.usage is not None
+            assert context.usage.input == 7
+        else:
+            out, failure = await taken(reply)
+            assert failure is None
+            assert out == EVENT + DONE
+            assert context.usage is not None
+            assert [(one.backend, one.usage.input) for one in context.shares] == [("second", 3), ("up", 7)]
+
+
+def message_events(*between: bytes, stop: str) -> bytes:
+    """A stream of Anthropic's API."""
+    start = {
+        "id": "a",
+        "type": "message",
+        "role": "assistant",
+        "model": "c",
+        "content": [],
+        "usage": {"input_tokens": 7},
+    }
+    ended = {"type": "message_delta", "delta": {"stop_reason": stop}, "usage": {"output_tokens": 0}}
+    return stream(
+        b'event: message_start\ndata: {"type":"message_start","message":%b}\n\n' % msgspec.json.encode(start),
+        b'event: ping\ndata: {"type":"ping"}\n\n',
+        *between,
+        b"event: message_delta\ndata: %b\n\n" % msgspec.json.encode(ended),
+        b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
+    )
+
+
+SAID = tuple(
+    b"event: %b\ndata: %b\n\n" % (str(event["type"]).encode(), msgspec.json.encode(event))
+    for event in (
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "So"}},
+        {"type": "content_block_stop", "index": 0},
+    )
+)
+
+
+@pytest.mark.parametrize("dialect", [MESSAGES, CHAT])
+@pytest.mark.parametrize("pieces", [1, 7])
+@pytest.mark.parametrize("said", [(), SAID])
+async def test_a_stream_that_is_withheld_after_its_head_is_a_refusal(
+    dialect: Dialect, pieces: int, said: tuple[bytes, ...]
+) -> None:
+    """Anthropic begins the message, and says then that it refuses."""
+    whole = message_events(*said, stop="refusal")
+    size = -(-len(whole) // pieces)
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        for at in range(0, len(whole), size):
+            await peer.send(whole[at : at + size])
+            await asyncio.sleep(0.01)
+        await peer.closed()
+
+    async with upstream(play) as up, upstream(always(ANTHROPIC_STREAM)) as second, world() as it:
+        it.provider(name="up", kind="anthropic", base_url=up.url(), api_key="k")
+        it.provider(name="second", kind="anthropic", base_url=second.url(), api_key="k")
+        pool = it.pool(targets=targets("up"), fallback=[{"provider": "second", "on": ["content_policy"]}])
+        asked = {"stream": True, "max_tokens": 9, "messages": [{"role": "user", "content": "no"}]}
+        made = call(asked, dialect=dialect)
+        out, failure = await taken(await pool.handle(made))
+        assert failure is None
+        assert made.context.tried == ("" if said else "up/m, second")
+        assert b'"So"' in out
+
+
+ANTHROPIC_STREAM = message_events(*SAID, stop="end_turn")
+
+
+async def test_a_stream_that_waits_for_its_first_word_passes_what_is_long() -> None:
+    """Sound and pictures are no words."""
+    long = b"data: %b\n\n" % msgspec.json.encode(
+        {"choices": [{"index": 0, "delta": {"audio": {"data": "A" * 20_000}}}]}
+    )
+    go = asyncio.Event()
+
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD + chunk(long))
+        await go.wait()
+        await peer.send(chunk(DONE) + b"0\r\n\r\n")
+        await peer.closed()
+
+    async with upstream(play) as up, world() as it:
+        it.openai(up.url())
+        it.openai(DEAD, "dead")
+        pool = it.pool(targets=targets("up"), fallback=[{"provider": "dead", "on": ["content_policy"]}])
+        reply = await pool.handle(call({"stream": True}))
+        assert reply.first == long
+        go.set()
+        assert await taken(reply) == (long + DONE, None)
+
+
+@pytest.mark.parametrize("answered", [True, False])
+async def test_what_was_used_in_vain_is_counted_too(answered: bool) -> None:
+    async def silent(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD)
+        await peer.closed()
+
+    good = always(stream(EVENT, USAGE, DONE))
+    async with upstream(silent) as slow, upstream(good if answered else silent) as up, world() as it:
+        it.openai(slow.url(), "slow")
+        it.openai(up.url(), "up")
+        pool = it.pool(timeout={"first_event": "150ms"}, targets=[*targets("slow"), *targets("up", weight=0)])
+        made = call({"stream": True, "messages": [{"role": "user", "content": "x" * 400}]})
+        if answered:
+            _, failure = await taken(await pool.handle(made))
+            assert failure is None
+        else:
+            with pytest.raises(Failure) as caught:
+                await pool.handle(made)
+            assert caught.value.status == 504
+        context = made.context
+        assert context.usage is not None
+        in_vain = [one.usage.input for one in context.shares if one.usage.estimated]
+        assert [one.backend for one in context.shares] == (["up", "slow"] if answered else ["slow", "up"])
+        assert len(in_vain) == (1 if answered else 2)
+        assert context.usage.input == sum(in_vain) + 3 * answered > 50
+
+
+async def test_a_refusal_stays_the_providers_where_no_fallback_speaks_the_operation() -> None:
+    async with upstream(always(TOO_LONG)) as up, world() as it:
+        it.openai(up.url())
+        it.provider(name="claude", kind="anthropic", base_url=DEAD, api_key="k")
+        pool = it.pool(targets=targets("up"), fallback=[{"provider": "claude", "on": ["context_window"]}])
+        reply = await pool.handle(call({"input": "x"}, dialect=EMBEDDINGS))
+        assert (reply.status, reply.first) == (400, TOO_LONG.partition(b"\r\n\r\n")[2])
 
 
 ANTHROPIC = answer(
@@ -716,6 +902,31 @@ async def test_what_is_an_answer_all_the_same(body: bytes) -> None:
 
 
 # ---- active checks
+@pytest.mark.parametrize(
+    "odd", [b"<html>", EVENT[6:-2].replace(b"abcd", b"ab\xff"), EVENT[6:-2].replace(b'"m-1"', b"NaN")]
+)
+async def test_garbage_in_a_stream_ends_it_and_is_a_failure_of_the_target(odd: bytes) -> None:
+    async def play(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.send(HEAD + chunk(EVENT))
+            await asyncio.sleep(0.02)
+            await peer.send(b"".join(map(chunk, (EVENT, b"data: %b\n\n" % odd, USAGE, DONE))) + b"0\r\n\r\n")
+
+    async with upstream(play) as up, world() as it:
+        it.openai(up.url())
+        it.openai(DEAD, "other")
+        pool = it.pool(targets=[*targets("up"), *targets("other", weight=0)], health={"failures": 2})
+        out, failure = await taken(await pool.handle(call({"stream": True})))
+        assert failure is not None
+        assert (failure.status, failure.reason) == (502, Reason.UPSTREAM_FAILURE)
+        assert (out, odd in out) == (EVENT * 2, False)
+        member = pool.members[0]
+        assert (member.health.until, member.health.troubled) == (0.0, True)
+        await taken(await pool.handle(call({"stream": True})))
+        assert member.health.until > 0.0
+
+
 async def test_checks_leave_out_and_bring_back() -> None:
     state = {"well": False}
     heads: list[bytes] = []

@@ -149,6 +149,8 @@ async def test_a_chat_goes_on_elsewhere() -> None:
         assert context.usage.estimated
         assert context.usage.output > 2
         assert context.usage.input > 20
+        assert [one.backend for one in context.shares] == ["one", "two"]
+        assert sum(one.usage.total for one in context.shares) == context.usage.total
         assert answered.usage is not None
         assert answered.usage.output == context.usage.output
         assert pool.members[0].health.until > 0.0
@@ -198,7 +200,6 @@ CALL = {"index": 0, "id": "t", "type": "function", "function": {"name": "f", "ar
         ([*CHAT_BEGIN, chat_event(tool_calls=[CALL])], True, CHAT_REST),
         ([*CHAT_BEGIN, chat_event(reasoning_content="hm")], True, CHAT_REST),
         ([*CHAT_BEGIN, chat_event(finish_reason="stop")], True, CHAT_REST),  # all but its end
-        ([*CHAT_BEGIN, b"data: not json\n\n"], True, CHAT_REST),
         (CHAT_BEGIN, True, CHAT_REST[:2]),  # the second one dies, too: once is all
     ],
 )

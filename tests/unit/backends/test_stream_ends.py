@@ -184,6 +184,8 @@ async def test_half_an_event_after_the_reason_is_not_passed_on() -> None:
     out, failure, usage = await told("chat", "chat", *CHAT_STREAM[:2], b'data: {"id":"c1","usage":{"prompt_to')
     assert (out, failure) == (b"".join(CHAT_STREAM[:2]) + b"data: [DONE]\n\n", None)
     assert usage.estimated
+    out, failure, _ = await told("chat", "messages", *CHAT_STREAM[:2], b'data: {"id":"c1","usage":{"prompt_to')
+    assert failure is None
 
 
 @pytest.mark.parametrize("asker", ["chat", "messages"])

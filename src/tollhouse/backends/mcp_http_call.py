@@ -1,0 +1,289 @@
+"""The event stream that answers one call over Streamable HTTP, to the response that ends it.
+
+Rule: it flows by callback. One that ends before its answer but after an event id is taken up again by GET, by a task
+that ends with the call (2025-11-25, Resumability and Redelivery); one that ends without is lost.
+"""
+
+import asyncio
+import re
+from random import random
+from time import monotonic
+from typing import Any
+
+from tollhouse.backends.mcp_heal import DELAYS, EXPIRED, call_lost
+from tollhouse.backends.mcp_http_exchange import Exchanging
+from tollhouse.backends.mcp_messages import Messages, Rescuer, messages_of
+from tollhouse.backends.mcp_place import Place
+from tollhouse.core.call import ToolCall
+from tollhouse.core.errors import Failure, Reason
+from tollhouse.net.client import Exchange
+from tollhouse.wire import jsonrpc, sse
+from tollhouse.wire.mcp import capabilities
+
+__all__ = ["MOST_RETRY", "RETRY", "HttpCall", "marked"]
+
+RETRY = 0.5  # seconds before a stream is taken up again, where the server does not say
+MOST_RETRY = 30.0
+
+_LEFT_OVER = 65_536  # bytes after the answer for which a connection is worth keeping
+_SILENT, _MOST_SILENT = 1.0, 5.0  # seconds after which a resumed stream that says nothing is asked for anew
+_RESUMES = 8  # in a row that fail
+_MAX_EVENT_ID = 1024
+_ID_LINE = re.compile(rb"(?:^|[\r\n])id:[ ]?([\x20-\x7e\x80-\xff]*)(?=[\r\n]|$)")
+_RETRY_LINE = re.compile(rb"(?:^|[\r\n])retry:[ ]?(\d{1,6})[\r\n]")
+
+
+class HttpCall(Messages):
+    """The event stream that answers one POST: Sink of its exchange, Source of the messages."""
+
+    __slots__ = (
+        "_ended_future", "_exchange", "_framer", "_id", "_left_over", "_session",
+        "event", "resuming", "retry", "until",
+    )  # fmt: skip
+
+    def __init__(
+        self, session: Exchanging, id: int, exchange: Exchange | None, call: ToolCall | None, until: float
+    ) -> None:
+        super().__init__(asyncio.get_running_loop().create_future(), call)
+        self.until = until
+        self.event = b""
+        self.retry: float | None = None
+        self.resuming: asyncio.Task[Any] | None = None
+        self._ended_future: asyncio.Future[None] | None = None
+        self._session: Exchanging | None = session
+        self._exchange = exchange
+        self._framer = sse.Framer()
+        self._id = id
+        self._left_over = 0
+        session.streaming[id] = self
+
+    def send(self, data: bytes) -> None:
+        if self.over:
+            self._left_over += len(data)
+            if self._left_over > _LEFT_OVER and self._exchange is not None:
+                self._exchange.close()
+            return
+        block = self._framer.feed(data)
+        if block:
+            for raw in sse.split(block):
+                _, message = sse.parse(raw)
+                if raw[:6] != b"data: ":
+                    self.event, self.retry = marked(raw, self.event, self.retry)
+                if message and not self.over:
+                    self._message(message)
+
+    def allow(self, seconds: float) -> None:
+        self.until += seconds
+        if self._exchange is not None:
+            self._exchange.allow(seconds)
+
+    def _follow(self, exchange: Exchange) -> "asyncio.Future[None]":
+        """Go on with another exchange. The future is done when that has ended."""
+        self._exchange = exchange
+        self._framer = sse.Framer()
+        self._ended_future = asyncio.get_running_loop().create_future()
+        return self._ended_future
+
+    def _message(self, data: bytes) -> None:
+        session = self._session
+        if session is None:
+            return
+        try:
+            revision = session.features.revision if session.features is not None else ""
+            for part in messages_of(data, revision):
+                self._one(session, part)
+        except jsonrpc.Malformed as problem:
+            self._fail(session.garbled(problem.message))
+
+    def _one(self, session: Exchanging, data: bytes) -> None:
+        message = jsonrpc.decode(data)
+        if message.is_response:
+            if bytes(message.id) == b"%d" % self._id:
+                self.push(data)
+                self.finish()
+            return
+        method = message.method
+        if message.is_request:
+            # What is asked on the stream of a call is asked within it, whoever shares the session.
+            asks = method != "ping" and self.call is not None
+            if not (asks and capabilities.allows(session.profile, method, message.params) and self.ask(data)):
+                session.refuse(message)
+        elif method.endswith("/list_changed"):
+            session.hear(data, message)
+        elif (self.progress or method != "notifications/progress") and (self.logs or method != "notifications/message"):
+            self.push(data, droppable=True)
+
+    def end(self, failure: Failure | None = None) -> None:
+        self._exchange = None
+        ended, self._ended_future = self._ended_future, None
+        if ended is not None:
+            if not ended.done():
+                ended.set_result(None)
+            return
+        session = self._session
+        if self.over or session is None:
+            return
+        if failure is not None and failure.reason is Reason.TIMEOUT:
+            session.cancel(self._id)
+            self.finish(failure)
+        elif self.event and not session.new and not session.lost:
+            if self.call is not None and self.call.session is not None:
+                self.push(b"")  # such an agent may be let go meanwhile as we are, and come back
+            self.take_up(session)
+        elif failure is not None:
+            self.lose(session.lost_under(failure), session.upstream)
+        else:
+            why = "it ended its stream without an answer"
+            self.lose(call_lost(session.upstream.name, why), session.upstream)
+
+    def take_up(self, session: Exchanging) -> None:
+        """Its stream has ended early, here or at another worker, and can be taken up again."""
+        try:
+            self.resuming = session.upstream.spawn(self._resume(session), cut=True)
+        except Failure as failure:
+            self.lose(failure, session.upstream)
+
+    async def _resume(self, session: Exchanging) -> None:
+        """Take the stream up again, until it has its answer. Servers close streams to be asked again, and some say
+        nothing on a new one that was opened too early: then it is opened once more."""
+        failed = 0
+        silent = _SILENT
+        upstream = session.upstream
+        name = upstream.name
+        try:
+            while True:
+                wait = RETRY * random() if self.retry is None else self.retry  # noqa: S311 - spreads load
+                await asyncio.sleep(min(wait + DELAYS.delay(failed), max(0.0, self.until - monotonic())))
+                if self.over:
+                    return
+                if monotonic() >= self.until:
+                    self.expire()
+                    return
+                before = self.event
+                try:
+                    exchange = await session.get(self.event, self.until, min(10.0, self.until - monotonic()), silent)
+                except Failure as failure:
+                    failed += 1
+                    if failed > _RESUMES:
+                        self.lose(call_lost(name, failure.message, failure.detail), upstream)
+                        return
+                    continue
+                try:
+                    if exchange.status != 200 or not exchange.event_stream:
+                        failed += 1
+                        if exchange.status in (400, 404, 405) or failed > _RESUMES:
+                            why = f"its stream could not be taken up again: status {exchange.status}"
+                            if exchange.status == 404 and session.id:
+                                upstream.discard(session, EXPIRED)
+                            self.lose(call_lost(name, why), upstream)
+                            return
+                        continue
+                    failed = 0
+                    ended = self._follow(exchange)
+                    exchange.start(self)
+                    await ended
+                finally:
+                    exchange.close()
+                if self._session is None:  # it has its answer
+                    return
+                silent = _SILENT if self.event != before else min(silent * 2, _MOST_SILENT)
+        except asyncio.CancelledError:
+            self.resuming = None
+            self.lose(Failure(503, Reason.UPSTREAM_FAILURE, f"{name}: the session was closed", sent=True), upstream)
+            raise
+
+    # Movable
+    def place(self) -> bytes:
+        session = self._session
+        if session is None or session.new or not session.shared_id() or not self.event or self.over:
+            return b""
+        revision = session.features.revision if session.features is not None else ""
+        where = (session.upstream.mark, session.shared_id().encode(), revision, session.profile, self._id, self.event)
+        return Place(*where).encode()
+
+    def leave(self) -> None:
+        session = self._session
+        if session is not None:
+            session.kept = True
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.close()
+        self._quit_resuming()
+        self._sink = None  # whoever listened is told by who leaves
+        super().finish()
+        self._settle()
+
+    # ---- how it ends
+    def lose(self, failure: Failure, owner: Rescuer) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.close()
+        self._quit_resuming()
+        super().lose(failure, owner)
+
+    def parted(self) -> None:
+        self._quit_resuming()
+        self._settle()
+
+    def _quit_resuming(self) -> None:
+        task, self.resuming = self.resuming, None
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+
+    def _fail(self, failure: Failure) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.close()
+        self.finish(failure)
+
+    def finish(self, failure: Failure | None = None) -> None:
+        super().finish(failure)
+        self._settle()
+
+    def quit(self, call: ToolCall | None) -> None:
+        session = self._session
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.close()
+        self._quit_resuming()
+        if session is not None:
+            session.cancel(self._id)
+        self._settle()
+
+    def pause(self) -> None:
+        super().pause()
+        if self._exchange is not None and not self.over:
+            self._exchange.pause()
+
+    def resume(self) -> None:
+        super().resume()
+        if self._exchange is not None and not self.over:
+            self._exchange.resume()
+
+    def expire(self) -> None:
+        """Never watched: the exchange has the deadline, or the task that resumes it."""
+        session = self._session
+        if session is not None:
+            session.cancel(self._id)
+            self.finish(
+                Failure(504, Reason.TIMEOUT, f"{session.upstream.name}: the server did not answer in time", sent=True)
+            )
+
+    def _settle(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.streaming.pop(self._id, None)
+            session.done()
+
+
+def marked(raw: bytes, event: bytes, retry: float | None) -> tuple[bytes, float | None]:
+    """The last event id, and the seconds to wait before the stream is asked for again, after the event `raw` (WHATWG
+    HTML, 9.2.6)."""
+    if raw[:3] == b"id:" or b"\nid:" in raw or b"\rid:" in raw:  # most have none, and some are large
+        for match in _ID_LINE.finditer(raw):
+            event = match[1] if len(match[1]) <= _MAX_EVENT_ID else b""
+    if raw[:6] == b"retry:" or b"\nretry:" in raw:
+        said = _RETRY_LINE.search(raw)
+        if said is not None:
+            retry = min(int(said[1]) / 1000, MOST_RETRY)
+    return event, retry

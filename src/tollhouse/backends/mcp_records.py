@@ -1,0 +1,134 @@
+"""What workers that share a `state` know of agents' sessions with servers: enough to go on with one, or to open the
+same again.
+
+Rule: a session of an agent is one, whichever worker the agent's next request comes to. So who opens a new one does so
+under a lock and with the next generation; who finds a newer one than it has lost takes that. The store gives nothing
+away: what it keeps is sealed, ids of servers among it. Without the store a worker goes on with what it has.
+"""
+
+import asyncio
+import logging
+from random import random
+
+import msgspec
+
+from tollhouse.core.errors import Failure
+from tollhouse.store.base import State
+from tollhouse.wire.mcp.sealed import Seals, Unsealed
+
+__all__ = ["Record", "Records", "Turn"]
+
+log = logging.getLogger("tollhouse.backends.mcp")
+
+_KIND = "u"
+_LOCK = 10.0  # seconds for a handshake, after which another worker may try
+_LOOK = 0.1
+_MOST_URIS = 1000
+
+
+class Record(msgspec.Struct, array_like=True):
+    """One session. place: its name, so that no record stands in for another. node: the worker that opened it. id: the
+    server's own, "" where nobody else can use it. capabilities: raw JSON. uris: subscribed resources. event: the last
+    event id of its stream."""
+
+    place: str
+    generation: int = 0
+    node: str = ""
+    id: str = ""
+    revision: str = ""
+    capabilities: bytes = b"{}"
+    instructions: str = ""
+    level: str = ""
+    uris: list[str] = []
+    event: bytes = b""
+
+
+class Turn:
+    """What to do about a session: take `record` up when it is to be `taken`, else open another and `keep` it."""
+
+    __slots__ = ("locked", "record", "stored", "taken")
+
+    def __init__(self, record: Record | None, stored: bytes | None, *, taken: bool, locked: bool = False) -> None:
+        self.record = record
+        self.stored = stored
+        self.taken = taken
+        self.locked = locked
+
+
+class Records:
+    """ttl: seconds for which an unused session is remembered."""
+
+    def __init__(self, state: State, seals: Seals, ttl: float = 86_400.0) -> None:
+        self.node = state.node
+        self._values = state.values
+        self._seals = seals
+        self._ttl = ttl
+
+    async def turn(self, place: str, lost: int) -> Turn:
+        """A record newer than generation `lost`, or the right to make one; both None while the store is away."""
+        try:
+            async with asyncio.timeout(_LOCK * 2):
+                while True:
+                    stored = await self._values.get(place)
+                    record = self._opened(place, stored)
+                    if record is not None and record.generation > lost and record.id:
+                        return Turn(record, stored, taken=True)
+                    if await self._values.add(f"{place}:opening", self.node.encode(), _LOCK):
+                        return Turn(record, stored, taken=False, locked=True)
+                    await asyncio.sleep(_LOOK * (0.5 + random()))  # noqa: S311 - spreads load
+        except (Failure, TimeoutError) as error:
+            log.warning("mcp: a session is opened without the state: %s", error)
+            return Turn(None, None, taken=False)
+
+    async def keep(self, record: Record) -> None:
+        """A new session was opened."""
+        try:
+            await self._values.put(record.place, self._sealed(record), self._ttl)
+        except Failure as failure:
+            log.warning("mcp: a session cannot be kept in the state: %s", failure)
+
+    async def over(self, place: str, turn: Turn) -> None:
+        """The turn is another's."""
+        if turn.locked:
+            try:
+                await self._values.remove(f"{place}:opening")
+            except Failure as failure:
+                log.info("mcp: a lock stays until its time is over: %s", failure)
+
+    async def change(self, record: Record) -> None:
+        """It is the same session, and has been told more. A newer one stays as it is."""
+        try:
+            for _ in range(3):
+                stored = await self._values.get(record.place)
+                known = self._opened(record.place, stored)
+                if stored is None or known is None:
+                    if stored is None and await self._values.add(record.place, self._sealed(record), self._ttl):
+                        return
+                    continue
+                if known.generation != record.generation:
+                    return
+                record.node = known.node
+                if await self._values.swap(record.place, stored, self._sealed(record), self._ttl):
+                    return
+        except Failure as failure:
+            log.warning("mcp: a session cannot be kept in the state: %s", failure)
+
+    async def forget(self, place: str) -> None:
+        try:
+            await self._values.remove(place)
+        except Failure as failure:
+            log.info("mcp: a session stays in the state until its time is over: %s", failure)
+
+    def _sealed(self, record: Record) -> bytes:
+        record.uris = record.uris[:_MOST_URIS]
+        return self._seals.seal(_KIND, record).encode()
+
+    def _opened(self, place: str, stored: bytes | None) -> Record | None:
+        if stored is None:
+            return None
+        try:
+            record = self._seals.open(_KIND, stored.decode("latin-1"), Record)
+        except Unsealed as unsealed:
+            log.warning("mcp: a session's record cannot be read: %s", unsealed.why)
+            return None
+        return record if record.place == place else None
