@@ -5,6 +5,7 @@ Rule: a balance sees only who is well, and a weight counts in all of them but `i
 only where there is no other; one that comes back from being ill counts for less than its weight.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from math import exp, log
@@ -16,7 +17,7 @@ from tollhouse.backends.llm import LLMBackend
 from tollhouse.core.call import ModelCall, Principal
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure
-from tollhouse.core.expr import Expression, Memo, Outcome, Undecided
+from tollhouse.core.expr import Expression, Memo, Outcome, Undecided, not_bool
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import Ending
 from tollhouse.core.reply import Reply
@@ -34,6 +35,8 @@ __all__ = [
     "drawn",
 ]
 
+logger = logging.getLogger("tollhouse.backends.balance")
+
 _MEMORY = 10.0  # seconds in which a measured latency loses two thirds of its say
 _KEY = 256  # characters of what a caller is known by
 
@@ -41,19 +44,32 @@ _KEY = 256  # characters of what a caller is known by
 class Condition:
     """`when` of a target."""
 
-    __slots__ = ("_expression", "_memo")
+    __slots__ = ("_expression", "_memo", "_told")
 
     def __init__(self, source: str) -> None:
         self._expression = Expression(source)
         self._memo = Memo((self._expression,))
+        self._told = False
 
     def holds(self, call: ModelCall) -> bool:
-        """What cannot be decided (a header that is not there) does not hold."""
+        """What cannot be decided (a header that is not there) does not hold; a value that is no bool is logged."""
         known = self._memo.get(call)
         if known is None:
-            known = self._expression.ask(call) is Outcome.YES
+            said = self._expression.ask(call)
+            known = said is Outcome.YES
+            if said is Outcome.DOUBT and not self._told:
+                self._tell(call)
             self._memo.put(call, known)
         return known
+
+    def _tell(self, call: ModelCall) -> None:
+        try:
+            why = not_bool(self._expression.value(call))
+        except Undecided:
+            return
+        if why:
+            self._told = True
+            logger.warning("`when: %s` of a target never holds: %s", self._expression.source, why)
 
 
 class Latency:

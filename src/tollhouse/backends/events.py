@@ -17,11 +17,13 @@ from tollhouse.core.http import Ending, Sink
 from tollhouse.core.reply import Tap
 from tollhouse.net.client import Exchange
 from tollhouse.wire.llm.dialect import Framing, StreamReader
+from tollhouse.wire.llm.reader import is_json
 from tollhouse.wire.llm.tokens import of_text
-from tollhouse.wire.sse import Framer
+from tollhouse.wire.sse import Framer, parse
 
 __all__ = ["Events", "estimated"]
 
+_HEAD = 1 << 14  # bytes; what is longer says something, if not in words
 _SOON = 2.0  # the clock looks once a second; what is shorter is hurried
 
 
@@ -42,6 +44,7 @@ class Events:
         "_held",
         "_idle",
         "_over",
+        "_patient",
         "_prompt",
         "_reader",
         "_sink",
@@ -61,16 +64,19 @@ class Events:
         framer: Framing | None = None,
         prompt: Callable[[], int],
         idle: float = 0.0,
+        patient: bool = False,
     ) -> None:
         """framer: cuts the provider's stream; None for server-sent events. prompt: gives the estimated input tokens,
         and is asked when the provider did not get to tell. idle: seconds of silence that end the stream after its
-        first event; 0.0 where the exchange sees to that itself."""
+        first event; 0.0 where the exchange sees to that itself. patient: `first` waits until something is said, or the
+        answer is whole: what begins with nothing but a head may still be withheld."""
         self._exchange: Exchange | None = exchange
         self._reader = reader
         self._context = context
         self._clock = clock
         self._prompt = prompt
         self._idle = idle
+        self._patient = patient
         self._framer: Framing = framer if framer is not None else Framer()
         self._sink: Sink | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -92,10 +98,11 @@ class Events:
             block = self._reader.read(block)
         if self._reader.failure is not None:
             raise self._told()
-        if self._reader.began:
-            return block
         if block:
             self._held.append(block)
+        if self._is_enough():
+            held, self._held = self._held, []
+            return b"".join(held)
         await self._wait(exchange, deadline)
         if self._failure is not None:
             raise self._failed()
@@ -117,6 +124,13 @@ class Events:
                     self._clock.drop(self)
         finally:
             self._waiter = None
+
+    def _is_enough(self) -> bool:
+        """Whether there is a first event for the caller."""
+        reader = self._reader
+        if not reader.began or not self._patient:
+            return reader.began
+        return reader.text > 0 or reader.finished or sum(map(len, self._held)) > _HEAD
 
     def expire(self) -> None:
         self.deadline = FOREVER
@@ -150,7 +164,7 @@ class Events:
         if reader.failure is not None:
             raise self._told()  # the exchange ends with it, and tells `end`
         waiter = self._waiter
-        if waiter is not None and reader.began and not waiter.done():
+        if waiter is not None and not waiter.done() and self._is_enough():
             waiter.set_result(None)
             self.pause()  # until there is a client to send to
 
@@ -192,8 +206,9 @@ class Events:
         reader = self._reader
         if not reader.finished:
             rest = self._framer.rest()
-            if rest.strip(b"\r\n"):  # some servers leave the last blank line out
-                stopped = reader.stopped
+            stopped = reader.stopped
+            # Some servers leave the last blank line out. Half an event behind an answer's end is nothing.
+            if rest.strip(b"\r\n") and (not stopped or is_json(parse(rest)[1])):
                 block = reader.read(rest + b"\n\n")
                 if reader.failure is not None:
                     return self._told()
@@ -266,8 +281,6 @@ class Events:
         the whole answer has had it. Goes into the Reply's `ends`, first, so that what settles after it finds it."""
         reader = self._reader
         self._context.model_answered = reader.model
-        if reader.odd:
-            self._context.error = f"{reader.odd} events of the provider's stream were no JSON; they were passed on"
         if ending.gone and reader.finished:
             # Many clients leave at the event that ends the answer, and do not wait for the end of the body.
             ending.status, ending.reason, ending.gone = 200, Reason.UPSTREAM, False

@@ -15,13 +15,13 @@ import msgspec
 from pydantic import Field
 
 from tollhouse.backends.balance import Member
-from tollhouse.core.call import Context, ModelCall, Usage
+from tollhouse.core.call import Context, ModelCall, Share, Usage
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Ending
 from tollhouse.core.reply import Reply
 from tollhouse.core.spec import Duration, Spec
 
-__all__ = ["Hedge", "HedgeSpec", "added", "taken_over", "twin"]
+__all__ = ["Hedge", "HedgeSpec", "added", "share", "shared", "taken_over", "twin"]
 
 _KEPT = 100  # first events that the percentile is of
 _ENOUGH = 20
@@ -115,12 +115,14 @@ class Hedge:
         reply = winner.result()
         member, call = runs.pop(winner)
         await _ended(runs)
-        lost = None
+        lost = []
         for run, (asked, other) in runs.items():
             used = other.context.usage
             if used is None and run.cancelled():
                 used = Usage(asked.backend.prompt(other), 0, estimated=True)
-            lost = added(lost, used)
+            if used is not None:
+                other.context.usage = used
+                lost.append(share(other.context))
             other.context.usage = None
         self.note(call.context.first_event - call.context.upstream_began)
         context.attempts += call.context is context and len(runs)
@@ -128,8 +130,7 @@ class Hedge:
             taken_over(context, call.context)
             context.attempts = call.context.attempts
             reply.ends.append(partial(_settle, context, call.context))
-        if lost is not None:
-            reply.ends.append(partial(_add, context, lost))
+        reply.ends += [partial(shared, context, one) for one in lost]
         return member, reply
 
 
@@ -154,13 +155,24 @@ def added(one: Usage | None, other: Usage | None) -> Usage | None:
     return Usage(**sums, estimated=True, tier=one.tier or other.tier)
 
 
+def share(context: Context) -> Share:
+    """What the target that was asked last has used."""
+    usage = context.usage
+    return Share(context.backend, context.model_answered, context.model_sent, usage if usage is not None else Usage())
+
+
+def shared(context: Context, other: Share, _: Ending | None = None) -> None:
+    """What another target has used for the same call comes to the call's usage, at a price of its own."""
+    own = context.usage
+    if not context.shares and own is not None:
+        context.shares = (share(context),)
+    context.shares += (other,)
+    context.usage = added(own, other.usage)
+
+
 def _settle(context: Context, other: Context, _: Ending) -> None:
     taken_over(context, other)
     context.usage = other.usage
-
-
-def _add(context: Context, lost: Usage, _: Ending) -> None:
-    context.usage = added(context.usage, lost)
 
 
 async def _run(member: Member, call: ModelCall) -> Reply:

@@ -15,9 +15,10 @@ from tollhouse.backends.events import Events, estimated
 from tollhouse.backends.provider import Continuation, Face, Provider, Timeouts
 from tollhouse.backends.retry_after import retry_after
 from tollhouse.backends.upgrade import upgrade
+from tollhouse.backends.withheld import withheld, withheld_stream
 from tollhouse.core.call import ModelCall, Usage
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.core.http import Headers
+from tollhouse.core.http import Ending, Headers
 from tollhouse.core.reply import Reply
 from tollhouse.net.client import Exchange, Until
 from tollhouse.wire.llm import CODECS
@@ -82,8 +83,8 @@ class LLMBackend:
     """
 
     __slots__ = (
-        "_after", "_before", "_fixed", "_fixed_raw", "_lossy", "_prefix", "_refusals", "_suffix", "label", "provider",
-        "timeouts",
+        "_after", "_before", "_filtered", "_fixed", "_fixed_raw", "_lossy", "_prefix", "_refusals", "_suffix", "label",
+        "provider", "timeouts",
     )  # fmt: skip
 
     def __init__(
@@ -101,6 +102,7 @@ class LLMBackend:
         self.label = provider.name if model is None else f"{provider.name}/{model}"
         self._lossy = lossy
         self._refusals = refusals
+        self._filtered = "content_policy" in refusals
         self._fixed = "" if model is None or "*" in model else model
         self._fixed_raw = Raw(_encode(self._fixed))
         self._before, _, self._after = ("", "", "") if model is None else model.partition("*")
@@ -200,6 +202,10 @@ class LLMBackend:
                 usage = self._unsaid(call, answer, passed[-1][1])
             context.usage = usage
             reply = Reply(200, passed, answer)
+            if self._filtered and (codec := CODECS.get(call.operation)) is not None:
+                why = withheld(codec, answer)
+                if why is not None:
+                    raise self._withheld(reply, why)
         if lost:
             reply.headers.append((b"x-tollhouse-dropped", _listed(lost)))
         return reply
@@ -312,6 +318,7 @@ class LLMBackend:
             framer=face.dialect.framer(),
             prompt=lambda: self.prompt(call),
             idle=timeouts.idle if timeouts.idle < timeouts.first_event else 0.0,
+            patient=self._filtered and call.operation in CODECS,
         )
         try:
             first = await events.first(began + timeouts.first_event)
@@ -320,11 +327,22 @@ class LLMBackend:
                 context.usage = Usage(self.prompt(call), 0, estimated=True)
             events.close()
             raise
+        if self._filtered and reader.finished and call.operation in CODECS:
+            why = withheld_stream(CODECS[call.operation], call.dialect, first)
+            if why is not None:
+                events.close()
+                events.settle(Ending(200, Reason.UPSTREAM))
+                passed = [*self._passed(exchange.headers)[:-1], (_CONTENT_TYPE, call.dialect.stream_type)]
+                raise self._withheld(Reply(200, passed, first), why)
         context.first_event = monotonic()
         reply = Reply(200, self._passed(exchange.headers)[:-1], first, events)  # the endpoint says what a stream is
         reply.taps = events.taps
         reply.ends.append(events.settle)
         return reply
+
+    def _withheld(self, reply: Reply, why: str) -> Refused:
+        detail = f"{self.label}: 200 {why or 'nothing but a filter'}"
+        return Refused(reply, "content_policy", "the provider withheld its answer", detail)
 
     def _unsaid(self, call: ModelCall, answer: bytes, content_type: bytes) -> Usage:
         """Usage of an answer that does not tell it. Raises Failure 502 for what is no answer at all."""
@@ -404,7 +422,7 @@ class LLMBackend:
                 retry=True,
                 sent=True,
             )
-        if status >= 500 or status == 408 or status < 200 or 300 <= status < 400:
+        if status >= 500 or status == 408 or status < 400:  # also 201 and 204: only 200 is an answer
             ours = 503 if status in (503, 529) else 504 if status in (408, 504) else 502
             if status in _LATE:
                 call.context.usage = Usage(self.prompt(call), 0, estimated=True)  # somebody behind it was at work

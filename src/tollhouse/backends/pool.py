@@ -26,6 +26,7 @@ from tollhouse.backends.balance import (
 from tollhouse.backends.health import Checker, Health
 from tollhouse.backends.hedge import Hedge, HedgeSpec
 from tollhouse.backends.llm import LLMBackend, Refused
+from tollhouse.backends.pool_round import FAILURE, Lane, Round, Verdict, attempts, spend, tell
 from tollhouse.backends.pool_spec import FallbackSpec, ModelHealthSpec, ModelTimeoutSpec, PoolSpec, TargetSpec
 from tollhouse.backends.probe import can_tell, is_well
 from tollhouse.backends.provider import Provider
@@ -56,64 +57,8 @@ _PATHS = {
     "messages": "/v1/messages",
     "embeddings": "/v1/embeddings",
 }
-_FAILURE = "failure"
 _REFUSALS = {"context_length_exceeded": "context_window", "content_policy": "content_policy"}
 """What a fallback may be asked after, by the code of a Refused."""
-
-
-# ---- asking
-
-
-class _Lane:
-    """The members that speak one operation."""
-
-    __slots__ = ("alone", "balance", "conditional", "fallback", "members", "quick", "weight")
-
-    def __init__(self, members: tuple[Member, ...], fallback: tuple[Member, ...], balance: Balance) -> None:
-        self.members = members
-        self.fallback = fallback
-        self.balance = balance
-        self.conditional = any(m.when is not None for m in members)
-        self.quick = not self.conditional and isinstance(balance, Weighted)
-        # Where there is nobody else, health decides nothing.
-        is_alone = len(members) == 1 and not fallback and not self.conditional
-        self.alone = members[0].handle if is_alone else None
-        self.weight = sum(m.weight for m in members)
-
-    @property
-    def falls_back(self) -> bool:
-        """Whether somebody is asked when every target has failed."""
-        return any(_FAILURE in m.on for m in self.fallback)
-
-
-class _Round:
-    """What asking has come to so far. To be forgotten at its end: a Failure refers to the frames it went through, and
-    they to this.
-
-    tried: not to be tried again. asked: one of them has been asked. failure, unsaid, refused: what came of the last one
-    that failed, whose API could not say it, and of the first that refused it. wants: what a fallback must be for. why:
-    the last one's cause, until the next one is asked.
-    """
-
-    __slots__ = ("asked", "failure", "refused", "tried", "unsaid", "wants", "why")
-
-    def __init__(self) -> None:
-        self.tried: list[Member] = []
-        self.asked = False
-        self.failure: Failure | None = None
-        self.unsaid: Failure | None = None
-        self.refused: Reply | None = None
-        self.wants = _FAILURE
-        self.why = ""
-
-    def end(self) -> Failure | None:
-        """The Failure that the caller gets, once."""
-        found = self.unsaid if self.failure is None else self.failure
-        self.failure = self.unsaid = None
-        return found
-
-    def forget(self) -> None:
-        self.failure = self.unsaid = self.refused = None
 
 
 class Pool:
@@ -149,7 +94,7 @@ class Pool:
         self._balance = balance
         self._budget = RetryBudget(saved=_SAVED)
         self._retried = retried
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, Lane] = {}
         self._checker: Checker[Member] | None = None
         check = spec.check if spec is not None else None
         if check is not None:
@@ -193,7 +138,7 @@ class Pool:
         alone = lane.alone
         return self._choose(lane, call) if alone is None else alone(call)
 
-    async def _choose(self, lane: _Lane, call: ModelCall) -> Reply:
+    async def _choose(self, lane: Lane, call: ModelCall) -> Reply:
         context = call.context
         if not context.attempts:
             self._budget.request()
@@ -207,16 +152,17 @@ class Pool:
                     members = self._matching(members, call)
                 member = self._pick(lane, members, call, now, ())
                 if member is None:
-                    return await self._others(lane, members, call, _Round())
+                    return await self._others(lane, members, call, Round())
                 member.health.began(now)
         if call.stream and self._hedge is not None and self._hedge.after is not None and len(members) > 1:
             return await self._hedged(lane, members, call, member, self._hedge)
         try:
             reply = await member.handle(call)
         except Failure as failure:
-            it = _Round()
+            it = Round()
             if not self._noted(call, member, failure, it):
                 raise
+            it.keep(context)
         except BaseException:
             member.health.left(self._clock.now)
             raise
@@ -231,10 +177,10 @@ class Pool:
         return await self._others(lane, members, call, it)
 
     async def _hedged(
-        self, lane: _Lane, members: Sequence[Member], call: ModelCall, member: Member, hedge: Hedge
+        self, lane: Lane, members: Sequence[Member], call: ModelCall, member: Member, hedge: Hedge
     ) -> Reply:
         """As `_choose`, with a second target where the first is late."""
-        it = _Round()
+        it = Round()
         context = call.context
         asked = [member]
 
@@ -250,8 +196,14 @@ class Pool:
                 self._retried(context, "hedge")
             return other
 
+        def noted(one: Member, failure: Failure) -> bool:
+            known = self._noted(call, one, failure, it)
+            if known:
+                it.keep(context)
+            return known
+
         try:
-            found = await hedge.ask(call, member, second, lambda m, failure: self._noted(call, m, failure, it))
+            found = await hedge.ask(call, member, second, noted)
             if found is not None:
                 winner, reply = found
                 if len(asked) > 1 and not it.tried:
@@ -259,16 +211,18 @@ class Pool:
                     loser.health.left(self._clock.now)
                     context.tried = f"{context.tried}, {loser.name}" if context.tried else loser.name
                 self._answered(call, winner, reply)
+                spend(context, it, reply)
                 it.forget()
                 return reply
         except BaseException:
+            it.settle(context)
             it.forget()
             for one in asked:
                 one.health.left(self._clock.now)
             raise
         return await self._others(lane, members, call, it)
 
-    async def _others(self, lane: _Lane, members: Sequence[Member], call: ModelCall, it: _Round) -> Reply:
+    async def _others(self, lane: Lane, members: Sequence[Member], call: ModelCall, it: Round) -> Reply:
         """Everybody else who may be asked, targets first; each once."""
         try:
             while it.refused is None:
@@ -285,13 +239,15 @@ class Pool:
                 if reply is not None:
                     return reply
             if it.refused is not None:
-                _tell(call.context, it.refused)
+                tell(call.context, it.refused)
+                spend(call.context, it, it.refused)
                 return it.refused
             raise self._last_words(call, lane, it)
         finally:
+            it.settle(call.context)
             it.forget()
 
-    def _fallbacks(self, lane: _Lane, members: Sequence[Member], it: _Round) -> Iterable[Member]:
+    def _fallbacks(self, lane: Lane, members: Sequence[Member], it: Round) -> Iterable[Member]:
         """Whom to ask after the targets, in order: the fallbacks that are well; when nobody was asked at all, the one
         that should come back first of those that did not wish to rest."""
         for member in lane.fallback:
@@ -299,30 +255,33 @@ class Pool:
                 yield member
         if not it.asked and it.unsaid is None:
             now = self._clock.now
-            left = [m for m in (*members, *lane.fallback) if m.health.rest <= now and (not m.on or _FAILURE in m.on)]
+            left = [m for m in (*members, *lane.fallback) if m.health.rest <= now and (not m.on or FAILURE in m.on)]
             if left:
                 yield min(left, key=_back)
 
-    async def _try(self, call: ModelCall, member: Member, it: _Round) -> Reply | None:
+    async def _try(self, call: ModelCall, member: Member, it: Round) -> Reply | None:
         """A Reply, or None and what has come of it in `it`."""
         member.health.began(self._clock.now)
         try:
             reply = await member.handle(call)
         except Failure as failure:
-            if not self._noted(call, member, failure, it) and it.refused is None:
+            if self._noted(call, member, failure, it):
+                it.keep(call.context)
+            elif it.refused is None:
                 raise
             return None
         except BaseException:
             member.health.left(self._clock.now)
             raise
         self._answered(call, member, reply)
+        spend(call.context, it, reply)
         if member.on:
             call.context.fallback = member.name
             if member.notice:
                 reply.headers.append((b"x-tollhouse-fallback", member.shown))
         return reply
 
-    def _may_go_on(self, call: ModelCall, it: _Round, *, paid: bool) -> bool:
+    def _may_go_on(self, call: ModelCall, it: Round, *, paid: bool) -> bool:
         """Whether one more may be asked, which is counted. paid: it costs a retry."""
         failure = it.failure
         if failure is not None:
@@ -336,12 +295,13 @@ class Pool:
         return True
 
     # ---- what came of it
-    def _noted(self, call: ModelCall, member: Member, failure: Failure, it: _Round) -> bool:
+    def _noted(self, call: ModelCall, member: Member, failure: Failure, it: Round) -> bool:
         """Write down that the member did not answer. False: nobody else could do better."""
         context = call.context
         now = self._clock.now
         if isinstance(failure, Refused):
             member.health.succeeded()  # it is well, and has an opinion
+            it.keep(context)
             it.wants = _REFUSALS[failure.code or ""]
             it.why = failure.code or ""
             if it.refused is None:
@@ -370,21 +330,21 @@ class Pool:
             member.health.succeeded()
         else:
             # How a stream does is known at its end.
-            reply.ends.append(_Verdict(member, self._clock).settle)
+            reply.ends.append(Verdict(member, self._clock).settle)
             if self._resumes and call.operation in CODECS:
                 another = partial(self._go_on, call, member)
                 Lasting(call, CODECS[call.operation], another).over(reply)
         context = call.context
         if context.tried:
             context.tried = f"{context.tried}, {member.name}"
-            _tell(context, reply)
+            tell(context, reply)
 
-    def _last_words(self, call: ModelCall, lane: _Lane, it: _Round) -> Failure:
+    def _last_words(self, call: ModelCall, lane: Lane, it: Round) -> Failure:
         found = it.end()
         if found is None:
             return self._nobody(lane)
         if "," in call.context.tried:
-            found.headers = (*found.headers, _attempts(call.context))
+            found.headers = (*found.headers, attempts(call.context))
         return found
 
     async def _go_on(self, call: ModelCall, lost: Member, said: str) -> Resumed | None:
@@ -401,7 +361,7 @@ class Pool:
             if self._retried is not None:
                 self._retried(context, "resume")
             asked = continuation(call, CODECS[call.operation], said)
-            it = _Round()
+            it = Round()
             member.health.began(self._clock.now)
             try:
                 reply = await member.handle(asked)
@@ -421,7 +381,7 @@ class Pool:
                 member.health.succeeded()
                 reply.close(Ending(reply.status, Reason.UPSTREAM))
                 return None
-            reply.ends.append(_Verdict(member, self._clock).settle)
+            reply.ends.append(Verdict(member, self._clock).settle)
             return Resumed(member.name, asked, reply, continues is not None and continues.echoes)
         return None
 
@@ -436,7 +396,7 @@ class Pool:
         return found
 
     def _pick(
-        self, lane: _Lane, members: Sequence[Member], call: ModelCall, now: float, tried: Sequence[Member]
+        self, lane: Lane, members: Sequence[Member], call: ModelCall, now: float, tried: Sequence[Member]
     ) -> Member | None:
         """One of `members` that was not tried, well if possible; None when there is none."""
         usable = [m for m in members if m.health.usable(now) and m not in tried]
@@ -447,7 +407,7 @@ class Pool:
         return min((m for m in members if m not in tried), key=_back, default=None)
 
     # ---- what cannot be
-    def _lane(self, call: ModelCall) -> _Lane:
+    def _lane(self, call: ModelCall) -> Lane:
         operation = call.operation
         translatable = operation in CODECS
         members = tuple(m for m in self._members if m.backend.provider.answers(operation, translatable))
@@ -462,9 +422,9 @@ class Pool:
                 code="unsupported_operation",
             )
         fallback = tuple(m for m in self._fallback if m.backend.provider.answers(operation, translatable))
-        lane = _Lane(members, fallback, self._balance())
-        if self._resumes and translatable:
-            lane.alone = None
+        lane = Lane(members, fallback, self._balance())
+        if self._fallback or (self._resumes and translatable):
+            lane.alone = None  # also where no fallback speaks this operation: a refusal comes to us
         self._lanes[operation] = lane
         return lane
 
@@ -472,7 +432,7 @@ class Pool:
         translatable = operation in CODECS
         return any(m.backend.provider.answers(operation, translatable) for m in self._members)
 
-    def _nobody(self, lane: _Lane) -> Failure:
+    def _nobody(self, lane: Lane) -> Failure:
         now = self._clock.now
         back = min(m.health.until for m in lane.members + lane.fallback) - now
         return Failure(
@@ -498,37 +458,6 @@ def _kept(member: Member, now: float) -> bool:
 
 def _back(member: Member) -> tuple[bool, float]:
     return member.health.down, member.health.until
-
-
-def _attempts(context: Context) -> tuple[bytes, bytes]:
-    shown = "".join(c if c.isprintable() else "?" for c in context.tried)
-    return b"x-tollhouse-attempts", shown.encode("ascii", "backslashreplace")[:2048]
-
-
-def _tell(context: Context, reply: Reply) -> None:
-    """Name the targets that were asked, if there were several."""
-    if "," in context.tried:
-        reply.headers.append(_attempts(context))
-
-
-class _Verdict:
-    """Tells a member how the stream it began has ended."""
-
-    __slots__ = ("_clock", "_member")
-
-    def __init__(self, member: Member, clock: Clock) -> None:
-        self._member = member
-        self._clock = clock
-
-    def settle(self, ending: Ending) -> None:
-        failure = ending.failure
-        health = self._member.health
-        if failure is not None and failure.reason is Reason.UPSTREAM_FAILURE:
-            self._member.failed(failure, self._clock.now)
-        elif failure is None and not ending.gone:
-            health.succeeded()
-        else:
-            health.left(self._clock.now)
 
 
 def pool(

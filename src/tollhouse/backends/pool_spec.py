@@ -12,7 +12,7 @@ from tollhouse.backends.balance import caller
 from tollhouse.backends.health import PassiveHealthSpec, TimedCheckSpec
 from tollhouse.backends.hedge import HedgeSpec
 from tollhouse.backends.provider import Timeouts
-from tollhouse.core.expr import Cel
+from tollhouse.core.expr import CelCondition
 from tollhouse.core.spec import Duration, Spec
 
 __all__ = [
@@ -28,7 +28,7 @@ class TargetSpec(Spec):
         default=None, description="its name there; a * stands for what the * of the name matched; none: the same name"
     )
     weight: float = Field(default=1, ge=0, description="share of the calls; 0: only when the others have failed")
-    when: Cel | None = Field(
+    when: CelCondition | None = Field(
         default=None,
         description="CEL: which calls it is for; targets without it get those that no other is for",
         examples=["llm.tokens > 100000", 'principal.org == "research"'],

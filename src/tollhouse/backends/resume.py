@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from tollhouse.backends.hedge import added
+from tollhouse.backends.hedge import added, share, shared
 from tollhouse.core.call import Context, ModelCall, Usage
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import End, Ending, Sink, Source, finish
@@ -211,8 +211,9 @@ class Lasting:
         context = self._call.context
         finish(self._ends, ending)
         if self._resumed:
-            usage = self._twin.usage if self._twin is not None else None
-            context.usage = added(self._first_usage, usage)
+            context.usage = self._first_usage
+            if self._twin is not None and self._twin.usage is not None:
+                shared(context, share(self._twin))
             if context.usage is not None:
                 context.usage.estimated = True
 

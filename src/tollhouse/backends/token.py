@@ -13,7 +13,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -24,10 +23,10 @@ from joserfc.jwk import RSAKey
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo
 
 from tollhouse.backends.renewal import Lease, Renewed
+from tollhouse.backends.retry_after import retry_after
 from tollhouse.core.clock import Clock
 from tollhouse.core.depth import decode
 from tollhouse.core.errors import ConfigError, Failure, Problem, Reason
-from tollhouse.core.http import Headers
 from tollhouse.core.spec import Reading, existing
 from tollhouse.net.client import TLS, Client, Origin
 
@@ -142,7 +141,7 @@ class Asker:
                 Reason.UPSTREAM_FAILURE,
                 f"{where} answered {fetched.status}",
                 detail=_explained(fetched.body, hidden),
-                retry_after=_retry_after(fetched.headers),
+                retry_after=retry_after(fetched.headers),
             )
         if marker is not None and fetched.headers.get(marker[0]) != marker[1]:
             raise ValueError(f"{where} is not what it should be: its answer lacks {marker[0].decode()}")
@@ -253,18 +252,6 @@ def _told(code: Any, text: Any, hidden: Iterable[str]) -> str:
         if shown:
             said.append(shown)
     return ": ".join(said)
-
-
-def _retry_after(headers: Headers) -> float | None:
-    """Seconds (RFC 9110 section 10.2.3)."""
-    value = (headers.get(b"retry-after") or b"").decode("latin-1").strip()
-    if value.isascii() and value.isdigit():
-        return float(value[:9])
-    try:
-        when = parsedate_to_datetime(value)
-    except (ValueError, IndexError, TypeError):
-        return None
-    return seconds_until(when.isoformat(), "")
 
 
 # ---- Where tokens are

@@ -20,9 +20,9 @@ from pydantic import AfterValidator
 from tollhouse.core.call import Call, Context, ModelCall, Principal, ToolCall
 from tollhouse.core.cel_engine import cel
 from tollhouse.core.facts import FACTS, MISSING, VARIABLES, Fact, Prepared, gather, prepare, recall
-from tollhouse.core.http import Request
+from tollhouse.core.http import Headers, Request
 
-__all__ = ["Cel", "Expression", "Memo", "Outcome", "Undecided"]
+__all__ = ["Cel", "CelCondition", "Expression", "Memo", "Outcome", "Undecided", "check_condition", "not_bool"]
 
 MAX_SOURCE = 4096
 """Characters of one expression. Its depth is bounded by CEL's parser."""
@@ -199,6 +199,49 @@ def _checked(source: str) -> str:
 
 Cel = Annotated[str, AfterValidator(_checked)]
 """A CEL expression in a Spec, checked when it is read."""
+
+
+def check_condition(expression: Expression) -> None:
+    """Raises ValueError for an expression whose value is a bool for no call: seen from its value for one that says
+    nothing. What has no value there (a claim, a header) may be anything."""
+    request = Request(b"POST", b"/", Headers([(b"host", b"localhost")]))
+    call = ModelCall(
+        request, Context(), dialect=_NO_DIALECT, operation="chat", model="m", label="m", stream=False, fields={},
+        body=b"", reserve=1,
+    )  # fmt: skip
+    try:
+        value = expression.value(call)
+    except Undecided:
+        return
+    if not isinstance(value, bool):
+        raise ValueError(f"a condition is true or false, and this is {_kind(value)}: compare it with something")
+
+
+def not_bool(value: Any) -> str:
+    """Why the value of a condition is of no use, for the log; "" for a bool."""
+    return "" if isinstance(value, bool) else f"it is {_kind(value)}, neither true nor false"
+
+
+_NO_DIALECT = object()
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, (int, float)):
+        return "a number"
+    if isinstance(value, str):
+        return "a text"
+    return "a map" if isinstance(value, dict) else "a list" if isinstance(value, (list, tuple)) else "something else"
+
+
+def _decides(source: str) -> str:
+    check_condition(Expression(source))
+    return source
+
+
+CelCondition = Annotated[str, AfterValidator(_decides)]
+"""As Cel, where it is asked for a yes or no."""
 
 
 def _compile(source: str) -> Any:

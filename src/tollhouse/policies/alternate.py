@@ -23,7 +23,8 @@ _FAILED = frozenset((Reason.UPSTREAM_FAILURE, Reason.NO_HEALTHY_BACKEND, Reason.
 
 class Alternate:
     """server, tool: of the alternate, its server's own name. chain: its own, without what counts the call again. used:
-    told of each call that it answers."""
+    told of each call that it answers. fitted: makes the arguments those that its operator lets it have; raises
+    Malformed."""
 
     def __init__(
         self,
@@ -31,11 +32,14 @@ class Alternate:
         tool: str,
         chain: Handler[ToolCall, Reply],
         used: Callable[[], None] = lambda: None,
+        *,
+        fitted: Callable[[msgspec.Raw], msgspec.Raw] = lambda arguments: arguments,
     ) -> None:
         self._server = server
         self._tool = tool
         self._chain = chain
         self._used = used
+        self._fitted = fitted
         self._name = msgspec.Raw(msgspec.json.encode(tool))
 
     async def handle(self, call: Call, next: Handler[Call, Reply]) -> Reply:
@@ -43,13 +47,13 @@ class Alternate:
         try:
             reply = await next(call)
         except Failure as problem:
-            if problem.reason not in _FAILED or (problem.sent and not call.idempotent) or call.resume is not None:
+            if problem.reason not in _FAILED or (problem.sent and not call.idempotent) or _goes_on(call):
                 raise
             failure = problem.with_traceback(None)  # it would lead back to this frame, which keeps it
         else:
             if reply.source is not None or b'"error"' not in reply.first or not _is_broken(reply.first):
                 return reply
-            if not call.idempotent:
+            if not call.idempotent or _goes_on(call):
                 return reply
             reply.close(Ending(502, Reason.UPSTREAM_FAILURE))
             failure = Failure(502, Reason.UPSTREAM_FAILURE, f"{call.server}: the server could not answer", sent=True)
@@ -60,6 +64,10 @@ class Alternate:
 
     async def _instead(self, call: ToolCall, failure: Failure) -> Reply:
         context = call.context
+        try:
+            arguments = self._fitted(msgspec.Raw(call.arguments))
+        except jsonrpc.Malformed:  # it could not be asked
+            raise failure from None
         before = context.server, context.backend, context.tool
         other = ToolCall(
             call.request,
@@ -67,7 +75,7 @@ class Alternate:
             server=self._server,
             method=call.method,
             name=self._tool,
-            params={**call.params, "name": self._name},
+            params={**call.params, "name": self._name} | ({"arguments": arguments} if len(arguments) else {}),
             meta=call.meta,
             session=call.session,
             progress=call.progress,
@@ -90,6 +98,11 @@ class Alternate:
         context.fallback = f"{self._server}__{self._tool}"
         self._used()
         return reply
+
+
+def _goes_on(call: ToolCall) -> bool:
+    """Whether it brings the first server's own state back, which is for that server alone."""
+    return call.resume is not None or call.round > 0
 
 
 def _is_broken(data: bytes) -> bool:

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from tollhouse.core.call import Call
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.core.expr import Expression, Outcome, Undecided
+from tollhouse.core.expr import Expression, Outcome, Undecided, check_condition
 from tollhouse.core.facts import recall
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import Request, Response
@@ -66,9 +66,11 @@ def _of_answer(source: str) -> Expression:
     return Expression(source, late=True)
 
 
-def _checked(compile: Callable[[str], Expression]) -> AfterValidator:
+def _checked(compile: Callable[[str], Expression], *, decides: bool = False) -> AfterValidator:
     def check(source: str) -> str:
-        compile(source)
+        expression = compile(source)
+        if decides:
+            check_condition(expression)
         return source
 
     return AfterValidator(check)
@@ -78,6 +80,8 @@ Name = Annotated[str, AfterValidator(_name)]
 Value = Annotated[str, AfterValidator(_value)]
 RequestCel = Annotated[str, _checked(_of_request)]
 AnswerCel = Annotated[str, _checked(_of_answer)]
+RequestCondition = Annotated[str, _checked(_of_request, decides=True)]
+AnswerCondition = Annotated[str, _checked(_of_answer, decides=True)]
 
 
 class RequestValueSpec(Spec):
@@ -108,7 +112,7 @@ class _RulesSpec(Spec):
 class RequestRulesSpec(_RulesSpec):
     """Changes to requests, in this order: remove, set, add. A value is a text, or `{cel: ...}`."""
 
-    when: RequestCel | None = Field(
+    when: RequestCondition | None = Field(
         default=None, description="only where this is true: CEL over request, source, jwt, key and principal"
     )
     set: dict[Name, Value | RequestValueSpec] = Field(default={}, description="in place of any there are")
@@ -128,7 +132,7 @@ class RequestRulesSpec(_RulesSpec):
 class AnswerRulesSpec(_RulesSpec):
     """Changes to answers, in this order: remove, set, add. A value is a text, or `{cel: ...}`."""
 
-    when: AnswerCel | None = Field(default=None, description="only where this CEL expression is true")
+    when: AnswerCondition | None = Field(default=None, description="only where this CEL expression is true")
     set: dict[Name, Value | AnswerValueSpec] = Field(default={}, description="in place of any there are")
     add: dict[Name, Value | AnswerValueSpec] = Field(default={}, description="beside any there are")
 

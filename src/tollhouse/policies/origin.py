@@ -34,9 +34,14 @@ class Origin:
     def handle(self, request: Request, next: Handler[Request, Response]) -> Awaitable[Response]:
         """Raises Failure 403."""
         principal = request.context.principal
-        if self._always or principal is None or principal.source == _ANONYMOUS:
+        known = request.known
+        if (known is None or known.origin) and (self._always or principal is None or principal.source == _ANONYMOUS):
+            found = False
             for name, value in request.headers:
-                if name == b"origin" and not self._allows(value):
+                if name != b"origin":
+                    continue
+                found = True
+                if not self._allows(value):
                     raise Failure(
                         403,
                         Reason.AUTHORIZATION,
@@ -44,6 +49,8 @@ class Origin:
                         code="permission_denied",
                         detail="refused by its Origin",
                     )
+            if known is not None:
+                known.origin = found
         return next(request)
 
     def _allows(self, origin: bytes) -> bool:

@@ -229,6 +229,8 @@ class Record:
             line.tried = context.tried[:_LONGEST]
         if context.rule:
             line.rule = context.rule
+        if context.integrity:
+            line.integrity = context.integrity
         failure = ending.failure
         error = context.error if failure is None else failure.detail or failure.message
         if error:

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_va
 
 from tollhouse.core.call import Call, ModelCall
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.core.expr import Cel, Expression, Outcome, Undecided
+from tollhouse.core.expr import CelCondition, Expression, Outcome, Undecided
 from tollhouse.core.handler import Handler
 from tollhouse.core.reply import Reply
 from tollhouse.core.spec import Spec
@@ -125,7 +125,7 @@ class TransformSpec(Spec):
     level, or a JSON Pointer like /metadata/team, in which * is each element of a list. A value is any JSON, or
     `{cel: ...}`."""
 
-    when: Cel | None = Field(default=None, description="only for calls for which this CEL expression is true")
+    when: CelCondition | None = Field(default=None, description="only for calls for which this CEL expression is true")
     remove: tuple[FieldThere, ...] = Field(default=(), description="taken away")
     set: dict[FieldName, FieldValue] = Field(default={}, description="in place of what the caller says")
     defaults: dict[FieldThere, FieldValue] = Field(default={}, description="where the caller says nothing, or null")

@@ -57,8 +57,6 @@ FOLDED = {
     ("chat", "converse", "a call cut by its bound"),
     # The id of a thought, which its seal has in it.
     ("responses", "chat", "a thought summed up"),
-    # A stream of Converse is told no pictures.
-    ("generate", "converse", "a picture"),
 }
 
 

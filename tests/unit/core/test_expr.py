@@ -7,9 +7,21 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from tollhouse.core.call import Call, Context, ModelCall, Principal, ToolCall, Usage
-from tollhouse.core.expr import MAX_SOURCE, MAX_VERDICTS, Expression, Memo, Outcome, Undecided
+from tollhouse.core.expr import (
+    MAX_SOURCE,
+    MAX_VERDICTS,
+    Cel,
+    CelCondition,
+    Expression,
+    Memo,
+    Outcome,
+    Undecided,
+    check_condition,
+    not_bool,
+)
 from tollhouse.core.facts import FACTS, VARIABLES
 from tollhouse.core.http import Headers, Request
 
@@ -506,3 +518,39 @@ def test_memo_without_a_principal() -> None:
     memo = Memo([Expression("true")])
     memo.put(Call(made, Context()), True)
     assert memo.get(Call(made, Context())) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [
+        ("llm.tokens", "a number"),
+        ("1 + 1", "a number"),
+        ("llm.model", "a text"),
+        ("'yes'", "a text"),
+        ("null", "null"),
+        ("[llm.stream]", "a list"),
+        ("principal.groups", "a list"),
+        ("llm.metadata", "a map"),
+        ("jwt", "a map"),
+        ("llm.tools ? true : size(llm.model)", "a number"),
+    ],
+)
+def test_a_condition_that_is_no_bool(source: str, what: str) -> None:
+    with pytest.raises(ValueError, match=f"this is {what}: compare it"):
+        check_condition(Expression(source))
+    with pytest.raises(ValidationError):
+        TypeAdapter(CelCondition).validate_python(source)
+    assert TypeAdapter(Cel).validate_python(source) == source
+    assert not_bool(0).endswith("neither true nor false")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "llm.stream", "llm.tokens > 5", "true", "jwt.admin", "key.metadata.vip", 'request.headers["x-vip"]',
+        'llm.model in ["a"]', "has(jwt.x)", 'jwt.groups.exists(g, g == "a")', "mcp.tool.name", "jwt.n + 1",
+    ],
+)  # fmt: skip
+def test_a_condition_that_may_be_a_bool(source: str) -> None:
+    assert TypeAdapter(CelCondition).validate_python(source) == source
+    assert not_bool(True) == ""

@@ -1,6 +1,8 @@
 """Alternates: when another tool is asked, and what the caller hears."""
 
 import gc
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -12,6 +14,7 @@ from tollhouse.core.http import Headers, Request
 from tollhouse.core.reply import Reply
 from tollhouse.policies.alternate import Alternate, vouched
 from tollhouse.wire import jsonrpc
+from tollhouse.wire.mcp.overrides import Argument, Override, Overrides
 
 pytestmark = pytest.mark.anyio
 
@@ -83,6 +86,31 @@ async def test_it_is_asked_where_that_does_no_harm(answer: Any, idempotent: bool
         assert bytes(asked.params["name"]) == b'"first"'
     else:
         assert reply.first == answer
+
+
+async def test_its_operator_says_what_it_is_told() -> None:
+    hidden = Override(arguments={"tenant": Argument(hidden=True, default=b'"acme"'), "a": Argument(name="b")})
+    second = Chain(OK)
+    asked = call(idempotent=True)
+    asked.params["arguments"] = msgspec.Raw(b'{"a":1,"tenant":"another"}')
+    fitted = partial(Overrides({"other": hidden}).fitted, "other")
+    await Alternate("two", "other", second, fitted=fitted).handle(asked, Chain(lost(sent=False)))
+    assert msgspec.json.decode(second.calls[0].params["arguments"]) == {"a": 1, "tenant": "acme"}
+    assert bytes(asked.params["arguments"]) == b'{"a":1,"tenant":"another"}'
+    asked.params["arguments"] = msgspec.Raw(b"[]")
+    with pytest.raises(Failure, match="first is down"):
+        await Alternate("two", "other", second, fitted=fitted).handle(asked, Chain(lost(sent=False)))
+    assert len(second.calls) == 1
+
+
+@pytest.mark.parametrize("answer", [lost(sent=False), jsonrpc.error(1, jsonrpc.INTERNAL_ERROR, "broken")])
+async def test_it_is_not_told_what_the_first_server_said_to_itself(answer: Any) -> None:
+    second, asked = Chain(OK), call(idempotent=True)
+    asked.params["requestState"] = msgspec.Raw(b'"of the first"')
+    asked.round = 1
+    with suppress(Failure):
+        await Alternate("two", "other", second).handle(asked, Chain(answer))
+    assert second.calls == []
 
 
 async def test_when_it_fails_too_the_first_failure_is_told() -> None:

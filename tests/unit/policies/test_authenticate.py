@@ -19,7 +19,7 @@ from tests.unit.policies.floor import Shelf, layer, parts, request, respond
 from tollhouse.core.call import Principal
 from tollhouse.core.errors import ConfigError, Failure, Reason
 from tollhouse.core.handler import compose
-from tollhouse.core.http import Headers, Request
+from tollhouse.core.http import Headers, Known, Request
 from tollhouse.policies import jwt as jwt_module
 from tollhouse.policies.authenticate import (
     AUTHENTICATE,
@@ -122,6 +122,30 @@ async def test_authorization_comes_before_the_others() -> None:
     assert (await door.refused((b"x-api-key", b"sk-ci-0123456789"), bearer(b"wrong"))).status == 401
     keys = ((b"api-key", b"sk-two-0123456789"), (b"x-api-key", b"sk-ci-0123456789"))
     assert (await door.enter(*keys)).key == "ci"
+
+
+async def test_a_head_that_comes_again_is_its_reader_s_alone() -> None:
+    known = Known()
+
+    async def enter(door: Door, *headers: tuple[bytes, bytes]) -> str:
+        asked = request(b"POST", b"/x", *headers)
+        asked.known = known
+        try:
+            await door.handler(asked)
+        except Failure as failure:
+            return str(failure.status)
+        assert asked.context.principal is not None
+        return asked.context.principal.id
+
+    first = Door({"keys": [CI]})
+    assert await enter(first, bearer(b"sk-ci-0123456789")) == "key:ci"
+    assert known.digest == sha256(b"sk-ci-0123456789").digest()
+    assert await enter(first) == "key:ci"  # nothing is read again
+    assert await enter(Door({"keys": [CI]})) == "401"  # but by another configuration
+    other = Door({"keys": [{"name": "two", "key": "sk-two-0123456789"}]})
+    for _ in range(2):
+        assert await enter(other, bearer(b"sk-ci-0123456789")) == "401"
+    assert await enter(first, bearer(b"sk-ci-0123456789")) == "key:ci"
 
 
 @pytest.mark.parametrize("mode", ["strict", "optional"])

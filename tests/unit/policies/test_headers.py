@@ -238,3 +238,9 @@ async def test_no_cycles_with_cel() -> None:
 def test_wrong_rules_in_cel(rules: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         HeadersSpec.model_validate(rules)
+
+
+@pytest.mark.parametrize(("direction", "source"), [("request", "principal.user"), ("response", "llm.tokens")])
+def test_a_condition_is_true_or_false(direction: str, source: str) -> None:
+    with pytest.raises(ValueError, match="compare it with something"):
+        HeadersSpec.model_validate({direction: {"when": source, "remove": ["x-a"]}})

@@ -7,7 +7,7 @@ from tests.unit.policies.floor import layer, parts, request, respond, who
 
 from tollhouse.core.errors import Failure
 from tollhouse.core.handler import compose
-from tollhouse.core.http import Request
+from tollhouse.core.http import Known, Request
 from tollhouse.policies.cors import CorsSpec
 from tollhouse.policies.origin import ORIGIN
 
@@ -101,6 +101,23 @@ async def test_without_cors_and_without_a_name() -> None:
     assert not await passes(b"://", cors=None, own="")
     assert await passes(b"http://localhost:1", cors=None, own="")
     assert await passes(b"https://evil.example", cors={"origins": ["*"]})  # as the operator says
+
+
+async def test_a_head_that_comes_again_is_looked_at_once_and_never_let_through() -> None:
+    policy = ORIGIN.make((), parts(entrance="llm", public_url=OWN))
+    assert policy is not None
+    known = Known()
+    for _ in range(2):
+        asked = request(b"POST", b"/x", principal=who("anonymous", "anonymous"))
+        asked.known = known
+        await compose((policy,), respond)(asked)
+        assert not known.origin
+    known = Known()
+    for _ in range(2):
+        asked = request(b"POST", b"/x", (b"origin", b"https://evil.example"), principal=who("anonymous", "anonymous"))
+        asked.known = known
+        with pytest.raises(Failure, match="pages of this origin"):
+            await compose((policy,), respond)(asked)
 
 
 def test_plain_routes_have_pages_of_their_own() -> None:

@@ -11,7 +11,7 @@ from tollhouse.core.call import Call, ModelCall
 from tollhouse.core.errors import Failure
 from tollhouse.core.reply import Reply
 from tollhouse.policies import Scope
-from tollhouse.policies.transform import TRANSFORM
+from tollhouse.policies.transform import TRANSFORM, TransformSpec
 from tollhouse.wire.llm import CHAT, EMBEDDINGS
 from tollhouse.wire.llm.dialect import Dialect
 
@@ -229,3 +229,9 @@ async def test_the_narrower_scope_counts_below_the_top_level_too() -> None:
 def test_a_wrong_pointer_is_an_error_when_config_is_read(spec: Any, said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         steps(spec)
+
+
+@pytest.mark.parametrize("source", ["llm.tokens", "llm.model", "1"])
+def test_a_condition_is_true_or_false(source: str) -> None:
+    with pytest.raises(ValidationError, match="compare it with something"):
+        TransformSpec.model_validate({"when": source, "remove": ["user"]})

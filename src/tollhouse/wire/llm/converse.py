@@ -216,6 +216,8 @@ class ConverseReader(Reader):
                     self.failure = failure
                     return block[:passed]
                 self._note(name, data)
+                if self.failure is not None:
+                    return block[:passed]
                 passed += len(raw)
         except Failure as broken:
             self.failure = broken.with_traceback(None)
@@ -223,12 +225,13 @@ class ConverseReader(Reader):
         return block
 
     def _note(self, name: bytes, data: bytes) -> None:
-        self.began = True
         if name == _DELTA:
             try:
                 delta = _delta(data).delta
             except _UNREADABLE:
-                return  # not for us to judge; it passes
+                self.unread(data)
+                return
+            self.began = True
             if delta is None:
                 return
             text = delta.text
@@ -238,13 +241,16 @@ class ConverseReader(Reader):
                 text = delta.reasoning_content.text
             if text:
                 self.text += bytes_of(text)
-        elif name == b"messageStop":
+            return
+        self.began = True
+        if name == b"messageStop":
             self.finished = True
         elif name == b"metadata":
             self.finished = True
             try:
                 told = _answer(data)
             except _UNREADABLE:
+                self.unread(data)
                 return
             if told.usage is not None and (counted := told.usage.normal()) is not None:
                 self.usage = tiered(counted, told.service_tier)

@@ -80,7 +80,6 @@ class StreamReader(Protocol):
     has come. stopped: nothing of the answer is missing, but perhaps that event and the usage. failure: the upstream has
     said an error; it is not in what `read` gives back, and nothing after it is.
     counted: usage is the provider's own and complete. text: bytes of text seen, to estimate with otherwise.
-    odd: events that were no JSON, and were passed on.
     """
 
     began: bool
@@ -90,7 +89,6 @@ class StreamReader(Protocol):
     counted: bool
     model: str
     text: int
-    odd: int
 
     @property
     def stopped(self) -> bool: ...

@@ -15,7 +15,7 @@ from tollhouse.core.call import Usage
 from tollhouse.core.errors import Failure
 from tollhouse.wire.llm.dialect import StreamFailure, bytes_of, text_of
 from tollhouse.wire.llm.openai_chat import OpenAIDialect
-from tollhouse.wire.llm.reader import Reader
+from tollhouse.wire.llm.reader import Reader, is_text
 from tollhouse.wire.llm.system import System, around_text, without_instructions
 from tollhouse.wire.llm.usage import ResponsesUsage, tiered
 from tollhouse.wire.sse import frame, parse, split
@@ -134,7 +134,7 @@ class ResponsesReader(Reader):
             if not name.startswith(b"response.audio."):
                 self.text += sum(map(len, _TEXT.findall(data)))
             try:
-                event = _odd_event(data)
+                event = _odd_event(data if is_text(data) else b"")
             except _UNREADABLE:
                 event = _OddEvent(name.decode("latin-1"))
                 if event.type != "error":

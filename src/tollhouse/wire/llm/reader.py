@@ -11,8 +11,9 @@ import msgspec
 from tollhouse.core.call import Usage
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.wire.llm.dialect import bytes_of
+from tollhouse.wire.sse import parse, split
 
-__all__ = ["Reader", "TextReader"]
+__all__ = ["Reader", "TextReader", "is_json", "is_text"]
 
 _TRIES = 8  # forms learned of which no event came again; then this upstream's events are taken to be all different
 _NONE = b"no event ends like this"
@@ -26,9 +27,9 @@ _any = msgspec.json.Decoder().decode
 
 
 class Reader:
-    """What every StreamReader knows; nothing yet. odd: events that are no JSON."""
+    """What every StreamReader knows; nothing yet."""
 
-    __slots__ = ("began", "counted", "failure", "finished", "model", "odd", "text", "usage")
+    __slots__ = ("began", "counted", "failure", "finished", "model", "text", "usage")
 
     def __init__(self) -> None:
         self.began = False
@@ -37,20 +38,21 @@ class Reader:
         self.usage: Usage | None = None
         self.counted = False
         self.model = ""
-        self.odd = 0
         self.text = 0
 
     def unread(self, data: bytes) -> None:
         """An event is not of the API's form. It passes, since that is not for us to judge; but what is no JSON at all
-        is counted, and where nothing came before it is the stream's failure: somebody else may be asked."""
-        if data == _DONE or _is_json(data):
+        is the stream's failure, which no client could read on after."""
+        if data == _DONE or is_json(data):
             self.began = True
-        elif self.began:
-            self.odd += 1
         else:
-            message = "the provider's stream is not JSON"
-            detail = f"it begins with {data[:100]!r}"
-            self.failure = Failure(502, Reason.UPSTREAM_FAILURE, message, detail=detail, retry=True, sent=True)
+            self.break_off(data)
+
+    def break_off(self, data: bytes) -> None:
+        """`data` is no JSON: it and what follows are not passed on."""
+        message = "the provider's stream is not JSON"
+        detail = f"in it is {data[:100]!r}" if self.began else f"it begins with {data[:100]!r}"
+        self.failure = Failure(502, Reason.UPSTREAM_FAILURE, message, detail=detail, retry=True, sent=True)
 
     @property
     def stopped(self) -> bool:
@@ -86,10 +88,14 @@ class TextReader(Reader):
     def read(self, block: bytes) -> bytes:
         # Of a block that begins otherwise, more is left than `_after`. A number is looked for at a fifth of the price.
         text, _, after = block.removeprefix(self._before).partition(b'"')
-        if (after == self._after or (self._padded and self._fits(after))) and _BACKSLASH not in text:
+        if (
+            (after == self._after or (self._padded and self._fits(after)))
+            and _BACKSLASH not in text
+            and (text.isascii() or is_text(text))
+        ):
             self.text += len(text)
             return block
-        return self.look(block)
+        return self.look(block) if block.isascii() or is_text(block) else self._garbled(block)
 
     def look(self, block: bytes) -> bytes:
         """What `read` gives, for a block that is not like one before."""
@@ -116,11 +122,35 @@ class TextReader(Reader):
         self._after = after[:at] if at > 0 else after
         self._learned = self.text
 
+    def _garbled(self, block: bytes) -> bytes:
+        """What `read` gives for a block that is not UTF-8, and so no JSON, though its form may be that of an event: the
+        events before the first that is not."""
+        whole, odd = b"", block
+        for raw in split(block):
+            if not is_text(raw):
+                odd = parse(raw)[1] or raw
+                break
+            whole += raw
+        passed = self.look(whole) if whole else b""
+        if self.failure is None:
+            self.break_off(odd)
+        return passed
+
     def _fits(self, after: bytes) -> bool:
         return after.startswith(self._after) and _PADDING.fullmatch(after, len(self._after)) is not None
 
 
-def _is_json(data: bytes) -> bool:
+def is_text(data: bytes) -> bool:
+    """Whether it is UTF-8, as JSON and server-sent events have to be."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def is_json(data: bytes) -> bool:
+    """Whether it is JSON (RFC 8259), of any form."""
     try:
         _any(data)
     except RecursionError:

@@ -4,6 +4,8 @@ Rule: a Translation knows two codecs of one kind and no API. What the provider c
 by default, and listed for a warning where that is wanted; it is never left out in silence.
 """
 
+from functools import partial
+
 import msgspec
 
 from tollhouse.core.call import Usage
@@ -37,6 +39,7 @@ __all__ = ["TranslatedReader", "Translation", "spoken"]
 Raw = msgspec.Raw
 
 _SAYING = (TextDelta, ArgumentsDelta, ThinkingDelta, RefusalDelta)
+_SAID = ("messages", "contents", "input")  # by who says what, in every API
 _SHOWN = 5  # places named in a refusal
 
 
@@ -59,10 +62,12 @@ class Translation:
         """The provider's request, and what is lost. Raises Failure 400 when something is and `lossy` is not allowed;
         another provider may be able to say it."""
         self._model = model
-        lost = Lost(self._asker.quiet)
+        lost = Lost(self._asker.quiet, partial(self._asker.place, self.chat))
         fields = self._asked.encode(self.chat, lost, model=model, max_output=max_output)
         if lost.places and not lossy:
             raise _inexpressible(lost.places, self._asked.name)
+        if any(bytes(fields.get(name, b"")) == b"[]" for name in _SAID):
+            raise _nothing(self._asker.place(self.chat, "messages"), lost.places)
         return fields, lost.places
 
     def answer(self, body: bytes) -> tuple[bytes, Usage | None, str]:
@@ -174,6 +179,13 @@ def _inexpressible(places: list[str], api: str) -> Failure:
         f"what is asked cannot be said to the provider in its API ({api}): {what}; leave it out, or let the gateway "
         "drop it (`lossy: drop` on the model)"
     )
+    return Failure(400, Reason.INVALID_REQUEST, message, code="not_expressible")
+
+
+def _nothing(place: str, lost: list[str]) -> Failure:
+    """Every API refuses that, each in its own words."""
+    why = f"; dropped were {', '.join(lost[:_SHOWN])}" if lost else ""
+    message = f"{place}: nothing is left in it that could be said to the provider beside instructions{why}"
     return Failure(400, Reason.INVALID_REQUEST, message, code="not_expressible")
 
 

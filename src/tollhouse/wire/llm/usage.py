@@ -21,6 +21,7 @@ __all__ = [
     "GeminiUsage",
     "MessagesUsage",
     "ResponsesUsage",
+    "count_in",
     "counted",
     "tier_of",
     "tiered",
@@ -382,6 +383,18 @@ def counted(decode: Callable[[msgspec.Raw], _Form], raw: msgspec.Raw) -> Usage |
         return decode(raw).normal()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def count_in(raw: msgspec.Raw) -> int | None:
+    """A count that stands alone, which some write with a fraction; None for what is none."""
+    try:
+        number = _number(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return int(number) if number.is_integer() else None
+
+
+_number = msgspec.json.Decoder(Annotated[float, msgspec.Meta(ge=0, lt=1 << 32)]).decode
 
 
 def _told(**counts: int) -> dict[str, int]:

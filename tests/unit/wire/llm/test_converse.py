@@ -73,6 +73,18 @@ def test_an_exception_ends_what_passes() -> None:
     assert CONVERSE.last_words(failure) == words
 
 
+@pytest.mark.parametrize("data", [b"<html>", b'{"delta":{"text":"a\xff"}}', b'{"delta":{"text":"a"},"x":NaN}'])
+def test_an_event_that_is_no_json_ends_what_passes(data: bytes) -> None:
+    began = frame(b"messageStart", b'{"role":"assistant"}')
+    out, reader = read(began + frame(b"contentBlockDelta", data) + STREAM, [])
+    assert (out, reader.finished) == (began, False)
+    assert reader.failure is not None
+    assert (reader.failure.status, reader.failure.retry) == (502, True)
+    # What is only of another form passes.
+    passed = began + frame(b"contentBlockDelta", b'{"delta":5}')
+    assert read(passed, [])[0] == passed
+
+
 @pytest.mark.parametrize(
     ("message", "name"),
     [

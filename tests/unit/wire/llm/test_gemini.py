@@ -97,7 +97,7 @@ def test_an_error_in_a_stream_ends_it() -> None:
 
 def test_what_is_not_understood_passes() -> None:
     reader = GENERATE.reader(strip=False)
-    for block in (b": comment\n\n", b"data: [1]\n\n", b'data: {"candidates":5}\n\n', b"data: x\xff\n\n"):
+    for block in (b": comment\n\n", b"data: [1]\n\n", b'data: {"candidates":5}\n\n'):
         assert reader.read(block) == block
     assert (reader.began, reader.finished, reader.failure) == (True, False, None)
 

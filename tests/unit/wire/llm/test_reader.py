@@ -18,9 +18,8 @@ Form = Callable[[str, int], bytes]
 def chunk(delta: dict[str, object], *, spaced: bool = False, ascii: bool = False, **further: object) -> bytes:
     fields = {"id": "c", "model": "m", "choices": [{"index": 0, "delta": delta, "finish_reason": None}], **further}
     separators = (", ", ": ") if spaced else (",", ":")
-    return b"data: %b\n\n" % json.dumps(fields, separators=separators, ensure_ascii=ascii).encode(
-        "utf-8", "surrogatepass"
-    )
+    text = json.dumps(fields, separators=separators, ensure_ascii=ascii)
+    return b"data: %b\n\n" % text.encode("utf-16", "surrogatepass").decode("utf-16").encode()
 
 
 def said(kind: str, name: str, text: str, pad: int) -> bytes:
@@ -138,11 +137,46 @@ def test_an_event_that_is_no_json(api: str, data: bytes) -> None:
     assert reader.read(odd) == b""
     assert reader.failure is not None
     assert (reader.failure.status, reader.failure.retry, reader.began) == (502, True, False)
-    # The caller has begun to read: it passes, and is counted.
+    # The caller has begun to read: what came before it is passed on, and nothing after it.
+    for blocks in ((first, odd), (first + odd + first,)):
+        reader = dialect.reader(strip=True)
+        assert b"".join(map(reader.read, blocks)) == first
+        assert reader.failure is not None
+        assert (reader.failure.status, reader.began) == (502, True)
+
+
+@pytest.mark.parametrize("form", [CHAT_FORMS[0], MESSAGE_FORMS[0]])
+def test_a_text_that_is_none_is_seen_among_events_that_are_alike(form: Form) -> None:
+    dialect, kind = (CHAT, "chat") if form is CHAT_FORMS[0] else (MESSAGES, "messages")
     reader = dialect.reader(strip=True)
-    for block in (first, odd, first + odd):
+    for block in (FIRST[kind], *(form(text, 0) for text in ("a", "b", "日本"))):
         assert reader.read(block) == block
-    assert (reader.failure, reader.odd) == (None, 2)
+    good = form("c", 0)
+    broken = form("abc", 0).replace(b"abc", b"a\xff\xfe")
+    assert reader.read(good + broken + good) == good
+    assert reader.failure is not None
+
+
+TEXTS_OF = {
+    "chat": chunk({"content": "abc"}),
+    "messages": said("text_delta", "text", "abc", 0),
+    "responses": b'event: x\ndata: {"type":"response.output_text.delta","delta":"abc"}\n\n',
+    "generate": b'data: {"candidates":[{"content":{"parts":[{"text":"abc"}]}}]}\n\n',
+    "speech": b'event: x\ndata: {"type":"transcript.text.delta","delta":"abc"}\n\n',
+}
+
+
+@pytest.mark.parametrize("api", FIRSTS)
+def test_a_text_that_is_not_utf_8(api: str) -> None:
+    """Its form is that of an event; it is no JSON all the same."""
+    dialect, first = FIRSTS[api]
+    broken = TEXTS_OF[api].replace(b"abc", b"a\xff\xfe")
+    reader = dialect.reader(strip=True)
+    assert reader.read(broken) == b""
+    assert reader.failure is not None
+    reader = dialect.reader(strip=True)
+    assert reader.read(first) + reader.read(broken) == first
+    assert reader.failure is not None
 
 
 @pytest.mark.parametrize("api", FIRSTS)
@@ -151,4 +185,4 @@ def test_what_is_only_of_another_form_passes(api: str, data: bytes) -> None:
     reader = FIRSTS[api][0].reader(strip=True)
     block = b"data: %b\n\n" % data
     assert reader.read(block) == block
-    assert (reader.failure, reader.odd, reader.began) == (None, 0, True)
+    assert (reader.failure, reader.began) == (None, True)

@@ -5,7 +5,7 @@ given: A -> neutral -> A loses nothing that A can say. What cannot be said is pu
 for the place, and never left out in silence.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import msgspec
@@ -19,20 +19,39 @@ Raw = msgspec.Raw
 
 _NOTHING = (b"null", b"[]", b"{}", b'""')
 _BLANK = b" \t\r\n"
+_NAMED = 64
 
 
 class Lost:
     """What an encoder could not say, in the order it was found. `add` takes the place, named by the neutral model
-    ("temperature", "messages[2].parts[0]: a picture by URL"), each once. quiet: `Codec.quiet` of the caller's API."""
+    ("temperature", "messages[2].parts[0]: a picture by URL"), each once. quiet: `Codec.quiet` of the caller's API.
+    named: gives the caller's name for a place, to the first of them; the others keep the neutral model's, since
+    nobody reads so many."""
 
-    __slots__ = ("_quiet", "places")
+    __slots__ = ("_known", "_named", "_quiet", "places")
 
-    def __init__(self, quiet: Mapping[str, tuple[bytes, ...]] | None = None) -> None:
+    def __init__(
+        self, quiet: Mapping[str, tuple[bytes, ...]] | None = None, named: Callable[[str], str] | None = None
+    ) -> None:
         self.places: list[str] = []
+        self._known: set[str] = set()
         self._quiet = quiet or {}
+        self._named = named
 
     def add(self, place: str) -> None:
-        if place not in self.places:
+        where, colon, what = place.partition(": ")
+        self._put(self._name(where) + colon + what)
+
+    def invalid(self, place: str, problem: str) -> Failure:
+        """400 for what makes no sense anywhere."""
+        return invalid(self._name(place), problem)
+
+    def _name(self, place: str) -> str:
+        return place if self._named is None or len(self.places) >= _NAMED else self._named(place)
+
+    def _put(self, place: str) -> None:
+        if place not in self._known:
+            self._known.add(place)
             self.places.append(place)
 
     def fields(self, fields: Extra | None, where: str = "") -> None:
@@ -44,7 +63,7 @@ class Lost:
             said = bytes(value).translate(None, _BLANK)
             quiet = self._quiet.get(name)
             if said not in _NOTHING and (quiet is None or (quiet and said not in quiet)):
-                self.add(where + name)
+                self._put(self._name(where + name) if where else name)
 
 
 class StreamDecoder(Protocol):
@@ -97,6 +116,10 @@ class Codec:
         a bound when `chat` has none. Raises Failure 400 for what makes no sense anywhere (arguments that are not
         JSON)."""
         raise NotImplementedError
+
+    def place(self, chat: Any, place: str) -> str:
+        """What the caller of this API calls a place of the neutral model. chat: as `decode` gave it."""
+        return place
 
     def decode_answer(self, body: bytes) -> Any:
         """Raises Failure 502 for what is not an answer of the API."""

@@ -5,6 +5,7 @@ choice of tools. Blocks are in `anthropic_blocks`, the stream in `anthropic_stre
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import msgspec
@@ -22,6 +23,7 @@ from tollhouse.wire.llm.codec.anthropic_blocks import (
 from tollhouse.wire.llm.codec.anthropic_stops import REASONS, STOPS
 from tollhouse.wire.llm.codec.anthropic_stream import MessagesDecoder, MessagesEncoder
 from tollhouse.wire.llm.codec.claude import Thought, sampling, version_of, written_thinking
+from tollhouse.wire.llm.codec.places import Turns, named
 from tollhouse.wire.llm.codec.reading import Fields, is_utf8, put_back, read_cache, restore, written
 from tollhouse.wire.llm.model import (
     Answer,
@@ -50,6 +52,15 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _EMPTY_SCHEMA = Raw(b'{"type":"object","properties":{}}')
 _NONE = Thought()
+_SYSTEM = "system."
+_PLACES = {
+    "format": "output_config.format",
+    "parallel": "tool_choice.disable_parallel_tool_use",
+    "reasoning": "thinking",
+    "reasoning.effort": "output_config.effort",
+    "stop": "stop_sequences",
+    "user": "metadata.user_id",
+}
 
 
 class AnthropicCodec(Codec):
@@ -75,10 +86,10 @@ class AnthropicCodec(Codec):
         turns = f.children("messages")
         if turns is None:
             f.fail("messages", "is missing: it must be a list of messages")
-        messages = []
+        messages = Turns([read_turn(m) for m in turns], [m.where for m in turns])
         if f.has("system"):
-            messages.append(Message("system", read_content(f, "system")))
-        messages += [read_turn(m) for m in turns]
+            messages.insert(0, Message("system", read_content(f, "system")))
+            messages.wheres.insert(0, _SYSTEM)
         chat = Chat(self.name, model, messages, stream=stream, include_usage=True)
         chat.max_output = f.integer("max_tokens")
         chat.stop = f.texts("stop_sequences")
@@ -139,6 +150,11 @@ class AnthropicCodec(Codec):
         _no_place(chat, lost)
         put_back(body, chat.extra, own, lost, "")
         return {name: value if isinstance(value, Raw) else Raw(_encode(value)) for name, value in body.items()}
+
+    def place(self, chat: Chat, place: str) -> str:
+        effort = chat.reasoning is not None and chat.reasoning.budget is None
+        fields = {**_PLACES, "reasoning": "output_config.effort"} if effort else _PLACES
+        return named(place, fields, partial(_place_of_turn, chat), partial(_place_of_block, chat))
 
     # ---- answers
     def decode_answer(self, body: bytes) -> Answer:
@@ -305,6 +321,19 @@ def _thinking(f: Fields, chat: Chat) -> None:
     if display is not None:
         reasoning.shown = display != "omitted"
     reasoning.extra = thinking.rest()
+
+
+def _place_of_turn(chat: Chat, n: int) -> str:
+    messages = chat.messages
+    return messages.wheres[n][:-1] if isinstance(messages, Turns) and n < len(messages.wheres) else "messages"
+
+
+def _place_of_block(chat: Chat, n: int, k: int, inner: int | None) -> str:
+    where = _place_of_turn(chat, n)
+    if where == "messages":
+        return where
+    content = where if where == "system" else f"{where}.content"
+    return f"{content}[{k}]" if inner is None else f"{content}[{k}].content[{inner}]"
 
 
 # ---- writing a request

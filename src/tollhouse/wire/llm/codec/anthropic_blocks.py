@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from tollhouse.wire.llm.codec import Lost, invalid, unreadable
+from tollhouse.wire.llm.codec import Lost, unreadable
 from tollhouse.wire.llm.codec.anthropic_citations import read_citation, write_citation
 from tollhouse.wire.llm.codec.reading import Fields, cache_control, legible, one_text, put_back, read_cache, text_in
 from tollhouse.wire.llm.model import (
@@ -192,7 +192,7 @@ def _write_block(part: Part, where: str, own: bool, lost: Lost) -> Any:
             else:
                 lost.add(f"{where}.citations")
     elif isinstance(part, ToolCall):
-        form = {"type": "tool_use", "id": _id(part.id, own), "name": part.name, "input": _arguments(part, where)}
+        form = {"type": "tool_use", "id": _id(part.id, own), "name": part.name, "input": _arguments(part, where, lost)}
     elif isinstance(part, ToolResult):
         content = one_text(_write_blocks(part.parts, where, own, lost))
         form = {"type": "tool_result", "tool_use_id": _id(part.id, own), "content": content}
@@ -233,11 +233,11 @@ def _id(id: str, own: bool) -> str:
     return id if own else _NOT_IN_ID.sub("_", id)
 
 
-def _arguments(call: ToolCall, where: str) -> Any:
+def _arguments(call: ToolCall, where: str, lost: Lost) -> Any:
     try:
         return _object(call.arguments or "{}")
     except _UNREADABLE:
-        raise invalid(f"{where}.arguments", "must be the JSON text of an object") from None
+        raise lost.invalid(f"{where}.arguments", "must be the JSON text of an object") from None
 
 
 def _write_thinking(part: Thinking, where: str, own: bool, lost: Lost) -> dict[str, Any] | None:

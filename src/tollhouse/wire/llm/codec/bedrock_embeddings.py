@@ -4,7 +4,7 @@ Titan embeds one text a call, and counts its tokens. Cohere's models embed up to
 where the caller does not say), and tell no usage in the body. Only version 4 has a choice of dimensions.
 """
 
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
@@ -13,10 +13,12 @@ from tollhouse.wire.llm.codec import Lost, misread
 from tollhouse.wire.llm.codec.embeddings import EmbeddingCodec, encoded, lose
 from tollhouse.wire.llm.codec.reading import put_back
 from tollhouse.wire.llm.embedding import Embedded, Embedding, inexpressible
+from tollhouse.wire.llm.usage import count_in
 
 __all__ = ["CohereEmbedCodec", "TitanEmbedCodec"]
 
 Raw = msgspec.Raw
+_ABSENT = Raw()  # a union with Raw does not decode
 
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _SECOND = "titan-embed-text-v2"
@@ -31,7 +33,7 @@ _WORDS = {
 
 class _Titan(msgspec.Struct, gc=False):
     embedding: list[float]
-    tokens: Annotated[int, msgspec.Meta(ge=0)] | None = msgspec.field(default=None, name="inputTextTokenCount")
+    tokens: Raw = msgspec.field(default=_ABSENT, name="inputTextTokenCount")
 
 
 class _Floats(msgspec.Struct, gc=False):
@@ -85,7 +87,8 @@ class TitanEmbedCodec(_InvokeCodec):
             told = _titan(body)
         except _UNREADABLE:
             raise misread("answer.embedding", "is not an embedding") from None
-        return Embedded([told.embedding], usage=None if told.tokens is None else Usage(told.tokens))
+        tokens = count_in(told.tokens)
+        return Embedded([told.embedding], usage=None if tokens is None else Usage(tokens))
 
 
 class CohereEmbedCodec(_InvokeCodec):

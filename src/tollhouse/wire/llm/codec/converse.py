@@ -8,16 +8,19 @@ The model and whether to stream are in the URL, not in the body. Instructions be
 the tools that were called are named again, as not to be called any more.
 """
 
+import re
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from tollhouse.core.call import Usage
-from tollhouse.wire.llm.codec import Codec, Lost, StreamDecoder, StreamEncoder, invalid, misread
+from tollhouse.wire.llm.codec import Codec, Lost, StreamDecoder, StreamEncoder, misread
 from tollhouse.wire.llm.codec.claude import Thought, sampling, version_of, written_thinking
 from tollhouse.wire.llm.codec.converse_parts import PartWriter, marker, read_marker, read_parts
 from tollhouse.wire.llm.codec.converse_stream import ConverseDecoder, ConverseEncoder, stop_sequence
 from tollhouse.wire.llm.codec.effort import effort_of
+from tollhouse.wire.llm.codec.places import Turns, named
 from tollhouse.wire.llm.codec.reading import Fields, put_back, written
 from tollhouse.wire.llm.model import (
     Answer,
@@ -76,7 +79,18 @@ REASONS: dict[Stop, str] = {
 """Ours to `stopReason`."""
 
 _ROLES = ("user", "assistant", "system")
+_METADATA = re.compile(r"[a-zA-Z0-9\s:_@$#=/+,.-]{0,256}", re.ASCII)
 _NO_SCHEMA = Raw(b'{"type":"object","properties":{}}')
+_PLACES = {
+    "format": "outputConfig.textFormat.structure.jsonSchema",
+    "reasoning": "additionalModelRequestFields.thinking",
+    "reasoning.effort": "outputConfig.effort",
+    "reasoning.thinking": "additionalModelRequestFields.thinking",
+    "stop": "inferenceConfig.stopSequences",
+    "temperature": "inferenceConfig.temperature",
+    "top_k": "additionalModelRequestFields.top_k",
+    "top_p": "inferenceConfig.topP",
+}
 _CACHING = ("anthropic", "nova", "")
 _ADDITIONAL = "additionalModelRequestFields"
 _LEVELS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
@@ -98,11 +112,11 @@ class ConverseCodec(Codec):
         turns = f.children("messages")
         if turns is None:
             f.fail("messages", "is missing: it must be a list of messages")
-        messages = []
+        messages = Turns([_message(m) for m in turns], [m.where for m in turns])
         system = f.children("system")
         if system is not None:
-            messages.append(Message("system", read_parts(system)))
-        messages += [_message(m) for m in turns]
+            messages.insert(0, Message("system", read_parts(system)))
+            messages.wheres.insert(0, "system.")
         chat = Chat(self.name, model, messages, stream=stream, include_usage=True)
         extra: dict[str, Raw] = {}
         for name, read in (
@@ -163,9 +177,16 @@ class ConverseCodec(Codec):
         if chat.stop and chat.dialect == "messages" and family == "anthropic":
             # Which of them it was is told to who asks for it, and a caller of that API expects it.
             body["additionalModelResponseFieldPaths"] = ["/stop_sequence"]
-        _no_place(chat, lost)
+        _no_place(chat, body, lost)
         put_back(body, chat.extra, own, lost, "")
         return {name: value if isinstance(value, Raw) else Raw(_encode(value)) for name, value in body.items()}
+
+    def place(self, chat: Chat, place: str) -> str:
+        effort = chat.reasoning is not None and chat.reasoning.budget is None
+        fields = {**_PLACES, "reasoning": _PLACES["reasoning.effort"]} if effort else _PLACES
+        return named(
+            place, fields, partial(_place_of_turn, chat), partial(_place_of_block, chat), partial(_place_of_tool, chat)
+        )
 
     # ---- answers
     def decode_answer(self, body: bytes) -> Answer:
@@ -325,6 +346,31 @@ def _read_output(f: Fields, chat: Chat) -> None:
     chat.format = Format("schema", schema.text("name") or "", Raw(text.encode()))
     chat.format.description = schema.text("description")
     chat.format.extra = schema.rest()
+
+
+def _place_of_turn(chat: Chat, n: int) -> str:
+    messages = chat.messages
+    return messages.wheres[n][:-1] if isinstance(messages, Turns) and n < len(messages.wheres) else "messages"
+
+
+def _place_of_block(chat: Chat, n: int, k: int, inner: int | None) -> str:
+    where = _place_of_turn(chat, n)
+    if where == "messages":
+        return where
+    content = where if where == "system" else f"{where}.content"
+    parts = chat.messages[n].parts
+    block = f"{content}[{k + sum(map(_has_marker, parts[:k]))}]"
+    return block if inner is None else f"{block}.toolResult.content[{inner}]"
+
+
+def _has_marker(part: Part) -> bool:
+    """Whether a block of its own follows it. One of a marker alone was read as an empty text."""
+    return getattr(part, "cache", None) is not None and not (isinstance(part, Text) and not part.text)
+
+
+def _place_of_tool(chat: Chat, n: int) -> str:
+    before = (chat.tools or [])[:n]
+    return f"toolConfig.tools[{n + sum(isinstance(t, Tool) and t.cache is not None for t in before)}]"
 
 
 # ---- writing a request
@@ -487,7 +533,7 @@ def _write_format(chat: Chat, output: dict[str, Any], own: bool, lost: Lost) -> 
     try:
         schema["schema"] = "{}" if form.schema is None else bytes(form.schema).decode()
     except UnicodeDecodeError:
-        raise invalid("format.schema", "must be UTF-8") from None
+        raise lost.invalid("format.schema", "must be UTF-8") from None
     if form.name:
         schema["name"] = form.name
     if form.description is not None:
@@ -552,17 +598,23 @@ def _write_thinking(additional: dict[str, Any], budget: int | None, shown: bool 
     additional["thinking"] = thinking
 
 
-def _no_place(chat: Chat, lost: Lost) -> None:
-    """Wishes for which there is no field."""
+def _no_place(chat: Chat, body: dict[str, Any], lost: Lost) -> None:
+    """Wishes for which there is no field; who it is for stands in what is logged with the request."""
     for name, default in (("frequency_penalty", 0), ("presence_penalty", 0), ("n", 1), ("logprobs", False)):
         value = getattr(chat, name)
         if value is not None and value != default:
             lost.add(name)
     if chat.top_logprobs:
         lost.add("top_logprobs")
-    for name in ("seed", "user"):
-        if getattr(chat, name) is not None:
-            lost.add(name)
+    if chat.seed is not None:
+        lost.add("seed")
+    user = chat.user
+    if user is None:
+        return
+    if _METADATA.fullmatch(user) is None:
+        lost.add("user: with characters that request metadata does not take, or too long")
+    else:
+        body["requestMetadata"] = {"user": user}
 
 
 # ---- reading an answer

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from tollhouse.wire.llm.codec import Lost, invalid, unreadable
+from tollhouse.wire.llm.codec import Lost, unreadable
 from tollhouse.wire.llm.codec.converse_citations import read_citation, write_citation
 from tollhouse.wire.llm.codec.reading import Fields, legible, put_back, written
 from tollhouse.wire.llm.model import (
@@ -86,6 +86,11 @@ _FORMATS["audio"].update({"audio/mp3": "mp3", "audio/x-wav": "wav", "audio/wave"
 _NAMES = {"image": "a picture", "audio": "sound", "video": "a video", "document": "a document"}
 _IN_RESULTS = (Text, Json, Image, Document, Refusal, Opaque)
 _MARKABLE = (Text, Image, Audio, Document, ToolCall, ToolResult)
+
+
+def image_format(kind: str) -> str | None:
+    """The word for a picture's media type; None where there is none."""
+    return _FORMATS["image"].get(kind)
 
 
 def image_type(word: str) -> str:
@@ -258,7 +263,7 @@ class PartWriter:
     left out instead of lost. cut: it is not whole, so a call's arguments need not be either; then there are none.
     markers: the model takes cache markers."""
 
-    __slots__ = ("_answer", "_cut", "_lost", "_markers", "_names", "_own")
+    __slots__ = ("_answer", "_counts", "_cut", "_lost", "_markers", "_names", "_own")
 
     def __init__(self, lost: Lost, *, own: bool, answer: bool = False, cut: bool = False, markers: bool = True) -> None:
         self._cut = cut
@@ -267,6 +272,7 @@ class PartWriter:
         self._answer = answer
         self._markers = markers
         self._names: set[str] = set()
+        self._counts: dict[str, int] = {}
 
     def blocks(self, parts: list[Part], where: str) -> list[dict[str, Any]]:
         """where: the message's place in the neutral model."""
@@ -329,7 +335,7 @@ class PartWriter:
                 return {}
             if self._answer:
                 raise unreadable("the arguments of a tool call are not a JSON object") from None
-            raise invalid(f"{where}.arguments", "must be the JSON text of an object") from None
+            raise self._lost.invalid(f"{where}.arguments", "must be the JSON text of an object") from None
 
     def _result(self, result: ToolResult, where: str) -> dict[str, Any]:
         content: list[dict[str, Any]] = []
@@ -418,10 +424,11 @@ class PartWriter:
         """A document's name of the characters that are allowed, and different from the others'."""
         kept = "".join(c if c.isascii() and (c.isalnum() or c in "-()[]") else " " for c in title or "")
         name = base = " ".join(kept.split())[:190].rstrip() or "document"
-        count = 1
+        count = self._counts.get(base, 1)
         while name in self._names:
             count += 1
             name = f"{base} {count}"
+        self._counts[base] = count
         self._names.add(name)
         return name
 

@@ -14,7 +14,7 @@ from tollhouse.core.call import Usage
 from tollhouse.wire.eventstream import frame, sealed, text_headers
 from tollhouse.wire.llm.codec import Lost, misread, unreadable
 from tollhouse.wire.llm.codec.converse_citations import read_citation, write_citation
-from tollhouse.wire.llm.codec.converse_parts import decodable, image_type
+from tollhouse.wire.llm.codec.converse_parts import decodable, image_format, image_type
 from tollhouse.wire.llm.codec.reading import Fields
 from tollhouse.wire.llm.converse import failed
 from tollhouse.wire.llm.model import (
@@ -45,6 +45,7 @@ __all__ = ["ConverseDecoder", "ConverseEncoder", "stop_sequence"]
 
 Raw = msgspec.Raw
 _ABSENT = Raw()
+_PIECE = 1 << 20  # characters of base64 in one message, each whole: readers bound its size
 
 _encode = msgspec.json.Encoder().encode
 _UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
@@ -370,6 +371,8 @@ class ConverseEncoder:
             if value.arguments:
                 begun += self._delta(part, b'{"toolUse":{"input":%b}}' % _encode(value.arguments))
             return begun
+        if isinstance(value, Image):
+            return self._picture(part, value)
         if not isinstance(value, (Text, Refusal, Thinking)):
             return b""
         self._indexes[part] = -1
@@ -384,6 +387,17 @@ class ConverseEncoder:
         if value.signature:
             told.append({"signature": value.signature})
         return b"".join(self._delta(part, b'{"reasoningContent":%b}' % _encode(one)) for one in told)
+
+    def _picture(self, part: int, value: Image) -> bytes:
+        """One by URL has no place here, as in a whole answer."""
+        word = image_format(value.media.type)
+        if word is None or not value.media.data:
+            return b""
+        start = {"contentBlockIndex": self._number(part), "start": {"image": {"format": word}}}
+        data = value.media.data
+        pieces = [data[at : at + _PIECE] for at in range(0, len(data), _PIECE)]
+        deltas = [self._delta(part, _encode({"image": {"source": {"bytes": piece}}})) for piece in pieces]
+        return frame(b"contentBlockStart", _encode(start)) + b"".join(deltas)
 
     def end(self) -> bytes:
         ended = self._ended or Ended()

@@ -8,6 +8,7 @@ JSON Schema and written as that. How much to think is a number of tokens up to t
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import msgspec
@@ -27,6 +28,7 @@ from tollhouse.wire.llm.codec.gemini_parts import (
 )
 from tollhouse.wire.llm.codec.gemini_schema import json_schema
 from tollhouse.wire.llm.codec.gemini_stream import GenerateDecoder, GenerateEncoder
+from tollhouse.wire.llm.codec.places import Turns, named
 from tollhouse.wire.llm.codec.reading import Fields, put_back, written
 from tollhouse.wire.llm.model import (
     Answer,
@@ -55,6 +57,21 @@ _NUMBERS = (
     ("frequencyPenalty", "frequency_penalty"),
 )
 _JSON, _PLAIN = "application/json", "text/plain"
+_SYSTEM = "systemInstruction."
+_PLACES = {
+    **{ours: f"generationConfig.{theirs}" for theirs, ours in _NUMBERS},
+    "format": "generationConfig.responseMimeType",
+    "format.responseMimeType": "generationConfig.responseMimeType",
+    "logprobs": "generationConfig.responseLogprobs",
+    "messages": "contents",
+    "n": "generationConfig.candidateCount",
+    "reasoning": "generationConfig.thinkingConfig",
+    "reasoning.effort": "generationConfig.thinkingConfig.thinkingLevel",
+    "seed": "generationConfig.seed",
+    "stop": "generationConfig.stopSequences",
+    "top_k": "generationConfig.topK",
+    "top_logprobs": "generationConfig.logprobs",
+}
 _GENERATION = re.compile(r"gemini-(\d+)")
 _LEVELS = {"none": "MINIMAL", "minimal": "MINIMAL", "low": "LOW", "medium": "MEDIUM", "high": "HIGH"}
 _LEVELS |= {"xhigh": "HIGH", "max": "HIGH"}  # not every model of the third generation has more
@@ -91,11 +108,11 @@ class GeminiCodec(Codec):
         contents = each(f, "contents")
         if contents is None:
             f.fail("contents", "is missing: it must be a list of contents")
-        messages = []
+        messages = Turns([read_content(c) for c in contents], [c.where for c in contents])
         system = read_system(f)
         if system is not None:
-            messages.append(system)
-        messages += [read_content(c) for c in contents]
+            messages.insert(0, system)
+            messages.wheres.insert(0, _SYSTEM)
         join_thoughts(messages)
         join_calls(messages)
         chat = Chat(self.name, model, messages, stream=stream, include_usage=True)
@@ -134,6 +151,15 @@ class GeminiCodec(Codec):
             lost.add("user")
         put_back(body, chat.extra, own, lost, "")
         return {name: value if isinstance(value, Raw) else Raw(_encode(value)) for name, value in body.items()}
+
+    def place(self, chat: Chat, place: str) -> str:
+        return named(
+            place,
+            _PLACES,
+            partial(_place_of_content, chat),
+            partial(_place_of_part, chat),
+            partial(_place_of_tool, chat),
+        )
 
     # ---- answers
     def decode_answer(self, body: bytes) -> Answer:
@@ -223,6 +249,31 @@ def _read_format(f: Fields) -> Format | None:
     if kind is not None and kind != (_PLAIN if form.kind == "text" else _JSON):
         form.extra = {"responseMimeType": written(kind)}
     return form
+
+
+def _place_of_content(chat: Chat, n: int) -> str:
+    """Thoughts that were put together may have left a content out; then none has a number."""
+    messages = chat.messages
+    if not isinstance(messages, Turns) or len(messages) != len(messages.wheres):
+        return "contents"
+    return messages.wheres[n][:-1]
+
+
+def _place_of_part(chat: Chat, n: int, k: int, inner: int | None) -> str:
+    where = _place_of_content(chat, n)
+    if where == "contents":
+        return where
+    if inner is None:
+        return f"{where}.parts[{k}]"
+    answer = f"{where}.parts[{k}].functionResponse"
+    return f"{answer}.parts[{inner - 1}]" if inner else f"{answer}.response"
+
+
+def _place_of_tool(chat: Chat, n: int) -> str:
+    tools = chat.tools or []
+    if isinstance(tools[n], OpaqueTool):
+        return "tools"
+    return f"tools.functionDeclarations[{sum(isinstance(tool, Tool) for tool in tools[:n])}]"
 
 
 # ---- writing a request

@@ -7,7 +7,7 @@ again in each request. Usage is `usageMetadata`, or the `token_count` of each in
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -16,7 +16,7 @@ from tollhouse.wire.llm.codec import Lost, misread
 from tollhouse.wire.llm.codec.embeddings import EmbeddingCodec, encoded, lose
 from tollhouse.wire.llm.codec.reading import Fields, put_back
 from tollhouse.wire.llm.embedding import Embedded, Embedding, inexpressible
-from tollhouse.wire.llm.usage import GeminiUsage, counted
+from tollhouse.wire.llm.usage import GeminiUsage, count_in, counted
 
 __all__ = [
     "GeminiBatchEmbedCodec",
@@ -58,7 +58,7 @@ class _BatchEmbedded(msgspec.Struct, gc=False):
 
 
 class _Statistics(msgspec.Struct, gc=False):
-    token_count: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    token_count: Raw = _ABSENT
 
 
 class _Predicted(msgspec.Struct, gc=False):
@@ -219,9 +219,9 @@ class VertexPredictCodec(_GoogleCodec):
             told = [each.embeddings for each in _predictions(body).predictions]
         except _UNREADABLE:
             raise misread("answer.predictions", "is not a list of embeddings") from None
-        counts = [each.statistics.token_count for each in told if each.statistics is not None]
+        counts = [count_in(each.statistics.token_count) for each in told if each.statistics is not None]
         known = [count for count in counts if count is not None]
-        usage = Usage(int(sum(known))) if told and len(known) == len(told) else None
+        usage = Usage(sum(known)) if told and len(known) == len(told) else None
         return Embedded([each.values for each in told], usage=usage)
 
 

@@ -12,11 +12,12 @@ by name, in order. A tool's result is an object; one that is nothing but `output
 
 from base64 import b64encode
 from binascii import a2b_base64
+from collections import deque
 from typing import Any
 
 import msgspec
 
-from tollhouse.wire.llm.codec import Lost, invalid
+from tollhouse.wire.llm.codec import Lost
 from tollhouse.wire.llm.codec.reading import Fields, is_base64, legible, put_back, written
 from tollhouse.wire.llm.model import (
     Audio,
@@ -294,46 +295,55 @@ def join_calls(messages: list[Message]) -> None:
     """Give every call an id, and its result the same."""
     parts = [part for message in messages for part in message.parts]
     taken = {part.id for part in parts if isinstance(part, (ToolCall, ToolResult))}
-    waiting: list[ToolCall] = []
+    # In both, and answered once.
+    by_id: dict[str, deque[ToolCall]] = {}
+    by_name: dict[str, deque[ToolCall]] = {}
+    answered: set[int] = set()
     number = 0
     for part in parts:
         if isinstance(part, ToolCall):
             while not part.id:
                 number += 1
-                if (id := f"call_{number}") not in taken:
-                    part.id = id
-            waiting.append(part)
+                if (new := f"call_{number}") not in taken:
+                    part.id = new
+            by_id.setdefault(part.id, deque()).append(part)
+            by_name.setdefault(part.name, deque()).append(part)
         elif isinstance(part, ToolResult):
-            for n, call in enumerate(waiting):
-                if (part.id == call.id) if part.id else (part.name == call.name):
+            waiting = by_id.get(part.id) if part.id else by_name.get(part.name)
+            while waiting:
+                call = waiting.popleft()
+                if id(call) not in answered:
+                    answered.add(id(call))
                     part.id = call.id
-                    del waiting[n]
                     break
 
 
 def join_thoughts(messages: list[Message]) -> None:
     """Put thoughts that came in pieces together: those before one with another provider's signature are its text."""
     pieces: list[tuple[Message, Thinking]] = []
-    emptied: list[Message] = []
+    joined: set[int] = set()
+    changed: dict[int, Message] = {}
     for message in messages:
         if message.role != "assistant":
             pieces.clear()
             continue
-        for part in message.parts.copy():
+        for part in message.parts:
             if not isinstance(part, Thinking):
                 pieces.clear()
             elif part.signature is not None:
                 part.text = "".join(piece.text for _, piece in pieces) + part.text
                 for whose, piece in pieces:
-                    whose.parts[:] = [each for each in whose.parts if each is not piece]
-                    if not whose.parts and whose.extra is None:
-                        emptied.append(whose)
+                    joined.add(id(piece))
+                    changed[id(whose)] = whose
                 pieces.clear()
             elif part.sealed is None and part.extra is None:
                 pieces.append((message, part))
             else:
                 pieces.clear()
-    messages[:] = [message for message in messages if not any(message is each for each in emptied)]
+    if changed:
+        for message in changed.values():
+            message.parts[:] = [part for part in message.parts if id(part) not in joined]
+        messages[:] = [m for m in messages if id(m) not in changed or m.parts or m.extra is not None]
 
 
 # ---- writing
@@ -364,7 +374,7 @@ class PartWriter:
             if part.citations:
                 lost.add(f"{where}.citations")
         elif isinstance(part, ToolCall):
-            form = _call(part, where)
+            form = _call(part, where, lost)
         elif isinstance(part, ToolResult):
             form = self._result(part, where)
         elif isinstance(part, (Image, Audio, Document)):
@@ -423,11 +433,11 @@ class PartWriter:
         return {"functionResponse": inner}
 
 
-def _call(call: ToolCall, where: str) -> dict[str, Any]:
+def _call(call: ToolCall, where: str, lost: Lost) -> dict[str, Any]:
     try:
         arguments = _object(call.arguments or "{}")
     except (*_UNREADABLE, UnicodeEncodeError):
-        raise invalid(f"{where}.arguments", "must be the JSON text of an object") from None
+        raise lost.invalid(f"{where}.arguments", "must be the JSON text of an object") from None
     inner: dict[str, Any] = {"name": call.name, "args": arguments}
     if call.id:
         inner["id"] = call.id

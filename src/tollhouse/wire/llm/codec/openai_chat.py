@@ -8,6 +8,7 @@ Messages are in `openai_chat_messages`, answers in `openai_chat_answer`, the str
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -15,8 +16,9 @@ import msgspec
 from tollhouse.wire.llm.codec import Codec, Lost, StreamDecoder, StreamEncoder
 from tollhouse.wire.llm.codec.effort import effort_of
 from tollhouse.wire.llm.codec.openai_chat_answer import read_answer, write_answer
-from tollhouse.wire.llm.codec.openai_chat_messages import read_messages, write_messages
+from tollhouse.wire.llm.codec.openai_chat_messages import place_of_part, read_messages, write_messages
 from tollhouse.wire.llm.codec.openai_chat_stream import ChatDecoder, ChatEncoder
+from tollhouse.wire.llm.codec.places import named
 from tollhouse.wire.llm.codec.reading import Fields, cache_control, is_utf8, put_back, read_cache
 from tollhouse.wire.llm.model import Answer, Chat, Format, OpaqueTool, Reasoning, Tool, ToolChoice
 
@@ -28,6 +30,13 @@ _encode = msgspec.json.Encoder().encode
 
 _NUMBERS = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
 _ABSENT = Raw()
+_WITHIN = {"arguments": "function.arguments", "detail": "image_url.detail", "title": "file.filename"}
+_PLACES = {
+    "format": "response_format",
+    "parallel": "parallel_tool_calls",
+    "reasoning": "reasoning_effort",
+    "reasoning.effort": "reasoning_effort",
+}
 _PLAIN = (*_NUMBERS, "seed", "n", "logprobs", "top_logprobs", "user", "stop")
 _SIMPLE: dict[str, Callable[[Fields, str], Any]] = {
     **dict.fromkeys(_NUMBERS, Fields.number),
@@ -121,6 +130,11 @@ class OpenAIChatCodec(Codec):
         put_back(body, chat.extra, own, lost, "")
         return {name: value if isinstance(value, Raw) else Raw(_encode(value)) for name, value in body.items()}
 
+    def place(self, chat: Chat, place: str) -> str:
+        name = named(place, _PLACES, "messages[{}]".format, partial(place_of_part, chat))
+        before, dot, last = name.rpartition("].")
+        return f"{before}{dot}{_WITHIN.get(last, last)}"
+
     # ---- answers
     def decode_answer(self, body: bytes) -> Answer:
         return read_answer(body)
@@ -158,6 +172,7 @@ _plain_tools = msgspec.json.Decoder(list[_PlainTool]).decode
 def _tools(f: Fields) -> list[Tool | OpaqueTool] | None:
     plain = f.taken("tools", _plain_tools)
     if plain is not None:
+        f.bounded("tools", len(plain))
         return [_plain_tool(tool.function, f, n) for n, tool in enumerate(plain)]
     tools = f.children("tools")
     return None if tools is None else [_tool(t) for t in tools]

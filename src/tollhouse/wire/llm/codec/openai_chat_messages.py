@@ -5,7 +5,7 @@ without one. Results are messages of their own. Instructions, texts and results 
 string, which servers that know no parts understand as well.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -40,6 +40,7 @@ from tollhouse.wire.llm.model import (
 )
 
 __all__ = [
+    "place_of_part",
     "read_call",
     "read_messages",
     "read_part",
@@ -74,21 +75,57 @@ _MARKABLE = (Text, Image, Audio, Document)
 # ---- reading
 
 
-class _Plain(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+class _UsualFunction(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    name: str
+    arguments: str
+
+
+class _UsualCall(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    id: Annotated[str, msgspec.Meta(min_length=1)]
+    function: _UsualFunction
+    type: Literal["function"] = "function"
+
+
+class _Usual(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     """The usual message."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | None = None
+    tool_calls: list[_UsualCall] | None = None
+    tool_call_id: str | None = None
+    refusal: None = None
+    audio: None = None
 
 
-_plain_messages = msgspec.json.Decoder(list[_Plain]).decode
+_usual_messages = msgspec.json.Decoder(list[_Usual]).decode
+
+
+def _read_usual(raw: Raw) -> tuple[list[Message], int]:
+    """Texts, calls and results, and how many entries they were. Raises msgspec.ValidationError where there is more."""
+    found: list[Message] = []
+    entries = 0
+    for told in _usual_messages(raw):
+        role, content = told.role, told.content
+        parts: list[Part] = [] if content is None else [Text(content)]
+        if told.tool_calls is not None or told.tool_call_id is not None or content is None or role == "tool":
+            if role == "tool" and content is not None and told.tool_call_id is not None and told.tool_calls is None:
+                parts = [ToolResult(told.tool_call_id, parts)]
+            elif role == "assistant" and told.tool_call_id is None:
+                calls = told.tool_calls or ()
+                parts += [ToolCall(c.id, c.function.name, c.function.arguments or "{}") for c in calls]
+                entries += len(calls)
+            else:
+                raise msgspec.ValidationError("an unusual message")
+        found.append(Message(role, parts))
+    return found, len(found) + entries
 
 
 def read_messages(f: Fields) -> list[Message]:
     """A request's `messages`. Raises Failure 400."""
-    plain = f.taken("messages", _plain_messages)
-    if plain is not None:
-        return [Message(m.role, [Text(m.content)]) for m in plain]
+    usual = f.taken("messages", _read_usual)
+    if usual is not None:
+        f.bounded("messages", usual[1])
+        return usual[0]
     messages = f.children("messages")
     if messages is None:
         f.fail("messages", "is missing: it must be a list of messages")
@@ -259,6 +296,27 @@ def read_call(f: Fields, default: str | None = None) -> Part:
     f.raw("index")
     call.extra = f.rest()
     return call
+
+
+def place_of_part(chat: Chat, n: int, k: int, inner: int | None) -> str:
+    """What this API calls the part `k` of the message `n`. inner: its part, of a result."""
+    where = f"messages[{n}]"
+    parts = chat.messages[n].parts
+    part = parts[k]
+    if isinstance(part, ToolResult):
+        return where if inner is None else f"{where}.content[{inner}]"
+    before = parts[:k]
+    if _is_call(part):
+        return f"{where}.tool_calls[{sum(map(_is_call, before))}]"
+    if isinstance(part, Thinking):
+        return f"{where}.reasoning_content"
+    if isinstance(part, Refusal):
+        return f"{where}.refusal"
+    return f"{where}.content[{sum(not isinstance(p, Thinking) for p in before)}]"
+
+
+def _is_call(part: Part) -> bool:
+    return isinstance(part, ToolCall) or (isinstance(part, Opaque) and part.kind == "custom")
 
 
 # ---- writing

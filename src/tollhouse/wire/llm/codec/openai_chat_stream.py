@@ -142,6 +142,7 @@ class _Error(msgspec.Struct, gc=False):
 _chunk = msgspec.json.Decoder(_Chunk, strict=False).decode
 _odd_chunk = msgspec.json.Decoder(_OddChunk, strict=False).decode
 _error = msgspec.json.Decoder(_Error, strict=False).decode
+_text = msgspec.json.Decoder(str).decode
 _object = msgspec.json.Decoder(dict[str, Raw]).decode
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -337,7 +338,7 @@ class ChatDecoder:
         if name != b"error" and said in (b"null", b"{}", b'""'):
             return
         try:
-            told = _error(said if said[:1] == b"{" else data)
+            told = _Error(_text(said)) if said[:1] == b'"' else _error(said if said[:1] == b"{" else data)
         except _UNREADABLE:
             told = _Error()
         words = b"event: error\ndata: %b\n\n" % data if name == b"error" else b"data: %b\n\n" % data

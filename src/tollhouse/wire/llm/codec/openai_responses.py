@@ -7,6 +7,7 @@ answers are stored, so what comes from another API says that it wants neither.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import msgspec
@@ -15,8 +16,9 @@ from tollhouse.wire.llm.codec import Codec, Lost, StreamDecoder, StreamEncoder
 from tollhouse.wire.llm.codec.effort import effort_of
 from tollhouse.wire.llm.codec.openai_responses_answer import decode_response, encode_response
 from tollhouse.wire.llm.codec.openai_responses_encoder import ResponsesEncoder
-from tollhouse.wire.llm.codec.openai_responses_items import read_items, write_items
+from tollhouse.wire.llm.codec.openai_responses_items import place_of_message, place_of_part, read_items, write_items
 from tollhouse.wire.llm.codec.openai_responses_stream import ResponsesDecoder
+from tollhouse.wire.llm.codec.places import named
 from tollhouse.wire.llm.codec.reading import Fields, put_back, written
 from tollhouse.wire.llm.model import (
     Answer,
@@ -51,6 +53,7 @@ _COMMON = (
     "safety_identifier",
     "service_tier",
 )
+_PLACES = {"format": "text.format", "logprobs": "include", "messages": "input", "parallel": "parallel_tool_calls"}
 _EMPTY_SCHEMA = Raw(b'{"type":"object","properties":{}}')
 
 
@@ -94,7 +97,11 @@ class OpenAIResponsesCodec(Codec):
         if f.is_text("input"):
             chat.messages.append(Message("user", [Text(f.need_text("input"))]))
         elif f.has("input"):
-            chat.messages += read_items(f.children("input") or [])
+            items = read_items(f.children("input") or [])
+            if chat.instructed:
+                items.insert(0, chat.messages[0])
+                items.wheres.insert(0, [])
+            chat.messages = items
         elif not any(f.has(name) for name in _STORED):
             f.fail("input", "is missing: it must be a string or a list of items")
         tools = f.children("tools")
@@ -129,6 +136,9 @@ class OpenAIResponsesCodec(Codec):
             body["stream"] = True
         body.update(_settings(chat, lost))
         return {name: value if isinstance(value, Raw) else Raw(_encode(value)) for name, value in body.items()}
+
+    def place(self, chat: Chat, place: str) -> str:
+        return named(place, _PLACES, partial(place_of_message, chat), partial(place_of_part, chat))
 
     # ---- answers
     def decode_answer(self, body: bytes) -> Answer:

@@ -13,10 +13,12 @@ from typing import Any
 import msgspec
 
 from tollhouse.wire.llm.codec import Lost
+from tollhouse.wire.llm.codec.places import Items
 from tollhouse.wire.llm.codec.reading import Fields, file_name, is_base64, legible, put_back
 from tollhouse.wire.llm.model import (
     Audio,
     Cache,
+    Chat,
     Citation,
     Document,
     Extra,
@@ -36,6 +38,8 @@ from tollhouse.wire.llm.model import (
 __all__ = [
     "SIGNATURE",
     "call_item",
+    "place_of_message",
+    "place_of_part",
     "read_call",
     "read_citation",
     "read_items",
@@ -82,10 +86,16 @@ _AUDIO_FORMATS = {kind: form for form, kind in _AUDIO.items()}
 # ---- reading items
 
 
-def read_items(items: list[Fields]) -> list[Message]:
+def read_items(items: list[Fields]) -> Items:
     """The messages of a conversation. items: of a request's `input`."""
     messages: list[Message] = []
+    wheres: list[list[str]] = []
     turn: Message | None = None  # the model's, while it goes on
+
+    def say(message: Message, f: Fields) -> None:
+        messages.append(message)
+        wheres.append([f.where] * len(message.parts))
+
     for f in items:
         kind = f.text("type") or ("message" if f.has("role") else "item_reference")
         if kind == "message":
@@ -99,34 +109,58 @@ def read_items(items: list[Fields]) -> list[Message]:
             extra = _told(f.rest())
             if role != "assistant":
                 turn = None
-                messages.append(Message(role, parts, extra=extra))  # type: ignore[arg-type]
+                say(Message(role, parts, extra=extra), f)  # type: ignore[arg-type]
                 continue
             said = turn is not None and any(isinstance(part, (Text, Refusal)) for part in turn.parts)
             if turn is None or turn.extra or (extra and said):
                 turn = Message("assistant", [])
-                messages.append(turn)
+                say(turn, f)
             turn.parts += parts
             turn.extra = extra
+            wheres[-1] += [f.where] * len(parts)
         elif kind == "function_call_output":
             turn = None
-            messages.append(Message("tool", [_result(f)]))
+            say(Message("tool", [_result(f)]), f)
         elif kind.endswith("_output"):
             turn = None
-            messages.append(Message("tool", [_opaque(kind, f)]))
+            say(Message("tool", [_opaque(kind, f)]), f)
         elif kind in _CALLER_SIDE:
             turn = None
-            messages.append(Message("user", [_opaque(kind, f)]))
+            say(Message("user", [_opaque(kind, f)]), f)
         else:
             if turn is None:
                 turn = Message("assistant", [])
-                messages.append(turn)
+                say(turn, f)
             if kind == "function_call":
                 turn.parts.append(read_call(f))
             elif kind == "reasoning":
                 turn.parts.append(read_thought(f, answered=False))
             else:
                 turn.parts.append(_opaque(kind, f))
-    return messages
+            wheres[-1].append(f.where)
+    return Items(messages, wheres)
+
+
+def place_of_message(chat: Chat, n: int) -> str:
+    """What this API calls the message `n`: its only item, or the whole conversation."""
+    messages = chat.messages
+    wheres = frozenset(messages.wheres[n]) if isinstance(messages, Items) and n < len(messages.wheres) else ()
+    return next(iter(wheres))[:-1] if len(wheres) == 1 else "input"
+
+
+def place_of_part(chat: Chat, n: int, k: int, inner: int | None) -> str:
+    """What this API calls the part `k` of the message `n`. inner: its part, of a result."""
+    messages = chat.messages
+    if not isinstance(messages, Items) or n >= len(messages.wheres) or k >= len(messages.wheres[n]):
+        return "input"
+    wheres = messages.wheres[n]
+    where = wheres[k]
+    if inner is not None:
+        return f"{where}output[{inner}]"
+    part = messages[n].parts[k]
+    if isinstance(part, (ToolCall, ToolResult, Thinking)) or (isinstance(part, Opaque) and not within(part)):
+        return where[:-1]
+    return f"{where}content[{k - wheres.index(where)}]"
 
 
 def _opaque(kind: str, f: Fields) -> Opaque:

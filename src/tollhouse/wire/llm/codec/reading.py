@@ -15,6 +15,7 @@ from tollhouse.wire.llm.codec import Lost, invalid
 from tollhouse.wire.llm.model import Cache, Extra
 
 __all__ = [
+    "MOST",
     "Fields",
     "cache_control",
     "file_name",
@@ -36,6 +37,9 @@ _ESCAPE = re.compile(r"\\(?:u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})|u([0-9a-
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _NULL = b"null"
+
+MOST = 20_000
+"""Entries of all lists of objects in a request or answer. Reading one costs some microseconds, and the loop."""
 
 _object = msgspec.json.Decoder(dict[str, Raw]).decode
 _objects = msgspec.json.Decoder(list[dict[str, Raw]]).decode
@@ -124,13 +128,30 @@ def text_in(data: str) -> str | None:
         return None
 
 
+class _Room:
+    """How many more entries its lists may have."""
+
+    __slots__ = ("left",)
+
+    def __init__(self) -> None:
+        self.left = MOST
+
+
 class Fields:
     """An object that is being read. where: its place with a dot at the end ("messages[0]."), "" for the top. wrong:
-    makes the Failure for (field, problem); a request's is 400, an answer's 502."""
+    makes the Failure for (field, problem); a request's is 400, an answer's 502. room: shared by all that is read of one
+    request or answer."""
 
-    __slots__ = ("_fields", "_raw", "_whole", "_wrong", "where")
+    __slots__ = ("_fields", "_raw", "_room", "_whole", "_wrong", "where")
 
-    def __init__(self, fields: dict[str, Raw], where: str = "", wrong: Callable[[str, str], Failure] = invalid) -> None:
+    def __init__(
+        self,
+        fields: dict[str, Raw],
+        where: str = "",
+        wrong: Callable[[str, str], Failure] = invalid,
+        room: "_Room | None" = None,
+    ) -> None:
+        self._room = room
         self._whole = fields
         self._fields: dict[str, Any] = fields.copy()
         self.where = where
@@ -138,13 +159,19 @@ class Fields:
         self._raw: Raw | None = None
 
     @classmethod
-    def of(cls, raw: Raw | bytes, where: str, wrong: Callable[[str, str], Failure] = invalid) -> "Fields":
+    def of(
+        cls,
+        raw: Raw | bytes,
+        where: str,
+        wrong: Callable[[str, str], Failure] = invalid,
+        room: "_Room | None" = None,
+    ) -> "Fields":
         """The fields of a JSON object."""
         try:
             fields = _object(raw)
         except _UNREADABLE:
             raise wrong(where.rstrip("."), "must be an object") from None
-        found = cls(fields, where, wrong)
+        found = cls(fields, where, wrong, room)
         found._raw = Raw(raw)
         return found
 
@@ -265,7 +292,7 @@ class Fields:
         raw = self._fields.pop(name, None)
         if raw is None or bytes(raw) == _NULL:
             return None
-        return Fields.of(raw, f"{self.where}{name}.", self._wrong)
+        return Fields.of(raw, f"{self.where}{name}.", self._wrong, self._room)
 
     def peek(self, name: str) -> "Fields | None":
         """An object below, which stays."""
@@ -306,7 +333,18 @@ class Fields:
         except _UNREADABLE:
             self._misfit(name, raw, "a list of objects")
             return None
-        return [Fields(fields, f"{self.where}{name}[{n}].", self._wrong) for n, fields in enumerate(value)]
+        room = self.bounded(name, len(value))
+        return [Fields(fields, f"{self.where}{name}[{n}].", self._wrong, room) for n, fields in enumerate(value)]
+
+    def bounded(self, name: str, entries: int) -> "_Room":
+        """Refuses what would keep everybody waiting while it is read."""
+        room = self._room
+        if room is None:
+            room = self._room = _Room()
+        room.left -= entries
+        if room.left < 0:
+            self.fail(name, f"has too many entries: messages, their parts and tools may be {MOST:,} in all")
+        return room
 
     def list(self, name: str) -> "list[Raw] | None":
         raw = self._fields.pop(name, None)
@@ -353,7 +391,7 @@ class Fields:
 
     def renamed(self, name: Callable[[str], str]) -> "Fields":
         """The same with other names, for an API that takes several spellings."""
-        return Fields({name(key): value for key, value in self._fields.items()}, self.where, self._wrong)
+        return Fields({name(key): value for key, value in self._fields.items()}, self.where, self._wrong, self._room)
 
     def untouched(self) -> Raw:
         """The object as it came, whatever was taken."""

@@ -184,6 +184,25 @@ def test_what_was_written_is_read_again() -> None:
     assert together.write(decoded(STREAM)[0]) + together.end() == sent
 
 
+def test_pictures_are_written() -> None:
+    long = "A" * (3 << 20) + "YWI="
+    events: list[Event] = [
+        PartBegan(0, Image(Media("image/png", "YWI="))),
+        PartEnded(0),
+        PartBegan(1, Image(Media(url="https://a/b.png"))),
+        PartEnded(1),
+        PartBegan(2, Image(Media("image/jpeg", long))),
+        PartEnded(2),
+    ]
+    encoder = CODEC.encoder(CHAT)
+    sent = encoder.write(events) + encoder.end()
+    names = [name for name, _ in DIALECT.events(sent)]
+    assert names[:3] == [b"contentBlockStart", b"contentBlockDelta", b"contentBlockStop"]
+    assert names.count(b"contentBlockDelta") == 1 + 4
+    again, _ = decoded(DIALECT.events(sent))
+    assert folded(again).parts == [Image(Media("image/png", "YWI=")), Image(Media("image/jpeg", long))]
+
+
 def test_the_form_of_what_is_written() -> None:
     encoder = CODEC.encoder(CHAT)
     events: list[Event] = [

@@ -258,6 +258,14 @@ def test_answers_of_one(codec: Codec, answer: dict[str, Any], usage: Usage | Non
     assert codec.decode_answer(msgspec.json.encode(answer)) == Embedded([VECTORS[0]], "", usage)
 
 
+@pytest.mark.parametrize("count", [10**30, 1 << 32, -1, 1.5, "4", None])
+def test_a_count_that_is_none_is_not_told(count: Any) -> None:
+    titan = {"embedding": VECTORS[0], "inputTextTokenCount": count}
+    predicted = {"predictions": [{"embeddings": {"values": VECTORS[0], "statistics": {"token_count": count}}}]}
+    for codec, answer in ((TITAN, titan), (PREDICT, predicted)):
+        assert codec.decode_answer(msgspec.json.encode(answer)) == Embedded([VECTORS[0]], "", None)
+
+
 def test_vectors_as_base64() -> None:
     packed = b64encode(struct.pack("<3f", *VECTORS[0])).decode()
     body = {"data": [{"embedding": packed}], "model": "m"}

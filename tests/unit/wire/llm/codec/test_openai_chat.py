@@ -870,3 +870,50 @@ def test_a_changed_answer_is_read_or_refused(place: Place, new: Any) -> None:
     with refused(502):
         answer = CODEC.decode_answer(written(changed(ANSWER, place, new)))
         CODEC.encode_answer(answer, Chat("chat", "m", []))
+
+
+CALLED = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": "é"},
+        {"role": "developer", "content": ""},
+        {"role": "assistant", "content": None, "tool_calls": [CALLED, {**CALLED, "id": "c2"}]},
+        {"role": "assistant", "content": "x", "tool_calls": [], "refusal": None, "audio": None},
+        {"role": "assistant", "tool_calls": [{**CALLED, "function": {"name": "f", "arguments": ""}}]},
+        {"role": "assistant"},
+        {"role": "assistant", "tool_calls": None, "content": ""},
+        {"role": "tool", "tool_call_id": "c1", "content": "r"},
+        {"role": "tool", "tool_call_id": "", "content": ""},
+    ],
+)
+def test_the_usual_message_is_read_in_one_go_as_any_other(message: dict[str, Any]) -> None:
+    found = decode(CODEC, {"messages": [message]})
+    slowly = decode(CODEC, {"messages": [{**message, "odd": 1}]})
+    for one in slowly.messages:
+        assert one.extra == {"odd": raw(1)}
+        one.extra = None
+    assert found.messages == slowly.messages
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ({"role": "user"}, r"messages\[1\].content: is missing"),
+        ({"role": "user", "content": None}, r"messages\[1\].content: is missing"),
+        ({"role": "tool", "content": "x"}, r"messages\[1\].tool_call_id: is missing"),
+        ({"role": "assistant", "tool_calls": [{**CALLED, "id": ""}]}, r"messages\[1\].tool_calls\[0\].id: is missing"),
+        ({"role": "assistant", "tool_calls": [{**CALLED, "function": {"arguments": ""}}]}, r"function.name: is miss"),
+        ({"role": "assistant", "content": 5}, r"messages\[1\].content: must be"),
+    ],
+)  # fmt: skip
+def test_a_wrong_message_among_usual_ones(message: dict[str, Any], said: str) -> None:
+    with pytest.raises(Failure, match=said):
+        decode(CODEC, {"messages": [{"role": "user", "content": "a"}, message]})
+
+
+def test_a_call_or_result_where_it_is_not_usual_rides_along() -> None:
+    found = decode(CODEC, {"messages": [{"role": "user", "content": "a", "tool_call_id": "c1"}]})
+    assert found.messages == [Message("user", [Text("a")], extra={"tool_call_id": raw("c1")})]

@@ -265,7 +265,7 @@ def test_a_signed_call() -> None:
         (b"", b'{"error":{"message":"slow down","type":"rate_limit_error"}}', 429, "rate_limit_error: slow down"),
         (b"", b'{"error":{"message":"no","code":429}}', 429, "429: no"),
         (b"", b'{"error":{"message":"broken","type":"server_error","code":"x"}}', 502, "server_error x: broken"),
-        (b"", b'{"error":"broken"}', 502, "error"),
+        (b"", b'{"error":"broken"}', 502, "error: broken"),
         (b"error", b'{"message":"broken"}', 502, "error: broken"),
         (b"error", b'{"error":{"message":"broken"}}', 502, "error: broken"),
         (b"", b'{"error":[1]}', 502, "error"),
