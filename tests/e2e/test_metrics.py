@@ -32,7 +32,14 @@ INITIALIZE = (
 )
 CALL = b'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"echo","arguments":{"message":"x"}}}'
 
-ELSEWHERE = {"tollhouse_gen_ai_cost_usd_total"}  # which needs prices
+ELSEWHERE = {
+    "tollhouse_gen_ai_cost_usd_total",  # which needs prices
+    "tollhouse_mcp_integrity_tools",  # and these, with pins: test_tool_integrity
+    "tollhouse_mcp_integrity_findings_total",
+    "tollhouse_mcp_integrity_refusals_total",
+    "tollhouse_mcp_session_recoveries_total",  # with a server that dies
+    "tollhouse_state_operation_duration_seconds",  # with a shared state: test_state
+}
 
 
 async def test_each_family_has_a_sample(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ ANSWERS: dict[bytes, bytes] = {
     b"/v1/moderations": json_answer({"id": "m", "model": "omni-moderation-latest", "results": []}),
     b"/v1/images/generations": json_answer({"created": 1, "data": [{"b64_json": PICTURE}], "usage": PICTURED}),
     b"/v1/images/edits": json_answer({"created": 1, "data": [{"b64_json": "AAAA"}], "usage": PICTURED}),
+    b"/v1/images/variations": json_answer({"created": 1, "data": [{"b64_json": "AAAA"}]}),
     b"/v1/audio/speech": answer(b"audio/mpeg", SOUND),
     b"/v1/audio/transcriptions": json_answer(HEARD),
     b"/v1/audio/translations": answer(b"text/plain", b"hello"),
@@ -88,6 +89,11 @@ STREAMS: dict[bytes, bytes] = {
         {"type": "image_generation.partial_image", "b64_json": PICTURE, "partial_image_index": 0},
         {"type": "image_generation.completed", "b64_json": PICTURE, "usage": PICTURED},
     ),
+    b"/v1/images/edits": events({"type": "image_edit.completed", "b64_json": PICTURE, "usage": PICTURED}),
+    b"/v1/audio/speech": events(
+        {"type": "speech.audio.delta", "audio": "AAAA"},
+        {"type": "speech.audio.done", "usage": {"input_tokens": 4, "output_tokens": 9, "total_tokens": 13}},
+    ),
     b"/v1/audio/transcriptions": events(
         {"type": "transcript.text.delta", "delta": "hal"}, {"type": "transcript.text.done", **HEARD}
     ),
@@ -109,7 +115,11 @@ class Up:
             lines = head.rstrip(b"\r\n").split(b"\r\n")
             self.method, self.path = lines[0].split(b" ")[:2]
             self.fields = dict(line.split(b": ", 1) for line in lines[1:])
-            streams = b'"stream":true' in self.body.replace(b": ", b":") or b'name="stream"\r\n\r\ntrue' in self.body
+            streams = (
+                b'"stream_format":"sse"' in self.body
+                or b'"stream":true' in self.body.replace(b": ", b":")
+                or b'name="stream"\r\n\r\ntrue' in self.body
+            )
             answers = STREAMS if streams else ANSWERS
             await peer.send(answers.get(self.path, json_answer({"error": {"message": "no such path"}}, 404)))
 
@@ -152,6 +162,13 @@ async def test_every_operation(tmp_path: Path) -> None:
         assert SOUND in up.body
         assert b'name="model"\r\n\r\ninner\r\n' in up.body
 
+        varied = await client.images.create_variation(model="smart", image=("a.png", SOUND))
+        assert (varied.created, up.path) == (1, b"/v1/images/variations")
+        redrawn = await client.images.edit(model="smart", prompt="hat", image=("a.png", b"1"), stream=True)
+        assert [e.type async for e in redrawn] == ["image_edit.completed"]
+
+        spoken = await client.audio.speech.create(model="smart", input="hello", voice="alloy", stream_format="sse")
+        assert b"speech.audio.done" in spoken.content
         speech = await client.audio.speech.create(model="smart", input="hello", voice="alloy")
         assert speech.content == SOUND
         assert speech.response.headers["content-type"] == "audio/mpeg"
@@ -197,15 +214,15 @@ async def test_every_operation(tmp_path: Path) -> None:
         assert up.path == b""  # nobody was asked
 
         with pytest.raises(openai.NotFoundError, match="no such path"):
-            await client.images.create_variation(model="smart", image=("a.png", b"1"))
+            await client.embeddings.create(model="smart", input="x")
         bad = await once(gateway.url, "POST", "/v1/audio/transcriptions", b"--b\r\nx", fields)
         assert (bad.status, bad.json()["error"]["code"]) == (400, "invalid_form")
 
-        records = await anyio.to_thread.run_sync(gateway.records, 15)
+        records = await anyio.to_thread.run_sync(gateway.records, 18)
     used = {(r["operation"], r["input"], r["output"]) for r in records}
     assert {
         ("completions", 2, 3), ("images", 5, 100), ("image_edits", 5, 100), ("transcriptions", 7, 1), ("rerank", 11, 0),
-        ("count_tokens", 0, 0),
+        ("count_tokens", 0, 0), ("speech", 4, 9),
     } <= used  # fmt: skip
 
 

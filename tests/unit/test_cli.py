@@ -110,7 +110,11 @@ def test_check_of_what_serve_serves_without_a_file(said: Said) -> None:
         (
             "state: redis\nledger: mysql:x\n",
             [
-                "a.yaml:1:8: state: a shared state is not available in this version; write `memory`, or leave it out",
+                (
+                    "a.yaml:1:8: state: not a place for state; write `memory`, redis://host:6379/0, "
+                    "rediss://host:6379/0 (TLS) or redis+cluster://host:6379,host:6379. "
+                    "What a password has of / @ ? # % is written as %2F %40 %3F %23 %25"
+                ),
                 "a.yaml:2:9: ledger: not a ledger; write `sqlite:` and the name of a file, like sqlite:tollhouse.db",
             ],
         ),

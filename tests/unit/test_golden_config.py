@@ -49,6 +49,17 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "token_uri": "https://oauth2.googleapis.com/token",
     }
     (where / "account.json").write_text(json.dumps(account))
+    schemes = {
+        "key": {"type": "apiKey", "in": "header", "name": "x-key"},
+        "login": {"type": "http", "scheme": "basic"},
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "oauth": {"type": "oauth2", "flows": {}},
+    }
+    things = {"get": {"operationId": "listThings", "tags": ["things"]}, "delete": {"operationId": "dropThings"}}
+    api = {"openapi": "3.1.0", "paths": {"/things": things}, "components": {"securitySchemes": schemes}}
+    servers = [{"url": "https://{region}.example.com", "variables": {"region": {"default": "us"}}}]
+    for name in ("api.json", "shop.json"):
+        (where / name).write_text(json.dumps({**api, "servers": servers}))
     (where / "platform.token").write_text("a-token")
     return where
 

@@ -12,10 +12,13 @@ from tollhouse.config.spec import Config, RouteSpec
 from tollhouse.config.suggest import did_you_mean
 from tollhouse.config.wording import Finding
 from tollhouse.policies.keys import KeySpec
+from tollhouse.wire.mcp.names import split
 
 __all__ = ["check", "check_names"]
 
 _MANY: Final = 20  # problems of one kind that are told one by one
+_WITHOUT_LIST: Final = frozenset(("bedrock", "vertex"))
+"""Kinds of providers whose models are listed elsewhere, or not at all."""
 
 
 def check(config: Config, raw: dict[str, Any], left_out: Collection[Path]) -> list[Finding]:
@@ -23,7 +26,20 @@ def check(config: Config, raw: dict[str, Any], left_out: Collection[Path]) -> li
     place = _Places(raw, left_out)
     return [
         found
-        for each in (_models, _routes, _listeners, _public_url, _keys, _workers, _retries, _metrics)
+        for each in (
+            _models,
+            _routes,
+            _listeners,
+            _public_url,
+            _keys,
+            _workers,
+            _legacy_sse,
+            _mcp_endpoints,
+            _alternates,
+            _on_error,
+            _retries,
+            _metrics,
+        )
         for found in each(config, place)
         if not place.touched(found.path)
     ]
@@ -140,6 +156,16 @@ def _models(config: Config, place: _Places) -> Iterator[Finding]:
         if check is not None and kinds and all(kind == "local" for kind in kinds):
             message = "has no effect: the local model runs in a process of our own, which is looked after; leave it out"
             yield Finding((*path, "health", "check"), message, key=True)
+        elif check is not None and check.model_call is None and check.path is None:
+            for kind in sorted(_WITHOUT_LIST.intersection(kinds)):
+                message = f"a provider of kind {kind} has no list of models to look at; say `model_call`, or a `path`"
+                yield Finding((*path, "health", "check"), message, key=True)
+        elif check is not None and check.model_call is not None and "*" in model.name:
+            targets = (*model.targets, *model.fallback)
+            known = [config.providers.get(t.provider) for t in targets if t.model is None or "*" in t.model]
+            if any(provider is not None and provider.kind != "local" for provider in known):
+                message = f"asks for one model, and what `{model.name}` stands for is not known; name targets' models"
+                yield Finding((*path, "health", "check", "model_call"), message, key=True)
 
 
 def _no_provider(name: str, providers: list[str]) -> str:
@@ -214,16 +240,59 @@ def _keys(config: Config, place: _Places) -> Iterator[Finding]:
 
 
 def _workers(config: Config, place: _Places) -> Iterator[Finding]:
-    if config.server.workers == 1 or place.touched(("server", "workers")):
+    if config.server.workers == 1 or not config.state.is_memory:
+        return
+    if place.touched(("server", "workers")) or place.touched(("state",)):
         return
     at: Path = ("server", "workers")
-    until = "which several workers do not share in this version; set workers to 1, or leave"
+    until = "which several workers do not share in memory; name a server in `state`, set workers to 1, or leave"
     if config.mcp is not None and config.mcp.servers:
         yield Finding(at, f"MCP servers have sessions, {until} `mcp` out")
     limited = [render((*path, "limits")) for path, scope in _scopes(config, place) if getattr(scope, "limits", None)]
     if limited:
         where = ", ".join(f"`{one}`" for one in limited[:3]) + (", ..." if len(limited) > 3 else "")
         yield Finding(at, f"limits are counts, {until} {where} out")
+
+
+def _mcp_endpoints(config: Config, place: _Places) -> Iterator[Finding]:
+    mcp = config.mcp
+    if mcp is None:
+        return
+    taken = {mcp.path: "`mcp.path`"} | {f"{mcp.path}/{name}": f"the server `{name}` alone" for name in mcp.servers}
+    if isinstance(mcp.rest, str) and mcp.rest in taken:
+        yield Finding(("mcp", "rest"), f"is the path of {taken[mcp.rest]} already", near=mcp.rest)
+    if mcp.rest:
+        taken.setdefault("/tools" if mcp.rest is True else mcp.rest, "`mcp.rest`")
+    for path, endpoint in place.numbered(("mcp", "endpoints"), mcp.endpoints):
+        if endpoint.path in taken:
+            yield Finding((*path, "path"), f"is the path of {taken[endpoint.path]} already", near=endpoint.path)
+        taken.setdefault(endpoint.path, f"`{render(path)}`")
+        for n, name in enumerate(endpoint.servers):
+            at: Path = (*path, "servers", n)
+            if name in endpoint.servers[:n]:
+                yield Finding(at, f"`{name}` stands here twice", near=name)
+            elif name not in mcp.servers and not place.touched(("mcp", "servers")):
+                hint = did_you_mean(name, list(mcp.servers))
+                yield Finding(at, f"there is no MCP server `{name}`{hint}", near=name)
+
+
+def _alternates(config: Config, place: _Places) -> Iterator[Finding]:
+    mcp = config.mcp
+    if mcp is None or place.touched(("mcp", "servers")):
+        return
+    for name, server in mcp.servers.items():
+        for tool, own in server.tools.items():
+            if own.alternate is None:
+                continue
+            at: Path = ("mcp", "servers", name, "tools", tool, "alternate")
+            other, original = split(own.alternate)
+            if not other or not original:
+                yield Finding(at, "write it as server__tool, with the tool's name at that server", near=own.alternate)
+            elif other not in mcp.servers:
+                hint = did_you_mean(other, list(mcp.servers))
+                yield Finding(at, f"there is no MCP server `{other}`{hint}", near=own.alternate)
+            elif (other, original) == (name, tool):
+                yield Finding(at, "is the tool itself", near=own.alternate)
 
 
 def _scopes(config: Config, place: _Places) -> Iterator[tuple[Path, Any]]:
@@ -244,6 +313,29 @@ def _retries(config: Config, place: _Places) -> Iterator[Finding]:
             for name in sorted(retry.model_fields_set - {"attempts"}):
                 message = "has no effect with `attempts: 1`, which is no retry; leave it out"
                 yield Finding((*path, "retry", name), message, key=True)
+
+
+def _legacy_sse(config: Config, place: _Places) -> Iterator[Finding]:
+    if config.mcp is None or not config.mcp.legacy_sse:
+        return
+    if config.server.workers > 1 and not place.touched(("server", "workers")):
+        message = "needs `workers: 1`: a message of HTTP+SSE must come to the worker that has the agent's stream"
+        yield Finding(("mcp", "legacy_sse"), message, key=True)
+    for name in ("sse", "messages"):
+        if name in config.mcp.servers:
+            at = f"{config.mcp.path}/{name}"
+            message = f"`legacy_sse` serves at {at}; give the server another name, or leave that out"
+            yield Finding(("mcp", "servers", name), message, key=True)
+
+
+def _on_error(config: Config, place: _Places) -> Iterator[Finding]:
+    if not config.state.is_memory or place.touched(("state",)):
+        return
+    for path, scope in _scopes(config, place):
+        for limit_path, limit in place.numbered((*path, "limits"), getattr(scope, "limits", None) or ()):
+            if "on_error" in limit.model_fields_set:
+                message = "has no effect with `state: memory`, which does not fail; leave it out"
+                yield Finding((*limit_path, "on_error"), message, key=True)
 
 
 def _metrics(config: Config, place: _Places) -> Iterator[Finding]:

@@ -20,9 +20,13 @@ from pydantic import (
 
 from tollhouse.backends.http import HttpRouteSpec
 from tollhouse.backends.mcp_http import HttpServerSpec
+from tollhouse.backends.mcp_integrity import IntegritySpec
+from tollhouse.backends.mcp_openapi import OpenApiServerSpec
+from tollhouse.backends.mcp_rest import RestServerSpec
 from tollhouse.backends.mcp_stdio import StdioServerSpec
 from tollhouse.backends.pool import PoolSpec
 from tollhouse.backends.providers import ProviderSpec
+from tollhouse.config.many_tools import CodeMode, SearchMode, SearchSpec
 from tollhouse.config.server import ServerSpec
 from tollhouse.config.telemetry import TelemetrySpec
 from tollhouse.config.writable import settled
@@ -32,6 +36,7 @@ from tollhouse.core.spec import Duration, Spec
 from tollhouse.ledger.prices import PriceSpec
 from tollhouse.net.egress import Egress
 from tollhouse.policies import CallScope, EntranceScope, ModelScope, Scope
+from tollhouse.store.spec import StateSpec
 from tollhouse.wire.mcp.names import SERVER_NAME
 
 __all__ = [
@@ -41,7 +46,9 @@ __all__ = [
     "McpServer",
     "McpSpec",
     "ModelSpec",
+    "OpenApiServer",
     "Provider",
+    "RestServer",
     "RouteSpec",
     "StdioServer",
     "ToolSpec",
@@ -51,9 +58,10 @@ _SQLITE: Final = "sqlite:"
 
 
 def _state(value: Any) -> Any:
-    if value != "memory":
-        raise ValueError("a shared state is not available in this version; write `memory`, or leave it out")
-    return value
+    """A place alone may stand for {url: ...}."""
+    if not isinstance(value, (str, dict, StateSpec)):
+        raise ValueError("not a place for state; write `memory`, a URL like redis://host:6379/0, or {url: ...}")
+    return {"url": value} if isinstance(value, str) else value
 
 
 def _ledger(value: str, info: ValidationInfo) -> str:
@@ -147,20 +155,72 @@ class ModelSpec(PoolSpec, ModelScope):
         return self
 
 
+class ArgumentSpec(Spec):
+    """An argument of a tool, as agents see it."""
+
+    rename: str | None = Field(default=None, min_length=1, max_length=256, description="its name for agents")
+    description: str | None = Field(default=None, min_length=1, description="in place of the server's")
+    hidden: bool = Field(default=False, description="agents do not see it and cannot set it")
+    default: Any = Field(default=None, description="what the server gets when the agent says nothing")
+
+    @model_validator(mode="after")
+    def _effect(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("nothing is set here; leave the argument out")
+        if self.hidden and (self.rename is not None or self.description is not None):
+            raise ValueError("agents do not see it: `rename` and `description` have no effect with `hidden`")
+        return self
+
+
 class ToolSpec(CallScope):
     """What may be set on a single tool."""
+
+    name: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9_.-]{1,128}$", description="its name for agents, before any prefix"
+    )
+    description: str | None = Field(default=None, min_length=1, description="for agents, in place of the server's")
+    arguments: dict[str, ArgumentSpec] = Field(default={}, description="by the server's names for them")
+    idempotent: bool | None = Field(
+        default=None, description="whether calling it twice is as good as once; not set: as its server says"
+    )
+    alternate: str | None = Field(
+        default=None, min_length=1, description="another server's tool, as server__tool, asked when this one has failed"
+    )
 
     @model_validator(mode="after")
     def _effect(self) -> Self:
         if not self.model_fields_set:
             raise ValueError("nothing is set here; leave the tool out")
+        names = [own.rename for own in self.arguments.values() if own.rename is not None]
+        if len(names) != len(set(names)):
+            raise ValueError("two arguments have the same `rename`")
         return self
 
 
-class _Server(CallScope):
-    """What may be set on any kind of MCP server."""
+class _ToolServer(CallScope):
+    """What may be set on whatever has tools."""
 
     tools: dict[str, ToolSpec] = Field(default={}, description="for single tools, by the server's own names for them")
+    integrity: IntegritySpec | None = Field(
+        default=None, description="whether its tools must be what was approved; what is not set here is as for all"
+    )
+
+    @model_validator(mode="after")
+    def _tool_names(self) -> Self:
+        names = [own.name for own in self.tools.values() if own.name is not None]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two tools have the name {name!r}")
+        return self
+
+
+class _Server(_ToolServer):
+    """What may be set on any kind of MCP server."""
+
+    bridge: bool = Field(
+        default=True,
+        description="off: the server does not ask agents of the other protocol era; a call that needs input fails",
+    )
 
 
 class StdioServer(StdioServerSpec, _Server):
@@ -175,20 +235,45 @@ class HttpServer(HttpServerSpec, _Server):
     """
 
 
+class OpenApiServer(OpenApiServerSpec, _ToolServer):
+    """An HTTP API whose operations are tools, by its OpenAPI document.
+
+    tls: how its certificate is verified, and what the gateway shows. proxy: an HTTP proxy on the way to it.
+    """
+
+
+class RestServer(RestServerSpec, _ToolServer):
+    """An HTTP API with tools that are written here.
+
+    tls: how its certificate is verified, and what the gateway shows. proxy: an HTTP proxy on the way to it.
+    """
+
+
+# Kinds are not called as the keys are: in the place of a mistake they could be taken for one.
+_KINDS: Final = {"command": "stdio", "url": "http", "openapi": "document", "rest": "written"}
+
+
 def _transport(value: Any) -> str | None:
     if isinstance(value, dict):
-        return "stdio" if "command" in value else "http" if "url" in value else None
-    return "stdio" if isinstance(value, StdioServerSpec) else "http" if isinstance(value, HttpServerSpec) else None
+        return next((kind for key, kind in _KINDS.items() if key in value), None)
+    kinds: tuple[tuple[type[Spec], str], ...] = (
+        (StdioServerSpec, "stdio"), (HttpServerSpec, "http"), (OpenApiServerSpec, "document"),
+        (RestServerSpec, "written"),
+    )  # fmt: skip
+    return next((tag for kind, tag in kinds if isinstance(value, kind)), None)
 
 
 McpServer = Annotated[
-    Annotated[StdioServer, Tag("stdio")] | Annotated[HttpServer, Tag("http")],
+    Annotated[StdioServer, Tag("stdio")]
+    | Annotated[HttpServer, Tag("http")]
+    | Annotated[OpenApiServer, Tag("document")]
+    | Annotated[RestServer, Tag("written")],
     Discriminator(
         _transport,
         custom_error_type="mcp_server",
         custom_error_message=(
-            "needs `command` (a program to start) or `url` (a server to reach); "
-            "servers made from OpenAPI documents are not available in this version"
+            "needs `command` (a program to start), `url` (a server to reach), `openapi` (a document of an HTTP API) "
+            "or `rest` (tools written here)"
         ),
     ),
 ]
@@ -200,6 +285,33 @@ ServerName = Annotated[
     AfterValidator(_server_name),
 ]
 """A word that can stand in a path and before `__` in a tool's name."""
+
+
+class SelectionSpec(Spec):
+    """Which tools there are, by patterns with `*`, over `server__tool` and over the tool's name alone."""
+
+    allow: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
+        default=None, min_length=1, description="only these; absent: all"
+    )
+    deny: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), description="not these, whatever allows them"
+    )
+
+    @model_validator(mode="after")
+    def _effect(self) -> Self:
+        if self.allow is None and not self.deny:
+            raise ValueError("neither `allow` nor `deny` says anything; leave it out")
+        return self
+
+
+class McpEndpointSpec(Spec):
+    """Chosen servers and tools under a path of their own."""
+
+    path: Annotated[str, AfterValidator(_mount)] = Field(description="where it is served")
+    servers: tuple[str, ...] = Field(min_length=1, description="of those below `mcp.servers`, in this order")
+    tools: SelectionSpec | None = Field(default=None, description="which of their tools it has; absent: all")
+    search: SearchMode | None = Field(default=None, description="as `mcp.search`, for this path; absent: as there")
+    code_mode: CodeMode = Field(default=None, description="as `mcp.code_mode`, for this path; absent: as there")
 
 
 class McpSpec(Spec):
@@ -215,7 +327,35 @@ class McpSpec(Spec):
         default="open", description="open: a server that is down is left out of lists and reported; closed: lists fail"
     )
     session_timeout: Duration = Field(default=3600.0, gt=0.0, description="an agent's session that nobody uses ends")
+    sessions_per_caller: int = Field(
+        default=1000,
+        ge=1,
+        description="sessions that one caller may have open at a worker; above it those end that were idle longest",
+    )
+    legacy_sse: bool = Field(
+        default=False,
+        description="serve the HTTP+SSE transport of 2024-11-05 as well, below each path at /sse and /messages",
+    )
+    input_timeout: Duration = Field(
+        default=300.0, gt=0.0, description="how long a call waits for what its server asks the agent for"
+    )
+    integrity: IntegritySpec | None = Field(
+        default=None, description="whether tools must be what was approved; absent: nobody looks"
+    )
+    search: SearchMode = Field(
+        default=SearchSpec(mode="off"),
+        description="agents search tools instead of getting them all: auto (when they are many), on, off",
+    )
+    code_mode: CodeMode = Field(
+        default=None, description="agents send programs that call tools: true, or what one may take (extra `code`)"
+    )
+    rest: Annotated[str, AfterValidator(_mount)] | bool = Field(
+        default=False,
+        description="tools as plain REST for programs that speak no MCP: true for /tools, or a path; POST "
+        "/tools/<server>/<tool> calls one, GET /tools/openapi.json says which there are",
+    )
     servers: dict[ServerName, McpServer] = Field(min_length=1, description="by name")
+    endpoints: tuple[McpEndpointSpec, ...] = Field(default=(), description="other paths, with chosen servers and tools")
 
 
 def _to_one_or_several(schema: dict[str, Any]) -> None:
@@ -236,8 +376,11 @@ class Config(Scope):
     """A configuration file."""
 
     server: ServerSpec = Field(default=ServerSpec(), description="where the gateway listens")
-    state: Annotated[Literal["memory"], BeforeValidator(_state)] = Field(
-        default="memory", description="where counters and sessions are kept; only `memory` in this version"
+    state: Annotated[StateSpec, BeforeValidator(_state, json_schema_input_type=str | StateSpec)] = Field(
+        default=StateSpec(),
+        description="where counters and sessions are kept: `memory`, of this process alone; or the URL of a Valkey or "
+        "Redis server or cluster; or {url, encryption_key, ...}",
+        examples=["memory", "redis://127.0.0.1:6379/0"],
     )
     ledger: Annotated[str, AfterValidator(_ledger)] | None = Field(
         default=None,

@@ -26,9 +26,6 @@ LATER: Final[dict[str, str]] = {
     "exchange": "token exchange",
     "rego": "Rego policies",
     "traces": "traces",
-    "endpoints": "virtual MCP endpoints",
-    "search": "tool search",
-    "code_mode": "code mode",
 }
 """Settings that have a name and a meaning, but no implementation in this version."""
 

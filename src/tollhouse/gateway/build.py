@@ -4,26 +4,31 @@ Rule: what is built here is never changed afterwards. What must outlive a config
 that holds everything it was made from; what has not changed since the configuration before is taken over as it is.
 """
 
-import os
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import msgspec
 
 from tollhouse.backends.http import HttpBackend
+from tollhouse.backends.http_tools import HttpTools, as_tool_error
+from tollhouse.backends.mcp_integrity import Guard, IntegritySpec, Neighbours, narrowed
+from tollhouse.backends.mcp_pins import PinsFile
+from tollhouse.backends.mcp_records import Records as McpRecords
+from tollhouse.backends.mcp_servers import Server as Reached
 from tollhouse.backends.mcp_servers import Servers
 from tollhouse.backends.native import NativeBackend
 from tollhouse.backends.pool import Pool, pool
 from tollhouse.backends.provider import Provider
 from tollhouse.backends.providers import provider
 from tollhouse.backends.providers.remote import OpenSpec
-from tollhouse.config.spec import Config, ModelSpec, RouteSpec
+from tollhouse.config.spec import Config, McpEndpointSpec, ModelSpec, RouteSpec, ToolSpec
 from tollhouse.core.call import Call, Context, ModelCall, Principal, ToolCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import ConfigError, Problem, Reason
@@ -34,44 +39,71 @@ from tollhouse.core.http import Ending, Headers, Request, Response
 from tollhouse.core.match import Predicate
 from tollhouse.core.reply import Reply
 from tollhouse.core.spec import Spec
+from tollhouse.endpoints.embed import embed
+from tollhouse.endpoints.google_key import key_of_query
 from tollhouse.endpoints.llm import LLMEndpoint, Locate, PathEndpoint
 from tollhouse.endpoints.mcp import McpEndpoint, Server
 from tollhouse.endpoints.mcp import render as render_mcp
+from tollhouse.endpoints.mcp_bridge import Bridge
+from tollhouse.endpoints.mcp_search import Search, Vectors
 from tollhouse.endpoints.mcp_session import Sessions
+from tollhouse.endpoints.mcp_sse import HttpSse
 from tollhouse.endpoints.models import Model, Models, ModelsEndpoint
 from tollhouse.endpoints.native import NativeEndpoint
+from tollhouse.endpoints.realtime import RealtimeEndpoint, key_of_protocol
+from tollhouse.endpoints.realtime_session import GRANTED, Begin, Session
+from tollhouse.endpoints.tools import ToolsEndpoint
 from tollhouse.gateway.keep import Keep, Tenure
 from tollhouse.gateway.operate import Operations
 from tollhouse.gateway.router import Route, Router
+from tollhouse.gateway.state import check_state
 from tollhouse.ledger.catalogue import Catalogue
 from tollhouse.ledger.journal import Journal
 from tollhouse.ledger.prices import Origin, Prices
 from tollhouse.net.client import Client, OriginError
+from tollhouse.net.program import Limits, Programs
 from tollhouse.observe.access_log import AccessLog
 from tollhouse.observe.connections import Connections
 from tollhouse.observe.families import ExtraLabels, Families
 from tollhouse.observe.metrics import Metrics
 from tollhouse.policies import CALL, REQUEST
+from tollhouse.policies.alternate import Alternate, vouched
 from tollhouse.policies.authenticate import resource_metadata
 from tollhouse.policies.authorize import AUTHORIZE, Authorize, permitted
 from tollhouse.policies.base import Entrance, Kind, Layer, Level, Parts
 from tollhouse.policies.limits import LIMITS
 from tollhouse.policies.meter import Meter
 from tollhouse.policies.record import Record
-from tollhouse.store.base import Counter
-from tollhouse.store.memory import MemoryCounter
-from tollhouse.wire.llm import CHAT, CONVERSE, COUNT_TOKENS, GEMINI, MESSAGES, OPENAI_OTHERS, RERANK, RESPONSES
+from tollhouse.policies.retry import RETRY
+from tollhouse.store.base import State
+from tollhouse.store.memory import MemoryState
+from tollhouse.wire.llm import (
+    CHAT,
+    CONVERSE,
+    COUNT_TOKENS,
+    GEMINI,
+    MESSAGES,
+    OPENAI_OTHERS,
+    REALTIME,
+    RERANK,
+    RESPONSES,
+)
 from tollhouse.wire.llm.dialect import Dialect
 from tollhouse.wire.llm.native import NATIVE, NATIVE_ANTHROPIC
 from tollhouse.wire.llm.vocabulary import Vocabularies
 from tollhouse.wire.mcp.catalogue import Cursors
+from tollhouse.wire.mcp.names import split
+from tollhouse.wire.mcp.overrides import Argument, Override, Overrides, Selection
+from tollhouse.wire.mcp.pins import BadPins
+from tollhouse.wire.mcp.sealed import Seals
+from tollhouse.wire.mcp.search import Indexes
 
 __all__ = ["Builder", "Fixtures", "validate"]
 
 _OTHERS = tuple(dialect for dialect in OPENAI_OTHERS if dialect is not RERANK)
 _LLM_ROUTES: tuple[tuple[str, Dialect, tuple[bytes, ...]], ...] = (
     ("chat", CHAT, (b"/v1/chat/completions", b"/openai/v1/chat/completions")),
-    ("responses", RESPONSES, (b"/v1/responses", b"/openai/v1/responses")),
+    ("responses", RESPONSES, (b"/v1/responses", b"/openai/v1/responses", b"/openai/responses")),
     ("messages", MESSAGES, (b"/v1/messages",)),
     *((dialect.operation, dialect, (b"/v1" + dialect.path, b"/openai/v1" + dialect.path)) for dialect in _OTHERS),
     ("rerank", RERANK, (b"/v1/rerank", b"/v2/rerank", b"/rerank")),
@@ -79,9 +111,11 @@ _LLM_ROUTES: tuple[tuple[str, Dialect, tuple[bytes, ...]], ...] = (
 )
 """The model stands in the body. Clients for Azure ask below /openai."""
 
+_REALTIME = (b"/v1/realtime", b"/openai/v1/realtime", b"/openai/realtime")
 _DEPLOYMENTS = b"/openai/deployments"
 _BEDROCK = b"/model"
 _GEMINI = (b"/v1beta/models", b"/v1/models", b"/v1alpha/models")
+_OPENAI_MODELS = b"/v1/models"  # and Anthropic's
 _SEGMENT = re.compile(r"[A-Za-z0-9_-]+")
 _METADATA = b"/.well-known/oauth-protected-resource"
 _POST = frozenset((b"POST",))
@@ -95,7 +129,7 @@ class Fixtures:
     clock: Clock
     families: Families
     client: Client
-    counter: Counter
+    state: State
     operations: Operations
     journal: Journal | None = None
     access_log: AccessLog | None = None
@@ -136,8 +170,19 @@ class Builder:
         self._fixtures = fixtures
         clock, families = fixtures.clock, fixtures.families
         self._info = msgspec.json.encode({"name": "tollhouse", "version": version("tollhouse")})
-        self._cursors = Cursors(os.urandom(32))
-        self._sessions = Sessions(clock, count=partial(_count, families, "agent"))
+        self._seals = Seals(fixtures.state.keys)
+        self._cursors = Cursors(self._seals)
+        self._bridge = Bridge(
+            clock,
+            self._seals,
+            state=fixtures.state,
+        )
+        self._programs = Programs()
+        self._indexes = Indexes()
+        self._sessions = Sessions(
+            clock, count=partial(_count, families, "agent"), state=fixtures.state, seals=self._seals
+        )
+        self._http_sse: dict[str, HttpSse] = {}  # by path
         # Streams stay open for hours and would use up the connections that calls need: they have their own.
         self._streams = Client(clock)
         self._servers = Servers(
@@ -147,7 +192,10 @@ class Builder:
             info=self._info,
             on_change=self._sessions.changed,
             count=partial(_count, families, "server"),
+            recovered=partial(_recovered, families),
+            records=McpRecords(fixtures.state, self._seals) if fixtures.state.shared else None,
         )
+        self._open: set[Session] = set()  # realtime sessions
         self._starts: list[Callable[[], None]] = []  # of what the configuration being built brings
         self._catalogue: Catalogue | None = None
         self._vocabularies: Vocabularies | None = None
@@ -156,13 +204,27 @@ class Builder:
 
     async def close(self) -> None:
         """Nothing is served any more: end MCP sessions and children."""
-        self._sessions.close()
+        await self._bridge.closed()
+        await self._programs.close()
+        await self._sessions.closed()
         await self._servers.close()
         await self._streams.close()
 
     def finish_streams(self) -> None:
         """The worker is leaving: end streams that would stay open for ever."""
+        for http_sse in self._http_sse.values():
+            http_sse.finish()
         self._sessions.finish_streams()
+
+    async def settled(self) -> None:
+        """Return when no other worker will ask this one for anything that it holds."""
+        await self._bridge.settled()
+        await self._sessions.settled()
+
+    def close_sessions(self) -> None:
+        """The time is up: tell realtime sessions, and end them."""
+        for session in tuple(self._open):
+            session.leave()
 
     def build(self, config: Config, tenure: Tenure) -> Handler[Request, Response]:
         """The request floor of `config`. Raises ConfigError with every problem found."""
@@ -183,6 +245,8 @@ class Builder:
         self._servers.retain(mcp.servers if mcp is not None else {})
         if mcp is not None:
             self._sessions.timeout = mcp.session_timeout
+            self._sessions.limit_each = mcp.sessions_per_caller
+            self._bridge.timeout = mcp.input_timeout
         self._sessions.all_changed()
 
     @property
@@ -229,7 +293,7 @@ class _Build:
         self._parts = Parts(
             clock=fixtures.clock,
             families=self._families,
-            counter=fixtures.counter,
+            counter=fixtures.state.counter,
             client=fixtures.client,
             shared=tenure.get,
             public_url=self._public_url,
@@ -239,6 +303,7 @@ class _Build:
         if config.models:
             self._price_models()
         self._meter = Meter(self._families, fixtures.journal, self._prices)
+        self._found_models = Models(())
 
     def floor(self) -> Handler[Request, Response]:
         routes = [*self._own_routes(), *self._model_routes(), *self._native_routes()]
@@ -304,6 +369,7 @@ class _Build:
         if not config.models:
             return []
         models, guards = self._all_models()
+        self._found_models = models
 
         def visible(principal: Principal | None, name: str) -> bool:
             model = models.find(name)
@@ -326,6 +392,8 @@ class _Build:
                 endpoints.append((locate, endpoint))
             several = PathEndpoint(endpoints)
             handler = self._entrance("llm", several.handle)
+            if prefixes is _GEMINI:
+                handler = compose((key_of_query,), handler)
             below = tuple(Predicate(prefix, exact=False, methods=_POST) for prefix in prefixes)
             return Route(name, below, handler, render=several.render, methods=_POST)
 
@@ -333,10 +401,17 @@ class _Build:
         routes.append(by_path("azure", (_DEPLOYMENTS,), *azure))
         routes.append(by_path("converse", (_BEDROCK,), (CONVERSE, CONVERSE.read_target)))
         routes.append(by_path("gemini", _GEMINI, *((dialect, dialect.read_target) for dialect in GEMINI)))
-        listing = ModelsEndpoint(models, visible, admit=admit)
-        both = (Predicate(b"/v1/models", exact=True), Predicate(b"/v1/models", exact=False))
-        handler = self._entrance("llm", listing.handle)
-        routes.append(Route("models", both, handler, render=listing.render, methods=_GET))
+        realtime = RealtimeEndpoint(
+            REALTIME, models, visible, self._turns(), self._fixtures.clock, self._builder._open, admit=admit
+        )
+        handler = compose((key_of_protocol,), self._entrance("llm", realtime.handle))
+        exact = tuple(Predicate(path, exact=True) for path in _REALTIME)
+        routes.append(Route("realtime", exact, handler, render=realtime.render, methods=_GET))
+        for path in _GEMINI:
+            listing = ModelsEndpoint(models, visible, admit=admit, path=path, google=path != _OPENAI_MODELS)
+            both = (Predicate(path, exact=True), Predicate(path, exact=False))
+            handler = compose((key_of_query,), self._entrance("llm", listing.handle))
+            routes.append(Route("models", both, handler, render=listing.render, methods=_GET))
         return routes
 
     def _native_routes(self) -> list[Route]:
@@ -412,6 +487,18 @@ class _Build:
         guard = permitted(scopes.layers(AUTHORIZE), parts)
         return [self._meter.handle, *scopes.policies(CALL, parts)], guard
 
+    def _turns(self) -> Callable[[str], Begin]:
+        """The chain that each answer of a realtime session passes, by the model's name: it is metered and limited."""
+        parts = replace(self._parts, entrance="llm")
+
+        def chain(scopes: _Scopes) -> Begin:
+            return compose([self._meter.handle, *scopes.policies((LIMITS,), parts)], _granted)
+
+        usual = chain(self._top)
+        limited = [spec for spec in self._config.models if spec.limits]
+        own = {spec.name: chain(self._top.below("model", spec.name, spec)) for spec in limited}
+        return lambda name: own.get(name, usual)
+
     def _admission(self, parts: Parts) -> Callable[[Call], Awaitable[None]] | None:
         """What a request that reaches no model and no server must pass all the same: the top's rules and limits."""
         policies = self._top.policies((AUTHORIZE, LIMITS), parts)
@@ -449,30 +536,165 @@ class _Build:
         spec = self._config.mcp
         if spec is None:
             return []
-        parts = replace(self._parts, entrance="mcp")
         servers: dict[str, Server] = {}
+        lasts: dict[str, Handler[ToolCall, Reply]] = {}  # what stands at the end of each server's chains
+        neighbours = Neighbours()
         for name, one in spec.servers.items():
             with self._finding(f"mcp.servers.{name}"):
                 upstream = self._builder._servers.get(name, one)
+                neighbours.join(name, upstream)
+                if isinstance(upstream, HttpTools):
+                    self._builder._starts.append(upstream.start)
+                guard = self._tool_guard(name, narrowed(spec.integrity, one.integrity), upstream, neighbours)
+                last = upstream.handle if guard is None else guard.handle
+                self._builder._starts.append(partial(_examining, upstream, guard is not None))
+                lasts[name] = last
                 scopes = self._top.below("server", name, one)
-                policies, guard = self._call_floor(scopes, parts)
+                policies, rules = self._tool_floor(scopes, upstream, None, lasts)
                 tools = {}
                 guards = {}
                 for tool, own in one.tools.items():
-                    more, own_guard = self._call_floor(scopes.below("tool", f"{name}/{tool}", own), parts)
-                    tools[tool] = _chain(more, upstream.handle)
-                    if own_guard is not None:
-                        guards[tool] = own_guard
-                chain = _chain(policies, upstream.handle)
-                visible = _visible(guard, guards)
-                servers[name] = Server(name, upstream, chain, tools=tools, permitted=visible)
-        routes = [self._mcp_route("mcp", spec.path, servers, spec.prefix)]
-        routes += [self._mcp_route(f"mcp/{n}", f"{spec.path}/{n}", {n: s}, "never") for n, s in servers.items()]
-        return routes + self._metadata_routes([route.predicates[0].path.decode() for route in routes])
+                    below = scopes.below("tool", f"{name}/{tool}", own)
+                    more, own_rules = self._tool_floor(below, upstream, own, lasts)
+                    tools[tool] = _chain(more, last)
+                    if own_rules is not None:
+                        guards[tool] = own_rules
+                chain = _chain(policies, last)
+                visible = _visible(rules, guards)
+                shown = _overrides(one.tools)
+                servers[name] = Server(
+                    name,
+                    upstream,
+                    chain,
+                    tools=tools,
+                    permitted=visible,
+                    bridged=getattr(one, "bridge", True),
+                    overrides=shown,
+                    guard=guard,
+                )
+        routes = self._mcp_route("mcp", spec.path, servers, spec.prefix)
+        for n, s in servers.items():
+            routes += self._mcp_route(f"mcp/{n}", f"{spec.path}/{n}", {n: s}, "never")
+        for virtual in spec.endpoints:
+            chosen = {name: servers[name] for name in virtual.servers if name in servers}
+            which = virtual.tools
+            selection = None if which is None else Selection(which.allow, which.deny)
+            routes += self._mcp_route(virtual.path.lstrip("/"), virtual.path, chosen, spec.prefix, selection, virtual)
+        routes += self._metadata_routes([route.predicates[0].path.decode() for route in routes])
+        return routes + self._tools_routes(servers)
 
-    def _mcp_route(self, name: str, path: str, servers: dict[str, Server], prefix: Any) -> Route:
+    def _tools_routes(self, servers: Mapping[str, Server]) -> list[Route]:
+        """The tools as plain REST."""
         spec = self._config.mcp
         assert spec is not None
+        if not spec.rest:
+            return []
+        path = "/tools" if spec.rest is True else spec.rest
+        endpoint = ToolsEndpoint(
+            path,
+            servers,
+            cursors=self._builder._cursors,
+            bridge=self._builder._bridge,
+            admit=self._admission(replace(self._parts, entrance="mcp")),
+            max_body=self._config.server.max_body,
+            version=version("tollhouse"),
+            url=self._public_url,
+            authenticated=self._config.authenticate is not None,
+        )
+        handler = self._entrance("mcp", endpoint.handle)
+        return [Route("tools", (Predicate(path.encode(), exact=False),), handler)]
+
+    def _tool_floor(
+        self,
+        scopes: _Scopes,
+        upstream: Reached,
+        own: ToolSpec | None,
+        lasts: Mapping[str, Handler[ToolCall, Reply]],
+    ) -> tuple[list[Policy[Call, Reply]], Authorize | None]:
+        """`_call_floor` of a server, or of one of its tools, with what only tools have."""
+        parts = replace(self._parts, entrance="mcp")
+        policies: list[Policy[Any, Any]] = [self._meter.handle]
+        if isinstance(upstream, HttpTools):
+            policies.append(as_tool_error)
+        policies += scopes.policies(CALL[: CALL.index(RETRY)], parts)
+        if own is not None and own.idempotent is not None:
+            policies.append(vouched(own.idempotent))
+        if own is not None and own.alternate is not None:
+            policies.append(self._alternate(own.alternate, lasts).handle)
+        policies += scopes.policies(CALL[CALL.index(RETRY) :], parts)
+        return policies, permitted(scopes.layers(AUTHORIZE), parts)
+
+    def _alternate(self, name: str, lasts: Mapping[str, Handler[ToolCall, Reply]]) -> Alternate:
+        """Another server's tool, behind its own rules and limits; those of all have been asked already."""
+        mcp = self._config.mcp
+        assert mcp is not None
+        server, tool = split(name)
+        spec = mcp.servers[server]  # `config.checks` has seen to it
+        parts = replace(self._parts, entrance="mcp")
+        scopes = self._top.below("server", server, spec)
+        narrow = _Scopes(("server", server, spec))
+        own = spec.tools.get(tool)
+        if own is not None:
+            where = f"{server}/{tool}"
+            scopes, narrow = scopes.below("tool", where, own), narrow.below("tool", where, own)
+        policies = [
+            *scopes.policies((AUTHORIZE,), parts), *narrow.policies((LIMITS,), parts), *scopes.policies((RETRY,), parts)
+        ]  # fmt: skip
+
+        def last(call: ToolCall) -> Awaitable[Reply]:
+            return lasts[server](call)  # it may stand below in the configuration
+
+        shown = _overrides(spec.tools)
+        if shown is None:
+            return Alternate(server, tool, _chain(policies, last))
+        return Alternate(server, tool, _chain(policies, last), fitted=partial(shown.fitted, tool))
+
+    def _tool_guard(
+        self, name: str, spec: IntegritySpec | None, upstream: Reached, neighbours: Neighbours
+    ) -> Guard | None:
+        """What sees to it that a server's tools are those that were approved."""
+        if spec is None or spec.is_off:
+            return None
+        families = self._families
+        return Guard(
+            name,
+            spec,
+            upstream,
+            neighbours,
+            self._pins(Path(spec.pins)) if spec.mode != "off" else None,
+            count=lambda verdict, tools: families.integrity_tools.child(name, verdict).set(tools),
+            refused=lambda verdict: families.integrity_refusals.child(name, verdict).inc(),
+            found=lambda rule: families.integrity_findings.child(name, rule).inc(),
+        )
+
+    def _pins(self, path: Path) -> PinsFile:
+        if not path.parent.is_dir():
+            where = f"there is no directory {str(path.parent)!r} for the pins file {path.name!r}"
+            raise ConfigError([Problem(where, path="mcp.integrity")])
+        changed = partial(self._builder._sessions.changed, method="notifications/tools/list_changed")
+        try:
+            made = partial(PinsFile, path, self._fixtures.clock, changed)
+            pins = self._tenure.get(("pins", path), made, PinsFile.close)
+        except BadPins as error:
+            raise ConfigError([Problem(f"the pins file {str(path)!r}: {error}", path="mcp.integrity")]) from None
+        self._builder._starts.append(pins.start)
+        return pins
+
+    def _mcp_route(
+        self,
+        name: str,
+        path: str,
+        servers: dict[str, Server],
+        prefix: Any,
+        selection: Selection | None = None,
+        virtual: McpEndpointSpec | None = None,
+    ) -> list[Route]:
+        spec = self._config.mcp
+        assert spec is not None
+        search, code = spec.search, spec.code_mode
+        if virtual is not None:
+            search = virtual.search or search
+            code = virtual.code_mode if "code_mode" in virtual.model_fields_set else code
         parts = replace(self._parts, entrance="mcp")
         endpoint = McpEndpoint(
             path,
@@ -480,15 +702,48 @@ class _Build:
             self._builder._sessions,
             self._fixtures.clock,
             cursors=self._builder._cursors,
+            bridge=self._builder._bridge,
             info=self._builder._info,
             prefix=prefix,
             failure=spec.failure,
             admit=self._admission(parts),
             max_body=self._config.server.max_body,
+            selection=selection,
             families=self._families,
+            search=Search(search.mode, search.tools, search.tokens),
+            programs=None if code is None else (self._builder._programs, Limits(**code.model_dump())),
+            indexes=self._builder._indexes,
+            vectors=self._vectors(search.embeddings) if search.embeddings is not None else None,
         )
         handler = self._entrance("mcp", endpoint.handle)
-        return Route(name, (Predicate(path.encode(), exact=True),), handler, render=render_mcp)
+        routes = [Route(name, (Predicate(path.encode(), exact=True),), handler, render=render_mcp)]
+        if spec.legacy_sse:
+            http_sse = self._builder._http_sse.get(path)
+            if http_sse is None:
+                sessions = self._builder._sessions
+                http_sse = self._builder._http_sse[path] = HttpSse(
+                    path,
+                    endpoint.handle,
+                    self._fixtures.clock,
+                    end=sessions.end_by_id,
+                    max_body=self._config.server.max_body,
+                )
+            self._builder._starts.append(partial(http_sse.serve, endpoint.handle))
+            for below, handle in (("sse", http_sse.stream), ("messages", http_sse.message)):
+                predicate = Predicate(f"{path}/{below}".encode(), exact=True)
+                routes.append(Route(f"{name}/{below}", (predicate,), self._entrance("mcp", handle), render=render_mcp))
+        return routes
+
+    def _vectors(self, name: str) -> Vectors | None:
+        """What tools mean to the model `name`, kept while that model stays the same."""
+        model = self._found_models.find(name)
+        if model is None:
+            self._problems.append(Problem(f"there is no model {name!r}", path="mcp.search.embeddings"))
+            return None
+        spec = next(spec for spec in self._config.models if spec.name == model.name)
+        vectors = self._tenure.get(("vectors", name, spec.fingerprint()), Vectors, Vectors.close)
+        self._builder._starts.append(partial(vectors.use, partial(embed, model, name)))
+        return vectors
 
     def _metadata_routes(self, paths: Sequence[str]) -> list[Route]:
         spec = self._config.authenticate
@@ -531,9 +786,10 @@ class _Build:
 
 def validate(config: Config) -> None:
     """Build `config` without serving it. Raises ConfigError with every problem."""
+    check_state(config.state)
     clock = Clock()
     families = Families(Metrics())
-    fixtures = Fixtures(clock, families, Client(clock), MemoryCounter(clock), Operations(families.metrics))
+    fixtures = Fixtures(clock, families, Client(clock), MemoryState(clock), Operations(families.metrics))
     Builder(fixtures).build(config, Keep().tenure())
 
 
@@ -563,6 +819,36 @@ def _visible(guard: Authorize | None, tools: dict[str, Authorize]) -> Callable[[
         return decides is None or decides.permitted(probe)
 
     return permitted
+
+
+def _examining(upstream: Reached, wanted: bool) -> None:
+    upstream.examines = wanted
+
+
+def _granted(_: Call) -> Awaitable[Reply]:
+    return GRANTED
+
+
+def _overrides(tools: Mapping[str, ToolSpec]) -> Overrides | None:
+    """How a server's tools are shown, None where that is as they are."""
+    made = {
+        name: Override(
+            own.name or "",
+            own.description or "",
+            {
+                argument: Argument(
+                    one.rename or "",
+                    one.description or "",
+                    one.hidden,
+                    msgspec.json.encode(one.default) if "default" in one.model_fields_set else b"",
+                )
+                for argument, one in own.arguments.items()
+            },
+        )
+        for name, own in tools.items()
+        if own.name or own.description or own.arguments
+    }
+    return Overrides(made) if made else None
 
 
 async def _nothing(_: Call) -> Reply:
@@ -601,6 +887,10 @@ def _own_url(fixtures: Fixtures) -> str:
 
 def _count(families: Families, side: str, revision: str, change: int) -> None:
     families.mcp_sessions.child(revision, side).inc(change)
+
+
+def _recovered(families: Families, cause: str) -> None:
+    families.mcp_recoveries.child(cause).inc()
 
 
 def _retried(families: Families, context: Context, why: str) -> None:

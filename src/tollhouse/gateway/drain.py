@@ -6,12 +6,14 @@ idle connections close; at `max` after the signal whatever is left is cut.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
 
 from tollhouse.net.listen import Listener
 
 __all__ = ["Drain"]
+
+_FAREWELL = 0.1  # seconds in which what was said at the end goes out
 
 
 class Drain:
@@ -24,10 +26,15 @@ class Drain:
         minimum: float,
         maximum: float,
         finish_streams: Callable[[], None] = lambda: None,
+        close_sessions: Callable[[], None] = lambda: None,
+        settled: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """finish_streams: ends what would stay open for ever, once no new requests are taken."""
+        """finish_streams: ends what would stay open for ever, once no new requests are taken. settled: returns when
+        nothing is held here that others may still ask for. close_sessions: says its end to what would else be cut."""
         self._listeners = list(listeners)
         self._finish_streams = finish_streams
+        self._close_sessions = close_sessions
+        self._settled = settled
         self._minimum = minimum
         self._maximum = max(minimum, maximum)
         self._impatience = asyncio.Event()
@@ -66,11 +73,20 @@ class Drain:
         closed = asyncio.ensure_future(asyncio.gather(*(each.server.wait_closed() for each in self._listeners)))
         hurry = asyncio.ensure_future(self._impatience.wait())
         left = max(0.0, began + self._maximum - monotonic())
-        await asyncio.wait((closed, hurry), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        settled = asyncio.ensure_future(self._all_settled(closed))
+        await asyncio.wait((settled, hurry), timeout=left, return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()
+        settled.cancel()
+        self._close_sessions()
+        await asyncio.wait((closed,), timeout=_FAREWELL)
         for listener in self._listeners:
             listener.server.abort()
         await closed
+
+    async def _all_settled(self, closed: "asyncio.Future[list[None]]") -> None:
+        await asyncio.wait((closed,))
+        if self._settled is not None:
+            await self._settled()
 
     async def _pause(self, seconds: float) -> None:
         try:

@@ -75,6 +75,7 @@ class Runtime:
         self._source: FileSource | None = None
         self.apply_seconds = 0.0
         self.current = self._make(loaded, 1)
+        self._release = self.current.release  # bound once, and not for each request
         applied(loaded.config)
 
     @property
@@ -84,7 +85,7 @@ class Runtime:
     def handle(self, request: Request) -> Awaitable[Response]:
         current = self.current
         current.leases += 1
-        request.ends.append(current.release)
+        request.ends.append(self._release)
         return current.handler(request)
 
     def start(self, source: FileSource | None) -> None:
@@ -174,6 +175,7 @@ class Runtime:
         new = self._make(loaded, old.version + 1)
         self._loaded = loaded
         self.current = new
+        self._release = new.release
         old.retire()
         self._applied(loaded.config)
 

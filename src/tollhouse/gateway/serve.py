@@ -28,13 +28,14 @@ from tollhouse.config.server import ListenSpec
 from tollhouse.config.sources.file import FileSource
 from tollhouse.config.spec import Config
 from tollhouse.core.clock import Clock
-from tollhouse.core.errors import ConfigError, Problem
+from tollhouse.core.errors import ConfigError, Failure, Problem
 from tollhouse.gateway.build import Builder, Fixtures
 from tollhouse.gateway.drain import Drain
 from tollhouse.gateway.listeners import Certificates, addresses_of, certificates, limits_of, name_of, sockets_at
 from tollhouse.gateway.memory import Memory, system_trim
 from tollhouse.gateway.operate import Operations
 from tollhouse.gateway.runtime import Runtime, fixed
+from tollhouse.gateway.state import open_state
 from tollhouse.gateway.supervise import TOLD, Supervisor
 from tollhouse.ledger.journal import Journal
 from tollhouse.ledger.ship import Shipper
@@ -50,7 +51,6 @@ from tollhouse.observe.connections import Connections
 from tollhouse.observe.families import Families, names_for
 from tollhouse.observe.metrics import Metrics, Share
 from tollhouse.observe.runtime import Runtime as RuntimeMetrics
-from tollhouse.store.memory import MemoryCounter
 
 __all__ = ["DEMO", "Worker", "demo_path", "ledger_of", "load_config", "serve"]
 
@@ -75,12 +75,13 @@ class _Bound(NamedTuple):
 
 class _Shared(NamedTuple):
     """What several workers have in common. directory: where they add up their metrics. addresses: of the listeners and
-    of the metrics, with their ports. supervisor: its process."""
+    of the metrics, with their ports. supervisor: its process. key: secret, of this start."""
 
     directory: Path
     addresses: list[str]
     metrics: str | None
     supervisor: int
+    key: bytes
 
 
 def demo_path() -> Path:
@@ -135,7 +136,7 @@ def _several(path: Path | None, loaded: Loaded) -> int:
         addresses, metrics = _reserve(loaded.config, stack)
         directory = Path(tempfile.mkdtemp(prefix="tollhouse-"))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        shared = _Shared(directory, addresses, metrics, os.getpid())
+        shared = _Shared(directory, addresses, metrics, os.getpid(), os.urandom(32))
         grace = server.shutdown.max + 15.0  # the hard end, then the ledger
         good = _LastGood(path, loaded, directory)
         where = _Where(loaded.config, shared)
@@ -295,12 +296,13 @@ class Worker:
             on_connect=lambda kind, seconds: families.connect_duration.child(kind).observe(seconds),
         )
         stack.push_async_callback(client.close)
+        keys = (self._shared.key,) if self._shared is not None else ()
+        state = open_state(config.state, clock, families, keys)
+        stack.push_async_callback(state.close)
         operations = Operations(families.metrics, self._share(families.metrics, clock, stack), journal)
         held = self._bound(config, stack)
         names = tuple((name, "https" if spec.tls else "http") for spec, name, _ in held)
-        fixtures = Fixtures(
-            clock, families, client, MemoryCounter(clock), operations, journal, access_log, listeners=names
-        )
+        fixtures = Fixtures(clock, families, client, state, operations, journal, access_log, listeners=names)
         builder = Builder(fixtures)
         stack.push_async_callback(builder.close)
         runtime = self.runtime = Runtime(
@@ -322,9 +324,15 @@ class Worker:
         metrics.start()
         stack.callback(metrics.stop)
         times = config.server.shutdown
-        drain = self.drain = Drain(self.listeners, times.min, times.max, builder.finish_streams)
+        drain = self.drain = Drain(
+            self.listeners, times.min, times.max, builder.finish_streams, builder.close_sessions, builder.settled
+        )
         if self._shared is not None:
             clock.every_turn(partial(self._end_with, self._shared.supervisor))
+        try:
+            await state.bus.ready()
+        except Failure as failure:  # it serves what needs no state, and the rest when it is there
+            log.error("the state is not available: %s", failure.detail)
         self._memory.start()
         stack.callback(self._memory.stop)
         for listener in (*self.listeners, *((self.metrics_listener,) if self.metrics_listener else ())):

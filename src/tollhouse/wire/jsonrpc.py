@@ -199,7 +199,10 @@ def result(id: int | bytes, value: bytes | msgspec.Raw) -> bytes:
 
 
 def failed(id: int | bytes, value: bytes | msgspec.Raw) -> bytes:
-    """An error response around a raw error object."""
+    """An error response around a raw error object. To b"null", a request whose id is not known, it has no id: that is
+    how MCP writes it, and none of its schemas takes null."""
+    if id == b"null":
+        return b'{"jsonrpc":"2.0","error":%b}' % value
     return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (_id(id), value)
 
 

@@ -52,7 +52,7 @@ def test_a_configuration_is_read() -> None:
     assert smart.fallback[0].notice
     assert (smart.timeout.total, smart.timeout.idle) == (300.0, 60.0)
     assert config.server.listen[0].address == "127.0.0.1:8080"
-    assert config.state == "memory"
+    assert config.state.is_memory
     assert config.ledger is None
 
 
@@ -89,9 +89,9 @@ mcp:
     a: {comand: npx}
     b: {command: npx, args: x, env: {A: 1}}
     c__d: {url: http://x/mcp}
-    e: {openapi: x}
+    e: {opnapi: x}
     f: {url: nonsense, timeout: "${OPENAI_API_KEY}", list_timeout: "${SHORT}"}
-  endpoints: []
+  search: sometimes
 routes:
   - {name: r, path: /a/, to: http://127.0.0.1:1, retry: {on: [5xx, 5yy]}, match: {headers: {x: [1, {a: 2}]}}}
   - {name: r, path: /b, to: [http://127.0.0.1:1]}
@@ -103,7 +103,7 @@ telemetry:
 limits: [{per: user, requests: x}]
 authorize: {rules: [{allow: "true"}], rego: {}}
 authorize: {}
-state: redis://127.0.0.1
+state: redis:/127.0.0.1
 """
 
 SAID = """\
@@ -133,15 +133,15 @@ SAID = """\
 24:48: models[3].targets[0].wieght: unknown key `wieght`; did you mean `weight`?
 25:11: models[4].name: should be text, not a number; put it in quotes
 27:5: models[4].cors: `cors` cannot be set here; at the top it is set for everything
-30:8: mcp.servers.a: needs `command` (a program to start) or `url` (a server to reach); servers made from OpenAPI documents are not available in this version
+30:8: mcp.servers.a: needs `command` (a program to start), `url` (a server to reach), `openapi` (a document of an HTTP API) or `rest` (tools written here)
 31:29: mcp.servers.b.args: should be a list, not text
 31:41: mcp.servers.b.env.A: should be text, not a number; put it in quotes
 32:5: mcp.servers.c__d: the name of a server has no `__` in it: that separates it from the names of its tools
-33:8: mcp.servers.e: needs `command` (a program to start) or `url` (a server to reach); servers made from OpenAPI documents are not available in this version
+33:8: mcp.servers.e: needs `command` (a program to start), `url` (a server to reach), `openapi` (a document of an HTTP API) or `rest` (tools written here)
 34:14: mcp.servers.f.url: 'nonsense' is not a URL like https://host:port/path
 34:33: mcp.servers.f.timeout: not a duration: '${OPENAI_API_KEY}'; write a number and a unit, like 250ms, 5s, 1m, 1h or 1d
 34:68: mcp.servers.f.list_timeout: not a duration: '${SHORT}'; write a number and a unit, like 250ms, 5s, 1m, 1h or 1d
-35:3: mcp.endpoints: virtual MCP endpoints are not available in this version; leave `endpoints` out
+35:11: mcp.search: not a way to search; write auto, on, off, or {tools: 60, ...}
 37:68: routes[0].retry.on[1]: should be one of connect, reset, timeout, 429, 5xx, 500, 502, 503, 504, not `5yy`
 37:100: routes[0].match.headers.x[1]: should be text, not a mapping
 38:12: routes[1].name: routes[0] has the name `r` already
@@ -155,7 +155,7 @@ SAID = """\
 44:32: limits[0].requests: should be a whole number, not text
 45:39: authorize.rego: Rego policies are not available in this version; leave `rego` out
 46:1: authorize: the key `authorize` stands twice; keep one
-47:8: state: a shared state is not available in this version; write `memory`, or leave it out
+47:8: state: not a place for state; write `memory`, redis://host:6379/0, rediss://host:6379/0 (TLS) or redis+cluster://host:6379,host:6379. What a password has of / @ ? # % is written as %2F %40 %3F %23 %25
 """
 
 
@@ -181,8 +181,8 @@ mcp: {servers: {a: {command: x, tools: {t: {limits: [{per: key, calls: 1, window
 CROSS_SAID = """\
 2:25: server.listen[1]: 127.0.0.1:1 is listened on already
 2:38: server.listen[2]: everybody who reaches 0.0.0.0:3 could call; say who may with `authenticate` (`mode: optional` lets everybody in), or listen on 127.0.0.1
-3:12: server.workers: MCP servers have sessions, which several workers do not share in this version; set workers to 1, or leave `mcp` out
-3:12: server.workers: limits are counts, which several workers do not share in this version; set workers to 1, or leave `limits`, `models[1].limits`, `mcp.servers.a.tools.t.limits` out
+3:12: server.workers: MCP servers have sessions, which several workers do not share in memory; name a server in `state`, set workers to 1, or leave `mcp` out
+3:12: server.workers: limits are counts, which several workers do not share in memory; name a server in `state`, set workers to 1, or leave `limits`, `models[1].limits`, `mcp.servers.a.tools.t.limits` out
 6:13: telemetry.metrics: has no effect, because `server.metrics` is null; name an address there, or leave this out
 9:15: models[0].balance: has no effect with a single target; leave it out
 9:65: models[0].targets[0].model: `*` stands for what a `*` in the name matched, and `x` has none
@@ -191,6 +191,28 @@ CROSS_SAID = """\
 10:63: models[1].fallback[0].provider: there is no provider `q`; there are: o
 11:93: mcp.servers.a.tools.u: nothing is set here; leave the tool out
 """
+
+
+LEGACY = """\
+server: {workers: 2}
+state: redis://127.0.0.1:6379/0
+mcp:
+  legacy_sse: true
+  servers: {sse: {command: x}, messages: {command: x}, other: {command: x}}
+"""
+
+LEGACY_SAID = """\
+4:3: mcp.legacy_sse: needs `workers: 1`: a message of HTTP+SSE must come to the worker that has the agent's stream
+5:13: mcp.servers.sse: `legacy_sse` serves at /mcp/sse; give the server another name, or leave that out
+5:32: mcp.servers.messages: `legacy_sse` serves at /mcp/messages; give the server another name, or leave that out
+"""
+
+
+def test_http_sse_needs_one_worker_and_its_two_names() -> None:
+    assert problems(LEGACY) == [f"t.yaml:{line}" for line in LEGACY_SAID.splitlines()]
+    names = "sse: {command: x}, messages: {command: x}, "
+    parse(LEGACY.replace("workers: 2", "workers: 1").replace(names, ""), "t.yaml", {})
+    parse(LEGACY.replace("legacy_sse: true", "legacy_sse: false"), "t.yaml", {})
 
 
 NAMES = """\
@@ -645,4 +667,43 @@ def test_what_is_wrong_with_targets_is_said() -> None:
         "models[4]: balance has no effect with sticky, which shares callers out by weight; leave it out",
         "models[5].aliases[0]: an alias is one exact name, without `*` and spaces",
         "models[5].fallback[0].on[0]: should be one of failure, context_window, content_policy, not `refusal`",
+    ]
+
+
+CHECKED = """\
+providers:
+  o: {kind: openai, base_url: "http://127.0.0.1:1/v1"}
+  v: {kind: vertex, project: p, api_key: k}
+  b: {kind: bedrock, region: eu-central-1, api_key: k}
+models:
+  - {name: one, targets: [{provider: v}, {provider: b}, {provider: o}], health: {check: {}}}
+  - {name: two, targets: [{provider: v}], health: {check: {model_call: chat}}}
+  - {name: three, targets: [{provider: v}], health: {check: {path: /v1/x}}}
+  - {name: "x/*", targets: [{provider: o, model: "*"}], health: {check: {model_call: chat}}}
+  - {name: "y/*", targets: [{provider: o, model: m}], health: {check: {model_call: embeddings}}}
+  - {name: four, targets: [{provider: o}], health: {check: {path: /a, model_call: chat}}}
+  - {name: five, targets: [{provider: o}], health: {check: {model_call: true}}}
+headers:
+  request: {set: {x-a: {cel: llm.model}, x-b: {cel: "1 +"}, host: a}}
+  response: [{when: llm.tools, set: {x-a: "é"}}]
+transform: {set: {/model/a: 1, /user: 2}, remove: [/a/-], defaults: {"/b/~": 1}}
+"""
+
+
+def test_what_is_wrong_with_checks_headers_and_pointers_is_said() -> None:
+    assert [one.split(": ", 1)[1] for one in problems(CHECKED)] == [
+        "models[0].health.check: a provider of kind bedrock has no list of models to look at; say `model_call`, or a `path`",
+        "models[0].health.check: a provider of kind vertex has no list of models to look at; say `model_call`, or a `path`",
+        "models[3].health.check.model_call: asks for one model, and what `x/*` stands for is not known; name targets' models",
+        "models[5].health.check: `path` has no effect with `model_call`; leave one of them out",
+        "models[6].health.check.model_call: should be one of chat, embeddings, not true",
+        "headers.request.set.x-a.cel: unknown variable `llm` here; there are: request, source, jwt, key, principal",
+        "headers.request.set.x-b.cel: not a CEL expression: line 1, column 4: Syntax error: mismatched input '<EOF>'",
+        "headers.request.set.host: the header `host` frames the message or belongs to one connection; no rule can change it",
+        "headers.response[0].when: unknown field `llm.tools`; there are: llm.model, llm.dialect, llm.operation, llm.stream, llm.tokens, llm.provider",
+        "headers.response[0].set.x-a: a header's value has no line breaks and other control characters, and only ASCII",
+        'transform.set["/model/a"]: `/model/a` cannot be changed: targets name the model, and the caller says whether to stream',
+        "transform.set[\"/user\"]: `/user` is a field of the top level: write 'user'",
+        "transform.remove[0]: `/a/-`: `-` is the place behind a list's last element, where nothing is; use it in `set`",
+        'transform.defaults["/b/~"]: in a JSON Pointer `~` stands before 0 or 1: ~0 is a tilde, ~1 a slash (RFC 6901)',
     ]

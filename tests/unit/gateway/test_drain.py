@@ -112,6 +112,30 @@ async def test_max_cuts_what_is_left() -> None:
         writer.close()
 
 
+async def test_what_is_cut_is_told_before() -> None:
+    async with serving() as served:
+        gone = asyncio.Event()
+
+        def close_sessions() -> None:
+            asyncio.get_running_loop().call_soon(said)
+
+        def said() -> None:
+            gone.set()
+            served.gate.set()
+
+        drain = Drain([served.listener], 0.0, 0.1, close_sessions=close_sessions)
+        running = asyncio.ensure_future(drain.run())
+        reader, writer = await served.connect()
+        writer.write(GET)
+        await until_asked(served, 1)
+        drain.begin()
+        async with asyncio.timeout(5):
+            assert (await reader.read()).endswith(b"done")
+            await running
+        assert gone.is_set()
+        writer.close()
+
+
 async def test_a_signal_that_means_now_skips_min_and_the_next_one_cuts() -> None:
     async with serving() as served:
         drain = Drain([served.listener], 30.0, 60.0)

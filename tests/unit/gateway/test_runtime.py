@@ -22,7 +22,7 @@ from tollhouse.gateway.runtime import Runtime, fixed
 from tollhouse.net.client import Client
 from tollhouse.observe.families import Families
 from tollhouse.observe.metrics import Metrics
-from tollhouse.store.memory import MemoryCounter
+from tollhouse.store.memory import MemoryState
 
 pytestmark = pytest.mark.anyio
 
@@ -247,7 +247,7 @@ async def test_models_of_a_configuration_that_was_refused_are_not_used_again() -
     """They hold providers that ended with it: a `local` one would never answer again."""
     clock = Clock()
     families = Families(Metrics())
-    fixtures = Fixtures(clock, families, Client(clock), MemoryCounter(clock), Operations(families.metrics))
+    fixtures = Fixtures(clock, families, Client(clock), MemoryState(clock), Operations(families.metrics))
     builder = Builder(fixtures)
     keep = Keep()
     text = """

@@ -28,6 +28,7 @@ CONTRACT = [
     ("mcp_requests", "counter", "method resource_type server resource route", None),
     ("mcp_call_duration_seconds", "histogram", "server resource outcome", None),
     ("mcp_sessions", "gauge", "revision side", None),
+    ("mcp_session_recoveries_total", "counter", "cause", None),
     ("downstream_connections_total", "counter", CONNECTION, None),
     ("downstream_received_bytes_total", "counter", CONNECTION, None),
     ("downstream_sent_bytes_total", "counter", CONNECTION, None),

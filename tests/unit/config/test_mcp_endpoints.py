@@ -1,0 +1,71 @@
+"""Settings of MCP tools and of endpoints beside the main one: what is right, and what is refused where."""
+
+from pathlib import Path
+
+import pytest
+
+from tollhouse.config.parse import LoadError, parse
+
+SERVERS = "mcp:\n  servers:\n    shop: {url: http://127.0.0.1:1/mcp}\n    files: {command: x}\n"
+
+
+def problems(text: str) -> list[str]:
+    try:
+        parse(text, "t.yaml", {})
+    except LoadError as error:
+        return [str(problem) for problem in error.problems]
+    return []
+
+
+def test_what_is_right() -> None:
+    endpoint = "  endpoints: [{path: /mcp/support, servers: [shop], tools: {allow: [a], deny: ['*b*']}}]\n"
+    mcp = parse(SERVERS + endpoint, "t.yaml", {}).config.mcp
+    assert mcp is not None
+    assert (mcp.endpoints[0].path, mcp.endpoints[0].servers) == ("/mcp/support", ("shop",))
+    tool = "    own: {command: x, bridge: off, tools: {t: {name: n, arguments: {a: {hidden: true, default: [1]}}}}}\n"
+    mcp = parse(SERVERS + tool, "t.yaml", {}).config.mcp
+    assert mcp is not None
+    own = mcp.servers["own"]
+    assert not own.bridge
+    assert own.tools["t"].arguments["a"].default == [1]
+
+
+@pytest.mark.parametrize(
+    "written,said",
+    [
+        ("{path: /mcp, servers: [shop]}", "is the path of `mcp.path` already"),
+        ("{path: /mcp/shop, servers: [shop]}", "is the path of the server `shop` alone already"),
+        ("{path: mcp, servers: [shop]}", "must begin with a slash"),
+        ("{path: /x, servers: [shop, shop]}", "`shop` stands here twice"),
+        ("{path: /x, servers: [shap]}", "there is no MCP server `shap`; did you mean `shop`?"),
+        ("{path: /x, servers: []}", "should not be empty"),
+        ("{path: /x, servers: [shop], tools: {deny: []}}", "neither `allow` nor `deny` says anything"),
+        ("{path: /x, servers: [shop], search: sometimes}", "not a way to search"),
+        ("{path: /x, servers: [shop]}, {path: /x, servers: [files]}", "is the path of `mcp.endpoints[0]` already"),
+    ],
+)
+def test_what_is_no_endpoint(written: str, said: str) -> None:
+    (problem,) = problems(f"{SERVERS}  endpoints: [{written}]\n")
+    assert said in problem
+    assert problem.startswith("t.yaml:5:")
+
+
+@pytest.mark.parametrize(
+    "written,said",
+    [
+        ("t: {name: 'a b'}", "name"),
+        ("t: {arguments: {a: {}}}", "nothing is set here"),
+        ("t: {arguments: {a: {hidden: true, rename: b}}}", "no effect with `hidden`"),
+        ("t: {arguments: {a: {rename: c}, b: {rename: c}}}", "two arguments have the same `rename`"),
+        ("t: {name: n}, u: {name: n}", "two tools have the name 'n'"),
+    ],
+)
+def test_what_is_no_override(written: str, said: str) -> None:
+    (problem,) = problems(f"mcp:\n  servers:\n    shop: {{command: x, tools: {{{written}}}}}\n")
+    assert said in problem
+
+
+def test_the_golden_file_has_them() -> None:
+    text = (Path(__file__).parents[2] / "golden/config/every-key.yaml").read_text(encoding="utf-8")
+    for key in ("input_timeout", "endpoints", "bridge", "rename", "hidden"):
+        assert key in text
