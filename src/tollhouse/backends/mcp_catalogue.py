@@ -224,6 +224,7 @@ class Catalogue:
         dropped: list[str] = []
         cursor: str | None = None
         seen: set[str] = set()
+        names: set[str] = set()
         private, public = False, session.new
         told = features is not None and features.tells_changes(kind.capability) and not session.new
         ttl = _TTL if told else _TTL_UNTOLD
@@ -240,7 +241,12 @@ class Catalogue:
                         break
                     raise refused(upstream.name, kind.method, problem)
                 page = await self._page(kind, answer.result, headers=session.new and self._http, tasks=runs)
-                entries += page.entries
+                for entry in page.entries:
+                    if entry.name in names:
+                        dropped.append(f"{entry.name}, which it lists twice")
+                    else:
+                        names.add(entry.name)
+                        entries.append(entry)
                 dropped += page.dropped
                 if session.new:
                     if page.ttl is not None:

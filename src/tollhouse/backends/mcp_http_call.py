@@ -20,15 +20,17 @@ from tollhouse.net.client import Exchange
 from tollhouse.wire import jsonrpc, sse
 from tollhouse.wire.mcp import capabilities
 
-__all__ = ["MOST_RETRY", "RETRY", "HttpCall", "marked"]
+__all__ = ["LEAST_RETRY", "MOST_RETRY", "RETRY", "HttpCall", "marked"]
 
 RETRY = 0.5  # seconds before a stream is taken up again, where the server does not say
+LEAST_RETRY = 0.1  # whatever the server says
 MOST_RETRY = 30.0
 
 _LEFT_OVER = 65_536  # bytes after the answer for which a connection is worth keeping
 _SILENT, _MOST_SILENT = 1.0, 5.0  # seconds after which a resumed stream that says nothing is asked for anew
 _RESUMES = 8  # in a row that fail
 _MAX_EVENT_ID = 1024
+_FLOOD = 20_000  # notifications, questions and comments a second
 _ID_LINE = re.compile(rb"(?:^|[\r\n])id:[ ]?([\x20-\x7e\x80-\xff]*)(?=[\r\n]|$)")
 _RETRY_LINE = re.compile(rb"(?:^|[\r\n])retry:[ ]?(\d{1,6})[\r\n]")
 
@@ -37,8 +39,8 @@ class HttpCall(Messages):
     """The event stream that answers one POST: Sink of its exchange, Source of the messages."""
 
     __slots__ = (
-        "_ended_future", "_exchange", "_framer", "_id", "_left_over", "_session",
-        "event", "resuming", "retry", "until",
+        "_ended_future", "_exchange", "_framer", "_id", "_left_over", "_said", "_session",
+        "_since", "event", "resuming", "retry", "until",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +54,8 @@ class HttpCall(Messages):
         self._ended_future: asyncio.Future[None] | None = None
         self._session: Exchanging | None = session
         self._exchange = exchange
+        self._said = 0  # things that are not the answer, since `_since`
+        self._since = 0.0
         self._framer = sse.Framer()
         self._id = id
         self._left_over = 0
@@ -69,8 +73,10 @@ class HttpCall(Messages):
                 _, message = sse.parse(raw)
                 if raw[:6] != b"data: ":
                     self.event, self.retry = marked(raw, self.event, self.retry)
-                if message and not self.over:
+                if message:
                     self._message(message)
+                elif self._session is not None:
+                    self._noise(self._session)
 
     def allow(self, seconds: float) -> None:
         self.until += seconds
@@ -103,6 +109,8 @@ class HttpCall(Messages):
                 self.finish()
             return
         method = message.method
+        if self._noise(session):
+            return
         if message.is_request:
             # What is asked on the stream of a call is asked within it, whoever shares the session.
             asks = method != "ping" and self.call is not None
@@ -112,6 +120,20 @@ class HttpCall(Messages):
             session.hear(data, message)
         elif (self.progress or method != "notifications/progress") and (self.logs or method != "notifications/message"):
             self.push(data, droppable=True)
+
+    def _noise(self, session: Exchanging) -> bool:
+        """One more thing that is not the answer. True: the call has ended, because reading more of it would be all that
+        this worker does."""
+        now = session.upstream.clock.now
+        if now - self._since >= 1.0:
+            self._since, self._said = now, 0
+        self._said += 1
+        if self._said <= _FLOOD:
+            return False
+        why = f"{session.upstream.name}: the server says far too much before its answer"
+        session.cancel(self._id)
+        self._fail(Failure(502, Reason.UPSTREAM_FAILURE, why, sent=True))
+        return True
 
     def end(self, failure: Failure | None = None) -> None:
         self._exchange = None
@@ -146,14 +168,15 @@ class HttpCall(Messages):
     async def _resume(self, session: Exchanging) -> None:
         """Take the stream up again, until it has its answer. Servers close streams to be asked again, and some say
         nothing on a new one that was opened too early: then it is opened once more."""
-        failed = 0
+        failed = empty = 0
         silent = _SILENT
         upstream = session.upstream
         name = upstream.name
         try:
             while True:
-                wait = RETRY * random() if self.retry is None else self.retry  # noqa: S311 - spreads load
-                await asyncio.sleep(min(wait + DELAYS.delay(failed), max(0.0, self.until - monotonic())))
+                wait = RETRY * random() if self.retry is None else max(self.retry, LEAST_RETRY)  # noqa: S311 - spreads load
+                wait += DELAYS.delay(max(failed, empty))
+                await asyncio.sleep(min(wait, max(0.0, self.until - monotonic())))
                 if self.over:
                     return
                 if monotonic() >= self.until:
@@ -186,7 +209,9 @@ class HttpCall(Messages):
                     exchange.close()
                 if self._session is None:  # it has its answer
                     return
-                silent = _SILENT if self.event != before else min(silent * 2, _MOST_SILENT)
+                told = self.event != before
+                empty = 0 if told else min(empty + 1, _RESUMES)
+                silent = _SILENT if told else min(silent * 2, _MOST_SILENT)
         except asyncio.CancelledError:
             self.resuming = None
             self.lose(Failure(503, Reason.UPSTREAM_FAILURE, f"{name}: the session was closed", sent=True), upstream)

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Any
 
 from tollhouse.backends.mcp_heal import EXPIRED
-from tollhouse.backends.mcp_http_call import MOST_RETRY, RETRY, marked
+from tollhouse.backends.mcp_http_call import LEAST_RETRY, MOST_RETRY, RETRY, marked
 from tollhouse.backends.mcp_http_exchange import NEVER, Exchanging
 from tollhouse.backends.mcp_listen import Ears
 from tollhouse.backends.mcp_messages import messages_of
@@ -40,7 +40,7 @@ async def hear(session: Exchanging) -> None:
                     began = monotonic()
                     exchange.start(heard)
                     await heard.ended
-                    if monotonic() - began > 5.0:
+                    if heard.news or monotonic() - began > 5.0:
                         pause = RETRY
                 elif session.event and exchange.status in (400, 409):  # the id is another session's
                     session.event = b""
@@ -50,7 +50,9 @@ async def hear(session: Exchanging) -> None:
                 exchange.close()
         except Failure as failure:
             log.debug("mcp server %s: no stream: %s", session.upstream.name, failure)
-        await asyncio.sleep(pause if heard.retry is None else heard.retry)
+        # What the server says of the time counts while it has something to say; else it may only say longer.
+        least = LEAST_RETRY if heard.news and heard.retry is not None else pause
+        await asyncio.sleep(max(least, heard.retry or 0.0))
         pause = min(pause * 2, MOST_RETRY)
 
 
@@ -79,14 +81,15 @@ async def listen(session: Exchanging, params: dict[str, Any], heard: Callable[[b
 
 
 class _Heard:
-    """Sink of a GET stream. retry: seconds, as the server says."""
+    """Sink of a GET stream. retry: seconds, as the server says. news: it has told something."""
 
-    __slots__ = ("_framer", "_session", "ended", "retry")
+    __slots__ = ("_framer", "_session", "ended", "news", "retry")
 
     def __init__(self, session: Exchanging, ended: "asyncio.Future[None]") -> None:
         self._session = session
         self._framer = sse.Framer()
         self.ended = ended
+        self.news = False
         self.retry: float | None = None
 
     def send(self, data: bytes) -> None:
@@ -95,8 +98,12 @@ class _Heard:
         for raw in sse.split(block) if block else ():
             _, payload = sse.parse(raw)
             session.event, self.retry = marked(raw, session.event, self.retry)
-            if not payload or session.lost:
+            if session.lost:
+                return
+            if not payload:
+                session.noise()
                 continue
+            self.news = True
             try:
                 revision = session.features.revision if session.features is not None else ""
                 for part in messages_of(payload, revision):
@@ -127,10 +134,10 @@ class _Told:
         block = self._framer.feed(data)
         for raw in sse.split(block) if block else ():
             _, payload = sse.parse(raw)
-            if not payload:
-                continue
             if self._session.noise():  # it says too much
                 return
+            if not payload:
+                continue
             try:
                 self._ears.received(payload, jsonrpc.decode(payload))
             except jsonrpc.Malformed:

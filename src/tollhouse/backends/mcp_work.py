@@ -20,6 +20,7 @@ log = logging.getLogger("tollhouse.backends.mcp")
 
 _MAX_TASKS = 1024
 _ENDING = 10.0  # seconds for children and sessions to end
+_WARN_EVERY = 10.0
 
 
 class Working:
@@ -27,6 +28,7 @@ class Working:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._warned = -_WARN_EVERY
         self._tasks: set[asyncio.Task[Any]] = set()
         self._cut: set[asyncio.Task[Any]] = set()  # of those, the ones that need not come to their end
 
@@ -42,7 +44,10 @@ class Working:
             task = self.spawn(self.quietly(work), cut=cut, always=always)
         except Failure as failure:
             work.close()
-            log.warning("mcp server %s: %s", self.name, said(failure))
+            now = monotonic()
+            if now - self._warned > _WARN_EVERY:
+                self._warned = now
+                log.warning("mcp server %s: %s", self.name, said(failure))
             return False
         task.set_name(f"mcp {self.name}")
         return True

@@ -17,6 +17,7 @@ from tollhouse.endpoints.mcp_session import Session
 from tollhouse.endpoints.mcp_stream import HEADERS
 from tollhouse.wire import jsonrpc, sse
 from tollhouse.wire.mcp import capabilities, tasks
+from tollhouse.wire.mcp.catalogue import LONGEST
 from tollhouse.wire.mcp.messages import OWN_ID, Translation, is_tool_error
 
 __all__ = [
@@ -39,7 +40,7 @@ JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
 
 # Characters. Methods and names are kept with verdicts, buckets, records and log lines: what is kept must be short.
 LONGEST_METHOD = 128
-_LONGEST = {"name": 256, "uri": 8192, "taskId": 8192}
+_LONGEST = {**LONGEST, "taskId": 8192}
 _READ = {name.casefold(): name for name in ("name", "uri", "arguments", "ref", "type", "taskId")}
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "error",
     "error_fields",
     "failed",
+    "is_error",
     "notification",
     "one_line",
     "request",
@@ -98,10 +99,16 @@ class ErrorObject(msgspec.Struct, gc=False):
     data: msgspec.Raw = NONE
 
 
+class _WholeError(msgspec.Struct, gc=False):
+    code: int
+    message: str
+
+
 _message = msgspec.json.Decoder(Message)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _string = msgspec.json.Decoder(str)
 _error = msgspec.json.Decoder(ErrorObject)
+_whole_error = msgspec.json.Decoder(_WholeError)
 _encoder = msgspec.json.Encoder()
 
 
@@ -219,6 +226,15 @@ def error_fields(raw: msgspec.Raw | bytes) -> ErrorObject:
         return _error.decode(raw)
     except msgspec.DecodeError:
         return ErrorObject()
+
+
+def is_error(raw: msgspec.Raw | bytes) -> bool:
+    """Whether an `error` member has the code and the message that it must have (JSON-RPC 2.0, 5.1)."""
+    try:
+        _whole_error.decode(raw)
+    except msgspec.DecodeError:
+        return False
+    return True
 
 
 def one_line(message: bytes) -> bytes:

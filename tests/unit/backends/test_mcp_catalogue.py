@@ -176,7 +176,7 @@ async def test_lists_of_many_pages() -> None:
                 if "nextCursor" not in said:
                     break
                 cursor = {"cursor": said["nextCursor"]}
-            assert names == [f"u__t{n}" for n in range(5)] + ["v__echo", "v__echo"]
+            assert names == [f"u__t{n}" for n in range(5)] + ["v__echo"]
             assert len(other.calls("tools/list")) == 2
             foreign = await running.stateless(who="eve").ask("tools/list", cursor)
             assert foreign.error == (400, -32602)
@@ -311,3 +311,11 @@ async def test_a_change_that_could_not_be_told_for_want_of_room_is_told_later() 
         await asyncio.wait(much)
         server.changed("notifications/tools/list_changed")
         await until(lambda: len(told) == 2)
+
+
+async def test_a_name_that_is_listed_twice_is_listed_once() -> None:
+    tool = {"name": "echo", "inputSchema": {"type": "object"}}
+    pages = Old(tools_list=lambda asked: result(asked, {"tools": [tool, tool], "nextCursor": "again"}))
+    async with upstream(pages) as server, gateway({"u": HttpServerSpec(url=server.url)}) as running:
+        listed = (await (await running.agent()).ask("tools/list")).message["result"]["tools"]
+        assert [tool["name"] for tool in listed] == ["echo"]

@@ -243,3 +243,47 @@ async def test_a_task_that_resumes_ends_with_its_call() -> None:
     async with upstream(script) as server, gateway({"u": HttpServerSpec(url=server.url)}) as running:
         assert "result" in (await running.stateless().call("echo")).message
         await until(lambda: not running.servers.all[0]._tasks)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        events({"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "error", "data": "x"}}),
+        events({"jsonrpc": "2.0", "id": "a", "method": "sampling/createMessage", "params": {}}),
+        b": here\n\n",
+    ],
+    ids=["notifications", "questions", "comments"],
+)
+async def test_a_flood_before_the_answer_ends_the_call(noise: bytes) -> None:
+    """And what others ask of other servers is answered meanwhile."""
+
+    def call(asked: Asked) -> Any:
+        return [STREAM, *[chunk(noise * 500) for _ in range(400)]]
+
+    async with (
+        upstream(Old(tools_call=call)) as flooding,
+        upstream(Old()) as good,
+        gateway({"f": HttpServerSpec(url=flooding.url), "g": HttpServerSpec(url=good.url)}) as running,
+    ):
+        agent, other = await running.agent(), await running.agent()
+        flooded = asyncio.ensure_future(agent.ask("tools/call", {"name": "f__echo"}))
+        while not flooded.done():
+            began = monotonic()
+            assert (await other.ask("tools/call", {"name": "g__echo"})).message["result"]["content"]
+            assert monotonic() - began < 1.5
+        assert "far too much" in (await flooded).message["error"]["message"]
+        await until(lambda: quiet(running))
+
+
+async def test_a_server_that_says_at_once_is_asked_again_after_a_pause() -> None:
+    """`retry: 0` on streams that say nothing must not become a loop."""
+    script = Old(tools_call=lambda asked: [STREAM, chunk(b"id: 1\nretry: 0\ndata: \n\n"), b"0\r\n\r\n"])
+    script.get = lambda asked: [STREAM, chunk(b"retry: 0\n\n"), b"0\r\n\r\n"]
+    async with upstream(script) as server, gateway({"u": HttpServerSpec(url=server.url)}) as running:
+        agent = await running.agent()
+        stream = await agent.listen()
+        call = await agent.start("tools/call", {"name": "echo"})
+        await asyncio.sleep(1.0)
+        assert len([asked for asked in server.asked if asked.http == "GET"]) < 25
+        await call.close()
+        await stream.close()

@@ -249,9 +249,11 @@ async def test_other_methods_pass(tmp_path: Path) -> None:
         assert not w.raw["a"].calls("tools/list")
 
 
-async def test_of_two_tools_with_one_name_both_must_be_approved(tmp_path: Path) -> None:
+async def test_of_two_tools_with_one_name_the_first_is_the_tool(tmp_path: Path) -> None:
     async with world(tmp_path, a=[tool("add"), tool("add", "Bad.")]) as w:
-        assert w.guard().withheld(await w.listing())["add"].cause == "changed"
+        listing = await w.listing()
+        assert [entry.raw for entry in listing.entries] == [mcp_raw.json.dumps(tool("add")).encode()]
+        assert not w.guard().withheld(listing)
 
 
 async def test_a_tool_that_can_be_read_in_two_ways_cannot_be_pinned(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tollhouse.wire.mcp.headers import Path, annotations, invalid_annotation
 from tollhouse.wire.mcp.integrity import Facts
 from tollhouse.wire.mcp.sealed import Seals, Unsealed
 
-__all__ = ["KINDS", "Cursors", "Entry", "Kind", "Listing", "Page", "parse_page", "select"]
+__all__ = ["KINDS", "LONGEST", "Cursors", "Entry", "Kind", "Listing", "Page", "parse_page", "select"]
 
 
 class Kind(msgspec.Struct, frozen=True, gc=False):
@@ -50,6 +50,10 @@ KINDS = {
         ),
     )
 }  # fmt: skip
+
+
+LONGEST = {"name": 256, "uri": 8192, "uriTemplate": 8192}
+"""Characters of what names an entry, by key: what is kept with verdicts, records and log lines must be short."""
 
 
 class _Annotations(msgspec.Struct):
@@ -146,7 +150,8 @@ class Page(msgspec.Struct):
 
 
 def parse_page(kind: Kind, raw: msgspec.Raw | bytes, *, headers: bool, tasks: bool = False) -> Page:
-    """A server's list result. Entries without a usable name are left out. Raises Malformed when there is no list.
+    """A server's list result. Raises Malformed when there is no list. Entries without a usable name are left out, and
+    so are tools without a schema for their arguments: an agent refuses the whole list for one of them.
 
     headers: the server is a stateless one over HTTP, so a tool whose header annotations are not valid is left out.
     tasks: it is a stateless one that may run any tool as a task, which agents of the old era are told.
@@ -163,15 +168,22 @@ def parse_page(kind: Kind, raw: msgspec.Raw | bytes, *, headers: bool, tasks: bo
     for item in found:
         data = bytes(item)
         try:
-            name = jsonrpc.decode_string(jsonrpc.decode_fields(data).get(kind.key))
+            members = jsonrpc.decode_fields(data)
+            name = jsonrpc.decode_string(members.get(kind.key))
         except jsonrpc.Malformed:
             name = None
         if not name:
             dropped.append(f"an entry without {kind.key!r}")
             continue
+        if len(name) > LONGEST[kind.key]:
+            dropped.append(f"{name[:60]!r}...: {kind.key} has {len(name)} characters, at most {LONGEST[kind.key]}")
+            continue
         mirrored: dict[Path, tuple[str, str]] | None = None
         repeatable = False
         if kind.member == "tools":
+            if bytes(members.get("inputSchema", b""))[:1] != b"{":
+                dropped.append(f"{name}: its inputSchema is no object")
+                continue
             if b"x-mcp-header" in data:
                 schema = msgspec.json.decode(data).get("inputSchema")
                 problem = invalid_annotation(schema)

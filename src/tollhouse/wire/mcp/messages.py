@@ -79,6 +79,8 @@ class Translation:
         """The final answer, and its error code, 0 for a result. asks: it may be `input_required`. Raises Malformed for
         a result that cannot be told."""
         if len(message.error):
+            if not jsonrpc.is_error(message.error):
+                raise jsonrpc.Malformed(jsonrpc.INTERNAL_ERROR, "the server's error cannot be read")
             if bytes(message.id) == OWN_ID:
                 return jsonrpc.failed(self.id, message.error), jsonrpc.error_fields(message.error).code
             code, error = revisions.error_for(self.method, message.error, new=self.new, asked=self.asked)

@@ -26,10 +26,14 @@ def page(value: Any, *, headers: bool = False, kind: Any = TOOLS) -> Any:
 
 def test_a_page() -> None:
     found = page(
-        {"tools": [{"name": "a", "extra": {"kept": 1}}, {"noname": 1}, 7, {"name": ""}], "nextCursor": "c", "ttlMs": 5}
+        {
+            "tools": [{"name": "a", "inputSchema": {}, "extra": {"kept": 1}}, {"noname": 1}, 7, {"name": ""}],
+            "nextCursor": "c",
+            "ttlMs": 5,
+        }
     )
     assert [entry.name for entry in found.entries] == ["a"]
-    assert json.loads(found.entries[0].raw) == {"name": "a", "extra": {"kept": 1}}
+    assert json.loads(found.entries[0].raw) == {"name": "a", "inputSchema": {}, "extra": {"kept": 1}}
     assert (len(found.dropped), found.cursor, found.ttl) == (3, "c", 5)
 
 
@@ -50,10 +54,10 @@ def test_annotations() -> None:
 
 
 def test_hints() -> None:
-    found = page({"tools": [
-        {"name": "a", "annotations": {"readOnlyHint": True}}, {"name": "b", "annotations": {"destructiveHint": True}},
-        {"name": "c", "annotations": {"idempotentHint": "yes"}}, {"name": "d"},
-    ]})  # fmt: skip
+    said = [{"readOnlyHint": True}, {"destructiveHint": True}, {"idempotentHint": "yes"}, {}]
+    found = page(
+        {"tools": [{"name": f"t{n}", "inputSchema": {}, "annotations": hints} for n, hints in enumerate(said)]}
+    )
     assert [entry.repeatable for entry in found.entries] == [True, False, False, False]
 
 
@@ -123,3 +127,19 @@ def test_cursors() -> None:
         assert caught.value.code == jsonrpc.INVALID_PARAMS
     with pytest.raises(jsonrpc.Malformed):
         Cursors(Seals((b"x" * 32,))).open("ada", cursor)
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"name": "a"},
+        {"name": "a", "inputSchema": []},
+        {"name": "a", "inputSchema": None},
+        {"name": "a" * 257, "inputSchema": {}},
+    ],
+)
+def test_a_tool_that_would_spoil_the_list_is_left_out(tool: dict[str, Any]) -> None:
+    """Agents refuse a whole list for one such tool."""
+    read = page({"tools": [tool, {"name": "good", "inputSchema": {"type": "object"}}]})
+    assert [entry.name for entry in read.entries] == ["good"]
+    assert len(read.dropped) == 1

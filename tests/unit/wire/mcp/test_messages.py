@@ -76,3 +76,10 @@ def test_what_other_notifications_become() -> None:
 )
 def test_tool_errors(result: Any, failed: bool) -> None:
     assert is_tool_error(msgspec.json.encode(result)) == failed
+
+
+@pytest.mark.parametrize("error", [b'"bad"', b"{}", b'{"code":"x","message":7}', b'{"code":1}', b"[]"])
+def test_an_error_that_is_none_is_not_told(error: bytes) -> None:
+    message = jsonrpc.decode(b'{"jsonrpc":"2.0","id":1,"error":%b}' % error)
+    with pytest.raises(jsonrpc.Malformed, match="error cannot be read"):
+        Translation(b"1", "tools/call", "s", new=False, wrap=False).response(message)
