@@ -41,6 +41,9 @@ class Fetched(msgspec.Struct):
     url: str
 
 
+_LATER = 1.0  # seconds by which an exchange would end after its fetch, which says what was fetched
+
+
 class Client:
     """Connections to everything.
 
@@ -98,7 +101,7 @@ class Client:
         try:
             async with asyncio.timeout(timeout):
                 return await self._follow(
-                    url, method, list(headers), body, timeout, limit, guarded, redirects, tls, proxy
+                    url, method, list(headers), body, timeout + _LATER, limit, guarded, redirects, tls, proxy
                 )
         except TimeoutError:
             message = "the document did not come in time"
