@@ -1,6 +1,7 @@
 """Servers behind a URL, the whole path: real sockets, a scripted server, and one made with the `mcp` package."""
 
 import asyncio
+import socket
 from typing import Any
 
 import pytest
@@ -164,12 +165,13 @@ async def test_a_kept_connection_that_closes(harmless: bool, worked: float, call
 
 
 async def test_a_server_that_is_down() -> None:
-    async with upstream(Old()) as server:
-        url = server.url
-    async with gateway({"u": HttpServerSpec(url=url)}) as running:
-        answered = await running.stateless().call("echo")
-        assert answered.error == (200, -32603)
-        assert answered.headers["x-tollhouse-reason"] == "UpstreamFailure"
+    with socket.socket() as held:  # nobody else gets its port meanwhile
+        held.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{held.getsockname()[1]}/mcp"
+        async with gateway({"u": HttpServerSpec(url=url)}) as running:
+            answered = await running.stateless().call("echo")
+            assert answered.error == (200, -32603)
+            assert answered.headers["x-tollhouse-reason"] == "UpstreamFailure"
 
 
 async def test_a_timeout() -> None:
