@@ -1,7 +1,7 @@
 """The policies, and their order: place in these tuples is place in the chain, outermost first.
 
-Config switches a policy on and sets it, and cannot reorder it. `gateway.build` puts what records a request before the
-first of REQUEST and what meters a call before the first of CALL.
+Config switches a policy on and sets it, and cannot reorder it. The gateway puts what records a request before the first
+of REQUEST and what meters a call before the first of CALL.
 """
 
 from typing import Final
@@ -66,7 +66,7 @@ class ModelScope(CallScope):
 
 
 class EntranceScope(RuledScope):
-    """What may be set on a route or a virtual MCP endpoint. It replaces what the top says, where it does not add."""
+    """What may be set on a route. It replaces what the top says, where it does not add."""
 
     address: AddressSpec | None = Field(default=None, description="from which addresses requests are taken")
     authenticate: AuthenticateSpec | None = Field(default=None, description="who may call; absent: everybody")

@@ -258,9 +258,9 @@ models: [{name: a, targets: [{provider: own}]}]
     tenure = keep.tenure()
     with pytest.raises(ConfigError):
         builder.build(parse(text + clash, "a.yaml", {}).config, tenure)
-    refused = [model for _, model, *_ in builder._models.values()]
+    refused = [model for _, model, *_ in builder._models.built.values()]
     tenure.end()
     builder.build(parse(text, "a.yaml", {}).config, keep.tenure())
-    assert not any(model is old for _, model, *_ in builder._models.values() for old in refused)
+    assert not any(model is old for _, model, *_ in builder._models.built.values() for old in refused)
     await builder.close()
     await keep.close()

@@ -1,0 +1,168 @@
+"""What the parts of one build share: the configuration, what serves it, and how chains are put together.
+
+Rule: a part (`model_routes`, `mcp_routes`, the routes in `build`) knows the assembly, and not its neighbours. What is
+wrong is noted, so that the rest is looked at as well.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tollhouse.config.spec import Config
+from tollhouse.core.call import Call, Context
+from tollhouse.core.clock import Clock
+from tollhouse.core.errors import ConfigError, Problem, Reason
+from tollhouse.core.expr import Expression
+from tollhouse.core.forwarded import Forwarding
+from tollhouse.core.handler import Handler, Policy, compose
+from tollhouse.core.http import Ending, Request, Response
+from tollhouse.core.reply import Reply
+from tollhouse.gateway.keep import Tenure
+from tollhouse.gateway.operate import Operations
+from tollhouse.ledger.catalogue import Catalogue
+from tollhouse.ledger.journal import Journal
+from tollhouse.ledger.prices import Origin, Prices
+from tollhouse.net.client import Client, OriginError
+from tollhouse.observe.access_log import AccessLog
+from tollhouse.observe.families import ExtraLabels, Families
+from tollhouse.policies import REQUEST
+from tollhouse.policies.authorize import AUTHORIZE
+from tollhouse.policies.base import Entrance, Kind, Layer, Level, Parts
+from tollhouse.policies.limits import LIMITS
+from tollhouse.policies.meter import Meter
+from tollhouse.store.base import State
+
+__all__ = ["Assembly", "Fixtures", "Scopes", "call_chain", "retried"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fixtures:
+    """What a process has once, whatever its configuration. listeners: (name, protocol) of each."""
+
+    clock: Clock
+    families: Families
+    client: Client
+    state: State
+    operations: Operations
+    journal: Journal | None = None
+    access_log: AccessLog | None = None
+    listeners: tuple[tuple[str, str], ...] = ()
+
+
+class Scopes:
+    """The scopes a chain stands in, widest first: (level, name, Spec)."""
+
+    __slots__ = ("_scopes",)
+
+    def __init__(self, *scopes: tuple[Level, str, Any]) -> None:
+        self._scopes = scopes
+
+    def below(self, level: Level, name: str, spec: Any) -> "Scopes":
+        return Scopes(*self._scopes, (level, name, spec))
+
+    def layers(self, kind: Kind[Any, Any]) -> tuple[Layer, ...]:
+        found = []
+        for level, name, scope in self._scopes:
+            spec = getattr(scope, kind.name, None) if level in kind.levels else None
+            if spec is not None:
+                found.append(Layer(level, name, spec))
+        return tuple(found)
+
+    def policies(self, kinds: Iterable[Kind[Any, Any]], parts: Parts) -> list[Policy[Any, Any]]:
+        made = (kind.make(self.layers(kind), parts) for kind in kinds)
+        return [policy for policy in made if policy is not None]
+
+
+class Assembly:
+    """One configuration while it is built. starts: filled with what begins when it serves. catalogue: called where
+    models need prices."""
+
+    def __init__(
+        self,
+        fixtures: Fixtures,
+        config: Config,
+        tenure: Tenure,
+        starts: list[Callable[[], None]],
+        catalogue: Callable[[], Catalogue],
+    ) -> None:
+        self.fixtures = fixtures
+        self.config = config
+        self.tenure = tenure
+        self.starts = starts
+        self.problems: list[Problem] = []
+        labels = [
+            (name, Expression(text, late=True).evaluate) for name, text in config.telemetry.metrics.labels.items()
+        ]
+        self.families = Families(fixtures.families.metrics, ExtraLabels(labels)) if labels else fixtures.families
+        self.top = Scopes(("top", "", config))
+        self.public_url = config.server.public_url or _own_url(fixtures)
+        self.forwarding = Forwarding(config.server.trusted_proxies)
+        self._parts = Parts(
+            clock=fixtures.clock,
+            families=self.families,
+            counter=fixtures.state.counter,
+            client=fixtures.client,
+            shared=tenure.get,
+            public_url=self.public_url,
+            forwarding=self.forwarding,
+        )
+        self.prices: Prices | None = None
+        if config.models:
+            origins = {
+                name: Origin(spec.kind, str(getattr(spec, "base_url", ""))) for name, spec in config.providers.items()
+            }
+            with self.finding():
+                self.prices = Prices(catalogue(), origins, config.prices)
+        self.meter = Meter(self.families, fixtures.journal, self.prices)
+
+    def parts(self, entrance: Entrance) -> Parts:
+        """What policies behind that entrance are made with."""
+        return replace(self._parts, entrance=entrance)
+
+    @contextmanager
+    def finding(self, path: str = "") -> Iterator[None]:
+        """Collect what is wrong, so that the rest is looked at as well."""
+        try:
+            yield
+        except ConfigError as error:
+            self.problems.extend(error.problems)
+        except OriginError as error:
+            self.problems.append(Problem(str(error), path=path))
+
+    def entrance(
+        self, entrance: Entrance, handler: Handler[Request, Response], scopes: Scopes | None = None
+    ) -> Handler[Request, Response]:
+        """`handler` behind the policies of the request floor."""
+        return compose((scopes or self.top).policies(REQUEST, self.parts(entrance)), handler)
+
+    def admission(self, parts: Parts) -> Callable[[Call], Awaitable[None]] | None:
+        """What a request that reaches no model and no server must pass all the same: the top's rules and limits."""
+        policies = self.top.policies((AUTHORIZE, LIMITS), parts)
+        if not policies:
+            return None
+        asked: Handler[Call, Reply] = compose(policies, _nothing)
+
+        async def admit(call: Call) -> None:
+            reply = await asked(call)
+            reply.close(Ending(200, Reason.DIRECT_RESPONSE, 0))
+
+        return admit
+
+
+def call_chain(policies: Sequence[Policy[Call, Reply]], last: Handler[Any, Reply]) -> Handler[Any, Reply]:
+    """A call chain. Its policies take any Call, its last Handler the kind that its endpoint makes."""
+    return compose(policies, last)
+
+
+def retried(families: Families, context: Context, why: str) -> None:
+    families.retries.child(context.route, context.backend, why).inc()
+
+
+async def _nothing(_: Call) -> Reply:
+    return Reply(200, [], b"")
+
+
+def _own_url(fixtures: Fixtures) -> str:
+    name, protocol = fixtures.listeners[0] if fixtures.listeners else ("127.0.0.1:8080", "http")
+    return f"{protocol}://{name}"
