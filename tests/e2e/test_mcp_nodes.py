@@ -219,7 +219,6 @@ async def test_a_session_goes_on_at_the_server_when_its_gateway_is_killed(tmp_pa
         await eventually(lambda: first not in server.sessions)
 
 
-@pytest.mark.soak  # level and subscriptions reach the state some time after the agent's answer, and nothing tells when
 async def test_a_process_is_started_again_and_told_what_it_was_told(tmp_path: Path, own: Valkey) -> None:
     async with nodes(config(STDIO, own), tmp_path) as (a, b):
         agent = await old(a, ASKABLE)

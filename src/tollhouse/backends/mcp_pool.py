@@ -7,6 +7,7 @@ Rule: a session is opened once however many wait for it. One that was lost leave
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from hashlib import blake2b
 from time import monotonic
 from typing import Any
@@ -203,7 +204,7 @@ class Pool(Working):
         """A session was told something: other workers must know."""
         session.saved = self.clock.now
         if session.place and self._records is not None and self._sessions.get(session.key) is session:
-            self.later(self._records.change(session.record(self._records.node)))
+            self.later(self._records.change(session.place, partial(session.record, self._records.node)))
 
     def _opening_failed(self, error: BaseException) -> Failure | None:
         """What those who wait are told; None for what is no failure of the server."""

@@ -8,6 +8,7 @@ away: what it keeps is sealed, ids of servers among it. Without the store a work
 
 import asyncio
 import logging
+from collections.abc import Callable
 from random import random
 
 import msgspec
@@ -95,20 +96,22 @@ class Records:
             except Failure as failure:
                 log.info("mcp: a lock stays until its time is over: %s", failure)
 
-    async def change(self, record: Record) -> None:
-        """It is the same session, and has been told more. A newer one stays as it is."""
+    async def change(self, place: str, now: Callable[[], Record]) -> None:
+        """It is the same session, and has been told more. now: what it has been told by then, asked for each attempt:
+        who comes second must not put back what was before. A newer one stays as it is."""
         try:
             for _ in range(3):
-                stored = await self._values.get(record.place)
-                known = self._opened(record.place, stored)
+                stored = await self._values.get(place)
+                known = self._opened(place, stored)
+                record = now()
                 if stored is None or known is None:
-                    if stored is None and await self._values.add(record.place, self._sealed(record), self._ttl):
+                    if stored is None and await self._values.add(place, self._sealed(record), self._ttl):
                         return
                     continue
                 if known.generation != record.generation:
                     return
                 record.node = known.node
-                if await self._values.swap(record.place, stored, self._sealed(record), self._ttl):
+                if await self._values.swap(place, stored, self._sealed(record), self._ttl):
                     return
         except Failure as failure:
             log.warning("mcp: a session cannot be kept in the state: %s", failure)

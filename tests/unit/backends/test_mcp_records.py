@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.fixtures.mcp_gateway import INFO
+from tests.fixtures.mcp_gateway import INFO, until
 from tests.fixtures.mcp_raw import Asked, Old, answer, result, upstream
 
 from tollhouse.backends.mcp import Upstream
@@ -121,12 +121,6 @@ class Mortal(Old):
         return said
 
 
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 async def test_one_session_for_all_workers() -> None:
     async with upstream(Mortal()) as server, workers(HttpServerSpec(url=server.url), count=3) as made:
         await asyncio.gather(*(worker.ask() for worker in made))
@@ -231,15 +225,56 @@ async def test_records_that_are_not_ours() -> None:
     assert (await ours.turn("p", 0)).record is None
 
 
+class Late:
+    """Values of which the first exchange takes its time."""
+
+    def __init__(self, values: Any) -> None:
+        self._values = values
+        self.writing, self.goes_on = asyncio.Event(), asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._values, name)
+
+    async def swap(self, key: str, old: bytes, new: bytes, ttl: float) -> bool:
+        if not self.writing.is_set():
+            self.writing.set()
+            await self.goes_on.wait()
+        done: bool = await self._values.swap(key, old, new, ttl)
+        return done
+
+
+async def test_of_two_changes_the_later_one_does_not_put_back_what_was() -> None:
+    """The first has read, the second comes and goes, and only then the first writes."""
+    state = MemoryState(Clock(), KEYS)
+    state.values = late = Late(state.values)  # type: ignore[assignment]
+    records = Records(state, Seals(KEYS))
+    told = Record("p", 1, id="s-1")
+    await records.keep(told)
+
+    def now() -> Record:
+        return msgspec.structs.replace(told, uris=list(told.uris))
+
+    told.level = "info"
+    first = asyncio.ensure_future(records.change("p", now))
+    await late.writing.wait()
+    told.uris.append("x:1")
+    await records.change("p", now)
+    late.goes_on.set()
+    await first
+    turn = await records.turn("p", 0)
+    assert turn.record is not None
+    assert (turn.record.level, turn.record.uris) == ("info", ["x:1"])
+
+
 async def test_a_change_of_an_older_session_is_left_out() -> None:
     records = Records(MemoryState(Clock(), KEYS), Seals(KEYS))
     await records.keep(Record("p", 2, id="s-2", level="info"))
-    await records.change(Record("p", 1, id="s-1", level="debug"))
+    await records.change("p", lambda: Record("p", 1, id="s-1", level="debug"))
     turn = await records.turn("p", 1)
     assert turn.taken
     assert turn.record is not None
     assert (turn.record.id, turn.record.level) == ("s-2", "info")
-    await records.change(Record("p", 2, id="s-2", level="debug"))
+    await records.change("p", lambda: Record("p", 2, id="s-2", level="debug"))
     turn = await records.turn("p", 1)
     assert turn.record is not None
     assert turn.record.level == "debug"
