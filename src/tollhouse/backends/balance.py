@@ -33,6 +33,7 @@ __all__ = [
     "Weighted",
     "caller",
     "drawn",
+    "legible",
 ]
 
 logger = logging.getLogger("tollhouse.backends.balance")
@@ -123,7 +124,7 @@ class Member:
         self.on = on
         self.when = when
         self.name = backend.label
-        self.shown = "".join(c if c.isprintable() else "?" for c in self.name).encode("ascii", "backslashreplace")
+        self.shown = legible(self.name)
         self.seed = (seed or self.name).encode("utf-8", "surrogatepass")
         self.busy = 0
         self.latencies = (Latency(), Latency())
@@ -145,6 +146,11 @@ class Member:
     def share(self, now: float) -> float:
         """Its weight at the moment."""
         return self.weight * self.health.share(now) if self.health.slow else self.weight
+
+
+def legible(names: str) -> bytes:
+    """Names of targets as they can stand in a header field."""
+    return "".join(c if c.isprintable() else "?" for c in names).encode("ascii", "backslashreplace")
 
 
 class Balance(Protocol):

@@ -6,17 +6,19 @@ while another one is used.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
 
 from tollhouse.backends.header_fields import ApiKey
+from tollhouse.backends.retry_after import retry_after as asked_rest
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.spec import Spec
+from tollhouse.net.client import Exchange
 
-__all__ = ["Credential", "Fixed", "KeyedSpec", "Rotating", "unavailable"]
+__all__ = ["MOST_KEYS", "Credential", "Fixed", "KeyedSpec", "Rotating", "proven", "unavailable"]
 
 log = logging.getLogger("tollhouse.backends.credential")
 
@@ -26,14 +28,18 @@ _REFUSED_REST = 600.0
 _LIMITED_REST = 30.0
 """Seconds that a key rests after a 429 that does not say how long."""
 
+MOST_KEYS = 8
+"""Credentials tried for one call."""
+
 _MAX_KEYS = 100
 _HINT = 4
 _LONG_ENOUGH = 20  # characters of a key of which four may be shown
 
 
 class Credential:
-    """Base, and the protocol. lines: header lines for now, each ending in CRLF. settled: there is something to send;
-    else `ready` is awaited first. It may become False again, when what there was has expired."""
+    """Base, and the protocol. lines: header lines, each ending in CRLF; they may be others the next time. settled:
+    there is something to send; else `ready` is awaited first. It may become False again, when what there was has
+    expired."""
 
     __slots__ = ("lines", "settled")
 
@@ -146,6 +152,25 @@ class KeyedSpec(Spec):
         """name: the provider's. line: a key as a header line."""
         lines = [line(key) for key in self.keys]
         return Rotating(name, lines) if len(lines) > 1 else Fixed(lines[0] if lines else b"")
+
+
+async def proven(credential: Credential, deadline: float, ask: Callable[[bytes], Awaitable[Exchange]]) -> Exchange:
+    """What `ask` gets with the credential's lines; as long as they are refused and there may be others, with those.
+    deadline: as for `ready`. Raises Failure 503, 504, and what `ask` raises."""
+    if not credential.settled:
+        await credential.ready(deadline)
+    tried = 0
+    while True:
+        tried += 1
+        lines = credential.lines
+        exchange = await ask(lines)
+        status = exchange.status
+        if status not in (401, 403, 429) or tried == MOST_KEYS:
+            return exchange
+        if not credential.refused(lines, status, asked_rest(exchange.headers)):
+            return exchange
+        exchange.close()
+        await credential.ready(deadline)
 
 
 def unavailable(detail: str = "", retry_after: float | None = None) -> Failure:

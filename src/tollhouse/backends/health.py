@@ -21,7 +21,7 @@ from tollhouse.net.client import Pool, Until
 
 __all__ = [
     "Balancer", "CheckSpec", "Checker", "Health", "HealthSpec", "Member", "PassiveHealthSpec", "TimedCheckSpec",
-    "answers",
+    "answered", "answers",
 ]  # fmt: skip
 
 _GROWTH = 16  # doublings at most
@@ -269,19 +269,25 @@ class Checker(Generic[W]):
 async def answers(pool: Pool, head: bytes, timeout: float) -> bool:
     """Whether an upstream answers a GET well (2xx, 3xx), the whole of it within `timeout` seconds. head: rendered."""
     try:
-        exchange = await pool.exchange(
-            head,
-            b"",
-            method=b"GET",
-            until=Until.WHOLE,
-            deadline=monotonic() + timeout,
-            first_byte=timeout,
-            idle=timeout,
-            connect=timeout,
-            limit=1 << 20,
-            resend=True,
-        )
+        return 200 <= await answered(pool, head, timeout) < 400
     except Failure:
         return False
+
+
+async def answered(pool: Pool, head: bytes, timeout: float) -> int:
+    """The status of an answer to a GET, the whole of which came within `timeout` seconds. head: rendered. Raises
+    Failure."""
+    exchange = await pool.exchange(
+        head,
+        b"",
+        method=b"GET",
+        until=Until.WHOLE,
+        deadline=monotonic() + timeout,
+        first_byte=timeout,
+        idle=timeout,
+        connect=timeout,
+        limit=1 << 20,
+        resend=True,
+    )
     exchange.close()
-    return 200 <= exchange.status < 400
+    return exchange.status

@@ -11,6 +11,7 @@ from time import monotonic, time
 
 import msgspec
 
+from tollhouse.backends.credential import MOST_KEYS
 from tollhouse.backends.events import Events, estimated
 from tollhouse.backends.provider import Continuation, Face, Provider, Timeouts
 from tollhouse.backends.retry_after import retry_after
@@ -26,7 +27,7 @@ from tollhouse.wire.llm.dialect import Dialect, StreamReader
 from tollhouse.wire.llm.realtime import Realtime
 from tollhouse.wire.llm.translate import Translation
 
-__all__ = ["REFUSALS", "LLMBackend", "Refused"]
+__all__ = ["MAX_OUTPUT", "REFUSALS", "LLMBackend", "Refused"]
 
 Raw = msgspec.Raw
 
@@ -41,8 +42,8 @@ _HEAD, _WHOLE = Until.HEAD, Until.WHOLE
 _MAX_ERROR = 1 << 20  # bytes of an error's body
 _MAX_ANSWER = 32 << 20
 _LATE = frozenset((504, 524))  # a proxy's word for an answer that did not come in time
-_MAX_OUTPUT = 4096  # tokens, where an API wants a bound and the caller gave none
-_MOST_KEYS = 8  # credentials tried for one call
+MAX_OUTPUT = 4096
+"""Tokens, where an API wants a bound and the caller gave none."""
 
 _PASSED = frozenset((b"retry-after", b"retry-after-ms", b"x-should-retry"))
 _PREFIXES = (b"openai-", b"anthropic-", b"x-ratelimit-")
@@ -262,7 +263,7 @@ class LLMBackend:
             finally:
                 context.upstream_ended = monotonic()
             status = exchange.status
-            if status not in (401, 403, 429) or tried == _MOST_KEYS:
+            if status not in (401, 403, 429) or tried == MOST_KEYS:
                 return exchange
             if not face.credential.refused(lines, status, retry_after(exchange.headers)):
                 return exchange
@@ -288,7 +289,7 @@ class LLMBackend:
         return self._refused(call, dialect, status, exchange.headers, answer, None)
 
     def _translated(self, call: ModelCall, face: Face, translation: Translation, model: str) -> tuple[bytes, list[str]]:
-        fields, lost = translation.request(model=model, max_output=_MAX_OUTPUT, lossy=self._lossy)
+        fields, lost = translation.request(model=model, max_output=MAX_OUTPUT, lossy=self._lossy)
         if not face.asks_usage:
             fields.pop("stream_options", None)
         elif call.stream:

@@ -8,9 +8,10 @@ import re
 from time import monotonic
 from urllib.parse import unquote_to_bytes
 
+from tollhouse.backends.credential import proven
 from tollhouse.backends.events import Events
 from tollhouse.backends.provider import Provider
-from tollhouse.backends.retry_after import retry_after
+from tollhouse.backends.rewrite import HOP_BY_HOP
 from tollhouse.core.call import ModelCall
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.forwarded import is_provenance
@@ -22,16 +23,9 @@ __all__ = ["NativeBackend"]
 
 _FIRST_BYTE, _IDLE = 300.0, 60.0
 _MAX_ANSWER = 32 << 20  # of an answer whose usage is read
-_MOST_KEYS = 8
 _QUERY = re.compile(rb"[\x00-\x20\x7f-\xff]")
 _KEY = b"key"  # how a query carries a credential
-_CONNECTION = frozenset(
-    (
-        b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
-        b"http2-settings", b"proxy-authenticate", b"proxy-authorization", b"proxy-authentication-info",
-        b"content-length",
-    )
-)  # fmt: skip
+_CONNECTION = HOP_BY_HOP | {b"content-length"}
 _KEPT_HERE = _CONNECTION | {
     b"host", b"expect", b"max-forwards", b"cookie", b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key",
     b"x-request-id", b"origin", b"referer",
@@ -99,16 +93,11 @@ class NativeBackend:
             lines += b"content-length: %d\r\n" % len(call.body)
         if context.request_id:
             lines += b"x-request-id: %b\r\n" % context.request_id.encode("latin-1", "replace")
-        tried = 0
-        while True:
-            tried += 1
+
+        async def ask(proof: bytes) -> Exchange:
             context.attempts += 1
-            credential = face.credential
-            if not credential.settled:
-                await credential.ready(context.deadline)
-            proof = credential.lines
             try:
-                exchange = await face.pool.exchange(
+                return await face.pool.exchange(
                     face.native(request.method, target, proof + lines),
                     call.body,
                     method=request.method,
@@ -121,11 +110,8 @@ class NativeBackend:
             except Failure:
                 context.upstream_ended = monotonic()
                 raise
-            if exchange.status not in (401, 403, 429) or tried == _MOST_KEYS:
-                return exchange
-            if not credential.refused(proof, exchange.status, retry_after(exchange.headers)):
-                return exchange
-            exchange.close()
+
+        return await proven(face.credential, context.deadline, ask)
 
     async def _stream(self, call: ModelCall, exchange: Exchange, headers: list[tuple[bytes, bytes]]) -> Reply:
         context = call.context

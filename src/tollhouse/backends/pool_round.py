@@ -5,7 +5,7 @@ Rule: what several targets have used is counted beside what the one used that an
 
 from functools import partial
 
-from tollhouse.backends.balance import Balance, Member, Weighted
+from tollhouse.backends.balance import Balance, Member, Weighted, legible
 from tollhouse.backends.hedge import share, shared
 from tollhouse.core.call import Context, Share
 from tollhouse.core.clock import Clock
@@ -117,8 +117,7 @@ def spend(context: Context, it: Round, reply: Reply) -> None:
 
 def attempts(context: Context) -> tuple[bytes, bytes]:
     """The header that names the targets that were asked."""
-    shown = "".join(c if c.isprintable() else "?" for c in context.tried)
-    return b"x-tollhouse-attempts", shown.encode("ascii", "backslashreplace")[:2048]
+    return b"x-tollhouse-attempts", legible(context.tried)[:2048]
 
 
 def tell(context: Context, reply: Reply) -> None:

@@ -7,13 +7,14 @@ record, since nobody asked for it.
 
 from time import monotonic
 
+from tollhouse.backends.credential import MOST_KEYS
+from tollhouse.backends.health import answered
 from tollhouse.backends.llm import LLMBackend
 from tollhouse.backends.pool_spec import ModelCheckSpec
 from tollhouse.backends.provider import Provider
 from tollhouse.core.call import ModelCall
 from tollhouse.core.errors import Failure
 from tollhouse.core.http import Headers, Request
-from tollhouse.net.client import Until
 from tollhouse.wire.llm import CHAT, CODECS, EMBEDDINGS
 from tollhouse.wire.llm.codec import Lost
 from tollhouse.wire.llm.dialect import Dialect
@@ -24,8 +25,6 @@ __all__ = ["can_tell", "is_well"]
 _ID = "health-check"
 _QUESTION = "ping"
 _MAX_OUTPUT = 16  # tokens; the least that every API takes
-_LIMIT = 1 << 20  # bytes of an answer
-_MOST_KEYS = 8
 _OPERATIONS = {"chat": CHAT, "embeddings": EMBEDDINGS}
 
 
@@ -58,26 +57,13 @@ async def _is_there(provider: Provider, path: bytes, deadline: float) -> bool:
     """Whether a GET is answered with 2xx or 3xx. Raises Failure."""
     face = next(iter(provider.all_faces()))
     credential = face.credential
-    for _ in range(_MOST_KEYS):
+    for _ in range(MOST_KEYS):
         if not credential.settled:
             await credential.ready(deadline)
         lines = credential.lines
-        left = max(deadline - monotonic(), 0.001)
-        exchange = await face.pool.exchange(
-            face.probe(path),
-            b"",
-            method=b"GET",
-            until=Until.WHOLE,
-            deadline=deadline,
-            first_byte=left,
-            idle=left,
-            connect=left,
-            limit=_LIMIT,
-            resend=True,
-        )
-        exchange.close()
-        if exchange.status not in (401, 403) or not credential.refused(lines, exchange.status, None):
-            return 200 <= exchange.status < 400
+        status = await answered(face.pool, face.probe(path), max(deadline - monotonic(), 0.001))
+        if status not in (401, 403) or not credential.refused(lines, status, None):
+            return 200 <= status < 400
         await credential.ready(deadline)
     return False
 

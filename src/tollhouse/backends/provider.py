@@ -24,7 +24,7 @@ from tollhouse.wire.llm.codec import Codec
 from tollhouse.wire.llm.dialect import Dialect
 from tollhouse.wire.llm.vocabulary import Vocabularies
 
-__all__ = ["Continuation", "Face", "Provider", "Sign", "Timeouts"]
+__all__ = ["Continuation", "Face", "Path", "Provider", "Sign", "Timeouts", "below"]
 
 Raw = msgspec.Raw
 
@@ -196,6 +196,11 @@ class Face:
         if default and headers.get(default.partition(b":")[0]) is None:
             lines.append(default)
         return b"".join(lines)
+
+
+def below(base: bytes, dialect: Dialect) -> Path:
+    """Where requests of an API go that has the model's name in the path."""
+    return lambda model, stream: base + dialect.target(model, stream=stream)
 
 
 class Provider:

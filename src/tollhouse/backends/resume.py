@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from tollhouse.backends.hedge import added, share, shared
+from tollhouse.backends.hedge import added, share, shared, twin
+from tollhouse.backends.llm import MAX_OUTPUT
 from tollhouse.core.call import Context, ModelCall, Usage
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import End, Ending, Sink, Source, finish
@@ -52,7 +53,6 @@ Another = Callable[[str], Awaitable[Resumed | None]]
 """Asks a target to go on from a text."""
 
 _LOST = (Reason.UPSTREAM_FAILURE, Reason.TIMEOUT)
-_MAX_OUTPUT = 4096  # as for any call whose caller gives no bound
 
 
 class Lasting:
@@ -333,7 +333,7 @@ def continuation(call: ModelCall, codec: Codec, said: str) -> ModelCall:
     fields = call.fields
     if prefix:
         longer = msgspec.structs.replace(chat, messages=[*chat.messages, Message("assistant", [Text(prefix)])])
-        before, after = (codec.encode(c, Lost(), model=call.model, max_output=_MAX_OUTPUT) for c in (chat, longer))
+        before, after = (codec.encode(c, Lost(), model=call.model, max_output=MAX_OUTPUT) for c in (chat, longer))
         # Only what the prefix has changed: the rest stays as the caller wrote it.
         fields = {**fields, **{n: v for n, v in after.items() if bytes(before.get(n, b"")) != bytes(v)}}
         spent = of_text(len(prefix))
@@ -343,11 +343,8 @@ def continuation(call: ModelCall, codec: Codec, said: str) -> ModelCall:
         if longer.max_output is not None:
             longer.max_output = max(longer.max_output - spent, 1)
         chat = longer
-    context = msgspec.structs.replace(call.context)
-    context.usage = None
     return msgspec.structs.replace(
-        call,
-        context=context,
+        twin(call),
         fields=fields,
         chat=chat,
         body=msgspec.json.encode(fields),

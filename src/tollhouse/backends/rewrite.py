@@ -18,16 +18,18 @@ from tollhouse.core.http import Headers, Request
 from tollhouse.core.match import Predicate, normal_path
 from tollhouse.core.spec import Spec
 
-__all__ = ["QuerySpec", "Rewrite", "RewriteSpec"]
+__all__ = ["HOP_BY_HOP", "QuerySpec", "Rewrite", "RewriteSpec"]
 
-_CONNECTION = frozenset(
+HOP_BY_HOP = frozenset(
     (
         b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
         b"http2-settings", b"proxy-authenticate", b"proxy-authorization", b"proxy-authentication-info",
     )
 )  # fmt: skip
-_REQUEST_DROPPED = _CONNECTION | {b"host", b"content-length", b"expect", b"max-forwards"}
-_RESPONSE_DROPPED = _CONNECTION | {b"content-length", b"date"}
+"""Header fields that are about a connection (RFC 9110 section 7.6.1), and go no further."""
+
+_REQUEST_DROPPED = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"max-forwards"}
+_RESPONSE_DROPPED = HOP_BY_HOP | {b"content-length", b"date"}
 _SUSPECT = frozenset((b"f", b"x"))  # how names of provenance begin
 _USUAL = frozenset((b"keep-alive", b"close", b"upgrade", b""))  # in Connection, and no field's name
 _VIA = b"via: 1.1 tollhouse\r\n"

@@ -6,8 +6,8 @@ tunnel, with times of its own. No extension is offered, so that what goes throug
 
 from time import monotonic
 
+from tollhouse.backends.credential import proven
 from tollhouse.backends.provider import Face, Timeouts
-from tollhouse.backends.retry_after import retry_after
 from tollhouse.core.call import ModelCall
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.net.client import Exchange, Until
@@ -16,7 +16,6 @@ from tollhouse.wire.websocket import accepted, protocols
 
 __all__ = ["upgrade"]
 
-_MOST_KEYS = 8  # credentials tried for one session
 _PASSED = frozenset((b"openai-beta", b"openai-safety-identifier", b"traceparent", b"tracestate"))
 _KEY = b"sec-websocket-key"
 
@@ -38,16 +37,11 @@ async def upgrade(call: ModelCall, face: Face, dialect: Realtime, model: str, ti
         lines.append(b"x-request-id: %b\r\n" % context.request_id.encode("latin-1", "replace"))
     rest = b"".join(lines)
     target = dialect.connect(model, request.query)
-    tried = 0
-    while True:
-        tried += 1
-        credential = face.credential
-        if not credential.settled:
-            await credential.ready(context.deadline)
-        proof = credential.lines
+
+    async def ask(proof: bytes) -> Exchange:
         now = monotonic()
         left = max(context.deadline - now, 0.001)
-        exchange = await face.pool.exchange(
+        return await face.pool.exchange(
             face.native(b"GET", target, proof + rest),
             b"",
             method=b"GET",
@@ -58,16 +52,12 @@ async def upgrade(call: ModelCall, face: Face, dialect: Realtime, model: str, ti
             connect=min(timeouts.connect, left),
             resend=True,
         )
-        status = exchange.status
-        if status == 101:
-            wrong = accepted(exchange.headers, key, offered)
-            if wrong:
-                exchange.close()
-                message = "the provider's answer is no WebSocket"
-                raise Failure(502, Reason.UPSTREAM_FAILURE, message, detail=wrong, retry=True, sent=True)
-            return exchange
-        if status not in (401, 403, 429) or tried == _MOST_KEYS:
-            return exchange
-        if not credential.refused(proof, status, retry_after(exchange.headers)):
-            return exchange
-        exchange.close()
+
+    exchange = await proven(face.credential, context.deadline, ask)
+    if exchange.status == 101:
+        wrong = accepted(exchange.headers, key, offered)
+        if wrong:
+            exchange.close()
+            message = "the provider's answer is no WebSocket"
+            raise Failure(502, Reason.UPSTREAM_FAILURE, message, detail=wrong, retry=True, sent=True)
+    return exchange

@@ -1,11 +1,16 @@
 """A provider's own paths: where they lead for each kind, and what of a request stays here."""
 
+from time import monotonic
+
 import msgspec
 import pytest
 from tests.unit.backends.calls import DONE, EVENT, always, answer, call, stream, taken, world
-from tests.unit.net.upstreams import upstream
+from tests.unit.backends.tokens import Time
+from tests.unit.net.upstreams import Peer, upstream
 
 from tollhouse.backends.native import NativeBackend
+from tollhouse.backends.renewal import Lease
+from tollhouse.backends.token import bearer
 from tollhouse.core.call import ModelCall
 from tollhouse.core.errors import Failure
 from tollhouse.core.http import Headers, Request
@@ -64,6 +69,29 @@ async def test_another_key_is_tried_once_and_the_refusal_stays_here() -> None:
             await NativeBackend(made, PREFIX).handle(native(b"POST", b"/files", body=b"{}"))
     assert (caught.value.status, caught.value.code) == (502, "upstream_credentials")
     assert [head.count(b"Bearer k-2") for head, _ in seen][:2] == [0, 1]
+
+
+async def test_a_token_that_is_refused_is_sent_once_and_the_next_one_waited_for() -> None:
+    tokens = iter(("stale", "fresh"))
+
+    async def fetch() -> Lease[str]:
+        return Lease(next(tokens))
+
+    async def play(peer: Peer) -> None:
+        while True:
+            seen.append((await peer.request())[0])
+            await peer.send(answer(b"{}", 401 if b"stale" in seen[-1] else 200))
+
+    seen: list[bytes] = []
+    time = Time()
+    async with upstream(play) as up, world() as it:
+        made = it.openai(up.url("/v1"))
+        token = made.faces[CHAT.operation].credential = bearer(fetch, "up", time.clock)
+        await token.ready(monotonic() + 5)
+        await time.pass_(60.0)  # one that has just come is not doubted
+        reply = await NativeBackend(made, PREFIX).handle(native(b"GET", b"/files"))
+    assert reply.status == 200
+    assert [b"Bearer fresh" in head for head in seen] == [False, True]
 
 
 async def test_a_stream_of_a_known_api_is_read_and_a_cut_one_told() -> None:

@@ -61,13 +61,14 @@ def azure_provider(name: str, spec: AzureSpec, client: Client, clock: Clock) -> 
     else:
         credential = spec.credential(name, partial(key_line, b"api-key"))
     version = spec.api_version
+    api = base + (b"/openai/v1" if version is None else b"/openai")
+    query = b"" if version is None else b"?api-version=%b" % version.encode("ascii")
 
     def target(dialect: Dialect) -> bytes | Path:
+        after = dialect.path + query
         if version is None or dialect is RESPONSES:
-            query = b"" if version is None else b"?api-version=%b" % version.encode("ascii")
-            return base + (b"/openai/v1" if version is None else b"/openai") + dialect.path + query
-        before = base + b"/openai/deployments/"
-        after = dialect.path + b"?api-version=%b" % version.encode("ascii")
+            return api + after
+        before = api + b"/deployments/"
         return lambda model, _: before + quote(model, safe="").encode("ascii") + after
 
     faces = [
@@ -79,16 +80,12 @@ def azure_provider(name: str, spec: AzureSpec, client: Client, clock: Clock) -> 
             codec=CODECS.get(dialect.operation),
             fields=spec.headers,
             asks_usage=True,
-            base=base + b"/openai" + (b"/v1" if version is None else b""),
+            base=api,
         )
         for dialect in (CHAT, RESPONSES, *OPENAI_OTHERS)
     ]
     realtime = REALTIME if version is None else Realtime("deployment", f"api-version={version}")
-    target_base = base + (b"/openai/v1" if version is None else b"/openai")
-    faces.append(
-        Face(realtime, pool, credential, target=target_base + realtime.path, fields=spec.headers, names_model=False)
-    )
+    faces.append(Face(realtime, pool, credential, target=api + realtime.path, fields=spec.headers, names_model=False))
     made = Provider(name, "azure", clock, faces)
-    if version is not None:
-        made.lists += b"?api-version=%b" % version.encode("ascii")
+    made.lists += query
     return made

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from tollhouse.backends.aws import AccessKeys, AWSAuthSpec, aws_credential
 from tollhouse.backends.credential import Credential
 from tollhouse.backends.header_fields import bearer_line
-from tollhouse.backends.provider import Face, Provider
+from tollhouse.backends.provider import Face, Provider, below
 from tollhouse.backends.providers.remote import RemoteSpec
 from tollhouse.backends.sigv4 import Signer
 from tollhouse.core.call import ModelCall
@@ -106,7 +106,7 @@ def bedrock_provider(name: str, spec: BedrockSpec, client: Client, clock: Clock)
             dialect,
             pool,
             credential,
-            target=lambda model, stream: base + dialect.target(model, stream=stream),
+            target=below(base, dialect),
             base=base,
             codec=codec,
             fields=spec.headers,

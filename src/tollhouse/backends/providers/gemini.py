@@ -6,12 +6,11 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from tollhouse.backends.header_fields import key_line
-from tollhouse.backends.provider import Face, Provider
+from tollhouse.backends.provider import Face, Provider, below
 from tollhouse.backends.providers.remote import TokenSpec, remote_credential
 from tollhouse.core.clock import Clock
 from tollhouse.net.client import Client
 from tollhouse.wire.llm import CODECS, GEMINI, GENERATE
-from tollhouse.wire.llm.dialect import Dialect
 
 __all__ = ["GeminiSpec", "gemini_provider"]
 
@@ -48,7 +47,7 @@ def gemini_provider(name: str, spec: GeminiSpec, client: Client, clock: Clock) -
             dialect,
             pool,
             credential,
-            target=partial(_target, base, dialect),
+            target=below(base, dialect),
             base=base,
             codec=CODECS.get(dialect.operation),
             fields=spec.headers,
@@ -57,7 +56,3 @@ def gemini_provider(name: str, spec: GeminiSpec, client: Client, clock: Clock) -
         for dialect in GEMINI
     ]
     return Provider(name, "gemini", clock, faces)
-
-
-def _target(base: bytes, dialect: Dialect, model: str, stream: bool) -> bytes:
-    return base + dialect.target(model, stream=stream)

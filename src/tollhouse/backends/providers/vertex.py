@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from tollhouse.backends.credential import Credential
 from tollhouse.backends.google import GoogleAuthSpec, google_credential
 from tollhouse.backends.header_fields import key_line
-from tollhouse.backends.provider import Face, Provider
+from tollhouse.backends.provider import Face, Provider, below
 from tollhouse.backends.providers.anthropic import FORWARDED
 from tollhouse.backends.providers.remote import RemoteSpec
 from tollhouse.core.call import ModelCall
@@ -198,7 +198,7 @@ def _place(spec: VertexSpec, project: str, region: str, credential: Credential, 
             dialect,
             pool,
             credential,
-            target=partial(_embed, publishers + b"google/models/", dialect),
+            target=below(publishers + b"google/models/", dialect),
             codec=codec,
             fields=spec.headers,
             names_model=False,
@@ -217,10 +217,6 @@ def _embedding(place: _Place, call: ModelCall, model: str) -> Face:
         asked = call.chat = decode(call.fields, model=call.model, stream=call.stream)
     assert isinstance(asked, Embedding)
     return place.embed if len(asked.inputs) == 1 else place.embed_batch
-
-
-def _embed(before: bytes, dialect: Dialect, model: str, stream: bool) -> bytes:
-    return before + dialect.target(model, stream=stream)
 
 
 def _generate(before: bytes, model: str, stream: bool) -> bytes:

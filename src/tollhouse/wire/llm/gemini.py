@@ -32,6 +32,7 @@ __all__ = [
     "GeminiGenerate",
     "GenerateReader",
     "failed",
+    "resource",
 ]
 
 Raw = msgspec.Raw
@@ -136,9 +137,8 @@ class GeminiDialect(Dialect):
     def target(self, model: str, *, stream: bool) -> bytes:
         """The path below a provider's base URL, which ends in the version. model: its name, or one that says of which
         kind it is ("tunedModels/a")."""
-        name = model if model.startswith(_RESOURCES) else "models/" + model
         method = self.stream_method + b"?alt=sse" if stream else self.method
-        return b"/%b:%b" % (quote(name).encode("ascii"), method)
+        return b"/%b:%b" % (quote(resource(model)).encode("ascii"), method)
 
     def read_target(self, path: bytes) -> tuple[str, bool] | None:
         """Model and whether to stream of `/v1beta/models/{model}:{method}`, or None for another method's path."""
@@ -313,10 +313,14 @@ def _renamed(fields: Mapping[str, Raw]) -> dict[str, Any]:
     return dict(fields) if name is None else {**fields, "model": _resource(name)}
 
 
+def resource(model: str) -> str:
+    """A model's name that says of which kind it is: "models/gemini-2.5-flash"."""
+    return model if model.startswith(_RESOURCES) else "models/" + model
+
+
 def _resource(name: Raw) -> str:
     """A model's name as bodies have it."""
-    text: str = msgspec.json.decode(name, type=str)
-    return text if text.startswith(_RESOURCES) else "models/" + text
+    return resource(msgspec.json.decode(name, type=str))
 
 
 def _camel(name: str) -> str:

@@ -221,7 +221,7 @@ class RealtimeReader:
             self._session(event.session)
             return Told(Kind.SESSION)
         if kind == _TRANSCRIBED:
-            return Told(Kind.TRANSCRIBED, usage=counted(_usage, event.usage) if bytes(event.usage) else None)
+            return Told(Kind.TRANSCRIBED, usage=counted(_usage, event.usage))
         if kind == "error":
             return Told(Kind.ERROR, detail=_detail(_plain(event.error)))
         return None
@@ -268,7 +268,7 @@ class RealtimeReader:
         return Told(Kind.SPOKE, id) if first else None
 
     def _ended(self, id: str, response: _Response) -> Told:
-        usage = counted(_usage, response.usage) if bytes(response.usage) else None
+        usage = counted(_usage, response.usage)
         if usage is not None:
             seen = self._open.get(id)
             self._before = usage.total

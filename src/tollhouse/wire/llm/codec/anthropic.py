@@ -22,9 +22,9 @@ from tollhouse.wire.llm.codec.anthropic_blocks import (
 )
 from tollhouse.wire.llm.codec.anthropic_stops import REASONS, STOPS
 from tollhouse.wire.llm.codec.anthropic_stream import MessagesDecoder, MessagesEncoder
-from tollhouse.wire.llm.codec.claude import Thought, sampling, version_of, written_thinking
-from tollhouse.wire.llm.codec.places import Turns, named
-from tollhouse.wire.llm.codec.reading import Fields, is_utf8, put_back, read_cache, restore, written
+from tollhouse.wire.llm.codec.claude import Thought, asked_thinking, sampling, version_of, written_thinking
+from tollhouse.wire.llm.codec.places import Turns, named, place_of_content, place_of_turn
+from tollhouse.wire.llm.codec.reading import Fields, encoded, is_utf8, put_back, read_cache, restore, written
 from tollhouse.wire.llm.model import (
     Answer,
     Chat,
@@ -141,7 +141,7 @@ class AnthropicCodec(Codec):
         if chat.max_output is None:
             body["max_tokens"] += thought.tokens  # the gateway's own bound leaves room for it
         if chat.reasoning is not None:
-            thinking = _write_thinking(chat.reasoning) if own else thought.form
+            thinking = asked_thinking(chat.reasoning) if own else thought.form
             put_back(thinking, chat.reasoning.extra, own, lost, "reasoning.")
             if thinking:
                 body["thinking"] = thinking
@@ -149,12 +149,12 @@ class AnthropicCodec(Codec):
             body["metadata"] = {"user_id": chat.user}
         _no_place(chat, lost)
         put_back(body, chat.extra, own, lost, "")
-        return {name: value if isinstance(value, Raw) else Raw(_encode(value)) for name, value in body.items()}
+        return encoded(body)
 
     def place(self, chat: Chat, place: str) -> str:
         effort = chat.reasoning is not None and chat.reasoning.budget is None
         fields = {**_PLACES, "reasoning": "output_config.effort"} if effort else _PLACES
-        return named(place, fields, partial(_place_of_turn, chat), partial(_place_of_block, chat))
+        return named(place, fields, partial(place_of_turn, chat), partial(_place_of_block, chat))
 
     # ---- answers
     def decode_answer(self, body: bytes) -> Answer:
@@ -323,16 +323,10 @@ def _thinking(f: Fields, chat: Chat) -> None:
     reasoning.extra = thinking.rest()
 
 
-def _place_of_turn(chat: Chat, n: int) -> str:
-    messages = chat.messages
-    return messages.wheres[n][:-1] if isinstance(messages, Turns) and n < len(messages.wheres) else "messages"
-
-
 def _place_of_block(chat: Chat, n: int, k: int, inner: int | None) -> str:
-    where = _place_of_turn(chat, n)
-    if where == "messages":
-        return where
-    content = where if where == "system" else f"{where}.content"
+    content = place_of_content(chat, n)
+    if content == "messages":
+        return content
     return f"{content}[{k}]" if inner is None else f"{content}[{k}].content[{inner}]"
 
 
@@ -421,23 +415,6 @@ def _sampling(chat: Chat) -> dict[str, Any]:
     """As a caller of this API said it."""
     told = {"temperature": chat.temperature, "top_p": chat.top_p, "top_k": chat.top_k}
     return {name: value for name, value in told.items() if value is not None}
-
-
-def _write_thinking(reasoning: Reasoning) -> dict[str, Any]:
-    """`thinking`, of a caller of this API."""
-    thinking: dict[str, Any] = {}
-    budget = reasoning.budget
-    if budget is None:
-        return thinking
-    if budget == 0:
-        thinking["type"] = "disabled"
-    elif budget < 0:
-        thinking["type"] = "adaptive"
-    else:
-        thinking = {"type": "enabled", "budget_tokens": budget}
-    if reasoning.shown is not None:
-        thinking["display"] = "summarized" if reasoning.shown else "omitted"
-    return thinking
 
 
 def _no_place(chat: Chat, lost: Lost) -> None:

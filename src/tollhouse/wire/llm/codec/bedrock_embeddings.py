@@ -10,8 +10,8 @@ import msgspec
 
 from tollhouse.core.call import Usage
 from tollhouse.wire.llm.codec import Lost, misread
-from tollhouse.wire.llm.codec.embeddings import EmbeddingCodec, encoded, lose
-from tollhouse.wire.llm.codec.reading import put_back
+from tollhouse.wire.llm.codec.embeddings import EmbeddingCodec, lose
+from tollhouse.wire.llm.codec.reading import encoded, put_back
 from tollhouse.wire.llm.embedding import Embedded, Embedding, inexpressible
 from tollhouse.wire.llm.usage import count_in
 
@@ -53,17 +53,7 @@ _cohere = msgspec.json.Decoder(_Cohere).decode
 _cohere_by_type = msgspec.json.Decoder(_ByType).decode
 
 
-class _InvokeCodec(EmbeddingCodec):
-    __slots__ = ()
-
-    def decode(self, fields: dict[str, Raw], *, model: str, stream: bool) -> Embedding:
-        raise NotImplementedError  # nobody asks the gateway in it
-
-    def encode_answer(self, answer: Embedded, chat: Embedding) -> bytes:
-        raise NotImplementedError
-
-
-class TitanEmbedCodec(_InvokeCodec):
+class TitanEmbedCodec(EmbeddingCodec):
     """Amazon Titan Text Embeddings."""
 
     __slots__ = ()
@@ -91,7 +81,7 @@ class TitanEmbedCodec(_InvokeCodec):
         return Embedded([told.embedding], usage=None if tokens is None else Usage(tokens))
 
 
-class CohereEmbedCodec(_InvokeCodec):
+class CohereEmbedCodec(EmbeddingCodec):
     """Cohere Embed, versions 3 and 4."""
 
     __slots__ = ()

@@ -11,9 +11,9 @@ from typing import Any
 
 from tollhouse.wire.llm.codec import Lost
 from tollhouse.wire.llm.codec.effort import budget_of, effort_of
-from tollhouse.wire.llm.model import Chat, Thinking, ToolCall, ToolResult
+from tollhouse.wire.llm.model import Chat, Reasoning, Thinking, ToolCall, ToolResult
 
-__all__ = ["Thought", "Version", "sampling", "version_of", "written_thinking"]
+__all__ = ["Thought", "Version", "asked_thinking", "sampling", "version_of", "written_thinking"]
 
 Version = tuple[int, int]
 """Major and minor: (4, 5)."""
@@ -53,6 +53,23 @@ class Thought:
     @property
     def thinks(self) -> bool:
         return bool(self.form) and self.form["type"] != "disabled"
+
+
+def asked_thinking(reasoning: Reasoning) -> dict[str, Any]:
+    """`thinking` as a caller said it who has that word; {} for none."""
+    thinking: dict[str, Any] = {}
+    budget = reasoning.budget
+    if budget is None:
+        return thinking
+    if budget == 0:
+        thinking["type"] = "disabled"
+    elif budget < 0:
+        thinking["type"] = "adaptive"
+    else:
+        thinking = {"type": "enabled", "budget_tokens": budget}
+    if reasoning.shown is not None:
+        thinking["display"] = "summarized" if reasoning.shown else "omitted"
+    return thinking
 
 
 def written_thinking(chat: Chat, version: Version, lost: Lost) -> Thought:

@@ -16,12 +16,12 @@ import msgspec
 
 from tollhouse.core.call import Usage
 from tollhouse.wire.llm.codec import Codec, Lost, StreamDecoder, StreamEncoder, misread
-from tollhouse.wire.llm.codec.claude import Thought, sampling, version_of, written_thinking
+from tollhouse.wire.llm.codec.claude import Thought, asked_thinking, sampling, version_of, written_thinking
 from tollhouse.wire.llm.codec.converse_parts import PartWriter, marker, read_marker, read_parts
 from tollhouse.wire.llm.codec.converse_stream import ConverseDecoder, ConverseEncoder, stop_sequence
 from tollhouse.wire.llm.codec.effort import effort_of
-from tollhouse.wire.llm.codec.places import Turns, named
-from tollhouse.wire.llm.codec.reading import Fields, put_back, written
+from tollhouse.wire.llm.codec.places import Turns, named, place_of_content, place_of_turn
+from tollhouse.wire.llm.codec.reading import Fields, encoded, put_back, written
 from tollhouse.wire.llm.model import (
     Answer,
     Chat,
@@ -179,13 +179,13 @@ class ConverseCodec(Codec):
             body["additionalModelResponseFieldPaths"] = ["/stop_sequence"]
         _no_place(chat, body, lost)
         put_back(body, chat.extra, own, lost, "")
-        return {name: value if isinstance(value, Raw) else Raw(_encode(value)) for name, value in body.items()}
+        return encoded(body)
 
     def place(self, chat: Chat, place: str) -> str:
         effort = chat.reasoning is not None and chat.reasoning.budget is None
         fields = {**_PLACES, "reasoning": _PLACES["reasoning.effort"]} if effort else _PLACES
         return named(
-            place, fields, partial(_place_of_turn, chat), partial(_place_of_block, chat), partial(_place_of_tool, chat)
+            place, fields, partial(place_of_turn, chat), partial(_place_of_block, chat), partial(_place_of_tool, chat)
         )
 
     # ---- answers
@@ -348,16 +348,10 @@ def _read_output(f: Fields, chat: Chat) -> None:
     chat.format.extra = schema.rest()
 
 
-def _place_of_turn(chat: Chat, n: int) -> str:
-    messages = chat.messages
-    return messages.wheres[n][:-1] if isinstance(messages, Turns) and n < len(messages.wheres) else "messages"
-
-
 def _place_of_block(chat: Chat, n: int, k: int, inner: int | None) -> str:
-    where = _place_of_turn(chat, n)
-    if where == "messages":
-        return where
-    content = where if where == "system" else f"{where}.content"
+    content = place_of_content(chat, n)
+    if content == "messages":
+        return content
     parts = chat.messages[n].parts
     block = f"{content}[{k + sum(map(_has_marker, parts[:k]))}]"
     return block if inner is None else f"{block}.toolResult.content[{inner}]"
@@ -563,7 +557,9 @@ def _write_reasoning(
     if own:
         if effort is not None:
             output["effort"] = effort
-        _write_thinking(additional, budget, reasoning.shown)
+        thinking = asked_thinking(reasoning)
+        if thinking:
+            additional["thinking"] = thinking
     else:
         if effort is None and budget is not None and budget >= 0:
             effort = effort_of(budget)
@@ -580,22 +576,6 @@ def _write_reasoning(
             else:
                 output["effort"] = word
     put_back(additional, reasoning.extra, own, lost, "reasoning.")
-
-
-def _write_thinking(additional: dict[str, Any], budget: int | None, shown: bool | None) -> None:
-    """Anthropic's form, of a caller of this API."""
-    if budget is None:
-        return
-    thinking: dict[str, Any]
-    if budget == 0:
-        thinking = {"type": "disabled"}
-    elif budget < 0:
-        thinking = {"type": "adaptive"}
-    else:
-        thinking = {"type": "enabled", "budget_tokens": budget}
-    if shown is not None:
-        thinking["display"] = "summarized" if shown else "omitted"
-    additional["thinking"] = thinking
 
 
 def _no_place(chat: Chat, body: dict[str, Any], lost: Lost) -> None:

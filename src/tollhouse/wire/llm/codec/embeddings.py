@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 import msgspec
 
 from tollhouse.wire.llm.codec import Codec, Lost, StreamDecoder, StreamEncoder, misread, unreadable
-from tollhouse.wire.llm.codec.reading import Fields, put_back
+from tollhouse.wire.llm.codec.reading import Fields, encoded, put_back
 from tollhouse.wire.llm.embedding import Embedded, Embedding
 from tollhouse.wire.llm.model import Event
 from tollhouse.wire.llm.usage import ChatUsage, counted
 
-__all__ = ["EmbeddingCodec", "OpenAIEmbeddingsCodec", "encoded", "lose"]
+__all__ = ["EmbeddingCodec", "OpenAIEmbeddingsCodec", "lose"]
 
 Raw = msgspec.Raw
 _ABSENT = Raw()  # a union with Raw does not decode
@@ -61,6 +61,12 @@ class EmbeddingCodec(Codec):
     __slots__ = ()
 
     kind = "embeddings"
+
+    def decode(self, fields: dict[str, Raw], *, model: str, stream: bool) -> Embedding:
+        raise NotImplementedError  # nobody asks the gateway in one of a provider's own
+
+    def encode_answer(self, answer: Embedded, chat: Embedding) -> bytes:
+        raise NotImplementedError
 
     def decoder(self) -> StreamDecoder:
         return _NoStream()
@@ -150,11 +156,6 @@ class OpenAIEmbeddingsCodec(EmbeddingCodec):
 
 
 _answer = msgspec.json.Decoder(_Answer).decode
-
-
-def encoded(body: Mapping[str, Any]) -> dict[str, Raw]:
-    """Each field as JSON."""
-    return {name: value if isinstance(value, Raw) else Raw(_encode(value)) for name, value in body.items()}
 
 
 def lose(

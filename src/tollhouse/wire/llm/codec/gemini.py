@@ -29,7 +29,7 @@ from tollhouse.wire.llm.codec.gemini_parts import (
 from tollhouse.wire.llm.codec.gemini_schema import json_schema
 from tollhouse.wire.llm.codec.gemini_stream import GenerateDecoder, GenerateEncoder
 from tollhouse.wire.llm.codec.places import Turns, named
-from tollhouse.wire.llm.codec.reading import Fields, put_back, written
+from tollhouse.wire.llm.codec.reading import Fields, encoded, put_back, written
 from tollhouse.wire.llm.model import (
     Answer,
     Chat,
@@ -44,7 +44,6 @@ __all__ = ["GeminiCodec"]
 
 Raw = msgspec.Raw
 
-_encode = msgspec.json.Encoder().encode
 _object = msgspec.json.Decoder(dict[str, Raw]).decode
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -150,7 +149,7 @@ class GeminiCodec(Codec):
         if chat.user is not None:
             lost.add("user")
         put_back(body, chat.extra, own, lost, "")
-        return {name: value if isinstance(value, Raw) else Raw(_encode(value)) for name, value in body.items()}
+        return encoded(body)
 
     def place(self, chat: Chat, place: str) -> str:
         return named(

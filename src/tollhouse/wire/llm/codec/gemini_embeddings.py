@@ -13,9 +13,10 @@ import msgspec
 
 from tollhouse.core.call import Usage
 from tollhouse.wire.llm.codec import Lost, misread
-from tollhouse.wire.llm.codec.embeddings import EmbeddingCodec, encoded, lose
-from tollhouse.wire.llm.codec.reading import Fields, put_back
+from tollhouse.wire.llm.codec.embeddings import EmbeddingCodec, lose
+from tollhouse.wire.llm.codec.reading import Fields, encoded, put_back
 from tollhouse.wire.llm.embedding import Embedded, Embedding, inexpressible
+from tollhouse.wire.llm.gemini import resource
 from tollhouse.wire.llm.usage import GeminiUsage, count_in, counted
 
 __all__ = [
@@ -86,12 +87,6 @@ class _GoogleCodec(EmbeddingCodec):
 
     quiet: ClassVar[Mapping[str, tuple[bytes, ...]]] = {"autoTruncate": (b"true",)}
 
-    def decode(self, fields: dict[str, Raw], *, model: str, stream: bool) -> Embedding:
-        raise NotImplementedError  # nobody asks the gateway in it
-
-    def encode_answer(self, answer: Embedded, chat: Embedding) -> bytes:
-        raise NotImplementedError
-
 
 class GeminiEmbedCodec(_GoogleCodec):
     """`models/{model}:embedContent`."""
@@ -109,7 +104,7 @@ class GeminiEmbedCodec(_GoogleCodec):
         return asked
 
     def encode(self, chat: Embedding, lost: Lost, *, model: str, max_output: int) -> dict[str, Raw]:
-        body = {"model": _resource(model), **_request(_alone(chat)), **_options(chat)}
+        body = {"model": resource(model), **_request(_alone(chat)), **_options(chat)}
         _lose(chat, lost, body, chat.dialect == self.name)
         return encoded(body)
 
@@ -149,7 +144,7 @@ class GeminiBatchEmbedCodec(_GoogleCodec):
         return asked
 
     def encode(self, chat: Embedding, lost: Lost, *, model: str, max_output: int) -> dict[str, Raw]:
-        name = _resource(model)
+        name = resource(model)
         options = _options(chat)
         body = {"requests": [{"model": name, **_request(text), **options} for text in chat.texts()]}
         _lose(chat, lost, body, chat.dialect == self.name)
@@ -325,10 +320,6 @@ def _config(chat: Embedding) -> dict[str, Any]:
 
 def _word(purpose: str) -> str:
     return _WORDS.get(purpose, purpose.upper())
-
-
-def _resource(model: str) -> str:
-    return model if model.startswith(("models/", "tunedModels/")) else "models/" + model
 
 
 def _lose(chat: Embedding, lost: Lost, body: dict[str, Any], own: bool) -> None:

@@ -19,14 +19,12 @@ from tollhouse.wire.llm.codec.openai_chat_answer import read_answer, write_answe
 from tollhouse.wire.llm.codec.openai_chat_messages import place_of_part, read_messages, write_messages
 from tollhouse.wire.llm.codec.openai_chat_stream import ChatDecoder, ChatEncoder
 from tollhouse.wire.llm.codec.places import named
-from tollhouse.wire.llm.codec.reading import Fields, cache_control, is_utf8, put_back, read_cache
+from tollhouse.wire.llm.codec.reading import Fields, cache_control, encoded, is_utf8, put_back, read_cache
 from tollhouse.wire.llm.model import Answer, Chat, Format, OpaqueTool, Reasoning, Tool, ToolChoice
 
 __all__ = ["OpenAIChatCodec"]
 
 Raw = msgspec.Raw
-
-_encode = msgspec.json.Encoder().encode
 
 _NUMBERS = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
 _ABSENT = Raw()
@@ -128,7 +126,7 @@ class OpenAIChatCodec(Codec):
             else:
                 lost.add("top_k")
         put_back(body, chat.extra, own, lost, "")
-        return {name: value if isinstance(value, Raw) else Raw(_encode(value)) for name, value in body.items()}
+        return encoded(body)
 
     def place(self, chat: Chat, place: str) -> str:
         name = named(place, _PLACES, "messages[{}]".format, partial(place_of_part, chat))

@@ -19,7 +19,7 @@ from tollhouse.wire.llm.codec.openai_responses_encoder import ResponsesEncoder
 from tollhouse.wire.llm.codec.openai_responses_items import place_of_message, place_of_part, read_items, write_items
 from tollhouse.wire.llm.codec.openai_responses_stream import ResponsesDecoder
 from tollhouse.wire.llm.codec.places import named
-from tollhouse.wire.llm.codec.reading import Fields, put_back, written
+from tollhouse.wire.llm.codec.reading import Fields, encoded, put_back, written
 from tollhouse.wire.llm.model import (
     Answer,
     Chat,
@@ -36,8 +36,6 @@ from tollhouse.wire.llm.model import (
 __all__ = ["OpenAIResponsesCodec", "ResponsesChat"]
 
 Raw = msgspec.Raw
-
-_encode = msgspec.json.Encoder().encode
 
 _STORED = ("prompt", "previous_response_id", "conversation")  # what may stand in place of `input`
 _LOGPROBS = "message.output_text.logprobs"
@@ -135,7 +133,7 @@ class OpenAIResponsesCodec(Codec):
         if chat.stream:
             body["stream"] = True
         body.update(_settings(chat, lost))
-        return {name: value if isinstance(value, Raw) else Raw(_encode(value)) for name, value in body.items()}
+        return encoded(body)
 
     def place(self, chat: Chat, place: str) -> str:
         return named(place, _PLACES, partial(place_of_message, chat), partial(place_of_part, chat))

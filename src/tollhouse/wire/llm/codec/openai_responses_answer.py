@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 
-from tollhouse.core.call import Usage
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.wire.llm.codec import Lost, misread
 from tollhouse.wire.llm.codec.openai_responses_items import (
@@ -35,13 +34,12 @@ from tollhouse.wire.llm.model import (
     Thinking,
     ToolCall,
 )
-from tollhouse.wire.llm.usage import ResponsesUsage, tiered
+from tollhouse.wire.llm.usage import ResponsesUsage, counted, tiered
 
 __all__ = [
     "STOPS",
     "Ids",
     "closing",
-    "counted",
     "decode_response",
     "encode_response",
     "finished_item",
@@ -73,16 +71,6 @@ _SUFFIX = 40  # characters of an answer's id in those of its items: they may hav
 def status_of(code: str) -> int:
     """The HTTP status that an error's code stands for."""
     return 429 if code == _LIMITED else 502
-
-
-def counted(raw: Raw | None) -> Usage | None:
-    """`usage`; None where it says nothing that can be read."""
-    if raw is None:
-        return None
-    try:
-        return _usage(raw).normal()
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
 
 
 class Ids:
@@ -133,7 +121,9 @@ def decode_response(body: bytes) -> Answer:
     choice.stop, choice.detail = stopped(status, reason, choice.parts)
     answer = Answer("responses", f.text("id") or "", f.text("model") or "", [choice])
     answer.created = int(f.number("created_at") or 0)
-    answer.usage = counted(f.raw("usage"))
+    usage = f.raw("usage")
+    if usage is not None:
+        answer.usage = counted(_usage, usage)
     f.raw("object")
     extra = f.rest() or {}
     if "service_tier" in extra:

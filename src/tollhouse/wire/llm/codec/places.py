@@ -7,9 +7,9 @@ only ("messages[2].parts[0].citations"); each codec has a table, and says where 
 import re
 from collections.abc import Callable, Iterable, Mapping
 
-from tollhouse.wire.llm.model import Message
+from tollhouse.wire.llm.model import Chat, Message
 
-__all__ = ["Items", "Turns", "named"]
+__all__ = ["Items", "Turns", "named", "place_of_content", "place_of_turn"]
 
 _PART = re.compile(r"messages\[(\d+)\](?:\.parts\[(\d+)\](?:\.parts\[(\d+)\])?)?")
 _TOOL = re.compile(r"tools\[(\d+)\]")
@@ -34,6 +34,18 @@ class Items(list[Message]):
     def __init__(self, messages: Iterable[Message], wheres: list[list[str]]) -> None:
         super().__init__(messages)
         self.wheres = wheres
+
+
+def place_of_turn(chat: Chat, n: int) -> str:
+    """Where the message `n` stood; "messages" where that is not known."""
+    messages = chat.messages
+    return messages.wheres[n][:-1] if isinstance(messages, Turns) and n < len(messages.wheres) else "messages"
+
+
+def place_of_content(chat: Chat, n: int) -> str:
+    """The same of its blocks, for an API that has them in `content`, and those of instructions in `system`."""
+    where = place_of_turn(chat, n)
+    return where if where in ("messages", "system") else f"{where}.content"
 
 
 def named(

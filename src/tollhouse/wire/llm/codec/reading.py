@@ -5,7 +5,7 @@ Rule: a wrong type is said with the field's full name, once, in the words of JSO
 
 import re
 from binascii import a2b_base64
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from typing import Any, NoReturn, TypeVar, cast
 
 import msgspec
@@ -13,11 +13,13 @@ import msgspec
 from tollhouse.core.errors import Failure
 from tollhouse.wire.llm.codec import Lost, invalid
 from tollhouse.wire.llm.model import Cache, Extra
+from tollhouse.wire.llm.reader import is_text
 
 __all__ = [
     "MOST",
     "Fields",
     "cache_control",
+    "encoded",
     "file_name",
     "is_base64",
     "is_utf8",
@@ -56,6 +58,11 @@ _encode = msgspec.json.Encoder().encode
 def written(value: Any) -> Raw:
     """A value as JSON."""
     return Raw(_encode(value))
+
+
+def encoded(body: Mapping[str, Any]) -> dict[str, Raw]:
+    """Each field as JSON."""
+    return {name: value if isinstance(value, Raw) else Raw(_encode(value)) for name, value in body.items()}
 
 
 def legible(value: Raw) -> str:
@@ -111,13 +118,7 @@ def is_base64(text: str) -> bool:
 def is_utf8(raw: Raw) -> bool:
     """JSON that nobody has read may be anything."""
     value = bytes(raw)
-    if value.isascii():
-        return True
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+    return value.isascii() or is_text(value)
 
 
 def text_in(data: str) -> str | None:

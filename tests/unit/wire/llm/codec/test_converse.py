@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.strategies.forms import raw
 
 from tollhouse.core.call import Usage
 from tollhouse.core.errors import Failure
@@ -55,10 +56,6 @@ SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "require
 
 def encoded(value: Any) -> bytes:
     return msgspec.json.encode(value)
-
-
-def raw(value: Any) -> Raw:
-    return Raw(encoded(value))
 
 
 def fields(body: dict[str, Any]) -> dict[str, Raw]:

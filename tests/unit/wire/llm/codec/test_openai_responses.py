@@ -1,14 +1,13 @@
 """OpenAI responses: the documented forms and the neutral model, both ways."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.strategies.forms import changed, plain, raw, refused
 
 from tollhouse.core.call import Usage
 from tollhouse.core.errors import Failure
@@ -59,24 +58,6 @@ Raw = msgspec.Raw
 CODEC = OpenAIResponsesCodec()
 HI = [Message("user", [Text("hi")])]
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
-
-
-def raw(value: Any) -> Raw:
-    return Raw(msgspec.json.encode(value))
-
-
-def plain(value: Any) -> Any:
-    """For comparison: raw JSON is its value, and None says nothing."""
-    if isinstance(value, Raw):
-        return msgspec.json.decode(value)
-    if isinstance(value, msgspec.Struct):
-        fields = {name: plain(getattr(value, name)) for name in value.__struct_fields__}
-        return {"": type(value).__name__, **{name: v for name, v in fields.items() if v is not None}}
-    if isinstance(value, dict):
-        return {name: plain(v) for name, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    return value
 
 
 def decode(body: dict[str, Any]) -> ResponsesChat:
@@ -1390,28 +1371,6 @@ def places(value: Any, at_: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         found += places(inner, (*at_, key))
     return found
-
-
-@contextmanager
-def refused(*statuses: int) -> Iterator[None]:
-    """What is done may be refused so, and fail in no other way."""
-    try:
-        yield
-    except Failure as failure:
-        if failure.status not in statuses:
-            raise
-
-
-def changed(value: Any, place: tuple[Any, ...], new: Any) -> Any:
-    value = json.loads(json.dumps(value))
-    inner = value
-    for key in place[:-1]:
-        inner = inner[key]
-    if new is ...:
-        del inner[place[-1]]
-    else:
-        inner[place[-1]] = new
-    return value
 
 
 ALL: dict[str, Any] = {"model": "m"}
