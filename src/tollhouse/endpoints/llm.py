@@ -10,7 +10,7 @@ from tollhouse.core.call import ModelCall
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Ending, Request, Response, Sink, Source
 from tollhouse.core.reply import Reply
-from tollhouse.endpoints.models import LONGEST, Admit, Models, Permitted, apart, unknown_model
+from tollhouse.endpoints.models import Admit, Models, Permitted, refusal_of
 from tollhouse.wire.llm.dialect import Dialect
 
 __all__ = ["Begun", "LLMEndpoint", "Locate", "PathEndpoint", "tapped"]
@@ -83,11 +83,7 @@ class LLMEndpoint:
         name = context.model_asked = asked.model
         model = self._models.find(name)
         if model is None:
-            context.model_asked = name[:LONGEST]
-            if self._admit is not None:
-                await self._admit(apart(request))
-            principal = context.principal
-            raise unknown_model(self._models, name, lambda n: self._permitted(principal, n))
+            raise await refusal_of(name, self._models, request, self._permitted, self._admit)
         if model.aliases:
             name = context.model_asked = self._models.own(name)
         reply = await model.handler(

@@ -86,7 +86,7 @@ class McpEndpoint(Methods):
         try:
             message = jsonrpc.decode(body)
             id = bytes(message.id) or id
-            version = headers.get(b"mcp-protocol-version", b"").decode("latin-1")
+            version = _version(headers)
             method = message.method
             if len(method) > LONGEST_METHOD:
                 what = f"there is no method of more than {LONGEST_METHOD} characters"
@@ -170,6 +170,11 @@ class McpEndpoint(Methods):
         session = self._sessions.find(id.decode("latin-1"), _principal(principal), self.path)
         return None if session is None else self._entered(session)
 
+    async def _there(self, headers: dict[bytes, bytes], principal: Any) -> Session:
+        """The session that the headers name, in memory or not. Raises Refused."""
+        session = self._session(headers, _version(headers), principal)
+        return await self._load(headers, principal) if session is None else session
+
     def _entered(self, session: Session) -> Session:
         session.touch()
         session.servers = self._names
@@ -188,11 +193,10 @@ class McpEndpoint(Methods):
         context = request.context
         context.mcp_method = "batch"
         try:
-            version = headers.get(b"mcp-protocol-version", b"").decode("latin-1")
+            version = _version(headers)
             session = None
             if not revisions.is_new(version):
-                session = self._session(headers, version, context.principal)
-                session = session or await self._load(headers, context.principal)
+                session = await self._there(headers, context.principal)
             if session is None or session.revision != revisions.BATCHING:
                 what = "a batch is not accepted: send one JSON-RPC message a request"
                 raise Refused(jsonrpc.INVALID_REQUEST, what, status=400)
@@ -257,9 +261,7 @@ class McpEndpoint(Methods):
         if not self._accepted.of(headers.get(b"accept"))[1]:
             return plain(406, "accept text/event-stream")
         try:
-            version = headers.get(b"mcp-protocol-version", b"").decode("latin-1")
-            session = self._session(headers, version, request.context.principal)
-            session = session or await self._load(headers, request.context.principal)
+            session = await self._there(headers, request.context.principal)
         except Refused as refused:
             return refusal(b"null", refused.code, refused.message, refused.data, refused.status or 400)
         last = headers.get(b"last-event-id")
@@ -283,9 +285,7 @@ class McpEndpoint(Methods):
 
     async def _delete(self, request: Request, headers: dict[bytes, bytes]) -> Response:
         try:
-            version = headers.get(b"mcp-protocol-version", b"").decode("latin-1")
-            session = self._session(headers, version, request.context.principal)
-            session = session or await self._load(headers, request.context.principal)
+            session = await self._there(headers, request.context.principal)
         except Refused as refused:
             return refusal(b"null", refused.code, refused.message, refused.data, refused.status or 400)
         await self._sessions.ended(session)
@@ -357,6 +357,10 @@ async def _read_on(upstream: Upstream, left: Left, call: ToolCall) -> Reply:
             raise
         log.info("mcp: %s: a call is made again: %s", call.server, failure.message)
     return await upstream.handle(call)
+
+
+def _version(headers: dict[bytes, bytes]) -> str:
+    return headers.get(b"mcp-protocol-version", b"").decode("latin-1")
 
 
 def _principal(principal: Any) -> str:

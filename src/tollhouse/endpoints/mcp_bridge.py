@@ -7,7 +7,6 @@ only when it is sealed here, for this caller, at this endpoint, for exactly this
 """
 
 import asyncio
-import hashlib
 import logging
 import secrets
 import time
@@ -25,16 +24,17 @@ from tollhouse.core.handler import Handler
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp_handover import Gone, HandOver, Refusal
 from tollhouse.endpoints.mcp_held import HeldCall, Leg
+from tollhouse.endpoints.mcp_ids import tag_of
 from tollhouse.endpoints.mcp_listen import final
 from tollhouse.endpoints.mcp_lists import Server
 from tollhouse.endpoints.mcp_peers import Peers
-from tollhouse.endpoints.mcp_request import Refused
+from tollhouse.endpoints.mcp_request import JSON, Refused, must_allow
 from tollhouse.endpoints.mcp_rounds import Rounds
 from tollhouse.endpoints.mcp_task_result import TaskResult
 from tollhouse.endpoints.mcp_tasks import Tasks
 from tollhouse.store.base import State
 from tollhouse.wire import jsonrpc
-from tollhouse.wire.mcp import mrtr, revisions, tasks
+from tollhouse.wire.mcp import mrtr, tasks
 from tollhouse.wire.mcp.capabilities import Profiles
 from tollhouse.wire.mcp.catalogue import KINDS
 from tollhouse.wire.mcp.sealed import Seals, Unsealed
@@ -43,7 +43,6 @@ __all__ = ["Bridge", "Retry"]
 
 log = logging.getLogger("tollhouse.endpoints.mcp")
 
-_JSON = [(b"content-type", b"application/json")]
 _KIND = "r"
 _REMEMBERED = 8 << 10  # bytes of earlier answers that a state carries
 _LOOK = 0.1
@@ -150,13 +149,10 @@ class Bridge:
         need = mrtr.need_input(call.method, result)
         if need is None:
             return result
-        lacking = mrtr.requires(call.profile, need.requests)
-        if lacking:
-            what = f"{call.server}: the server needs input that the client did not say it can give"
-            raise Refused(revisions.MISSING_CAPABILITY, what, {"requiredCapabilities": lacking})
+        must_allow(call.profile, need.requests, f"{call.server}: the server")
         fields: dict[str, Any] = dict(jsonrpc.decode_fields(result))
         fields["requestState"] = self._seal(
-            call.principal,
+            _id(call.principal),
             mrtr.RequestState(
                 endpoint=endpoint,
                 server=call.server,
@@ -187,7 +183,7 @@ class Bridge:
             id = tasks.task_id(task) if task is not None else None
             if id is None:  # an error, or a result after all
                 told = jsonrpc.failed(1, message.error) if len(message.error) else jsonrpc.result(1, message.result)
-                return Reply(200, _JSON, told)
+                return Reply(200, [JSON], told)
             call.method, call.name = "tasks/result", id
             call.params = {"taskId": msgspec.Raw(msgspec.json.encode(id))}
             return await handle(call)
@@ -202,10 +198,7 @@ class Bridge:
         if not wanted:
             return None
         requests = {f"url-{number}": request for number, (_, request) in enumerate(wanted, 1)}
-        lacking = mrtr.requires(call.profile, requests)
-        if lacking:
-            what = f"{call.server}: the server needs input that the client did not say it can give"
-            raise Refused(revisions.MISSING_CAPABILITY, what, {"requiredCapabilities": lacking})
+        must_allow(call.profile, requests, f"{call.server}: the server")
         ids = msgspec.json.encode([id for id, _ in wanted]).decode()
         state = mrtr.RequestState(
             endpoint=endpoint,
@@ -220,7 +213,7 @@ class Bridge:
             questions=dict.fromkeys(requests, b""),
             inner=ids,
         )
-        return mrtr.render(requests, self._seal(call.principal, state))
+        return mrtr.render(requests, self._seal(_id(call.principal), state))
 
     async def _after_urls(
         self, state: mrtr.RequestState, answers: dict[str, msgspec.Raw], server: Server, call: ToolCall
@@ -228,7 +221,7 @@ class Bridge:
         """The user was sent to the URLs: make the call again, once the server says that it is done there, or soon."""
         for key in state.questions:
             if jsonrpc.decode_string(jsonrpc.decode_fields(answers.get(key, b"")).get("action")) != "accept":
-                return Reply(200, _JSON, jsonrpc.error(0, jsonrpc.INTERNAL_ERROR, "the user did not open the URL"))
+                return Reply(200, [JSON], jsonrpc.error(0, jsonrpc.INTERNAL_ERROR, "the user did not open the URL"))
         ids = msgspec.json.decode(state.inner or "[]", type=list[str])
         await server.upstream.wait_elicited(ids, _ELICITED)
         call.resume = None
@@ -266,9 +259,7 @@ class Bridge:
             if responses is not None:
                 params["inputResponses"] = responses
             return Retry(state.round)
-        known = dict(state.answers)
-        known.update((digest, bytes(answers[key])) for key, digest in state.questions.items() if key in answers)
-        return Retry(state.round, partial(self._resume, state, answers, known, server), known)
+        return Retry(state.round, partial(self._resume, state, answers, server), _known(state, answers))
 
     def _open(
         self, token: msgspec.Raw, principal: Principal | None, endpoint: str, server: str, method: str, name: str,
@@ -281,7 +272,7 @@ class Bridge:
             state = self.seals.open(_KIND, text, mrtr.RequestState)
             if state.endpoint != endpoint or state.server != server:
                 raise Unsealed("it is of another endpoint or server")
-            if state.principal != _tag(principal):
+            if state.principal != tag_of(_id(principal)):
                 raise Unsealed("it is another caller's")
             if state.bound != mrtr.binding(method, server, name, params.get("arguments", b"")):
                 raise Unsealed("it is of another request")
@@ -293,12 +284,7 @@ class Bridge:
         return state
 
     async def _resume(
-        self,
-        state: mrtr.RequestState,
-        answers: dict[str, msgspec.Raw],
-        known: dict[bytes, bytes],
-        server: Server,
-        call: ToolCall,
+        self, state: mrtr.RequestState, answers: dict[str, msgspec.Raw], server: Server, call: ToolCall
     ) -> Reply:
         """In the place of the server: the call goes on where it is held, or where its server still works at it, or
         begins again where it may."""
@@ -311,7 +297,7 @@ class Bridge:
                 if reply is not None:
                     return reply
             else:
-                rescue = partial(self._take_over, state, answers, known, server, call)
+                rescue = partial(self._take_over, state, answers, server, call)
                 try:
                     distant = await self._hand_over.ask(
                         state.owner, state.call, state.round, state.nonce, answers, self._peers.lives, rescue
@@ -334,14 +320,13 @@ class Bridge:
         finally:
             call.context.upstream_ended = monotonic()
         if left and state.place:
-            return await self._adopt(state, answers, known, server, call)
+            return await self._adopt(state, answers, server, call)
         return await self._again(state, server, call, ended)
 
     async def _take_over(
         self,
         state: mrtr.RequestState,
         answers: dict[str, msgspec.Raw],
-        known: dict[bytes, bytes],
         server: Server,
         call: ToolCall,
         failure: Failure,
@@ -350,16 +335,11 @@ class Bridge:
         if not await self._claimed(state.nonce):
             raise failure
         if state.place:
-            return await self._adopt(state, answers, known, server, call)
+            return await self._adopt(state, answers, server, call)
         return await self._again(state, server, call, failure)
 
     async def _adopt(
-        self,
-        state: mrtr.RequestState,
-        answers: dict[str, msgspec.Raw],
-        known: dict[bytes, bytes],
-        server: Server,
-        call: ToolCall,
+        self, state: mrtr.RequestState, answers: dict[str, msgspec.Raw], server: Server, call: ToolCall
     ) -> Reply:
         """The server works at the call, or has ended it: take its answer over. Nothing runs twice."""
         call.resume = None
@@ -374,7 +354,7 @@ class Bridge:
             reply,
             endpoint=state.endpoint,
             bound=state.bound,
-            known=dict(known),
+            known=_known(state, answers),
             bridged=server.bridged,
         )
         try:
@@ -437,8 +417,8 @@ class Bridge:
             self._spent.pop(next(iter(self._spent)))
         self._spent[nonce] = None
 
-    def _seal(self, principal: Principal | None, state: mrtr.RequestState) -> str:
-        state.principal = _tag(principal)
+    def _seal(self, principal: str, state: mrtr.RequestState) -> str:
+        state.principal = tag_of(principal)
         state.expires = int(self._now() + self.timeout + _GRACE)
         return self.seals.seal(_KIND, state)
 
@@ -463,8 +443,8 @@ class Bridge:
             call=held.id,
             round=held.round,
             nonce=held.nonce,
-            expires=int(self._now() + self.timeout + _GRACE),
-            principal=_tag_of(held.principal),
+            expires=0,
+            principal=b"",
             bound=held.bound,
             questions={key: mrtr.question(request) for key, request in questions.items()},
         )
@@ -474,7 +454,7 @@ class Bridge:
             state.place = held.place
             if state.place:
                 state.asked = held.asked(_CARRIED)
-        return mrtr.render(questions, self.seals.seal(_KIND, state))
+        return mrtr.render(questions, self._seal(held.principal, state))
 
     def let_go(self, held: HeldCall) -> None:
         if self._held.pop(held.id, None) is not None:
@@ -517,9 +497,12 @@ def _bound(call: ToolCall) -> bytes:
     return mrtr.binding(call.method, call.server, call.name, call.arguments)
 
 
-def _tag(principal: Principal | None) -> bytes:
-    return _tag_of(principal.id if principal is not None else "")
+def _known(state: mrtr.RequestState, answers: dict[str, msgspec.Raw]) -> dict[bytes, bytes]:
+    """All answers that there are by now, by the digest of their question."""
+    known = dict(state.answers)
+    known.update((digest, bytes(answers[key])) for key, digest in state.questions.items() if key in answers)
+    return known
 
 
-def _tag_of(principal: str) -> bytes:
-    return hashlib.blake2b(principal.encode(), digest_size=16, person=b"mcp principal").digest()
+def _id(principal: Principal | None) -> str:
+    return principal.id if principal is not None else ""

@@ -25,7 +25,7 @@ from tollhouse.wire.mcp.catalogue import Kind
 from tollhouse.wire.mcp.messages import Translation
 from tollhouse.wire.mcp.mrtr import METHODS
 
-__all__ = ["put"]
+__all__ = ["begin", "interrupted", "over", "put"]
 
 
 async def put(
@@ -39,7 +39,7 @@ async def put(
     context = request.context
     context.server = context.backend = server.name
     upstream = server.upstream
-    known = upstream.known(kind, session, asking.profile & ~TASKS, context.principal) or upstream.known(kind, None)
+    known = upstream.known(kind, session, asking.lists, context.principal) or upstream.known(kind, None)
     entry = known.index.get(original) if known is not None else None
     if asking.method == "tools/call":
         context.tool = original
@@ -96,9 +96,7 @@ async def put(
     if asking.task and asking.method == "tasks/result":
         asking.translation.method, asking.translation.related = "tools/call", asking.task
     chain = (server.tools.get(original) if server.tools and asking.method == "tools/call" else None) or server.chain
-    in_flight = None
-    if session is not None:
-        in_flight = session.calls[asking.id] = InFlight(asyncio.current_task())
+    in_flight = begin(asking)
     streams = False
     try:
         reply = await chain(call)
@@ -112,33 +110,29 @@ async def put(
         try:
             if reply.source is not None:
                 response = _stream(asking, reply, in_flight, clock)
-                if context.integrity:
-                    response.headers.append(_doubtful(context.integrity))
                 streams = True
-                return response
-            data = reply.first
-            for tap in reply.taps or ():
-                data = tap(data)
-            body, code = asking.first(data)
+            else:
+                data = reply.first
+                for tap in reply.taps or ():
+                    data = tap(data)
+                body, code = asking.first(data)
+                status = revisions.status_of(code, new=asking.new) if code else 200
+                response = Response(status, [JSON], body, reason=Reason.UPSTREAM, ends=reply.ends)
         except jsonrpc.Malformed as problem:
             context.mcp_outcome = "protocol_error"
             failure = Failure(502, Reason.UPSTREAM_FAILURE, f"{server.name}: {problem.message}", sent=True)
             reply.close(Ending(502, failure.reason, 0, failure))
             raise failure from None
-        status = revisions.status_of(code, new=asking.new) if code else 200
-        response = Response(status, [JSON], body, reason=Reason.UPSTREAM, ends=reply.ends)
-        if context.integrity:
-            response.headers.append(_doubtful(context.integrity))
+        if context.integrity:  # the tool is not as it was approved, but is used all the same
+            response.headers.append((b"x-tollhouse-integrity", context.integrity.encode()))
         return response
     except asyncio.CancelledError:
-        task = in_flight.task if in_flight is not None else None
-        if in_flight is None or not in_flight.cancelled or task is None or task.uncancel():
-            context.mcp_outcome = "cancelled"
+        if not interrupted(asking, in_flight):
             raise
         raise Failure(499, Reason.CLIENT_GONE, "the request was cancelled") from None
     finally:
         if not streams:
-            _over(asking, in_flight)
+            over(asking, in_flight)
 
 
 _REPEATABLE = frozenset(("prompts/get", "resources/read", "completion/complete", *tasks.METHODS, *tasks.OLD_METHODS))
@@ -153,7 +147,7 @@ def _stream(asking: Asking, reply: Reply, in_flight: InFlight | None, clock: Clo
         context = asking.request.context
         if not context.mcp_outcome:
             context.mcp_outcome = "cancelled"
-        _over(asking, in_flight)
+        over(asking, in_flight)
 
     first = asking.tell(data) if data else None
     session = asking.session
@@ -171,15 +165,30 @@ def _stream(asking: Asking, reply: Reply, in_flight: InFlight | None, clock: Clo
     return answer.response()
 
 
-def _doubtful(cause: str) -> tuple[bytes, bytes]:
-    """Says that the tool is not as it was approved, but is used all the same."""
-    return (b"x-tollhouse-integrity", cause.encode())
+def begin(asking: Asking) -> InFlight | None:
+    """This task answers a request of a session from now on: its agent may cancel it."""
+    session = asking.session
+    if session is None:
+        return None
+    in_flight = session.calls[asking.id] = InFlight(asyncio.current_task())
+    return in_flight
 
 
-def _over(asking: Asking, in_flight: InFlight | None) -> None:
-    over, asking.over = asking.over, None
-    if over is not None:
-        over(asking.request.context.mcp_outcome == "ok")
+def interrupted(asking: Asking, in_flight: InFlight | None) -> bool:
+    """Whether this task was interrupted because the agent has cancelled the request; else the task itself ends, and
+    that is noted."""
+    task = in_flight.task if in_flight is not None else None
+    if in_flight is None or not in_flight.cancelled or task is None or task.uncancel():
+        asking.request.context.mcp_outcome = "cancelled"
+        return False
+    return True
+
+
+def over(asking: Asking, in_flight: InFlight | None) -> None:
+    """The request is answered, or will not be."""
+    told, asking.over = asking.over, None
+    if told is not None:
+        told(asking.request.context.mcp_outcome == "ok")
     session = asking.session
     if in_flight is not None and session is not None and session.calls.get(asking.id) is in_flight:
         del session.calls[asking.id]

@@ -10,23 +10,21 @@ from collections.abc import Sequence
 
 import msgspec
 
-from tollhouse.core.call import ToolCall
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.endpoints.mcp_agent import InFlight
-from tollhouse.endpoints.mcp_listen import final
+from tollhouse.endpoints.mcp_call import begin, interrupted, over
 from tollhouse.endpoints.mcp_lists import Lists
-from tollhouse.endpoints.mcp_request import Asking, Refused, outcome_of
+from tollhouse.endpoints.mcp_request import Asking, Refused
 from tollhouse.endpoints.mcp_search import FIND, Many, text_result
+from tollhouse.endpoints.mcp_tool import call_of, carried_out
 from tollhouse.net.program import Limits, Programs
 from tollhouse.wire import jsonrpc
-from tollhouse.wire.mcp.catalogue import KINDS
+from tollhouse.wire.mcp.catalogue import KINDS, LONGEST
 from tollhouse.wire.mcp.messages import is_tool_error
 
 __all__ = ["Code"]
 
 _TOOLS = KINDS["tools/list"]
 _LONGEST_CODE = 64_000
-_LONGEST_NAME = 256
 _AT_ONCE = 8
 _LARGEST = 1 << 20  # bytes of one result: many together must not fill the gateway
 
@@ -67,23 +65,16 @@ class Code:
             return text_result("give code: the text of a Python program", failed=True)
         if len(code) > _LONGEST_CODE:
             return text_result(f"the program has {len(code)} characters: at most {_LONGEST_CODE}", failed=True)
-        session = asking.session
-        in_flight = None
-        if session is not None:
-            in_flight = session.calls[asking.id] = InFlight(asyncio.current_task())
+        in_flight = begin(asking)
         try:
             run = _Run(self, asking, self._limits.calls)
             outcome = await self._programs.run(code, self._limits, run.answer)
         except asyncio.CancelledError:
-            task = in_flight.task if in_flight is not None else None
-            asking.request.context.mcp_outcome = "cancelled"
-            if in_flight is None or not in_flight.cancelled or task is None or task.uncancel():
+            if not interrupted(asking, in_flight):
                 raise
             raise Failure(499, Reason.CLIENT_GONE, "the request was cancelled") from None
         finally:
-            if session is not None and in_flight is not None and session.calls.get(asking.id) is in_flight:
-                del session.calls[asking.id]
-                session.touch()
+            over(asking, in_flight)
         said = outcome.output
         if outcome.cut:
             said += f"\n[cut: a program may print {self._limits.output} characters]"
@@ -92,7 +83,7 @@ class Code:
         return text_result(said, failed=bool(outcome.error))
 
     async def find(self, asking: Asking, query: str, server: str | None, limit: int) -> bytes:
-        return await self._many.search(asking, query, server, min(max(limit, 1), 20))
+        return await self._many.search(asking, query, server, limit)
 
     async def call(self, asking: Asking, name: str, arguments: msgspec.Raw) -> bytes:
         """What the program gets: JSON of {"value": ...} or {"error": text}."""
@@ -121,34 +112,12 @@ class Code:
             error="",
             rule="",
         )
-        found = await self._lists.owner(_TOOLS, name, session, context, asking.profile)
+        found = await self._lists.owner(_TOOLS, name, session, context, asking.lists)
         if found is None:
             return _error(f"Unknown tool: {name}; {FIND} knows which there are")
         server, original = found
-        context.server = context.backend = server.name
-        context.tool = original
-        fields = {"name": msgspec.Raw(msgspec.json.encode(original)), "arguments": arguments}
-        if server.overrides is not None:
-            fields["arguments"] = msgspec.Raw(server.overrides.to_server(original, arguments))
-        known = server.upstream.known(_TOOLS, session, asking.profile, context.principal)
-        entry = known.index.get(original) if known is not None else None
-        call = ToolCall(
-            request,
-            context,
-            server=server.name,
-            method="tools/call",
-            name=original,
-            params=fields,
-            session=session,
-            idempotent=entry is not None and entry.repeatable,
-        )
-        context.arguments = call.arguments
-        chain = server.tools.get(original) or server.chain
-        try:
-            message = await final(call, await chain(call))
-        except Failure as failure:
-            context.mcp_outcome = outcome_of(failure)
-            raise
+        call, _ = call_of(server, original, arguments, request, context, session=session, profile=asking.lists)
+        message = await carried_out(server, call)
         if len(message.error):
             return _error(jsonrpc.error_fields(message.error).message)
         return _told(message.result)
@@ -178,7 +147,7 @@ class _Run:
             raise ValueError(failure.message) from None
         self._spend(len(calls))
         for name, given in calls:
-            if len(name) > _LONGEST_NAME or bytes(given)[:1] != b"{":
+            if len(name) > LONGEST[_TOOLS.key] or bytes(given)[:1] != b"{":
                 raise ValueError("a call is a name and an object of arguments")
         return b"[%b]" % b",".join(await self._all(calls))
 

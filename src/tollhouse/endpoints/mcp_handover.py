@@ -17,6 +17,7 @@ from tollhouse.core.clock import FOREVER, Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Ending, Sink, Source
 from tollhouse.core.reply import Reply
+from tollhouse.endpoints.mcp_request import JSON
 from tollhouse.store.base import Bus
 
 __all__ = ["Distant", "Gone", "HandOver", "Refusal", "Rescue", "Resume"]
@@ -36,8 +37,6 @@ _FAREWELL = 2.0  # seconds for the last words of a worker that leaves
 
 _CALL, _CANCEL, _PIECE = 0, 1, 2
 _TAKEN, _SOME, _LAST, _END, _FAILED, _REFUSED, _GONE, _ALIVE, _LEFT = range(9)
-
-_JSON = [(b"content-type", b"application/json")]
 
 
 class _Order(msgspec.Struct, array_like=True):
@@ -379,7 +378,7 @@ class Distant:
     def reply(self) -> Reply:
         self.deadline = self._clock.now + _SILENCE
         self._clock.watch(self)
-        return Reply(200, _JSON, b"", self)
+        return Reply(200, [JSON], b"", self)
 
     # ---- what comes
     def _came(self, data: bytes) -> None:

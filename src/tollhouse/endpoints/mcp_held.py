@@ -16,6 +16,7 @@ from tollhouse.core.clock import FOREVER
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Sink, Source
 from tollhouse.core.reply import Reply
+from tollhouse.endpoints.mcp_request import JSON
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import capabilities, mrtr, revisions
 
@@ -24,7 +25,6 @@ __all__ = ["HeldCall", "Holder", "Leg"]
 _GATHER = 0.02  # seconds in which questions that come together become one round
 _LOGS = 64
 _QUESTIONS = 64
-_JSON = [(b"content-type", b"application/json")]
 
 
 @runtime_checkable
@@ -181,13 +181,13 @@ class HeldCall:
         if self._final is not None:
             final = self._final
             self._end()
-            return Reply(200, _JSON, final)
+            return Reply(200, [JSON], final)
         if self.open:
             holder = self._holder
             told = holder.hold(self) if holder is not None else None
             if told is not None:
                 self._allow()
-                return Reply(200, _JSON, jsonrpc.result(0, told))
+                return Reply(200, [JSON], jsonrpc.result(0, told))
         leg = self._leg = Leg(self)
         self.deadline = FOREVER
         self._allow()
@@ -197,7 +197,7 @@ class HeldCall:
         self._progress = None
         if self._fresh:
             self._gather()
-        return Reply(200, _JSON, b"", leg)
+        return Reply(200, [JSON], b"", leg)
 
     def paused(self, paused: bool) -> None:
         upstream = self._upstream

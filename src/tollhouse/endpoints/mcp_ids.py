@@ -14,7 +14,7 @@ import msgspec
 from tollhouse.wire.mcp import revisions
 from tollhouse.wire.mcp.sealed import Seals, Unsealed
 
-__all__ = ["MAX_AGE", "Opened", "SessionIds", "key_of"]
+__all__ = ["MAX_AGE", "Opened", "SessionIds", "key_of", "tag_of"]
 
 MAX_AGE = 86400.0
 """Seconds after which a session ends, however busy it is: so long a key that seals no more must still open."""
@@ -84,6 +84,11 @@ class SessionIds:
 def key_of(id: str) -> str:
     """What a session is known by where its id must not be read: in stores, between workers, in logs."""
     return hashlib.blake2b(id.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+def tag_of(principal: str) -> bytes:
+    """What stands for a principal's id in what is sealed and given away."""
+    return hashlib.blake2b(principal.encode(), digest_size=16, person=b"mcp principal").digest()
 
 
 def _digest(text: str, size: int) -> bytes:

@@ -193,12 +193,12 @@ class Lists:
         return [(server, found[server.name]) for server in servers if server.name in found], unavailable
 
     async def usable(
-        self, request: Request, agent: Any, profile: int
+        self, request: Request, agent: Any, profile: int, kind: Kind = _TOOLS
     ) -> tuple[list[tuple[Server, Listing]], list[bytes], list[str]]:
-        """Each server's tools, one byte for each: 1 where this caller may use it, and the servers that have no list.
+        """Each server's entries, one byte for each: 1 where this caller may use it, and the servers that have no list.
         Raises Failure."""
-        parts, unavailable = await self.catalogue(_TOOLS, agent, request.context, profile)
-        return parts, [self._visible(_TOOLS, server, li, request, agent) for server, li in parts], unavailable
+        parts, unavailable = await self.catalogue(kind, agent, request.context, profile)
+        return parts, [self._visible(kind, server, li, request, agent) for server, li in parts], unavailable
 
     async def result(
         self, kind: Kind, request: Request, agent: Any, cursor: str | None, *, new: bool, profile: int = 0
@@ -207,8 +207,7 @@ class Lists:
         principal = request.context.principal
         bound = f"{principal.id if principal is not None else ''}\0{kind.method}\0{self._endpoint}"
         after = self._cursors.open(bound, cursor) if cursor is not None else None
-        parts, unavailable = await self.catalogue(kind, agent, request.context, profile)
-        visible = [self._visible(kind, server, listing, request, agent) for server, listing in parts]
+        parts, visible, unavailable = await self.usable(request, agent, profile, kind)
         view: tuple[Any, ...] = ()
         own = b""
         if kind is _TOOLS and self.own is not None:

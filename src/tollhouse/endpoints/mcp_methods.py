@@ -30,6 +30,7 @@ from tollhouse.endpoints.mcp_request import (
 )
 from tollhouse.endpoints.mcp_search import CALL, FIND, Many, Search, Vectors
 from tollhouse.endpoints.mcp_session import Sessions
+from tollhouse.endpoints.mcp_task import NO_TASK
 from tollhouse.endpoints.mcp_task_result import Look, Watch
 from tollhouse.net.program import Limits, Programs
 from tollhouse.observe.families import Families
@@ -265,13 +266,8 @@ class Methods:
     async def _list(self, asking: Asking) -> Response:
         kind = KINDS[asking.method]
         request = asking.request
-        cursor = asking.fields.get("cursor")
-        text = jsonrpc.decode_string(cursor)
-        if cursor is not None and text is None:
-            raise Refused(jsonrpc.INVALID_PARAMS, "the cursor must be a string")
-        result = await self._lists.result(
-            kind, request, asking.session, text, new=asking.new, profile=asking.profile & ~TASKS
-        )
+        cursor = _cursor(asking)
+        result = await self._lists.result(kind, request, asking.session, cursor, new=asking.new, profile=asking.lists)
         self._count(asking, kind.resource_type)
         request.context.mcp_outcome = "ok"
         return Response(200, [JSON], jsonrpc.result(asking.id, result))
@@ -367,7 +363,7 @@ class Methods:
         found = self._bridge.tasks.open(asking.request.context.principal, self.path, token)
         server = self.servers.get(found.server)
         if server is None:
-            raise Refused(jsonrpc.INVALID_PARAMS, "there is no such task")
+            raise Refused(jsonrpc.INVALID_PARAMS, NO_TASK)
         asking.task = token
         fields["taskId"] = msgspec.Raw(msgspec.json.encode(found.id))
         asking.request.context.tool = found.tool
@@ -382,19 +378,16 @@ class Methods:
     async def _list_tasks(self, asking: Asking) -> Response:
         """`tasks/list` (2025-11-25): the tasks that this session began."""
         self._must_have_tasks(asking)
-        cursor = asking.fields.get("cursor")
-        text = jsonrpc.decode_string(cursor)
-        if cursor is not None and text is None:
-            raise Refused(jsonrpc.INVALID_PARAMS, "the cursor must be a string")
+        cursor = _cursor(asking)
         context = asking.request.context
         call = ToolCall(
             asking.request, context, server="", method=asking.method, name="", params={}, session=asking.session
         )
-        return self._whole(asking, await self._bridge.tasks.listed(asking, call, self.servers, text))
+        return self._whole(asking, await self._bridge.tasks.listed(asking, call, self.servers, cursor))
 
     # ---- names, and what is answered
     async def _owner(self, kind: Kind, name: str, asking: Asking) -> tuple[Server, str]:
-        found = await self._lists.owner(kind, name, asking.session, asking.request.context, asking.profile & ~TASKS)
+        found = await self._lists.owner(kind, name, asking.session, asking.request.context, asking.lists)
         if found is None:
             raise self._unknown(kind, name, asking)
         return found
@@ -410,11 +403,10 @@ class Methods:
     def _check_params(self, asking: Asking, server: Server, original: str) -> None:
         """Headers that repeat arguments must say what the arguments say (2026-07-28, Custom Headers)."""
         known = server.upstream.known(_TOOLS, None)
-        if known is not None and server.overrides is not None:
-            known = server.overrides.exposed(known)
-            entry = next((entry for entry in known.entries if entry.original == original), None)
-        else:
-            entry = known.index.get(original) if known is not None else None
+        entry = known.index.get(original) if known is not None else None
+        if known is not None and server.overrides is not None and entry is not None and entry.headers:
+            exposed = server.overrides.exposed(known).entries  # an override may take headers away, and adds none
+            entry = next((entry for entry in exposed if entry.original == original), None)
         if entry is None or not entry.headers:
             return
         raw = asking.fields.get("arguments")
@@ -458,3 +450,12 @@ class Methods:
                 request.context.route,
                 *families.extra.values(request, request.context),
             ).inc()
+
+
+def _cursor(asking: Asking) -> str | None:
+    """Of a list request. Raises Refused."""
+    cursor = asking.fields.get("cursor")
+    text = jsonrpc.decode_string(cursor)
+    if cursor is not None and text is None:
+        raise Refused(jsonrpc.INVALID_PARAMS, "the cursor must be a string")
+    return text

@@ -291,7 +291,7 @@ class Track:
             call.name,
             self.token,
             call.moves.place() if call.moves is not None else b"",
-            params if call.idempotent and len(params) <= _PARAMS else b"",
+            params if len(params) <= _PARAMS else b"",
         )
 
     def let_go(self) -> None:

@@ -16,7 +16,7 @@ from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp_session import Session
 from tollhouse.endpoints.mcp_stream import HEADERS
 from tollhouse.wire import jsonrpc, sse
-from tollhouse.wire.mcp import capabilities, tasks
+from tollhouse.wire.mcp import capabilities, mrtr, revisions, tasks
 from tollhouse.wire.mcp.catalogue import LONGEST
 from tollhouse.wire.mcp.messages import OWN_ID, Translation, is_tool_error
 
@@ -29,6 +29,7 @@ __all__ = [
     "Wraps",
     "as_stream",
     "failed",
+    "must_allow",
     "named",
     "outcome_of",
     "plain",
@@ -67,8 +68,8 @@ class Asking:
     """One request of an agent while it is answered. profile: what the agent can be asked. bridge: for questions of a
     server to a stateless agent, else None; inner: that server is stateless too. retry: what it brings back. task:
     the sealed id of the one it is about. made: makes a server's result that may be about a task the agent's. resume:
-    what answers it in the place of the server. over:
-    called once its answer has ended, with whether the server answered it with a result."""
+    what answers it in the place of the server. over: called once its answer has ended, with whether the server answered
+    it with a result."""
 
     __slots__ = (
         "bridge",
@@ -82,7 +83,6 @@ class Asking:
         "made",
         "meta",
         "method",
-        "name",
         "new",
         "over",
         "profile",
@@ -105,7 +105,6 @@ class Asking:
         self.meta: dict[str, msgspec.Raw] | None = None
         self.token = b""
         self.level = ""
-        self.name = ""
         self.profile = session.profile if session is not None else 0
         self.bridge: Wraps | None = None
         self.inner = False
@@ -118,6 +117,11 @@ class Asking:
         self.over: Callable[[bool], None] | None = None
         self.call: ToolCall | None = None
         self.translation: Translation | None = None
+
+    @property
+    def lists(self) -> int:
+        """The profile that servers' lists are asked for: tasks change none of them."""
+        return self.profile & ~capabilities.TASKS
 
     def tell(self, data: bytes) -> bytes | None:
         """A server's message as the agent gets it, None when it does not. Raises Malformed."""
@@ -188,6 +192,14 @@ class Asking:
         """What a Failure says as the answer to this request."""
         self.request.context.mcp_outcome = outcome_of(failure)
         return jsonrpc.error(self.id, jsonrpc.INTERNAL_ERROR, failure.message, _reason(failure))
+
+
+def must_allow(profile: int, requests: Mapping[str, mrtr.InputRequest], who: str) -> None:
+    """Raises Refused when `who` needs what its agent does not say it can give."""
+    lacking = mrtr.requires(profile, requests)
+    if lacking:
+        what = f"{who} needs input that the client did not say it can give"
+        raise Refused(revisions.MISSING_CAPABILITY, what, {"requiredCapabilities": lacking})
 
 
 def outcome_of(failure: Failure) -> str:

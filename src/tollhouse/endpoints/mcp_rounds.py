@@ -23,7 +23,7 @@ from tollhouse.core.reply import Reply
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import mrtr
 
-__all__ = ["MOST_ROUNDS", "Pending", "Rounds"]
+__all__ = ["MOST_ROUNDS", "Pending", "Rounds", "answer_to", "unanswered"]
 
 log = logging.getLogger("tollhouse.endpoints.mcp")
 
@@ -223,16 +223,14 @@ class Rounds:
 
     def _answered(self, data: bytes) -> None:
         """The agent's response to one question."""
-        message = jsonrpc.decode(data)
-        id = bytes(message.id)
-        key = self._open.pop(int(id), None) if id.isdigit() else None
-        if key is None:
+        answer = answer_to(self._open, data)
+        if answer is None:
             return
-        if len(message.error):
-            problem = jsonrpc.error_fields(message.error)
-            self._refuse(f"the client answered a question of the server with an error: {problem.message[:200]}")
+        key, result, refused = answer
+        if refused:
+            self._refuse(refused)
             return
-        self._answers[key] = message.result
+        self._answers[key] = result
         if not self._open:
             self._go_on(0.0)
 
@@ -286,8 +284,7 @@ class Rounds:
     # ---- the end
     def expire(self) -> None:
         """The agent does not answer."""
-        why = "the client did not answer the server's question in time"
-        self._stop(Failure(504, Reason.TIMEOUT, why, code="input_timeout"))
+        self._stop(unanswered())
 
     def _refuse(self, message: str, data: Any = None) -> None:
         sink = self._sink
@@ -314,3 +311,24 @@ class Rounds:
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.close()
+
+
+def answer_to(asked: dict[int, str], data: bytes) -> tuple[str, msgspec.Raw, str] | None:
+    """What an agent's response says to one of the questions that it was `asked`, which are keys by their number: the
+    key, taken out of them, its result, and why there is none, "" for nothing. None for a response to no question."""
+    message = jsonrpc.decode(data)
+    id = bytes(message.id)
+    key = asked.pop(int(id), None) if id.isdigit() else None
+    if key is None:
+        return None
+    refused = ""
+    if len(message.error):
+        problem = jsonrpc.error_fields(message.error)
+        refused = f"the client answered a question of the server with an error: {problem.message[:200]}"
+    return key, message.result, refused
+
+
+def unanswered() -> Failure:
+    """The agent that was asked does not answer."""
+    why = "the client did not answer the server's question in time"
+    return Failure(504, Reason.TIMEOUT, why, code="input_timeout")

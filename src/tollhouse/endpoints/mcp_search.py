@@ -20,6 +20,7 @@ from tollhouse.endpoints.mcp_lists import Lists, Server
 from tollhouse.endpoints.mcp_request import Asking
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp.catalogue import KINDS, Entry, Listing
+from tollhouse.wire.mcp.names import exposed
 from tollhouse.wire.mcp.search import Found, Indexes, fuse, nearest, rank
 
 __all__ = ["CALL", "FIND", "RUN", "Embed", "Many", "Search", "Vectors", "text_result"]
@@ -114,7 +115,7 @@ class Many:
         """Whether a name of `names` is ours for this caller, or a server's tool that its list shows."""
         if self._wrap:
             return True  # servers' names have another form
-        parts, visible, _ = await self._lists.usable(asking.request, asking.session, asking.profile)
+        parts, visible, _ = await self._lists.usable(asking.request, asking.session, asking.lists)
         if self._replaces(parts, visible):
             return True
         return not any(name in listing.index for _, listing in parts)
@@ -141,7 +142,7 @@ class Many:
 
     async def search(self, asking: Asking, query: str, server: str | None, limit: int) -> bytes:
         """JSON of what fits best, with whole schemas; of an empty query the names there are. Raises Failure."""
-        parts, visible, unavailable = await self._lists.usable(asking.request, asking.session, asking.profile)
+        parts, visible, unavailable = await self._lists.usable(asking.request, asking.session, asking.lists)
         if server:
             chosen = [n for n, (one, _) in enumerate(parts) if one.name == server]
             parts, visible = [parts[n] for n in chosen], [visible[n] for n in chosen]
@@ -154,7 +155,7 @@ class Many:
             if len(names) > _MOST_NAMES:
                 answer["more"] = len(names) - _MOST_NAMES
             return msgspec.json.encode(answer)
-        found = await self._rank(asking.request, query, parts, visible, limit)
+        found = await self._rank(asking.request, query, parts, visible, min(max(limit, 1), _MOST))
         tools: list[Any] = []
         size = 0
         for at, number in found:
@@ -190,7 +191,7 @@ class Many:
         return fuse(by_words, by_sense, limit)
 
     def _name(self, server: Server, entry: Entry) -> str:
-        return f"{server.name}__{entry.name}" if self._wrap else entry.name
+        return exposed(server.name, entry.name) if self._wrap else entry.name
 
     def _tool(self, server: Server, entry: Entry, *, new: bool) -> bytes:
         form = entry if new or entry.old is None else entry.old
@@ -209,9 +210,6 @@ class _Query(msgspec.Struct):
     query: str
     server: str | None = None
     limit: int = _USUAL
-
-    def __post_init__(self) -> None:
-        self.limit = min(max(self.limit, 1), _MOST)
 
 
 def _query(raw: msgspec.Raw | bytes) -> _Query | None:

@@ -18,7 +18,7 @@ from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import Ending, Headers, Request, Response, Source, finish
-from tollhouse.endpoints.mcp_request import plain, render
+from tollhouse.endpoints.mcp_request import LONGEST_METHOD, plain, render
 from tollhouse.endpoints.mcp_stream import Outlet
 from tollhouse.wire import jsonrpc, sse
 from tollhouse.wire.mcp import revisions
@@ -93,7 +93,7 @@ class HttpSse:
             message = jsonrpc.decode(body)
         except jsonrpc.Malformed as problem:
             return plain(400, problem.message)
-        request.context.mcp_method = message.method[:128]
+        request.context.mcp_method = message.method[:LONGEST_METHOD]
         request.context.mcp_outcome = "ok"
         if not stream.take(request, body, handshake=message.method == "initialize"):
             return plain(429, f"{_POSTED} messages of this session are being answered")

@@ -11,17 +11,15 @@ from tollhouse.core.call import ToolCall
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp_listen import final
 from tollhouse.endpoints.mcp_lists import Server
-from tollhouse.endpoints.mcp_request import Refused
+from tollhouse.endpoints.mcp_request import JSON, Refused, must_allow
 from tollhouse.wire import jsonrpc
-from tollhouse.wire.mcp import mrtr, revisions
+from tollhouse.wire.mcp import mrtr
 from tollhouse.wire.mcp.capabilities import TASKS
 from tollhouse.wire.mcp.tasks import TaskId
 
-__all__ = ["NO_TASK", "Ask", "Sub", "must_allow", "must_be", "refused_with", "reply_with"]
+__all__ = ["NO_TASK", "Ask", "Sub", "about", "must_be", "refused_with", "reply_with"]
 
 NO_TASK = "there is no such task"
-
-_JSON = [(b"content-type", b"application/json")]
 
 Ask = Callable[..., Awaitable[jsonrpc.Message]]
 """Puts a method about one task to its server, with further params: the answer. Raises Failure."""
@@ -52,23 +50,35 @@ class Sub:
         self.declared = declared
         self.revision = revision
 
+    def must_allow(self, requests: Mapping[str, mrtr.InputRequest]) -> None:
+        """Raises Refused when the task needs what its agent does not say it can give."""
+        must_allow(self.declared, requests, f"{self.server.name}: the task")
+
     async def ask(self, call: ToolCall, method: str, **more: msgspec.Raw) -> jsonrpc.Message:
         """The server's answer to `method`. Raises Failure."""
         made = self.call(call, method, **more)
         return await final(made, await self.server.upstream.handle(made))
 
     def call(self, call: ToolCall, method: str, **more: msgspec.Raw) -> ToolCall:
-        return ToolCall(
-            call.request,
-            call.context,
-            server=self.server.name,
-            method=method,
-            name=self.found.id,
-            params={"taskId": msgspec.Raw(msgspec.json.encode(self.found.id)), **more},
-            session=call.session,
-            idempotent=True,
-            profile=self.found.profile | (TASKS if self.found.new else 0),
-        )
+        profile = self.found.profile | (TASKS if self.found.new else 0)
+        return about(self.found.id, call, method, server=self.server.name, profile=profile, more=more)
+
+
+def about(
+    id: str, call: ToolCall, method: str, *, server: str, profile: int, more: Mapping[str, msgspec.Raw]
+) -> ToolCall:
+    """A request about the task `id` (its server's) within `call`."""
+    return ToolCall(
+        call.request,
+        call.context,
+        server=server,
+        method=method,
+        name=id,
+        params={"taskId": msgspec.Raw(msgspec.json.encode(id)), **more},
+        session=call.session,
+        idempotent=True,
+        profile=profile,
+    )
 
 
 def must_be(message: jsonrpc.Message) -> msgspec.Raw:
@@ -82,19 +92,11 @@ def must_be(message: jsonrpc.Message) -> msgspec.Raw:
     return message.result
 
 
-def must_allow(sub: Sub, requests: Mapping[str, mrtr.InputRequest]) -> None:
-    """Raises Refused when the task needs what its agent does not say it can give."""
-    lacking = mrtr.requires(sub.declared, requests)
-    if lacking:
-        what = f"{sub.server.name}: the task needs input that the client did not say it can give"
-        raise Refused(revisions.MISSING_CAPABILITY, what, {"requiredCapabilities": lacking})
-
-
 def reply_with(result: msgspec.Raw | bytes) -> Reply:
     """An answer of our own."""
-    return Reply(200, _JSON, jsonrpc.result(0, result))
+    return Reply(200, [JSON], jsonrpc.result(0, result))
 
 
 def refused_with(refused: Refused) -> Reply:
     """A refusal of our own, in the place of the server."""
-    return Reply(200, _JSON, jsonrpc.error(0, refused.code, refused.message, refused.data))
+    return Reply(200, [JSON], jsonrpc.error(0, refused.code, refused.message, refused.data))

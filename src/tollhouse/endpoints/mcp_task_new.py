@@ -20,8 +20,8 @@ from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp_listen import final
-from tollhouse.endpoints.mcp_request import Refused
-from tollhouse.endpoints.mcp_task import NO_TASK, Ask, Sub, must_be, refused_with, reply_with
+from tollhouse.endpoints.mcp_request import JSON, Refused
+from tollhouse.endpoints.mcp_task import NO_TASK, Ask, Sub, about, must_be, refused_with, reply_with
 from tollhouse.endpoints.mcp_task_result import TaskResult, outcome
 from tollhouse.store.base import KeyValue
 from tollhouse.wire import jsonrpc
@@ -33,7 +33,6 @@ __all__ = ["NewTasks", "Parked"]
 
 log = logging.getLogger("tollhouse.endpoints.mcp")
 
-_JSON = [(b"content-type", b"application/json")]
 _PARKED = 300.0  # seconds that a result is kept whose server has no task of it
 _CANCELLED = 3600.0  # seconds that a task which was cancelled is, whatever its server says
 
@@ -92,25 +91,17 @@ class NewTasks:
             return reply
         call.profile |= TASKS
         reply = await handle(call)
-        if reply.source is not None or tasks.described(_result_in(reply.first)) != tasks.RESULT_TYPE:
+        if reply.source is not None:
             return reply
-        id = tasks.task_id(_result_in(reply.first))
+        task = jsonrpc.decode(reply.first).result
+        if tasks.described(task) != tasks.RESULT_TYPE:
+            return reply
+        id = tasks.task_id(task)
         if not id:
             raise Failure(502, Reason.UPSTREAM_FAILURE, f"{call.server}: the server's task has no usable id", sent=True)
 
         async def ask(method: str, **more: msgspec.Raw) -> jsonrpc.Message:
-            params = {"taskId": msgspec.Raw(msgspec.json.encode(id)), **more}
-            made = ToolCall(
-                call.request,
-                call.context,
-                server=call.server,
-                method=method,
-                name=id,
-                params=params,
-                session=call.session,
-                idempotent=True,
-                profile=call.profile,
-            )
+            made = about(id, call, method, server=call.server, profile=call.profile, more=more)
             return await final(made, await handle(made))
 
         return await self._waited_for(call, ask, "", revision)
@@ -119,7 +110,7 @@ class NewTasks:
     async def answer(self, sub: Sub, call: ToolCall) -> Reply:
         """In the place of the server. Raises Failure."""
         if sub.found.parked:
-            return await self._of_parked(sub, call)
+            return await self._of_parked(sub)
         said = {"tasks/result": self._result, "tasks/cancel": self._cancel}.get(sub.method, self._get)
         return await said(sub, call)
 
@@ -137,7 +128,7 @@ class NewTasks:
 
     async def _result(self, sub: Sub, call: ToolCall) -> Reply:
         if await self._values.get(_cancelled(sub.token)) is not None:
-            return Reply(200, _JSON, jsonrpc.error(0, jsonrpc.INTERNAL_ERROR, "the task is cancelled"))
+            return Reply(200, [JSON], jsonrpc.error(0, jsonrpc.INTERNAL_ERROR, "the task is cancelled"))
         return await self._waited_for(call, partial(sub.ask, call), sub.token, sub.revision)
 
     async def _waited_for(self, call: ToolCall, ask: Ask, token: str, revision: str) -> Reply:
@@ -153,7 +144,7 @@ class NewTasks:
             return refused_with(refused)
         done = outcome(jsonrpc.decode_fields(task))
         if done is not None:
-            return Reply(200, _JSON, done)
+            return Reply(200, [JSON], done)
 
         async def update(answers: dict[str, msgspec.Raw]) -> None:
             responses = msgspec.Raw(jsonrpc.encode_fields(dict(answers)))
@@ -173,7 +164,7 @@ class NewTasks:
             revision=revision,
             timeout=self._timeout(),
         )
-        return Reply(200, _JSON, b"", source)
+        return Reply(200, [JSON], b"", source)
 
     async def _cancel(self, sub: Sub, call: ToolCall) -> Reply:
         """It is cancelled from now on, however long the server takes."""
@@ -193,7 +184,7 @@ class NewTasks:
         fields["status"] = "cancelled"
         return reply_with(jsonrpc.encode_fields(fields))
 
-    async def _of_parked(self, sub: Sub, call: ToolCall) -> Reply:
+    async def _of_parked(self, sub: Sub) -> Reply:
         """About a call that was answered at once."""
         name = sub.found.id
         parked = self._parking.get(name)
@@ -215,10 +206,6 @@ def _needs_task(response: bytes) -> bool:
         return False
     problem = jsonrpc.error_fields(jsonrpc.decode(response).error)
     return problem.code == revisions.MISSING_CAPABILITY
-
-
-def _result_in(response: bytes) -> msgspec.Raw:
-    return jsonrpc.decode(response).result
 
 
 def _cancelled(token: str) -> str:

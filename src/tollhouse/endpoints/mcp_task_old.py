@@ -17,8 +17,8 @@ from tollhouse.core.errors import Failure
 from tollhouse.core.http import Headers, Request
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp_lists import Server
-from tollhouse.endpoints.mcp_request import Refused
-from tollhouse.endpoints.mcp_task import Sub, must_allow, must_be, refused_with, reply_with
+from tollhouse.endpoints.mcp_request import JSON, Refused
+from tollhouse.endpoints.mcp_task import Sub, must_be, refused_with, reply_with
 from tollhouse.endpoints.mcp_task_away import Away, Errand
 from tollhouse.endpoints.mcp_task_input import Inputs
 from tollhouse.store.base import State
@@ -27,8 +27,6 @@ from tollhouse.wire.mcp import mrtr, names, revisions, tasks
 from tollhouse.wire.mcp.tasks import TaskId
 
 __all__ = ["OldTasks"]
-
-_JSON = [(b"content-type", b"application/json")]
 
 
 class OldTasks:
@@ -72,7 +70,7 @@ class OldTasks:
             )
             body = await self._away.ask(node, errand)
             if body is not None:
-                return Reply(200, _JSON, body)
+                return Reply(200, [JSON], body)
         return await self._here(sub, call)
 
     async def _here(self, sub: Sub, call: ToolCall) -> Reply:
@@ -138,7 +136,7 @@ class OldTasks:
                     sub.token, sub.found.profile, principal, partial(self._open, sub, call)
                 )
             if requests:
-                must_allow(sub, requests)
+                sub.must_allow(requests)
                 fields["inputRequests"] = mrtr.rendered(requests)
             else:
                 fields["status"] = "working"

@@ -18,6 +18,7 @@ from tollhouse.core.clock import FOREVER, Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Sink
 from tollhouse.endpoints.mcp_request import Refused
+from tollhouse.endpoints.mcp_rounds import answer_to, unanswered
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import mrtr, tasks
 
@@ -52,7 +53,7 @@ class TaskResult:
     """
 
     __slots__ = (
-        "_answers", "_asked", "_call", "_cancel", "_clock", "_look", "_moved", "_numbers", "_paused", "_revision",
+        "_answers", "_asked", "_call", "_cancel", "_clock", "_look", "_moved", "_numbers", "_revision",
         "_sink", "_task", "_timeout", "_token", "_update", "_work", "deadline",
     )  # fmt: skip
 
@@ -80,7 +81,6 @@ class TaskResult:
         self._revision = revision
         self._timeout = timeout
         self._sink: Sink | None = None
-        self._paused = False
         self._work: asyncio.Task[None] | None = None
         self._moved = asyncio.Event()
         self._asked: set[str] = set()
@@ -94,10 +94,10 @@ class TaskResult:
         self._work = asyncio.get_running_loop().create_task(self._run(), name="mcp task result")
 
     def pause(self) -> None:
-        self._paused = True  # there is little to say, and questions have a bound
+        """There is little to say, and questions have a bound."""
 
     def resume(self) -> None:
-        self._paused = False
+        """See `pause`."""
 
     def close(self) -> None:
         self._sink = None
@@ -164,18 +164,16 @@ class TaskResult:
 
     def _answered(self, data: bytes) -> None:
         """The agent's response to one question."""
-        message = jsonrpc.decode(data)
-        id = bytes(message.id)
-        key = self._numbers.pop(int(id), None) if id.isdigit() else None
-        if key is None:
+        answer = answer_to(self._numbers, data)
+        if answer is None:
             return
         if not self._numbers:
             self._rest()
-        if len(message.error):
-            problem = jsonrpc.error_fields(message.error)
-            self._give_up(f"the client answered a question of the server with an error: {problem.message[:200]}")
+        key, result, refused = answer
+        if refused:
+            self._give_up(refused)
             return
-        self._answers[key] = message.result
+        self._answers[key] = result
         self._moved.set()
 
     def _give_up(self, why: str) -> None:
@@ -197,8 +195,7 @@ class TaskResult:
 
     # ---- the end
     def expire(self) -> None:
-        why = "the client did not answer the server's question in time"
-        self._stop(Failure(504, Reason.TIMEOUT, why, code="input_timeout"))
+        self._stop(unanswered())
 
     def _say(self, message: bytes) -> None:
         if self._sink is not None:

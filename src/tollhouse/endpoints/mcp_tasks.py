@@ -6,7 +6,6 @@ at which server it is and what its agent can be asked; so any worker can go on w
 """
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
@@ -17,10 +16,11 @@ import msgspec
 from tollhouse.core.call import Principal, ToolCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
+from tollhouse.endpoints.mcp_ids import tag_of
 from tollhouse.endpoints.mcp_lists import Server
 from tollhouse.endpoints.mcp_request import Asking, Refused
 from tollhouse.endpoints.mcp_session import Session
-from tollhouse.endpoints.mcp_task import NO_TASK, Sub, must_allow, must_be
+from tollhouse.endpoints.mcp_task import NO_TASK, Sub, must_be
 from tollhouse.endpoints.mcp_task_new import NewTasks
 from tollhouse.endpoints.mcp_task_old import OldTasks
 from tollhouse.endpoints.mcp_task_result import Look
@@ -184,7 +184,7 @@ class Tasks:
                 requests = msgspec.json.decode(fields["inputRequests"], type=dict[str, mrtr.InputRequest])
             except msgspec.DecodeError:
                 raise jsonrpc.Malformed(jsonrpc.INTERNAL_ERROR, "the task's inputRequests cannot be read") from None
-            must_allow(sub, requests)
+            sub.must_allow(requests)
         return msgspec.Raw(jsonrpc.encode_fields(fields))
 
     def look(self, call: ToolCall, found: TaskId, server: Server, token: str, declared: int, *, wrap: bool) -> Look:
@@ -280,5 +280,4 @@ async def _quietly(work: Coroutine[Any, Any, None]) -> None:
 
 
 def _tag(principal: Principal | None) -> bytes:
-    id = principal.id if principal is not None else ""
-    return hashlib.blake2b(id.encode(), digest_size=16, person=b"mcp principal").digest()
+    return tag_of(principal.id if principal is not None else "")

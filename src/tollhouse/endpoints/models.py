@@ -22,7 +22,7 @@ from tollhouse.core.reply import Reply
 from tollhouse.wire.llm import CHAT, GENERATE, MESSAGES
 from tollhouse.wire.llm.dialect import Dialect
 
-__all__ = ["LONGEST", "Admit", "Model", "Models", "ModelsEndpoint", "Permitted", "apart", "unknown_model"]
+__all__ = ["Admit", "Model", "Models", "ModelsEndpoint", "Permitted", "refusal_of", "unknown_model"]
 
 Permitted = Callable[[Principal | None, str], bool]
 """Whether this principal may ask for a model by that name."""
@@ -170,6 +170,17 @@ def unknown_model(models: Models, name: str, permitted: Callable[[str], bool]) -
     else:
         hint = "GET /v1/models lists those that are."
     return Failure(404, Reason.NOT_FOUND, f"the model {shown!r} is not there: {hint}", code="model_not_found")
+
+
+async def refusal_of(name: str, models: Models, request: Request, permitted: Permitted, admit: Admit | None) -> Failure:
+    """What a request for the model `name`, which is none of `models`, is refused with. `admit` is asked first: guessing
+    names is not free. Raises Failure."""
+    context = request.context
+    context.model_asked = name[:LONGEST]
+    if admit is not None:
+        await admit(apart(request))
+    principal = context.principal
+    return unknown_model(models, name, lambda n: permitted(principal, n))
 
 
 class ModelsEndpoint:

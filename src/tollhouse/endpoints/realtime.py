@@ -13,7 +13,7 @@ from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import CREDENTIALS, Duplex, Headers, Request, Response
 from tollhouse.endpoints.llm import tapped
-from tollhouse.endpoints.models import LONGEST, Admit, Models, Permitted, apart, unknown_model
+from tollhouse.endpoints.models import Admit, Models, Permitted, refusal_of
 from tollhouse.endpoints.realtime_session import Begin, Session, Sums
 from tollhouse.wire.llm.realtime import KEY_PROTOCOL, OWN_PROTOCOLS, Realtime
 from tollhouse.wire.websocket import asked_key, protocols
@@ -83,11 +83,7 @@ class RealtimeEndpoint:
         context.model_asked = name
         model = self._models.find(name)
         if model is None:
-            context.model_asked = name[:LONGEST]
-            if self._admit is not None:
-                await self._admit(apart(request))
-            principal = context.principal
-            raise unknown_model(self._models, name, lambda n: self._permitted(principal, n))
+            raise await refusal_of(name, self._models, request, self._permitted, self._admit)
         if model.aliases:
             name = context.model_asked = self._models.own(name)
         sums = Sums(context)

@@ -17,21 +17,19 @@ from tollhouse.core.depth import decode
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Request, Response
 from tollhouse.endpoints.mcp_bridge import Bridge
-from tollhouse.endpoints.mcp_listen import final
 from tollhouse.endpoints.mcp_lists import Lists, Server
-from tollhouse.endpoints.mcp_request import outcome_of
+from tollhouse.endpoints.mcp_request import JSON
+from tollhouse.endpoints.mcp_tool import call_of, carried_out
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import names
-from tollhouse.wire.mcp.catalogue import KINDS, Cursors, Listing
+from tollhouse.wire.mcp.catalogue import KINDS, LONGEST, Cursors, Listing
 
 __all__ = ["ToolsEndpoint"]
 
 Admit = Callable[[ToolCall], Awaitable[None]]
 
 _TOOLS = KINDS["tools/list"]
-_JSON = (b"content-type", b"application/json")
 _PROBLEM = "application/problem+json"
-_LONGEST = 256
 _DOCUMENTS = 64  # remembered
 _DOCUMENT = b"openapi.json"
 _SAID = 4000  # characters of a tool's error in a problem's title
@@ -94,7 +92,7 @@ class ToolsEndpoint:
             return await self._document(request)
         server, _, tool = rest.partition(b"/")
         name = unquote(tool.decode("latin-1"), errors="replace")
-        if not server or not tool or b"/" in tool or len(name) > _LONGEST:
+        if not server or not tool or b"/" in tool or len(name) > LONGEST[_TOOLS.key]:
             await self._ask(request, "tools/call")
             raise _nothing()
         if request.method != b"POST":
@@ -119,36 +117,16 @@ class ToolsEndpoint:
             context.mcp_outcome = "protocol_error"
             raise _unknown(place, name)
         server, original = found
-        context.server = context.backend = server.name
-        context.tool = original
-        fields = {"name": msgspec.Raw(msgspec.json.encode(original)), "arguments": arguments}
-        if server.overrides is not None:
-            try:
-                fields["arguments"] = msgspec.Raw(server.overrides.to_server(original, arguments))
-            except jsonrpc.Malformed as problem:
-                await self._ask(request, "tools/call")
-                context.mcp_outcome = "protocol_error"
-                raise Failure(400, Reason.INVALID_REQUEST, problem.message) from None
+        try:
+            call, entry = call_of(server, original, arguments, request, context)
+        except jsonrpc.Malformed as problem:
+            await self._ask(request, "tools/call")
+            context.mcp_outcome = "protocol_error"
+            raise Failure(400, Reason.INVALID_REQUEST, problem.message) from None
         upstream = server.upstream
-        known = upstream.known(_TOOLS, None, 0, context.principal)
-        entry = known.index.get(original) if known is not None else None
-        call = ToolCall(
-            request,
-            context,
-            server=server.name,
-            method="tools/call",
-            name=original,
-            params=fields,
-            idempotent=entry is not None and entry.repeatable,
-        )
-        context.arguments = call.arguments
         if entry is not None and entry.as_task and not upstream.new:
             call.resume = self._bridge.as_task(upstream.handle)
-        try:
-            message = await final(call, await (server.tools.get(original) or server.chain)(call))
-        except Failure as failure:
-            context.mcp_outcome = outcome_of(failure)
-            raise
+        message = await carried_out(server, call)
         structured = entry is not None and b'"outputSchema"' in entry.raw
         if len(message.error):
             context.mcp_outcome = "protocol_error"
@@ -192,11 +170,11 @@ class ToolsEndpoint:
             return _tool_error(result)
         context.mcp_outcome = "ok"
         if structured and len(result.structured):
-            return Response(200, [_JSON], bytes(result.structured), reason=Reason.UPSTREAM)
+            return Response(200, [JSON], bytes(result.structured), reason=Reason.UPSTREAM)
         fields: dict[str, Any] = {"content": result.content}
         if len(result.structured):
             fields["structuredContent"] = result.structured
-        return Response(200, [_JSON], msgspec.json.encode(fields), reason=Reason.UPSTREAM)
+        return Response(200, [JSON], msgspec.json.encode(fields), reason=Reason.UPSTREAM)
 
     # ---- the document
     async def _document(self, request: Request) -> Response:
@@ -213,7 +191,7 @@ class ToolsEndpoint:
             if len(self._documents) >= _DOCUMENTS:
                 self._documents.pop(next(iter(self._documents)))
             self._documents[key, tuple(unavailable)] = body
-        return Response(200, [_JSON, (b"cache-control", b"private, no-cache")], body)
+        return Response(200, [JSON, (b"cache-control", b"private, no-cache")], body)
 
     def _described(
         self, parts: Sequence[tuple[Server, Listing]], visible: Sequence[bytes], unavailable: Sequence[str]

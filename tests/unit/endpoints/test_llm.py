@@ -1,7 +1,6 @@
 """The LLM endpoint behind the real server, asked by the real SDKs and by hand, with real upstreams."""
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import anthropic
 import msgspec
 import openai
 import pytest
+from tests.fixtures.garbage import collected
 from tests.unit.backends.calls import ANSWER, DONE, EVENT, HEAD, USAGE, World, always, answer, chunk, stream, world
 from tests.unit.net.upstreams import Peer, upstream
 
@@ -455,17 +455,10 @@ async def test_nothing_waits_for_the_collector() -> None:
 
         await rounds(3)
         await asyncio.sleep(0.05)
-        gc.collect()
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        try:
+        with collected() as found:
             await rounds(5)
             await asyncio.sleep(0.05)
-            gc.collect()
-            found = [it for it in gc.garbage if type(it).__module__.startswith("tollhouse.")]
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-    assert found == []
+    assert not [it for it in found if type(it).__module__.startswith("tollhouse.")]
 
 
 @pytest.mark.parametrize("name", ["none", "", "x" * 300_000])

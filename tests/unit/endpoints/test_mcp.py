@@ -1,12 +1,12 @@
 """The endpoint against agents of both eras, good and bad, over real sockets."""
 
 import asyncio
-import gc
 import json
 from typing import Any
 
 import pytest
-from tests.fixtures.mcp_gateway import NEW, child, gateway
+from tests.fixtures.garbage import collected
+from tests.fixtures.mcp_gateway import NEW, child, gateway, until
 from tests.fixtures.mcp_raw import Old, result, upstream
 
 from tollhouse.backends.mcp_http import HttpServerSpec
@@ -16,12 +16,6 @@ pytestmark = pytest.mark.anyio
 
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 SPECS: dict[str, Any] = {"c": child()}
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 # ---- what is refused before anything is asked
@@ -470,16 +464,7 @@ async def test_no_garbage_is_made() -> None:
         await everything()
         await asyncio.sleep(0.1)
         ours = ("tollhouse.endpoints", "tollhouse.backends", "tollhouse.wire", "tollhouse.core")
-        gc.collect()
-        gc.disable()
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        try:
+        with collected() as found:
             await everything()
             await asyncio.sleep(0.1)
-            gc.collect()
-            found = {type(thing).__qualname__ for thing in gc.garbage if type(thing).__module__.startswith(ours)}
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-            gc.enable()
-        assert found == set()
+        assert not {type(thing).__qualname__ for thing in found if type(thing).__module__.startswith(ours)}

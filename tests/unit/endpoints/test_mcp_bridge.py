@@ -1,14 +1,14 @@
 """Input in the middle of a request, between agents and servers of both eras, over real sockets."""
 
 import asyncio
-import gc
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from tests.fixtures.mcp_gateway import NEW, Answer, Gateway, child, gateway
+from tests.fixtures.garbage import collected
+from tests.fixtures.mcp_gateway import NEW, Answer, Gateway, child, gateway, until
 from tests.fixtures.mcp_raw import STREAM, Asked, Old, answer, chunk, events, result, upstream
 
 from tollhouse.backends.mcp_http import HttpServerSpec
@@ -25,12 +25,6 @@ ADA = {"action": "accept", "content": {"name": "ada"}}
 
 def text(value: Any) -> Any:
     return {"content": [{"type": "text", "text": value if isinstance(value, str) else json.dumps(value)}]}
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def ask(id: Any, method: str = "elicitation/create", params: Any = None) -> Any:
@@ -668,19 +662,10 @@ async def test_no_garbage_is_made() -> None:
 
         await everything()
         await asyncio.sleep(0.1)
-        gc.collect()
-        gc.disable()
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        try:
+        with collected() as found:
             await everything()
             await asyncio.sleep(0.1)
-            gc.collect()
-            found = {type(thing).__qualname__ for thing in gc.garbage if type(thing).__module__.startswith(ours)}
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-            gc.enable()
-        assert found == set()
+        assert not {type(thing).__qualname__ for thing in found if type(thing).__module__.startswith(ours)}
 
 
 @pytest.mark.parametrize("over", ["http", "stdio"])

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.fixtures.mcp_gateway import NEW, Gateway, child, gateway
+from tests.fixtures.mcp_gateway import NEW, Gateway, child, gateway, until
 from tests.fixtures.mcp_raw import STREAM, Asked, Old, answer, chunk, events, result, upstream
 
 from tollhouse.backends.mcp_http import HttpServerSpec
@@ -15,12 +15,6 @@ from tollhouse.wire import jsonrpc
 pytestmark = pytest.mark.anyio
 
 ID = "io.modelcontextprotocol/subscriptionId"
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def listen(running: Gateway, *uris: str, who: str = "", **more: Any) -> tuple[Any, Any, Any]:

@@ -205,6 +205,16 @@ async def test_questions() -> None:
         assert every["names"] == [*(f"things__tool_{n}" for n in range(5)), *(f"shop__{one['name']}" for one in SHOP)]
 
 
+async def test_what_is_found_is_of_the_list_that_is_known() -> None:
+    """Whoever takes tasks for answers has the list of everybody else."""
+    declared = {"io.modelcontextprotocol/clientCapabilities": {"extensions": {"io.modelcontextprotocol/tasks": {}}}}
+    async with two() as (running, things, shop):
+        agent = running.stateless()
+        await agent.ask("tools/list")
+        assert found(await agent.call("find_tools", {"query": "buy"}, _meta=declared)) == ["shop__order_item"]
+        assert [len(behind.calls("tools/list")) for behind in (things, shop)] == [1, 1]
+
+
 async def test_an_answer_has_a_size() -> None:
     big = [tool(f"big_{n}", "x" * 30_000) for n in range(4)]
     async with two(b=big) as (running, _, _):

@@ -4,11 +4,12 @@ import asyncio
 import gc
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from tests.fixtures.mcp_gateway import until
 from tests.unit.endpoints.test_mcp_replay import ids, leave, messages, read
 from tests.unit.endpoints.test_mcp_stream import Given, Taken
 
@@ -71,6 +72,12 @@ class World:
                 return
         raise AssertionError("it goes on and on")
 
+    async def elsewhere(self, session: Session) -> Session:
+        """The session as the second worker has it."""
+        there = await self.b.load(session.id, "ada", "/mcp")
+        assert there is not None
+        return there
+
     async def close(self) -> None:
         await self.a.closed()
         await self.b.closed()
@@ -105,12 +112,6 @@ def nothing_is_left(sessions: Sessions) -> None:
 def opened(sessions: Sessions, who: str = "ada", at: str = "/mcp", **more: Any) -> Session:
     given = {"servers": EMPTY, "revision": "2025-11-25", "profile": 0} | more
     return sessions.open(principal=who, endpoint=at, **given)
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def note(n: int) -> bytes:
@@ -393,8 +394,7 @@ async def test_a_session_is_found_at_another_worker() -> None:
         session.subscribed_to("x:y", True)
         await w.quiet()
         assert await w.b.load(session.id, "bob", "/mcp") is None
-        there = await w.b.load(session.id, "ada", "/mcp")
-        assert there is not None
+        there = await w.elsewhere(session)
         assert (there.level, there.subscribed) == ("debug", {"x:y"})
         there.set_level("error")
         there.unsubscribed("x:y", True)
@@ -405,8 +405,7 @@ async def test_a_session_is_found_at_another_worker() -> None:
 async def test_changes_at_both_are_both_kept() -> None:
     async with world() as w:
         session = opened(w.a)
-        there = await w.b.load(session.id, "ada", "/mcp")
-        assert there is not None
+        there = await w.elsewhere(session)
         for n in range(10):
             one = (session, there)[n % 2]
             one.subscribe(f"x:{n}")
@@ -418,8 +417,7 @@ async def test_changes_at_both_are_both_kept() -> None:
 async def test_ended_here_is_ended_there() -> None:
     async with world() as w:
         session = opened(w.a)
-        there = await w.b.load(session.id, "ada", "/mcp")
-        assert there is not None
+        there = await w.elsewhere(session)
         await w.b.ended(there)
         assert await w.b.load(session.id, "ada", "/mcp") is None
         await w.quiet()
@@ -444,8 +442,7 @@ async def test_who_did_not_hear_of_the_end_finds_out() -> None:
 async def test_idle_here_and_busy_there() -> None:
     async with world(timeout=1.0) as w:
         session = opened(w.a)
-        there = await w.b.load(session.id, "ada", "/mcp")
-        assert there is not None
+        there = await w.elsewhere(session)
         await w.quiet()
         async with asyncio.timeout(10):
             while session.open:
@@ -461,8 +458,7 @@ async def test_idle_here_and_busy_there() -> None:
 async def test_messages_go_where_the_stream_is() -> None:
     async with world() as w:
         session = opened(w.a)
-        there = await w.b.load(session.id, "ada", "/mcp")
-        assert there is not None
+        there = await w.elsewhere(session)
         there.say(note(0))  # kept, until it is known where to
         response = session.listen()
         taken = read(response)
@@ -486,8 +482,7 @@ async def test_messages_go_where_the_stream_is() -> None:
 async def test_messages_come_back_from_a_worker_that_is_gone() -> None:
     async with world() as w:
         session = opened(w.a)
-        there = await w.b.load(session.id, "ada", "/mcp")
-        assert there is not None
+        there = await w.elsewhere(session)
         session.owner = there.owner = "gone"
         there.say(note(0))
         there.say(note(1))
@@ -498,9 +493,8 @@ async def test_messages_come_back_from_a_worker_that_is_gone() -> None:
 async def test_answers_and_cancels_find_their_worker() -> None:
     async with world() as w:
         session = opened(w.a)
-        there = await w.b.load(session.id, "ada", "/mcp")
+        there = await w.elsewhere(session)
         foreign = opened(w.b)
-        assert there is not None
         answers: list[bytes] = []
         asked = jsonrpc.decode(session.ask(jsonrpc.decode(jsonrpc.request(5, "roots/list")), answers.append))
         reply = jsonrpc.decode(jsonrpc.result(bytes(asked.id), b"{}"))
@@ -525,8 +519,7 @@ async def test_a_stream_is_read_on_at_another_worker() -> None:
         answer.send(note(1))
         answer.send(note(2))
         leave(response)
-        there = await w.b.load(session.id, "ada", "/mcp")
-        assert there is not None
+        there = await w.elsewhere(session)
         again = read(await w.b.listen(there, ids(taken)[1].decode()))
         await w.quiet()
         answer.send(note(3))
@@ -544,8 +537,7 @@ async def test_a_reader_at_another_worker_leaves() -> None:
         taken = read(response)
         answer.send(note(1))
         leave(response)
-        there = await w.b.load(session.id, "ada", "/mcp")
-        assert there is not None
+        there = await w.elsewhere(session)
         relayed = await w.b.listen(there, ids(taken)[0].decode())
         read(relayed)
         await w.quiet()
@@ -567,8 +559,7 @@ async def test_the_end_of_an_answer_is_found_when_its_worker_is_gone() -> None:
         answer.end()
         await w.quiet()
         await w.a.closed()
-        there = await w.b.load(session.id, "ada", "/mcp")
-        assert there is not None
+        there = await w.elsewhere(session)
         again = read(await w.b.listen(there, ids(taken)[1].decode()))
         assert (notes(again), again.ended) == (["n/2"], 1)
 
@@ -580,8 +571,7 @@ async def test_a_call_whose_worker_is_gone_is_lost() -> None:
         taken = read(response)
         answer.send(note(1))
         await w.a.closed()
-        there = await w.b.load(session.id, "ada", "/mcp")
-        assert there is not None
+        there = await w.elsewhere(session)
         again = read(await w.b.listen(there, ids(taken)[-1].decode()))
         lost = jsonrpc.decode(messages(again)[0])
         assert (bytes(lost.id), b'"call_lost"' in bytes(lost.error)) == (b"7", True)

@@ -1,14 +1,13 @@
 """A realtime session between two fake ends: what it passes, counts, refuses and leaves behind."""
 
 import asyncio
-import gc
 import json
 from collections.abc import Awaitable
 from time import monotonic
 from typing import Any
 
 import pytest
-from tests.fixtures.garbage import ours
+from tests.fixtures.garbage import collected, ours
 
 from tollhouse.core.call import Context, ModelCall, Principal, Usage
 from tollhouse.core.clock import Clock
@@ -389,15 +388,7 @@ async def test_nothing_is_left_for_the_cycle_collector() -> None:
         vars(it).clear()
 
     for how in range(3):
-        gc.collect()
-        gc.disable()
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        try:
+        with collected() as found:
             run(how)
-            gc.collect()
-            left = [one for one in gc.garbage if ours(one)]
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-            gc.enable()
+        left = [one for one in found if ours(one)]
         assert not left, (how, left)
