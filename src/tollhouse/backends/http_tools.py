@@ -33,6 +33,7 @@ from tollhouse.net.client import Client, Origin, Pool, Until
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import revisions
 from tollhouse.wire.mcp.catalogue import Entry, Kind, Listing
+from tollhouse.wire.mcp.headers import TOKEN
 from tollhouse.wire.mcp.openapi_answer import Answer, ApiFailed, HttpTool, error_result
 from tollhouse.wire.mcp.openapi_request import BadArguments, HttpRequest
 
@@ -183,7 +184,9 @@ def misfit(spec: ApiCredentialSpec, said: Mapping[str, Any]) -> str:
     kind, scheme = said.get("type"), str(said.get("scheme", "")).lower()
     if kind == "apiKey":
         name, place = said.get("name"), said.get("in")
-        if place not in ("header", "query", "cookie") or not isinstance(name, str) or not _is_token(name, place):
+        if place not in ("header", "query", "cookie") or not isinstance(name, str):
+            return "the document does not say where the key goes"
+        if place != "query" and TOKEN.fullmatch(name) is None:
             return "the document does not say where the key goes"
         return "" if spec.key is not None else "the scheme is an API key; write `key`"
     if kind == "http" and scheme == "basic":
@@ -197,10 +200,6 @@ def misfit(spec: ApiCredentialSpec, said: Mapping[str, Any]) -> str:
         if spec.token is not None or spec.oauth is not None
         else "the scheme is a bearer token; write `token` or `oauth`"
     )
-
-
-def _is_token(name: str, place: str) -> bool:
-    return place == "query" or (name.isascii() and name.isprintable() and not set(name) & set(' "(),/:;<=>?@[\\]{}'))
 
 
 class HttpTools:
@@ -219,7 +218,6 @@ class HttpTools:
         clock: Clock,
         *,
         on_change: Callable[[str, str], None],
-        credentials: Credentials | None = None,
     ) -> None:
         self.name = name
         self.spec = spec
@@ -230,7 +228,7 @@ class HttpTools:
         self._client = client
         self._pool: Pool = client.pool(origin)
         self._on_change = on_change
-        self._credentials = credentials
+        self._credentials: Credentials | None = None
         fixed = header_lines(spec.headers)
         if "user-agent" not in {header.lower() for header in spec.headers}:
             fixed += b"user-agent: tollhouse\r\n"

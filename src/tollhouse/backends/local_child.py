@@ -8,13 +8,15 @@ the gateway: its standard input ending means that the gateway is gone. It reads 
 import json
 import os
 import sys
-from typing import Any, TextIO
+from typing import Any
+
+from tollhouse.net.child_lines import only_ours, say
 
 __all__ = ["main"]
 
 
 def main() -> int:
-    answers = _only_ours()
+    answers = only_ours()
     try:
         wanted: dict[str, Any] = json.loads(sys.stdin.readline())
     except ValueError:
@@ -22,28 +24,16 @@ def main() -> int:
     try:
         server = _serve(wanted)
     except ImportError as error:
-        _say(answers, error=f"xllamacpp cannot be loaded: {error}")
+        say(answers, error=f"xllamacpp cannot be loaded: {error}")
         return 3
     except (RuntimeError, ValueError, OSError) as error:
-        _say(answers, error=f"the model cannot be loaded: {error}")
+        say(answers, error=f"the model cannot be loaded: {error}")
         return 4
-    _say(answers, address=server.listening_address)
+    say(answers, address=server.listening_address)
     while sys.stdin.buffer.read(65536):
         pass
     # The server's threads may be in the middle of a token; nobody is left to wait for them.
     os._exit(0)
-
-
-def _only_ours() -> TextIO:
-    """Standard output for our one line alone: what the native library prints goes to standard error."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return answers
-
-
-def _say(answers: TextIO, **fields: str) -> None:
-    answers.write(json.dumps(fields) + "\n")
-    answers.flush()
 
 
 def _serve(wanted: dict[str, Any]) -> Any:

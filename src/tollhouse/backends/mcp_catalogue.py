@@ -251,7 +251,7 @@ class Catalogue:
                 if session.new:
                     if page.ttl is not None:
                         ttl = min(page.ttl / 1000, _MAX_TTL)
-                    private = private or _private(answer.result)
+                    private = private or page.private
                 public = public and page.public
                 cursor = page.cursor
                 if cursor is None:
@@ -340,7 +340,3 @@ class Catalogue:
 def _examine(entries: Sequence[Entry]) -> None:
     for entry in entries:
         entry.facts = examine(entry.raw)
-
-
-def _private(result: Any) -> bool:
-    return jsonrpc.decode_string(jsonrpc.decode_fields(result).get("cacheScope")) == "private"

@@ -167,8 +167,7 @@ class Channel(Session):
     # ---- what comes
     def received(self, data: bytes) -> None:
         """One message, or a batch of them. Raises Malformed for what is neither."""
-        revision = self.features.revision if self.features is not None else ""
-        for part in messages_of(data, revision):
+        for part in messages_of(data, self.revision):
             self._received(part)
 
     def _received(self, data: bytes) -> None:

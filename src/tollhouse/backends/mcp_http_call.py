@@ -79,6 +79,7 @@ class HttpCall(Messages):
                     self._noise(self._session)
 
     def allow(self, seconds: float) -> None:
+        super().allow(seconds)
         self.until += seconds
         if self._exchange is not None:
             self._exchange.allow(seconds)
@@ -95,8 +96,7 @@ class HttpCall(Messages):
         if session is None:
             return
         try:
-            revision = session.features.revision if session.features is not None else ""
-            for part in messages_of(data, revision):
+            for part in messages_of(data, session.revision):
                 self._one(session, part)
         except jsonrpc.Malformed as problem:
             self._fail(session.garbled(problem.message))
@@ -222,17 +222,14 @@ class HttpCall(Messages):
         session = self._session
         if session is None or session.new or not session.shared_id() or not self.event or self.over:
             return b""
-        revision = session.features.revision if session.features is not None else ""
-        where = (session.upstream.mark, session.shared_id().encode(), revision, session.profile, self._id, self.event)
-        return Place(*where).encode()
+        mark, known = session.upstream.mark, session.shared_id().encode()
+        return Place(mark, known, session.revision, session.profile, self._id, self.event).encode()
 
     def leave(self) -> None:
         session = self._session
         if session is not None:
             session.kept = True
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            exchange.close()
+        self._hang_up()
         self._quit_resuming()
         self._sink = None  # whoever listened is told by who leaves
         super().finish()
@@ -240,9 +237,7 @@ class HttpCall(Messages):
 
     # ---- how it ends
     def lose(self, failure: Failure, owner: Rescuer) -> None:
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            exchange.close()
+        self._hang_up()
         self._quit_resuming()
         super().lose(failure, owner)
 
@@ -250,15 +245,18 @@ class HttpCall(Messages):
         self._quit_resuming()
         self._settle()
 
+    def _hang_up(self) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.close()
+
     def _quit_resuming(self) -> None:
         task, self.resuming = self.resuming, None
         if task is not None and task is not asyncio.current_task():
             task.cancel()
 
     def _fail(self, failure: Failure) -> None:
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            exchange.close()
+        self._hang_up()
         self.finish(failure)
 
     def finish(self, failure: Failure | None = None) -> None:
@@ -267,9 +265,7 @@ class HttpCall(Messages):
 
     def quit(self, call: ToolCall | None) -> None:
         session = self._session
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            exchange.close()
+        self._hang_up()
         self._quit_resuming()
         if session is not None:
             session.cancel(self._id)

@@ -16,11 +16,10 @@ from tollhouse.core.errors import Failure, Reason
 from tollhouse.net.client import Exchange, Until
 from tollhouse.wire import jsonrpc
 
-__all__ = ["NEVER", "Exchanging"]
+__all__ = ["Exchanging"]
 
 log = logging.getLogger("tollhouse.backends.mcp")
 
-NEVER = 1e18
 _TELL_TIMEOUT = 10.0
 
 
@@ -40,8 +39,7 @@ class Exchanging(Session):
         return self.id.decode()
 
     def opened(self) -> None:
-        revision = self.features.revision if self.features is not None else ""
-        fields = b"mcp-protocol-version: %b\r\n" % revision.encode()
+        fields = b"mcp-protocol-version: %b\r\n" % self.revision.encode()
         if self.id and not self.new:
             fields += b"mcp-session-id: %b\r\n" % self.id
         self._fields = fields

@@ -13,9 +13,10 @@ from typing import Any
 
 from tollhouse.backends.mcp_heal import EXPIRED
 from tollhouse.backends.mcp_http_call import LEAST_RETRY, MOST_RETRY, RETRY, marked
-from tollhouse.backends.mcp_http_exchange import NEVER, Exchanging
+from tollhouse.backends.mcp_http_exchange import Exchanging
 from tollhouse.backends.mcp_listen import Ears
 from tollhouse.backends.mcp_messages import messages_of
+from tollhouse.core.clock import FOREVER
 from tollhouse.core.errors import Failure
 from tollhouse.net.client import Until
 from tollhouse.wire import jsonrpc, sse
@@ -31,7 +32,7 @@ async def hear(session: Exchanging) -> None:
     while not session.lost:
         heard = _Heard(session, asyncio.get_running_loop().create_future())
         try:
-            exchange = await session.get(session.event, NEVER, 30.0, NEVER)
+            exchange = await session.get(session.event, FOREVER, 30.0, FOREVER)
             try:
                 if exchange.status == 404 and session.id:
                     session.upstream.discard(session, EXPIRED)
@@ -66,9 +67,9 @@ async def listen(session: Exchanging, params: dict[str, Any], heard: Callable[[b
         body,
         method=b"POST",
         until=Until.HEAD,
-        deadline=NEVER,
+        deadline=FOREVER,
         first_byte=30.0,
-        idle=NEVER,
+        idle=FOREVER,
         resend=True,
     )
     if exchange.status != 200 or not exchange.event_stream or session.lost:
@@ -105,8 +106,7 @@ class _Heard:
                 continue
             self.news = True
             try:
-                revision = session.features.revision if session.features is not None else ""
-                for part in messages_of(payload, revision):
+                for part in messages_of(payload, session.revision):
                     message = jsonrpc.decode(part)
                     if message.is_response:
                         session.noise()

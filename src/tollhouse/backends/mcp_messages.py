@@ -18,13 +18,13 @@ from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Sink, Source
 from tollhouse.core.reply import Reply
 from tollhouse.wire import jsonrpc
+from tollhouse.wire.mcp import revisions
 
 __all__ = ["ANSWER_HEADERS", "Messages", "Rescue", "Rescuer", "messages_of"]
 
 ANSWER_HEADERS: list[tuple[bytes, bytes]] = [(b"content-type", b"application/json")]
 
 _HELD = 256 << 10  # bytes of notifications and requests kept for a slow reader
-_BATCHES = "2025-03-26"
 
 
 class Rescuer(Protocol):
@@ -260,7 +260,7 @@ class Rescue:
 
 def messages_of(data: bytes, revision: str) -> list[bytes]:
     """The messages of what a server sent: of 2025-03-26 it may be a batch. Raises Malformed."""
-    if revision != _BATCHES or data.lstrip()[:1] != b"[":
+    if revision != revisions.BATCHING or data.lstrip()[:1] != b"[":
         return [data]
     try:
         return [bytes(item) for item in msgspec.json.decode(data, type=list[msgspec.Raw])]

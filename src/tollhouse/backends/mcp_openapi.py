@@ -16,6 +16,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_
 
 from tollhouse.backends.header_fields import header_lines
 from tollhouse.backends.http_tools import ApiCredentialSpec, BaseUrl, Credentials, HttpTools, HttpToolsSpec, misfit
+from tollhouse.backends.mcp_heal import said
 from tollhouse.core.clock import FOREVER, Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.spec import Duration, Reading, Size, Spec, existing
@@ -251,9 +252,9 @@ class OpenApiTools(HttpTools):
         except (Failure, OpenAPIError) as problem:
             self._failures += 1
             wait = min(self.spec.refresh, _SOONER * 2.0 ** min(self._failures - 1, 12))
-            said = f"{problem}: {problem.detail}" if isinstance(problem, Failure) and problem.detail else str(problem)
+            why = said(problem) if isinstance(problem, Failure) else str(problem)
             kept = "" if self._listing is None else "; the tools it had stay"
-            log.warning("mcp server %s: its OpenAPI document cannot be used: %s%s", self.name, said, kept)
+            log.warning("mcp server %s: its OpenAPI document cannot be used: %s%s", self.name, why, kept)
         except Exception:  # the root of the task
             log.exception("mcp server %s: internal error", self.name)
         self.deadline = self.clock.now + wait

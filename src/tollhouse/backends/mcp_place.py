@@ -6,6 +6,7 @@ same session and request; so what says where the answer is suffices, and the wor
 
 import msgspec
 
+from tollhouse.backends.mcp_heal import CALL_LOST
 from tollhouse.core.errors import Failure, Reason
 
 __all__ = ["Place", "read_place", "unplaced"]
@@ -38,4 +39,4 @@ def read_place(data: bytes, mark: str) -> Place | None:
 def unplaced(name: str) -> Failure:
     """An answer that cannot be read on here."""
     why = f"{name}: the call is lost: the worker that had it is gone, and its answer cannot be read on from here"
-    return Failure(503, Reason.MCP, why, code="call_lost", sent=True)
+    return Failure(503, Reason.MCP, why, code=CALL_LOST, sent=True)

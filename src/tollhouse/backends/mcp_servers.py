@@ -82,41 +82,26 @@ class Servers:
         key = (name, fingerprint(spec))
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = self._make(name, spec)
+            known = self._known[key] = self._make(name, spec, key[1])
         return known
 
-    def _make(self, name: str, spec: ServerSpec) -> Server:
+    def _make(self, name: str, spec: ServerSpec, mark: str) -> Server:
+        upstream = partial(
+            Upstream,
+            name,
+            clock=self._clock,
+            client=self._info,
+            on_change=self._on_change,
+            on_sessions=self._count,
+            on_recovery=self._recovered,
+            records=self._records,
+            mark=mark,
+        )
         if isinstance(spec, StdioServerSpec):
-            return Upstream(
-                name,
-                spec,
-                self._child,
-                self._clock,
-                client=self._info,
-                limit=spec.max_children,
-                own_sessions=False,
-                on_change=self._on_change,
-                on_sessions=self._count,
-                on_recovery=self._recovered,
-                records=self._records,
-                mark=fingerprint(spec),
-            )
+            return upstream(spec, self._child, limit=spec.max_children, own_sessions=False)
         if isinstance(spec, HttpServerSpec):
             place = HttpPlace(spec, self._client, self._streams)
-            return Upstream(
-                name,
-                spec,
-                partial(_reach, place),
-                self._clock,
-                client=self._info,
-                limit=_HTTP_SESSIONS,
-                own_sessions=True,
-                on_change=self._on_change,
-                on_sessions=self._count,
-                on_recovery=self._recovered,
-                records=self._records,
-                mark=fingerprint(spec),
-            )
+            return upstream(spec, partial(_reach, place), limit=_HTTP_SESSIONS, own_sessions=True)
         if isinstance(spec, OpenApiServerSpec):
             return OpenApiTools(name, spec, self._client, self._clock, on_change=self._on_change)
         if isinstance(spec, RestServerSpec):

@@ -143,6 +143,11 @@ class Session(Hearing):
     def opened(self) -> None:
         """The handshake was answered: what follows carries its outcome (`features`)."""
 
+    @property
+    def revision(self) -> str:
+        """What is spoken in it, "" before the handshake."""
+        return self.features.revision if self.features is not None else ""
+
     # ---- requests
     def next_id(self) -> int:
         self._ids += 1

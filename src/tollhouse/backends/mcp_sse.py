@@ -15,6 +15,7 @@ from tollhouse.backends.mcp_handshake import OPEN_TIMEOUT, handshake
 from tollhouse.backends.mcp_heal import call_lost
 from tollhouse.backends.mcp_http import HttpPlace
 from tollhouse.backends.mcp_session import Owner
+from tollhouse.core.clock import FOREVER
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.net.client import Exchange, Origin, OriginError, Until
 from tollhouse.wire import jsonrpc, sse
@@ -23,7 +24,6 @@ __all__ = ["SseSession"]
 
 log = logging.getLogger("tollhouse.backends.mcp")
 
-_NEVER = 1e18
 _ENDPOINT_TIMEOUT = 10.0
 _POST_TIMEOUT = 30.0
 
@@ -48,9 +48,9 @@ class SseSession(Channel):
                 b"",
                 method=b"GET",
                 until=Until.HEAD,
-                deadline=_NEVER,
+                deadline=FOREVER,
                 first_byte=OPEN_TIMEOUT,
-                idle=_NEVER,
+                idle=FOREVER,
                 resend=True,
             )
             if exchange.status != 200 or not exchange.event_stream:

@@ -24,10 +24,11 @@ from yaml.events import (
     StreamEndEvent,
 )
 
-from tollhouse.config.places import Path, events, render
+from tollhouse.config.places import Path, render
 from tollhouse.config.secrets import LIMIT
 from tollhouse.config.suggest import did_you_mean
 from tollhouse.core.errors import Problem
+from tollhouse.wire.yaml_core import NotKept, events, plain
 
 __all__ = ["MAX_DEPTH", "MAX_NODES", "MAX_SIZE", "Document", "read"]
 
@@ -36,15 +37,7 @@ MAX_NODES: Final = 2_000_000  # values, with every alias unfolded
 MAX_DEPTH: Final = 64
 
 _STR = "tag:yaml.org,2002:str"
-_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
-_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
-_NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
-_CONSTANTS: Final[dict[str, bool | None]] = {
-    "": None, "~": None, "null": None, "Null": None, "NULL": None,
-    "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
-}  # fmt: skip
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_MAX_DIGITS = 18  # of a whole number: what is longer is an identifier that lost its quotes
 
 
 class _Stop(Exception):
@@ -137,21 +130,11 @@ class _Reader:
         return value
 
     def plain(self, event: Any, text: str) -> Any:
-        if text in _CONSTANTS:
-            return _CONSTANTS[text]
-        if _INT.fullmatch(text):
-            if len(text.lstrip("+-")) > _MAX_DIGITS:
-                self.say(event, "too long for a number; put it in quotes if it is text")
-                return text
-            return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
-        if _FLOAT.fullmatch(text):
-            number = float(text)
-            if number - number == 0:
-                return number
-        elif not _NOT_FINITE.fullmatch(text):
+        try:
+            return plain(text)
+        except NotKept as problem:  # most often an identifier that lost its quotes
+            self.say(event, f"{problem}; put it in quotes if it is text")
             return text
-        self.say(event, "not a finite number; put it in quotes if it is text")
-        return text
 
     def secret(self, event: Any, text: str) -> str:
         problems = len(self.problems)

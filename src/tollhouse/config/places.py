@@ -5,10 +5,8 @@ here.
 """
 
 import re
-from collections.abc import Callable
 from typing import Any
 
-import yaml
 from yaml.events import (
     AliasEvent,
     DocumentStartEvent,
@@ -19,21 +17,15 @@ from yaml.events import (
     SequenceStartEvent,
 )
 
-__all__ = ["Path", "Places", "events", "render", "unrender"]
+from tollhouse.wire.yaml_core import events
+
+__all__ = ["Path", "Places", "render", "unrender"]
 
 Path = tuple[str | int, ...]
 """Keys and list indices from the top of the document."""
 
 _PLAIN_KEY = re.compile(r"[A-Za-z_][\w-]*")
 _STEP = re.compile(r'\.?([A-Za-z_][\w-]*)|\[(\d+)\]|\["((?:[^"\\]|\\.)*)"\]')
-
-_Loader: Any = getattr(yaml, "CSafeLoader", None) or yaml.SafeLoader
-
-
-def events(text: str) -> Callable[[], Any]:
-    """The next YAML event of `text`, one by one. Raises yaml.YAMLError."""
-    get: Callable[[], Any] = _Loader(text).get_event
-    return get
 
 
 def render(path: Path) -> str:

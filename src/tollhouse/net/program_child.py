@@ -10,6 +10,7 @@ import os
 import sys
 from typing import Any, TextIO
 
+from tollhouse.net.child_lines import only_ours, say
 from tollhouse.net.wall import raise_wall
 
 __all__ = ["main"]
@@ -45,7 +46,7 @@ None
 
 
 def main() -> int:
-    answers = _only_ours()
+    answers = only_ours()
     try:
         wanted: dict[str, Any] = json.loads(sys.stdin.readline())
     except ValueError:
@@ -54,16 +55,16 @@ def main() -> int:
         import pydantic_monty  # noqa: PLC0415  (the extra `code`)
         from pydantic_monty._binary import find_monty_binary  # noqa: PLC0415
     except ImportError as error:
-        _say(answers, fault=f"pydantic-monty cannot be loaded: {error}")
+        say(answers, fault=f"pydantic-monty cannot be loaded: {error}")
         return 3
     try:
         binary = os.path.realpath(find_monty_binary())
         cpu = wanted["cpu"]
         stands = raise_wall([binary], memory=_ROOM + 4 * wanted["memory"], cpu=int(cpu) + 5)
     except OSError as error:
-        _say(answers, fault=f"the sandbox cannot be closed: {error}")
+        say(answers, fault=f"the sandbox cannot be closed: {error}")
         return 4
-    _say(answers, files=stands.files)
+    say(answers, files=stands.files)
     limits = pydantic_monty.ResourceLimits(
         max_feed_duration_secs=cpu,
         max_memory=wanted["memory"],
@@ -90,7 +91,7 @@ def main() -> int:
         ended = _shown(problem)
     except RecursionError:
         ended = "RecursionError: a value is nested too deeply"
-    _say(answers, output="".join(printed.parts), cut=printed.cut, error=_shortened(ended))
+    say(answers, output="".join(printed.parts), cut=printed.cut, error=_shortened(ended))
     # The pool's threads have nothing to finish.
     os._exit(0)
 
@@ -108,7 +109,7 @@ def _step(step: Any, monty: Any, answers: TextIO) -> Any:
     arguments = step.args
     if step.function_name != "_host" or len(arguments) != 2 or not all(isinstance(one, str) for one in arguments):
         return step.resume({"exception": NameError(f"there is no function {str(step.function_name)[:100]!r}")})
-    _say(answers, ask=arguments[0], arguments=arguments[1])
+    say(answers, ask=arguments[0], arguments=arguments[1])
     line = sys.stdin.readline()
     if not line:
         os._exit(0)  # the gateway is gone
@@ -151,18 +152,6 @@ def _shortened(text: str) -> str:
     """Its beginning and its end: what is wrong stands last."""
     half = _LONGEST_ERROR // 2
     return text if len(text) <= _LONGEST_ERROR else f"{text[: half - 5]}\n...\n{text[-half:]}"
-
-
-def _only_ours() -> TextIO:
-    """Standard output for our lines alone."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return answers
-
-
-def _say(answers: TextIO, **fields: Any) -> None:
-    answers.write(json.dumps(fields) + "\n")
-    answers.flush()
 
 
 if __name__ == "__main__":

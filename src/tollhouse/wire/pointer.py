@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-__all__ = ["Misplaced", "Pointer"]
+__all__ = ["Misplaced", "Pointer", "below", "steps_of"]
 
 Raw = msgspec.Raw
 
@@ -24,6 +24,16 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _object = msgspec.json.Decoder(dict[str, Raw]).decode
 _list = msgspec.json.Decoder(list[Raw]).decode
 _encode = msgspec.json.Encoder().encode
+
+
+def below(pointer: str, *steps: str | int) -> str:
+    """The pointer of a member below `pointer`."""
+    return pointer + "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in steps)
+
+
+def steps_of(pointer: str) -> tuple[str, ...]:
+    """The words of a pointer, unescaped; none for the whole."""
+    return tuple(step.replace("~1", "/").replace("~0", "~") for step in pointer.split("/")[1:])
 
 
 class Misplaced(ValueError):
@@ -44,7 +54,7 @@ class Pointer:
         if _BAD_ESCAPE.search(text):
             raise ValueError("in a JSON Pointer `~` stands before 0 or 1: ~0 is a tilde, ~1 a slash (RFC 6901)")
         self.text = text
-        self.steps = tuple(step.replace("~1", "/").replace("~0", "~") for step in text[1:].split("/"))
+        self.steps = steps_of(text)
 
     def __repr__(self) -> str:
         return f"Pointer({self.text!r})"
@@ -123,7 +133,7 @@ def _put(value: Raw | None, steps: tuple[str, ...], new: Raw, at: str) -> Raw | 
     if _is_absent(value):
         if step == _EACH:
             return value  # of nothing there is no element
-        made = _put(None, rest, new, _below(at, step))
+        made = _put(None, rest, new, _shown_below(at, step))
         if made is None:
             return value
         return Raw(_encode([made] if step == _NEXT else {step: made}))
@@ -133,7 +143,7 @@ def _put(value: Raw | None, steps: tuple[str, ...], new: Raw, at: str) -> Raw | 
         if kind == b"{":
             members = _object(value)
             _clear(members, step, rest)
-            made = _put(members.get(step), rest, new, _below(at, step))
+            made = _put(members.get(step), rest, new, _shown_below(at, step))
             if made is not None:
                 members[step] = made
             return Raw(_encode(members))
@@ -211,7 +221,7 @@ def _chosen(step: str, length: int) -> range:
     return range(0)
 
 
-def _below(at: str, step: str) -> str:
+def _shown_below(at: str, step: str) -> str:
     return f"{at}[]" if step == _NEXT else f"{at}.{step}"
 
 

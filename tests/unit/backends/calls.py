@@ -13,7 +13,7 @@ from tests.unit.net.upstreams import Peer
 from tollhouse.backends.pool import Pool, PoolSpec, pool
 from tollhouse.backends.provider import Provider
 from tollhouse.backends.providers import ProviderSpec, provider
-from tollhouse.core.call import Context, ModelCall
+from tollhouse.core.call import ModelCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Ending, Headers, Request, Source, finish
@@ -98,14 +98,16 @@ def call(
     label: str = "smart",
     headers: list[tuple[bytes, bytes]] | None = None,
     deadline: float = 1e18,
+    model: str | None = None,
+    stream: bool | None = None,
 ) -> ModelCall:
-    """A call as the endpoint makes it."""
+    """A call as the endpoint makes it. model, stream: of an API whose path says them."""
     body = fields if isinstance(fields, bytes) else msgspec.json.encode({"model": "smart", **(fields or {})})
     request = Request(b"POST", dialect.path, Headers(headers or []), body)
     context = request.context
     context.began = monotonic()
     context.deadline = deadline
-    asked = dialect.decode(body)
+    asked = dialect.decode(body, model=model, stream=stream)
     return ModelCall(
         request,
         context,
@@ -156,7 +158,3 @@ async def taken(reply: Reply) -> tuple[bytes, Failure | None]:
         await taker.ended
     finish(reply.ends, Ending(200, Reason.UPSTREAM, failure=taker.failure))
     return reply.first + b"".join(taker.parts), taker.failure
-
-
-def context_of(it: ModelCall) -> Context:
-    return it.context

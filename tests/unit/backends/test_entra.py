@@ -11,11 +11,10 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import RSAKey
 from pydantic import ValidationError
-from tests.unit.backends.tokens import Asked, Endpoint, Time, answer, endpoint, ready, token, until
+from tests.unit.backends.tokens import Asked, Time, World, answer, endpoint, ready, token, until
 from tests.unit.net.upstreams import client
 
 from tollhouse.backends.entra import EntraAuthSpec, entra_credential
-from tollhouse.backends.token import Bearer
 from tollhouse.core.errors import ConfigError, Failure
 from tollhouse.core.spec import Reading
 
@@ -24,13 +23,6 @@ pytestmark = pytest.mark.anyio
 PATH = "/tenant-1/oauth2/v2.0/token"
 SCOPE = "https://cognitiveservices.azure.com/.default"
 WHO = {"tenant": "tenant-1", "client_id": "app-1"}
-
-
-class World:
-    def __init__(self, it: Endpoint, credential: Bearer, time: Time) -> None:
-        self.endpoint = it
-        self.credential = credential
-        self.time = time
 
 
 @asynccontextmanager

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from joserfc import jwt
 from joserfc.jwk import RSAKey
 from pydantic import ValidationError
-from tests.unit.backends.tokens import Asked, Endpoint, Time, answer, endpoint, ready, token, until
+from tests.unit.backends.tokens import Asked, Endpoint, Time, World, answer, endpoint, ready, token, until
 from tests.unit.net.upstreams import client
 
 from tollhouse.backends.google import GoogleAuthSpec, google_credential
-from tollhouse.backends.token import Bearer
 from tollhouse.core.errors import ConfigError, Failure
 from tollhouse.core.spec import Reading
 
@@ -58,13 +57,6 @@ def federated(url: str, source: Any, **more: Any) -> dict[str, Any]:
 def impersonated(value: str = "as-sa", seconds: float = 3600) -> bytes:
     until = datetime.now(UTC) + timedelta(seconds=seconds)
     return answer({"accessToken": value, "expireTime": until.strftime("%Y-%m-%dT%H:%M:%SZ")})
-
-
-class World:
-    def __init__(self, it: Endpoint, credential: Bearer, time: Time) -> None:
-        self.endpoint = it
-        self.credential = credential
-        self.time = time
 
 
 @asynccontextmanager

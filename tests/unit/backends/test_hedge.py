@@ -1,12 +1,12 @@
 """A second target for a stream whose first event is late: over real sockets."""
 
 import asyncio
-import gc
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from tests.fixtures.garbage import collected
 from tests.unit.backends.calls import DONE, EVENT, HEAD, USAGE, World, always, answer, call, chunk, stream, taken, world
 from tests.unit.net.upstreams import Peer, upstream
 
@@ -216,23 +216,12 @@ async def test_nothing_is_left_to_the_collector() -> None:
             await run(good)
             await fails(wrong)
         await asyncio.sleep(0.02)
-        gc.collect()
-        gc.disable()
-        try:
+        with collected() as found:
             for _ in range(3):
                 await run(good)
                 await fails(wrong)
             await asyncio.sleep(0.02)
-            gc.set_debug(gc.DEBUG_SAVEALL)
-            gc.collect()
-            found = [
-                o for o in gc.garbage if type(o).__module__.startswith("tollhouse") or isinstance(o, BaseException)
-            ]
-            assert found == []
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-            gc.enable()
+        assert not [o for o in found if type(o).__module__.startswith("tollhouse") or isinstance(o, BaseException)]
 
 
 def test_the_percentile() -> None:

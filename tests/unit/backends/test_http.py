@@ -1,7 +1,6 @@
 """The reverse proxy over real sockets: what the upstream gets, what the client gets, and what happens when it fails."""
 
 import asyncio
-import gc
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -11,6 +10,7 @@ from time import monotonic
 import pytest
 import trustme
 from pydantic import ValidationError
+from tests.fixtures.garbage import collected
 from tests.unit.net.upstreams import stand_still
 
 from tollhouse.backends.http import HttpBackend, HttpRouteSpec
@@ -820,19 +820,9 @@ async def test_nothing_is_left_for_the_collector() -> None:
                 g.endings.clear()
 
         await load()
-        gc.collect()
-        gc.disable()
-        try:
-            gc.collect()
+        with collected() as found:
             await load()
-            gc.set_debug(gc.DEBUG_SAVEALL)
-            gc.collect()
-            ours = [o for o in gc.garbage if type(o).__module__.startswith("tollhouse")]
-            assert ours == []
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-            gc.enable()
+        assert not [o for o in found if type(o).__module__.startswith("tollhouse")]
         for _, writer in connections:
             writer.close()
 

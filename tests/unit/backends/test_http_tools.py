@@ -415,6 +415,7 @@ async def test_a_server_that_leaves_takes_its_tasks_along(tmp_path: Path) -> Non
         ({"openapi": "API", "credentials": {"x": {"key": "k"}}}, "there is no security scheme 'x'; there are: s"),
         ({"openapi": "API", "credentials": {"s": {"token": "k"}}}, "the scheme is an API key; write `key`"),
         ({"openapi": "API", "credentials": {"s": {}}}, "write one of `key`"),
+        ({"openapi": "UNNAMED", "credentials": {"s": {"key": "k"}}}, "the document does not say where the key goes"),
         (
             {"openapi": "API", "credentials": {"s": {"key": "k"}}, "headers": {"X-K": "1"}},
             "it stands in `headers` already",
@@ -427,6 +428,11 @@ def test_what_is_no_server(tmp_path: Path, said: Any, problem: str) -> None:
     scheme = {"s": {"type": "apiKey", "in": "header", "name": "x-k"}}
     files = {
         "API": document("a", servers=[{"url": "http://a.test"}], components={"securitySchemes": scheme}),
+        "UNNAMED": document(
+            "a",
+            servers=[{"url": "http://a.test"}],
+            components={"securitySchemes": {"s": {"type": "apiKey", "in": "header", "name": ""}}},
+        ),
         "BAD": {},
         "EMPTY": document(servers=[{"url": "http://a.test"}]),
     }

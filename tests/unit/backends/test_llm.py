@@ -1,7 +1,6 @@
 """One model at one provider, over real sockets: what is sent, what comes back, and everything that goes wrong."""
 
 import asyncio
-import gc
 import gzip
 from time import monotonic
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from pydantic import TypeAdapter, ValidationError
+from tests.fixtures.garbage import collected
 from tests.unit.backends.calls import (
     ANSWER,
     DONE,
@@ -686,18 +686,13 @@ async def test_nothing_waits_for_the_collector() -> None:
         for _ in range(4):
             await once(True)
         await asyncio.sleep(0.05)
-        gc.collect()
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        try:
+        with collected() as found:
             for _ in range(30):
                 await once(True)
             await asyncio.sleep(0.05)
-            gc.collect()
-            found = [it for it in gc.garbage if type(it).__module__.startswith("tollhouse.")]
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-    assert found == []  # what the test's own upstream leaves is not counted
+    assert not [
+        it for it in found if type(it).__module__.startswith("tollhouse.")
+    ]  # what the test's own upstream leaves is not counted
 
 
 # ---- Specs

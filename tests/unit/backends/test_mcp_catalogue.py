@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.fixtures.mcp_gateway import Gateway, child, gateway, until
-from tests.fixtures.mcp_raw import TOOLS, Asked, Old, answer, result, upstream
+from tests.fixtures.mcp_raw import TOOLS, Asked, Changing, Old, answer, result, upstream
 
 from tollhouse.backends import mcp_catalogue
 from tollhouse.backends.mcp_heal import Budget
@@ -37,37 +37,6 @@ def grow_old(running: Gateway) -> None:
     for server in running.servers.all:
         for listing in server.catalogue._listings.values():
             listing.until = 0.0
-
-
-VERSION = "io.modelcontextprotocol/protocolVersion"
-
-
-class Changing:
-    """A server whose era can be changed while it runs."""
-
-    def __init__(self, era: str) -> None:
-        self.era = era
-        self.old = Old()
-
-    def __call__(self, asked: Asked) -> Any:
-        if asked.http != "POST":
-            return answer(405)
-        meta = (asked.body.get("params") or {}).get("_meta") or {}
-        if self.era == "old":
-            if asked.method != "initialize" and "mcp-session-id" not in asked.headers:
-                error = {"code": -32000, "message": "Bad Request: no session"}
-                return answer(400, {"jsonrpc": "2.0", "id": asked.id, "error": error})
-            return self.old(asked)
-        if meta.get(VERSION) != "2026-07-28":
-            error = {"code": -32022, "message": "no", "data": {"supported": ["2026-07-28"], "requested": "?"}}
-            return answer(400, {"jsonrpc": "2.0", "id": asked.id, "error": error})
-        if asked.method == "server/discover":
-            value: Any = {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}}
-        elif asked.method == "tools/list":
-            value = {"tools": TOOLS, "ttlMs": 0, "cacheScope": "public"}
-        else:
-            value = {"content": [{"type": "text", "text": "new"}]}
-        return result(asked, {"resultType": "complete", **value})
 
 
 @pytest.mark.parametrize("mode", ["down", "hangs"])

@@ -107,6 +107,42 @@ async def test_an_agent_that_leaves_while_its_call_is_made_again() -> None:
         assert not running.servers.all[0]._cut - {session._hearing for session in sessions(running)}
 
 
+async def test_a_call_that_is_made_again_is_given_more_time() -> None:
+    """While its agent is asked something, for one."""
+    gate = asyncio.Event()
+    sources: list[Any] = []
+
+    async def seen(call: Any, next: Any) -> Any:
+        reply = await next(call)
+        sources.append(reply.source)
+        return reply
+
+    def call(asked: Asked) -> Any:
+        again = len(server.calls("tools/call")) > 1
+        params = {"progressToken": asked.body["params"]["_meta"]["progressToken"], "progress": 1 + again}
+        note = chunk(events({"jsonrpc": "2.0", "method": "notifications/progress", "params": params}))
+        if not again:
+            return [STREAM, note, asyncio.sleep(0.05), CUT]
+        last = {"jsonrpc": "2.0", "id": asked.id, "result": {"content": []}}
+        return [STREAM, note, gate.wait(), chunk(events(last)), b"0\r\n\r\n"]
+
+    script = Old(tools_call=call, tools_list=annotated(readOnlyHint=True))
+    async with (
+        upstream(script) as server,
+        gateway({"u": HttpServerSpec(url=server.url, timeout=0.5)}, policies=[seen]) as running,
+    ):
+        agent = running.stateless()
+        await agent.ask("tools/list")
+        stream = await agent.start("tools/call", {"name": "echo", "_meta": {"progressToken": 1}})
+        await stream.head()
+        assert [(await stream.next())["params"]["progress"] for _ in range(2)] == [1, 2]
+        sources[-1].allow(10.0)
+        await asyncio.sleep(1.0)
+        gate.set()
+        assert (await stream.next())["result"]["content"] == []
+        await stream.close()
+
+
 @pytest.mark.parametrize(("trust", "calls"), [(None, 2), (True, 2), (False, 1)])
 async def test_whether_annotations_are_believed(trust: bool | None, calls: int) -> None:
     def call(asked: Asked) -> Any:

@@ -4,43 +4,12 @@ from typing import Any
 
 import pytest
 from tests.fixtures.mcp_gateway import gateway
-from tests.fixtures.mcp_raw import TOOLS, Asked, Old, answer, result, upstream
+from tests.fixtures.mcp_raw import Asked, Changing, Old, answer, result, upstream
 
 from tollhouse.backends.mcp_http import HttpServerSpec
 from tollhouse.core.errors import Failure
 
 pytestmark = pytest.mark.anyio
-
-
-VERSION = "io.modelcontextprotocol/protocolVersion"
-
-
-class Changing:
-    """A server whose era can be changed while it runs."""
-
-    def __init__(self, era: str) -> None:
-        self.era = era
-        self.old = Old()
-
-    def __call__(self, asked: Asked) -> Any:
-        if asked.http != "POST":
-            return answer(405)
-        meta = (asked.body.get("params") or {}).get("_meta") or {}
-        if self.era == "old":
-            if asked.method != "initialize" and "mcp-session-id" not in asked.headers:
-                error = {"code": -32000, "message": "Bad Request: no session"}
-                return answer(400, {"jsonrpc": "2.0", "id": asked.id, "error": error})
-            return self.old(asked)
-        if meta.get(VERSION) != "2026-07-28":
-            error = {"code": -32022, "message": "no", "data": {"supported": ["2026-07-28"], "requested": "?"}}
-            return answer(400, {"jsonrpc": "2.0", "id": asked.id, "error": error})
-        if asked.method == "server/discover":
-            value: Any = {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}}
-        elif asked.method == "tools/list":
-            value = {"tools": TOOLS, "ttlMs": 0, "cacheScope": "public"}
-        else:
-            value = {"content": [{"type": "text", "text": "new"}]}
-        return result(asked, {"resultType": "complete", **value})
 
 
 @pytest.mark.parametrize(("forgotten", "calls"), [(True, 2), (False, 1)])

@@ -8,22 +8,14 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from tests.unit.backends.tokens import Asked, Endpoint, Time, answer, endpoint, ready, rest, token, until
+from tests.unit.backends.tokens import Asked, Time, World, answer, endpoint, ready, rest, token, until
 from tests.unit.net.upstreams import client
 
 from tollhouse.backends.oauth import OAuthSpec, oauth_credential
-from tollhouse.backends.token import Bearer
 from tollhouse.core.errors import Failure
 from tollhouse.net.client import OriginError
 
 pytestmark = pytest.mark.anyio
-
-
-class World:
-    def __init__(self, it: Endpoint, credential: Bearer, time: Time) -> None:
-        self.endpoint = it
-        self.credential = credential
-        self.time = time
 
 
 @asynccontextmanager

@@ -838,7 +838,6 @@ async def test_our_own_bound_is_no_fault_of_the_target() -> None:
 
 
 # ---- what is no answer
-JSON_TYPE = b"content-type: application/json\r\n"
 EVENTS_TYPE = b"content-type: text/event-stream\r\n"
 
 

@@ -1,12 +1,12 @@
 """Streams that die and go on at another target: over real sockets, in each dialect whose provider allows a prefix."""
 
 import asyncio
-import gc
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
+from tests.fixtures.garbage import collected
 from tests.unit.backends.calls import HEAD, Taker, World, always, answer, call, chunk, taken, world
 from tests.unit.net.upstreams import Peer, upstream
 
@@ -81,7 +81,7 @@ MESSAGES_REST = [
 ]
 
 
-def dies(events: list[bytes], *, silent: asyncio.Event | None = None) -> Callable[[Peer], Any]:
+def dies(events: list[bytes]) -> Callable[[Peer], Any]:
     """A stream that is cut after these events."""
 
     async def play(peer: Peer) -> None:
@@ -302,19 +302,10 @@ async def test_nothing_is_left_to_the_collector() -> None:
         it.openai(two.url(), "two", continues=True)
         pool = resuming(it, "one", "two", health={"failures": 1000, "error_rate": None})
         await taken(await pool.handle(call(BODY)))
-        gc.collect()
-        gc.disable()
-        try:
+        with collected() as found:
             await taken(await pool.handle(call(BODY)))
             await asyncio.sleep(0.01)
-            gc.set_debug(gc.DEBUG_SAVEALL)
-            gc.collect()
-            found = [o for o in gc.garbage if type(o).__module__.startswith("tollhouse") or isinstance(o, Failure)]
-            assert found == []
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-            gc.enable()
+        assert not [o for o in found if type(o).__module__.startswith("tollhouse") or isinstance(o, Failure)]
 
 
 # ---- servers that want to be told

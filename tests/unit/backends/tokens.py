@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 from tests.unit.net.upstreams import Peer, Upstream, upstream
 
 from tollhouse.backends.credential import Credential
+from tollhouse.backends.token import Bearer
 from tollhouse.core.clock import SLICES, Clock
 
 Answer = bytes | Callable[["Asked"], bytes | Awaitable[bytes]]
@@ -78,6 +79,15 @@ class Endpoint:
         self.answers = answers
         self.asked = asked
         self.url = up.url("")
+
+
+class World:
+    """A credential, the endpoint that it asks, and its time."""
+
+    def __init__(self, it: Endpoint, credential: Bearer, time: Time) -> None:
+        self.endpoint = it
+        self.credential = credential
+        self.time = time
 
 
 def answer(fields: Any, status: int = 200, headers: bytes = b"") -> bytes:

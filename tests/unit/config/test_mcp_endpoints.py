@@ -3,18 +3,11 @@
 from pathlib import Path
 
 import pytest
+from tests.unit.config.test_parse import problems
 
-from tollhouse.config.parse import LoadError, parse
+from tollhouse.config.parse import parse
 
 SERVERS = "mcp:\n  servers:\n    shop: {url: http://127.0.0.1:1/mcp}\n    files: {command: x}\n"
-
-
-def problems(text: str) -> list[str]:
-    try:
-        parse(text, "t.yaml", {})
-    except LoadError as error:
-        return [str(problem) for problem in error.problems]
-    return []
 
 
 def test_what_is_right() -> None:

@@ -4,19 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.unit.config.test_parse import problems
 
-from tollhouse.config.parse import LoadError, parse
+from tollhouse.config.parse import parse
 from tollhouse.config.spec import OpenApiServer, RestServer
 
 TOOL = "{name: t, description: d, path: /x}"
-
-
-def problems(text: str) -> list[str]:
-    try:
-        parse(text, "t.yaml", {})
-    except LoadError as error:
-        return [str(problem) for problem in error.problems]
-    return []
 
 
 def test_the_keys_say_which_kind_a_server_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

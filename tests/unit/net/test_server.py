@@ -1,7 +1,6 @@
 """The HTTP/1.1 server over real sockets: order, framing, back-pressure, leaving clients, time, TLS, upgrade."""
 
 import asyncio
-import gc
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from tests.fixtures.garbage import ours
+from tests.fixtures.garbage import collected, ours
 
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
@@ -1037,16 +1036,7 @@ async def test_no_garbage_is_left_for_the_collector() -> None:
 
     async with serving(handler) as listener:
         await load(listener)
-        gc.collect()
-        gc.disable()
-        try:
+        with collected() as found:
             for _ in range(5):
                 await load(listener)
-            gc.set_debug(gc.DEBUG_SAVEALL)
-            gc.collect()
-            left = [o for o in gc.garbage if ours(o)]
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-            gc.enable()
-        assert left == []
+        assert not [o for o in found if ours(o)]

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from tollhouse.wire import jsonrpc
+from tollhouse.wire.mcp import tasks
 
 __all__ = [
     "ASKABLE",
@@ -44,9 +45,8 @@ ASKABLE = 127
 """What a server can ask, of a profile."""
 
 UI_EXTENSION = "io.modelcontextprotocol/ui"
-_TASKS = "io.modelcontextprotocol/tasks"
 _HTML = "text/html;profile=mcp-app"
-_CARRIED = frozenset((_TASKS, UI_EXTENSION))  # those that are in the profile
+_CARRIED = frozenset((tasks.EXTENSION, UI_EXTENSION))  # those that are in the profile
 _NEEDED = {"roots/list": ROOTS, "sampling/createMessage": SAMPLING}
 
 
@@ -131,7 +131,7 @@ class Profiles:
         if profile is None:
             profile = profile_of(declared) & ~ROOTS_CHANGED  # nobody could tell of the change
             extensions = _decoder.decode(declared).extensions
-            if extensions is not None and _TASKS in extensions:
+            if extensions is not None and tasks.EXTENSION in extensions:
                 profile |= TASKS
             if len(self._known) < 256 and len(declared) <= 1024:
                 self._known[declared] = profile
@@ -160,7 +160,7 @@ def render(profile: int, *, new: bool = False, extensions: msgspec.Raw | bytes =
         fields["elicitation"] = elicitation
     declared: dict[str, object] = dict(jsonrpc.decode_fields(extensions))
     if profile & TASKS and new:
-        declared[_TASKS] = {}
+        declared[tasks.EXTENSION] = {}
     if profile & UI:
         declared[UI_EXTENSION] = {"mimeTypes": [_HTML]}
     if declared:

@@ -140,13 +140,14 @@ class Listing:
 
 class Page(msgspec.Struct):
     """One page of a server's answer. ttl: milliseconds the server vouches for, None when it does not say. public: it
-    may be shown to others than who asked."""
+    may be shown to others than who asked. private: it must not be."""
 
     entries: list[Entry]
     dropped: list[str]
     cursor: str | None
     ttl: int | None
     public: bool = False
+    private: bool = False
 
 
 def parse_page(kind: Kind, raw: msgspec.Raw | bytes, *, headers: bool, tasks: bool = False) -> Page:
@@ -204,8 +205,9 @@ def parse_page(kind: Kind, raw: msgspec.Raw | bytes, *, headers: bool, tasks: bo
     ttl: Any = None
     if "ttlMs" in fields and bytes(fields["ttlMs"]).isdigit():
         ttl = int(bytes(fields["ttlMs"])[:12])
-    public = jsonrpc.decode_string(fields.get("cacheScope")) == "public"
-    return Page(entries, dropped, jsonrpc.decode_string(fields.get("nextCursor")), ttl, public)
+    scope = jsonrpc.decode_string(fields.get("cacheScope"))
+    cursor = jsonrpc.decode_string(fields.get("nextCursor"))
+    return Page(entries, dropped, cursor, ttl, public=scope == "public", private=scope == "private")
 
 
 class _Execution(msgspec.Struct):

@@ -12,6 +12,7 @@ from typing import Any
 
 __all__ = [
     "NAMED",
+    "TOKEN",
     "annotations",
     "decode_value",
     "encode_value",
@@ -31,9 +32,11 @@ NAMED = {
 }
 """Method to the parameter that `Mcp-Name` repeats."""
 
+TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+"""What can be the name of a header field (RFC 9110, 5.6.2)."""
+
 _WRAPPED = re.compile(r"=\?base64\?(.*)\?=", re.DOTALL)
 _PLAIN = re.compile(r"[\x20-\x7e]*")
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _DECIMAL = re.compile(r"(-?[0-9]+)(?:\.0+)?")
 _KEY = "x-mcp-header"
 _TYPES = frozenset(("string", "integer", "boolean"))
@@ -101,7 +104,7 @@ def invalid_annotation(schema: Any) -> str | None:
         if not path:
             return f"{_KEY} stands where no chain of properties leads"
         where, name = ".".join(path), node[_KEY]
-        if not isinstance(name, str) or not _TOKEN.fullmatch(name):
+        if not isinstance(name, str) or not TOKEN.fullmatch(name):
             return f"property {where!r}: {_KEY} must be a header name"
         if not isinstance(node.get("type"), str) or node["type"] not in _TYPES:
             return f"property {where!r}: {_KEY} may stand only on a string, an integer or a boolean"

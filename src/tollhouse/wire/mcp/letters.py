@@ -7,7 +7,7 @@ stays unseen (`visible`).
 import re
 import unicodedata
 
-__all__ = ["ascii_of", "hidden", "lookalike", "plain", "sample", "simple", "visible"]
+__all__ = ["ascii_of", "hidden", "is_seen", "lookalike", "plain", "sample", "simple", "visible"]
 
 _SAMPLE = 120
 
@@ -89,13 +89,16 @@ def _joins(before: str, char: str, after: str) -> bool:
     return ord(before) >= 0x0600 and unicodedata.category(before) in ("Lo", "Mn", "Mc")
 
 
+def is_seen(char: str) -> bool:
+    """Whether a reader sees the character. Variation selectors and letters without a form count as printable."""
+    return char.isprintable() and char not in _KIND
+
+
 def visible(text: str) -> str:
     """One line with everything in it shown: what is not seen, or would act on a terminal, stands as <U+200B>."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(
-        char if char.isprintable() and char not in _KIND else f"<U+{ord(char):04X}>" for char in text
-    )  # fmt: skip
+    return "".join(char if is_seen(char) else f"<U+{ord(char):04X}>" for char in text)
 
 
 def sample(text: str) -> str:

@@ -43,6 +43,7 @@ RESULT_TYPE = "input_required"
 LONGEST_STATE = 64 << 10  # bytes of a `requestState` that goes into ours
 _MOST = 64  # input requests of one round
 _LONGEST_KEY = 256
+_OLD = ("task", "elicitationId")  # members of a question that only the old era has
 _ASKED = frozenset(("elicitation/create", "roots/list", "sampling/createMessage"))
 
 
@@ -137,7 +138,7 @@ def requires(profile: int, requests: Mapping[str, InputRequest]) -> dict[str, An
 
 def as_input_request(message: jsonrpc.Message) -> InputRequest:
     """A request of an old server as a question of the new era: without what only the old one has. Raises Malformed."""
-    return InputRequest(message.method, _without(message.params, "task", "elicitationId"))
+    return InputRequest(message.method, _portable(message.params))
 
 
 def as_server_request(request: InputRequest, revision: str, elicitation: str) -> msgspec.Raw | bytes:
@@ -147,7 +148,7 @@ def as_server_request(request: InputRequest, revision: str, elicitation: str) ->
         return request.params
     fields = jsonrpc.decode_fields(request.params)
     url = is_url(request)
-    modes = revision >= revisions.NEWEST_OLD  # a revision is a date
+    modes = revisions.has_modes(revision)
     if url and not modes:
         what = f"the server asks with an elicitation of mode 'url', which revision {revision} does not have"
         raise jsonrpc.Malformed(jsonrpc.INTERNAL_ERROR, what)
@@ -183,7 +184,7 @@ def url_elicitations(error: msgspec.Raw | bytes) -> list[tuple[str, InputRequest
         for raw in found:
             fields = jsonrpc.decode_fields(raw)
             id = jsonrpc.decode_string(fields.get("elicitationId"))
-            request = InputRequest("elicitation/create", _without(raw, "task", "elicitationId"))
+            request = InputRequest("elicitation/create", _portable(raw))
             if id is None or not is_url(request):
                 return []
             wanted.append((id, request))
@@ -192,10 +193,11 @@ def url_elicitations(error: msgspec.Raw | bytes) -> list[tuple[str, InputRequest
     return wanted
 
 
-def _without(params: msgspec.Raw, *names: str) -> msgspec.Raw:
+def _portable(params: msgspec.Raw) -> msgspec.Raw:
+    """The params of a question without what only the old era has, and without what is each side's own."""
     fields = jsonrpc.decode_fields(params)
     meta = fields.pop("_meta", None)
-    found = [name for name in names if name in fields]
+    found = [name for name in _OLD if name in fields]
     if meta is None and not found:
         return params
     for name in found:
@@ -244,7 +246,7 @@ def binding(method: str, server: str, name: str, arguments: msgspec.Raw | bytes)
 
 def question(request: InputRequest) -> bytes:
     """A digest of a question: an answer to an equal one may be used again."""
-    digest = hashlib.blake2b(_canonical(_without(request.params, "task", "elicitationId")), digest_size=12)
+    digest = hashlib.blake2b(_canonical(_portable(request.params)), digest_size=12)
     digest.update(request.method.encode())
     return digest.digest()
 

@@ -14,12 +14,14 @@ from urllib.parse import unquote
 
 import msgspec
 
+from tollhouse.wire.mcp.headers import TOKEN
 from tollhouse.wire.mcp.openapi_answer import HttpTool
-from tollhouse.wire.mcp.openapi_document import Document, OpenAPIError, below
+from tollhouse.wire.mcp.openapi_document import Document, OpenAPIError
 from tollhouse.wire.mcp.openapi_request import Body, BodyKind, Field, Operation, Parameter, Place
 from tollhouse.wire.mcp.openapi_schema import Schemas, object_of
 from tollhouse.wire.mcp.openapi_select import Picked, Picker
 from tollhouse.wire.mcp.openapi_servers import Servers, path_encoded
+from tollhouse.wire.pointer import below
 
 __all__ = ["MAX_NAME", "MAX_OPERATIONS", "MAX_PARTS", "METHODS", "Picked", "Reading", "Toolset", "tools_of"]
 
@@ -40,7 +42,6 @@ _TEMPLATE = re.compile(r"\{([^{}/]+)\}")
 _NOT_NAME = re.compile(r"[^A-Za-z0-9_-]+")
 _NOT_ARGUMENT = re.compile(r"[^A-Za-z0-9_.-]+")
 _UNDERSCORES = re.compile(r"__+")
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+*-]+/[A-Za-z0-9!#$&^_.+*-]+(?:[ \t]*;[\x20-\x7e]*)?")
 _JSON = re.compile(r"application/(?:[A-Za-z0-9!#$&^_.-]+\+)?json(?:[ \t]*;.*)?", re.IGNORECASE)
 _STYLES: Final[dict[str, tuple[str, ...]]] = {
@@ -322,7 +323,7 @@ class _Compiler:
 
     def _parameter(self, parameter: dict[str, Any], at: str, arguments: "_Arguments") -> Parameter:
         name, place = str(parameter["name"]), parameter["in"]
-        if place in ("header", "cookie") and _TOKEN.fullmatch(name) is None:
+        if place in ("header", "cookie") and TOKEN.fullmatch(name) is None:
             raise OpenAPIError(below(at, "name"), f"{name[:60]!r} cannot be the name of a {place}")
         required = place == "path" or parameter.get("required") is True
         style = parameter.get("style", _STYLES[place][0])

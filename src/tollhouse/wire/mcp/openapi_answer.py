@@ -15,6 +15,7 @@ import msgspec
 
 from tollhouse.core.depth import decode
 from tollhouse.wire.mcp.openapi_request import Requests
+from tollhouse.wire.pointer import steps_of
 
 __all__ = ["Answer", "ApiFailed", "HttpTool", "Projection", "error_result"]
 
@@ -52,15 +53,11 @@ class Projection(msgspec.Struct, frozen=True):
 
     def of(self, value: Any) -> Any:
         if self.whole is not None:
-            return _at(value, _steps(self.whole))
-        return {name: _at(value, _steps(pointer)) for name, pointer in self.named}
+            return _at(value, steps_of(self.whole))
+        return {name: _at(value, steps_of(pointer)) for name, pointer in self.named}
 
 
-def _steps(pointer: str) -> list[str]:
-    return [step.replace("~1", "/").replace("~0", "~") for step in pointer.split("/")[1:]]
-
-
-def _at(value: Any, steps: list[str]) -> Any:
+def _at(value: Any, steps: tuple[str, ...]) -> Any:
     for n, step in enumerate(steps):
         if isinstance(value, list):
             if step == _ALL:

@@ -8,6 +8,7 @@ what is written.
 
 import re
 from collections.abc import Callable
+from math import isfinite
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -23,22 +24,15 @@ from yaml.events import (
 )
 
 from tollhouse.core.depth import decode
+from tollhouse.wire.pointer import below, steps_of
+from tollhouse.wire.yaml_core import NotKept, events, plain
 
-__all__ = ["MAX_DOCUMENT", "Document", "OpenAPIError", "below", "read"]
+__all__ = ["MAX_DOCUMENT", "Document", "OpenAPIError", "read"]
 
 MAX_DOCUMENT: Final = 32 << 20  # bytes
 MAX_NODES: Final = 2_000_000  # values, with every alias unfolded
 MAX_DEPTH: Final = 100
 _CHAIN = 32  # references that lead to references
-_MAX_DIGITS = 18  # of a whole number; a longer one is read as a float, as in JSON
-
-_STR = "tag:yaml.org,2002:str"
-_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
-_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
-_CONSTANTS: Final[dict[str, bool | None]] = {
-    "": None, "~": None, "null": None, "Null": None, "NULL": None,
-    "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
-}  # fmt: skip
 _VERSION = re.compile(r"3\.([0-9])(?:\.[0-9]+)?(?:-[0-9A-Za-z.-]+)?")
 
 
@@ -49,11 +43,6 @@ class OpenAPIError(Exception):
         super().__init__(f"{pointer}: {message}" if pointer else message)
         self.pointer = pointer
         self.message = message
-
-
-def below(pointer: str, *steps: str | int) -> str:
-    """The pointer of a member below `pointer`."""
-    return pointer + "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in steps)
 
 
 class Document:
@@ -89,8 +78,7 @@ class Document:
         if pointer and not pointer.startswith("/"):
             raise OpenAPIError(at, f"{ref[:200]!r} is no JSON Pointer like #/components/schemas/Pet")
         value: Any = self.root
-        for step in pointer.split("/")[1:]:
-            step = step.replace("~1", "/").replace("~0", "~")
+        for step in steps_of(pointer):
             if isinstance(value, dict) and step in value:
                 value = value[step]
             elif isinstance(value, list) and step.isascii() and step.isdigit() and len(step) < 9:
@@ -139,7 +127,7 @@ def _yaml(data: bytes) -> Any:
     except UnicodeDecodeError:
         raise OpenAPIError("", "the document is not UTF-8") from None
     try:
-        return _Reader(yaml.CSafeLoader(text).get_event).document()
+        return _Reader(events(text)).document()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
@@ -232,13 +220,13 @@ class _Reader:
 
 
 def _plain(text: str) -> Any:
-    if text in _CONSTANTS:
-        return _CONSTANTS[text]
-    if text[:1] in "-+.0123456789":
-        if _INT.fullmatch(text) and len(text) <= _MAX_DIGITS:
-            return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
-        if _FLOAT.fullmatch(text):
-            number = float(text)
-            if number - number == 0:
-                return number
-    return text
+    """A whole number that is too long is a float, as in JSON; what can be none either stays text."""
+    try:
+        return plain(text)
+    except NotKept:
+        pass
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return number if isfinite(number) else text

@@ -10,6 +10,7 @@ import binascii
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Literal, Protocol
 from urllib.parse import quote, unquote, unquote_to_bytes
 
@@ -19,8 +20,8 @@ from tollhouse.core.depth import decode
 from tollhouse.wire import jsonrpc
 
 __all__ = [
-    "MAX_TARGET", "BadArguments", "Body", "BodyKind", "Field", "HttpRequest", "Operation", "Parameter", "Place",
-    "Requests", "arguments_of", "check_segments", "encoded", "field_value", "path_piece", "text_of",
+    "BadArguments", "Body", "BodyKind", "Field", "HttpRequest", "Operation", "Parameter", "Place", "Requests",
+    "arguments_of", "encoded", "field_value", "path_of", "target_of", "text_of",
 ]  # fmt: skip
 
 Place = Literal["path", "query", "header", "cookie"]
@@ -109,7 +110,7 @@ class Operation(msgspec.Struct, frozen=True):
     def request(self, arguments: msgspec.Raw | bytes) -> HttpRequest:
         """Raises BadArguments."""
         given = _members(arguments, self.names())
-        target = "".join(check_segments(self._path(given)))
+        path = path_of(self.path, partial(_value, given))
         query = [*self.query]
         headers = [*self.headers]
         cookies: list[str] = []
@@ -124,26 +125,13 @@ class Operation(msgspec.Struct, frozen=True):
                 headers.append((parameter.name.lower().encode("ascii"), _field(parameter, value)))
             else:
                 cookies += _query(parameter, value, taken)
-        if query:
-            target += "?" + "&".join(query)
-        if len(target) > MAX_TARGET:
-            raise BadArguments(f"the path and query would have {len(target)} bytes: at most {MAX_TARGET}")
+        target = target_of(path, query)
         if cookies:
             headers.append((b"cookie", "; ".join(cookies).encode("ascii")))
-        request = HttpRequest(self.method, target.encode("ascii"), headers)
+        request = HttpRequest(self.method, target, headers)
         if self.body is not None:
             _put_body(request, self.body, given)
         return request
-
-    def _path(self, given: Mapping[str, msgspec.Raw]) -> Iterator[str]:
-        for part in self.path:
-            if isinstance(part, str):
-                yield part
-                continue
-            value = _value(given, part)
-            if value is None:
-                raise BadArguments(f"the argument {part.argument!r} is missing: it is a part of the path")
-            yield path_piece(part, value)
 
 
 class Requests(Protocol):
@@ -173,18 +161,29 @@ def arguments_of(arguments: msgspec.Raw | bytes, names: Iterable[str]) -> dict[s
     return {name: _decoded(raw, name) for name, raw in _members(arguments, names).items()}
 
 
-def check_segments(texts: Iterable[str]) -> Iterator[str]:
-    """The pieces of a path as they come. Raises BadArguments where together they make a dot segment."""
-    segment = ""
-    for text in texts:
+def path_of(pieces: Iterable[str | Parameter], value: Callable[[Parameter], Any]) -> str:
+    """A path whose places are filled. value: of a place, None for none. Raises BadArguments, also where texts and
+    values together make a dot segment."""
+    path = segment = ""
+    for piece in pieces:
+        text = piece if isinstance(piece, str) else _path_piece(piece, value(piece))
         before, slash, _ = text.partition("/")
         if slash:
             _check_segment(segment + before)
             segment = text.rpartition("/")[2]
         else:
             segment += text
-        yield text
+        path += text
     _check_segment(segment)
+    return path
+
+
+def target_of(path: str, query: Sequence[str]) -> bytes:
+    """The target of a request. query: encoded pairs. Raises BadArguments for one that is too long."""
+    target = f"{path}?{'&'.join(query)}" if query else path
+    if len(target) > MAX_TARGET:
+        raise BadArguments(f"the path and query would have {len(target)} bytes: at most {MAX_TARGET}")
+    return target.encode("ascii")
 
 
 def _value(given: Mapping[str, msgspec.Raw], parameter: Parameter) -> Any:
@@ -226,14 +225,7 @@ def text_of(value: Any) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
-def _joined(
-    parameter: Parameter,
-    value: Any,
-    encode: Callable[[str], str],
-    *,
-    between: str,
-    pair: str = ",",
-) -> str:
+def _joined(value: Any, encode: Callable[[str], str], *, between: str, pair: str = ",") -> str:
     """`simple` of RFC 6570 and its kin. between: stands between values; pair: between a member's name and value."""
     if isinstance(value, list):
         return between.join(encode(text_of(one)) for one in value if one is not None)
@@ -248,24 +240,26 @@ def encoded(text: str, safe: str = "") -> str:
     return quote(text, safe=safe)
 
 
-def path_piece(parameter: Parameter, value: Any) -> str:
+def _path_piece(parameter: Parameter, value: Any) -> str:
     """The value as it stands in the path. Raises BadArguments."""
     argument = parameter.argument
+    if value is None:
+        raise BadArguments(f"the argument {argument!r} is missing: it is a part of the path")
     _check_path(value, argument)
     explode, style = parameter.explode, parameter.style
     pair = "=" if explode else ","
     if style == "label":
-        text = "." + _joined(parameter, value, encoded, between="." if explode else ",", pair=pair)
+        text = "." + _joined(value, encoded, between="." if explode else ",", pair=pair)
     elif style == "matrix":
         name = encoded(parameter.name)
         if explode and isinstance(value, list):
             text = "".join(f";{name}={encoded(text_of(one))}" for one in value if one is not None)
         elif explode and isinstance(value, dict):
-            text = ";" + _joined(parameter, value, encoded, between=";", pair="=")
+            text = ";" + _joined(value, encoded, between=";", pair="=")
         else:
-            text = f";{name}={_joined(parameter, value, encoded, between=',')}"
+            text = f";{name}={_joined(value, encoded, between=',')}"
     else:
-        text = _joined(parameter, value, encoded, between=",", pair=pair)
+        text = _joined(value, encoded, between=",", pair=pair)
     if not text or text in (".", ";"):
         raise BadArguments(f"the argument {argument!r} must not be empty: it is a part of the path")
     return text
@@ -316,7 +310,7 @@ def _query(parameter: Parameter, value: Any, taken: set[str]) -> list[str]:
         if not value:
             return []
     between = {"spaceDelimited": "%20", "pipeDelimited": "%7C"}.get(parameter.style, ",")
-    return [f"{name}={_joined(parameter, value, encode, between=between, pair=between)}"]
+    return [f"{name}={_joined(value, encode, between=between, pair=between)}"]
 
 
 def _lenient(text: str) -> str:
@@ -339,7 +333,7 @@ def _deep(name: str, value: Any, encode: Callable[[str], str]) -> Iterator[str]:
 def _field(parameter: Parameter, value: Any) -> bytes:
     """A header field's value (style simple)."""
     pair = "=" if parameter.explode else ","
-    return field_value(_joined(parameter, value, lambda one: one, between=",", pair=pair), parameter.argument)
+    return field_value(_joined(value, lambda one: one, between=",", pair=pair), parameter.argument)
 
 
 def field_value(text: str, name: str) -> bytes:

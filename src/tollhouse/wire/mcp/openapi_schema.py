@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
-from tollhouse.wire.mcp.openapi_document import Document, OpenAPIError, below
+from tollhouse.wire.mcp.openapi_document import Document, OpenAPIError
+from tollhouse.wire.pointer import below
 
 __all__ = ["MAX_NODES", "Schemas", "Side", "object_of"]
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
-from tollhouse.wire.mcp.openapi_document import Document, OpenAPIError, below
+from tollhouse.wire.mcp.openapi_document import Document, OpenAPIError
+from tollhouse.wire.pointer import below
 
 __all__ = ["Servers", "path_encoded"]
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from tollhouse.wire.mcp.integrity import PINNED, Unreadable, digest
+from tollhouse.wire.mcp.letters import is_seen
 from tollhouse.wire.mcp.scan import RULES
 
 __all__ = ["MOST", "BadPins", "Pin", "Pins", "merged", "parse", "render", "without"]
@@ -118,19 +119,13 @@ def render(pins: Pins) -> bytes:
 def _escaped(match: re.Match[str]) -> str:
     """What can be seen stays; what cannot is written so that it can."""
     char = match[0]
-    if char.isprintable() and not _is_filler(char):
+    if is_seen(char):
         return char
     code = ord(char)
     if code < 0x10000:
         return f"\\u{code:04x}"
     code -= 0x10000
     return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
-
-
-def _is_filler(char: str) -> bool:
-    """Variation selectors and letters without a form count as printable."""
-    code = ord(char)
-    return 0xFE00 <= code <= 0xFE0F or 0xE0100 <= code <= 0xE01EF or char in "\u034f\u115f\u1160\u3164\uffa0\u2800"
 
 
 def merged(pins: Pins, more: Pins, *, anew: bool) -> dict[str, dict[str, Pin]]:

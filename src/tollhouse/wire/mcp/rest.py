@@ -12,15 +12,14 @@ from urllib.parse import unquote
 import msgspec
 
 from tollhouse.wire.mcp.openapi_request import (
-    MAX_TARGET,
     BadArguments,
     HttpRequest,
     Parameter,
     arguments_of,
-    check_segments,
     encoded,
     field_value,
-    path_piece,
+    path_of,
+    target_of,
     text_of,
 )
 
@@ -162,15 +161,11 @@ class Template:
         for name in self._required:
             if given.get(name) is None:
                 raise BadArguments(f"the argument {name!r} is missing")
-        target = "".join(check_segments(self._segments(given)))
+        path = path_of(self._path, lambda place: given.get(place.argument))
         query: list[str] = []
         for name, text in self._query.items():
             query += _pairs(name, text.of(given))
-        if query:
-            target += "?" + "&".join(query)
-        if len(target) > MAX_TARGET:
-            raise BadArguments(f"the path and query would have {len(target)} bytes: at most {MAX_TARGET}")
-        request = HttpRequest(self._method, target.encode("ascii"), [(b"accept", b"application/json, */*;q=0.5")])
+        request = HttpRequest(self._method, target_of(path, query), [(b"accept", b"application/json, */*;q=0.5")])
         for field, text in self._headers.items():
             value = text.of(given)
             if value is not _ABSENT and value is not None:
@@ -179,16 +174,6 @@ class Template:
                 request.headers.append((field, field_value(text_of(value), field.decode())))
         self._put_body(request, given)
         return request
-
-    def _segments(self, given: Mapping[str, Any]) -> Iterator[str]:
-        for piece in self._path:
-            if isinstance(piece, str):
-                yield piece
-                continue
-            value = given.get(piece.argument)
-            if value is None:
-                raise BadArguments(f"the argument {piece.argument!r} is missing: it is a part of the path")
-            yield path_piece(piece, value)
 
     def _put_body(self, request: HttpRequest, given: Mapping[str, Any]) -> None:
         if self._body is None:

@@ -30,6 +30,7 @@ __all__ = [
     "UNSUPPORTED_VERSION",
     "URL_ELICITATION_REQUIRED",
     "error_for",
+    "has_modes",
     "has_tasks",
     "is_new",
     "negotiate",
@@ -92,6 +93,11 @@ def is_new(revision: str) -> bool:
 def negotiate(asked: str) -> str:
     """What answers an `initialize` that asks for `asked` (2025-11-25, Lifecycle): that one, or our newest old one."""
     return asked if asked in OLD else NEWEST_OLD
+
+
+def has_modes(revision: str) -> bool:
+    """Whether an elicitation says its mode, a form or a URL."""
+    return revision >= NEWEST_OLD  # a revision is a date
 
 
 def has_tasks(revision: str) -> bool:

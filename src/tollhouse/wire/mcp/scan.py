@@ -14,6 +14,7 @@ import msgspec
 
 from tollhouse.wire.mcp.instructions import told
 from tollhouse.wire.mcp.letters import ascii_of, hidden, sample, simple, visible
+from tollhouse.wire.pointer import below
 
 __all__ = ["RULES", "THRESHOLD", "Finding", "Mention", "scan"]
 
@@ -127,7 +128,7 @@ def _texts(definition: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
         elif isinstance(value, Mapping):
             inner = []
             for key, one in value.items():
-                at = f"{place}/{key.replace('~', '~0').replace('/', '~1')}"
+                at = below(place, key)
                 if place:  # else it is one of ours
                     yield at, key, True
                 inner.append((at, one))

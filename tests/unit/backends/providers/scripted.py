@@ -1,7 +1,6 @@
 """A provider that answers as a test says, the answers of each API, and what a caller is told."""
 
 from collections.abc import Callable
-from time import monotonic
 from typing import Any
 
 import msgspec
@@ -11,8 +10,7 @@ from tests.unit.net.upstreams import Peer
 
 from tollhouse.backends.llm import LLMBackend
 from tollhouse.backends.provider import Provider, Timeouts
-from tollhouse.core.call import ModelCall, Principal
-from tollhouse.core.http import Headers, Request
+from tollhouse.core.call import ModelCall
 from tollhouse.core.reply import Reply
 from tollhouse.wire.eventstream import frame
 from tollhouse.wire.llm.dialect import Dialect
@@ -138,25 +136,6 @@ async def stream_text(made: Provider, model: str | None = "m-1", **fields: Any) 
     return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks if chunk["choices"])
 
 
-def named_by_path(
-    dialect: Dialect, fields: dict[str, Any], model: str, *, stream: bool = False, principal: Principal | None = None
-) -> ModelCall:
+def named_by_path(dialect: Dialect, fields: dict[str, Any], model: str, *, stream: bool = False) -> ModelCall:
     """A call of an API whose path names the model."""
-    body = msgspec.json.encode(fields)
-    request = Request(b"POST", dialect.path, Headers([]), body)
-    context = request.context
-    context.began = monotonic()
-    context.deadline = 1e18
-    context.principal = principal
-    asked = dialect.decode(body, model=model, stream=stream)
-    return ModelCall(
-        request,
-        context,
-        dialect=dialect,
-        operation=dialect.operation,
-        model=asked.model,
-        label=model,
-        stream=asked.stream,
-        fields=asked.fields,
-        body=body,
-    )
+    return call(msgspec.json.encode(fields), dialect=dialect, label=model, model=model, stream=stream)

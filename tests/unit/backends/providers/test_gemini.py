@@ -6,20 +6,18 @@ import msgspec
 import pytest
 from pydantic import TypeAdapter, ValidationError
 from tests.unit.backends.calls import always, answer, call, stream, taken, world
+from tests.unit.backends.providers.scripted import SLOW, named_by_path
 from tests.unit.net.upstreams import upstream
 
 from tollhouse.backends.llm import LLMBackend
-from tollhouse.backends.provider import Timeouts
 from tollhouse.backends.providers import ProviderSpec
-from tollhouse.core.call import ModelCall, Usage
+from tollhouse.core.call import Usage
 from tollhouse.core.errors import Failure
-from tollhouse.core.http import Headers, Request
 from tollhouse.wire.llm import CHAT, GEMINI, GENERATE, MESSAGES
 from tollhouse.wire.llm.dialect import Dialect
 
 pytestmark = pytest.mark.anyio
 
-SLOW = Timeouts(total=10.0, first_event=5.0, idle=5.0)
 _, BATCH, EMBED, COUNT = GEMINI
 
 ANSWER = (
@@ -42,26 +40,6 @@ EVENTS = (
 ASKED: dict[str, Any] = {"contents": [{"role": "user", "parts": [{"text": "capital of France?"}]}]}
 
 
-def at_path(body: dict[str, Any], dialect: Dialect = GENERATE, *, stream: bool = False) -> ModelCall:
-    """A call whose path names the model."""
-    raw = msgspec.json.encode(body)
-    request = Request(b"POST", b"/v1beta" + dialect.target("smart", stream=stream), Headers(), raw)
-    context = request.context
-    context.deadline = 1e18
-    asked = dialect.decode(raw, model="smart", stream=stream)
-    return ModelCall(
-        request,
-        context,
-        dialect=dialect,
-        operation=dialect.operation,
-        model=asked.model,
-        label="smart",
-        stream=asked.stream,
-        fields=asked.fields,
-        body=raw,
-    )
-
-
 def configured(url: str) -> dict[str, Any]:
     return {"kind": "gemini", "base_url": url.rstrip("/") + "/v1beta", "api_key": "k"}
 
@@ -69,7 +47,7 @@ def configured(url: str) -> dict[str, Any]:
 async def test_passed_through() -> None:
     seen: list[tuple[bytes, bytes]] = []
     async with upstream(always(answer(ANSWER), seen)) as up, world() as it:
-        asked = at_path(ASKED)
+        asked = named_by_path(GENERATE, ASKED, "smart")
         reply = await LLMBackend(it.provider("g", **configured(up.url())), "gemini-2.5-flash", SLOW).handle(asked)
         assert reply.first == ANSWER
         assert asked.context.usage == Usage(6, 5, 4, 0, 3)
@@ -83,7 +61,7 @@ async def test_passed_through() -> None:
 async def test_a_stream_passed_through() -> None:
     seen: list[tuple[bytes, bytes]] = []
     async with upstream(always(stream(*EVENTS), seen)) as up, world() as it:
-        asked = at_path(ASKED, stream=True)
+        asked = named_by_path(GENERATE, ASKED, "smart", stream=True)
         made = it.provider("g", **configured(up.url()))
         told, failure = await taken(await LLMBackend(made, "gemini-2.5-flash", SLOW).handle(asked))
         assert (told, failure) == (b"".join(EVENTS), None)
@@ -94,7 +72,9 @@ async def test_a_stream_passed_through() -> None:
 async def test_a_stream_that_is_cut() -> None:
     async with upstream(always(stream(*EVENTS[:2]))) as up, world() as it:
         made = it.provider("g", **configured(up.url()))
-        _, failure = await taken(await LLMBackend(made, "m", SLOW).handle(at_path(ASKED, stream=True)))
+        _, failure = await taken(
+            await LLMBackend(made, "m", SLOW).handle(named_by_path(GENERATE, ASKED, "smart", stream=True))
+        )
         assert failure is not None
         assert failure.status == 502
 
@@ -135,7 +115,7 @@ async def test_a_caller_of_this_api_at_another_provider() -> None:
     seen: list[tuple[bytes, bytes]] = []
     async with upstream(always(answer(body), seen)) as up, world() as it:
         reply = await LLMBackend(it.openai(up.url()), "gpt", SLOW).handle(
-            at_path({**ASKED, "systemInstruction": {"parts": [{"text": "Be brief."}]}})
+            named_by_path(GENERATE, {**ASKED, "systemInstruction": {"parts": [{"text": "Be brief."}]}}, "smart")
         )
         told = msgspec.json.decode(reply.first)
         assert told["candidates"][0]["content"] == {"role": "model", "parts": [{"text": "Paris."}]}
@@ -162,7 +142,7 @@ async def test_embeddings_and_counts() -> None:
     for dialect, body, method, told, changed in bodies:
         seen: list[tuple[bytes, bytes]] = []
         async with upstream(always(answer(told), seen)) as up, world() as it:
-            asked = at_path(body, dialect)
+            asked = named_by_path(dialect, body, "smart")
             reply = await LLMBackend(it.provider("g", **configured(up.url())), "real", SLOW).handle(asked)
             assert reply.first == told
             assert asked.context.usage is not None
@@ -175,7 +155,7 @@ async def test_refusals() -> None:
     refused = b'{"error":{"code":400,"message":"contents is not specified","status":"INVALID_ARGUMENT"}}'
     async with upstream(always(answer(refused, 400))) as up, world() as it:
         made = it.provider("g", **configured(up.url()))
-        own = await LLMBackend(made, "m", SLOW).handle(at_path(ASKED))
+        own = await LLMBackend(made, "m", SLOW).handle(named_by_path(GENERATE, ASKED, "smart"))
         assert (own.status, own.first) == (400, refused)
         reply = await LLMBackend(made, "m", SLOW).handle(call({"messages": [{"role": "user", "content": "?"}]}))
         assert msgspec.json.decode(reply.first)["error"]["message"] == "contents is not specified"
@@ -185,7 +165,9 @@ async def test_refusals() -> None:
     )
     async with upstream(always(answer(too_long, 400))) as up, world() as it:
         with pytest.raises(Failure) as caught:
-            await LLMBackend(it.provider("g", **configured(up.url())), "m", SLOW).handle(at_path(ASKED))
+            await LLMBackend(it.provider("g", **configured(up.url())), "m", SLOW).handle(
+                named_by_path(GENERATE, ASKED, "smart")
+            )
         assert caught.value.code == "context_length_exceeded"
 
 

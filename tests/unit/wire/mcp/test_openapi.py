@@ -369,6 +369,12 @@ def test_yaml_is_read_as_what_it_looks_like() -> None:
     assert read(data).root["x"] == {
         "on": "yes", "a": 16, "d": "2020-01-01", "t": "12:30", "n": None, "f": 1.5, "200": "ok"
     }  # fmt: skip
+    numbers = (
+        b"openapi: 3.1.0\nx: [1234567890123456789, 1e999, .inf, -.nan, 0x12345678901234567, -123456789012345678]\n"
+    )
+    assert read(numbers).root["x"] == [
+        1234567890123456789.0, "1e999", ".inf", "-.nan", "0x12345678901234567", -123456789012345678
+    ]  # fmt: skip
     merged = read(b"openapi: 3.1.0\na: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n").root["b"]
     assert merged == {"y": 3, "x": 1}
 

@@ -71,6 +71,14 @@ def test_the_file_is_made_for_reviews() -> None:
     )
 
 
+@pytest.mark.parametrize("char", ["\u034f", "\u115f", "\u17b4", "\u180b", "\u180d", "\u2800", "\u3164", "\ufe0f"])
+def test_nothing_unseen_stands_in_the_file(char: str) -> None:
+    pins = {"a": {"send": pin(description=f"Sends{char}.")}}
+    data = render(pins)
+    assert data.isascii()
+    assert parse(data) == pins
+
+
 def test_no_file_is_no_pins() -> None:
     assert parse(b"") == parse(b" \n") == {}
 
