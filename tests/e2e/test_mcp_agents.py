@@ -16,12 +16,10 @@ import yaml
 from mcp.client import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from tests.fixtures.gateway import Gateway
-from tests.fixtures.mcp_suite import FIXTURE, NODE, NODE_FILES, ROOT, fixture_server
+from tests.fixtures.mcp_suite import FIXTURE, MODULES, NODE, NODE_FILES, ROOT, fixture_server, needs_node
 
 pytestmark = pytest.mark.anyio
 
-MODULES = NODE_FILES / "node_modules"
-needs_node = pytest.mark.skipif(NODE is None or not MODULES.exists(), reason="run scripts/setup test")
 HERE = Path(__file__).parent
 AGENTS: dict[str, tuple[Path, Path, list[str], str]] = {
     # name: (interpreter, program, more arguments, the revision that it comes to)

@@ -3,8 +3,6 @@ the Inspector; behind it server-everything over stdio, the demo, and a Python se
 
 import asyncio
 import json
-import os
-import shutil
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -21,15 +19,9 @@ from mcp.shared._httpx_utils import create_mcp_http_client
 from mcp.shared.exceptions import MCPError
 from tests.fixtures.gateway import Gateway
 from tests.fixtures.mcp_gateway import http_server
+from tests.fixtures.mcp_suite import MODULES, NODE, NODE_FILES, needs_node
 
 pytestmark = pytest.mark.anyio
-
-NODE_FILES = Path(__file__).parent / "node"
-NODE = shutil.which("node", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-needs_node = pytest.mark.skipif(
-    NODE is None or not (NODE_FILES / "node_modules").exists(),
-    reason="run scripts/setup test: it installs Node.js and npm programs",
-)
 
 CONFIG = """
 server: {{listen: 127.0.0.1:0, metrics: 127.0.0.1:0}}
@@ -50,8 +42,8 @@ authorize:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     everything = ""
-    if NODE is not None and (NODE_FILES / "node_modules").exists():
-        program = NODE_FILES / "node_modules" / ".bin" / "mcp-server-everything"
+    if NODE is not None and MODULES.exists():
+        program = MODULES / ".bin" / "mcp-server-everything"
         everything = f"everything: {{command: {NODE}, args: [{program}, stdio]}}"
     with http_server("--old") as old, http_server() as new, http_server("--old", "--json") as plain:
         config = CONFIG.format(python=sys.executable, old=old, new=new, json=plain, everything=everything)
@@ -254,7 +246,7 @@ async def run(*command: str) -> str:
 @pytest.fixture
 def open_gateway(tmp_path: Path) -> Iterator[Gateway]:
     """Without keys: the TypeScript programs are told of none."""
-    program = NODE_FILES / "node_modules" / ".bin" / "mcp-server-everything"
+    program = MODULES / ".bin" / "mcp-server-everything"
     with http_server("--old") as old, http_server() as new:
         config = f"""
 server: {{listen: 127.0.0.1:0, metrics: null}}
@@ -297,7 +289,7 @@ async def test_the_typescript_sdk(open_gateway: Gateway) -> None:
 
 @needs_node
 async def test_the_inspector(open_gateway: Gateway) -> None:
-    inspector = str(NODE_FILES / "node_modules" / ".bin" / "mcp-inspector")
+    inspector = str(MODULES / ".bin" / "mcp-inspector")
     to = (str(NODE), inspector, "--cli", f"{open_gateway.url}/mcp", "--transport", "http")
     assert "everything__echo" in await run(*to, "--method", "tools/list")
     call = ("--method", "tools/call", "--tool-name", "everything__echo", "--tool-arg", "message=hi")

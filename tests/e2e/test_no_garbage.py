@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fixtures.garbage import ours
+from tests.fixtures.garbage import collected, ours
 from tests.fixtures.mcp_gateway import http_server
 from tests.fixtures.provider import Provider, provider
 from tests.fixtures.service import Service, frame, read_frame, service
@@ -212,19 +212,11 @@ async def garbage(worker: Worker, url: str, play: Play, rounds: int = 4) -> list
     """What of ours only the cycle collector could free after `rounds` times `play`, by type."""
     await play(url)
     await idle(worker)
-    gc.collect()
-    gc.disable()
-    gc.set_debug(gc.DEBUG_SAVEALL)
-    try:
+    with collected() as found:
         for _ in range(rounds):
             await asyncio.gather(*(play(url) for _ in range(2)))
         await idle(worker)
-        gc.collect()
-        return [f"{type(one).__name__}: {one!r:.150}" for one in gc.garbage if ours(one)]
-    finally:
-        gc.set_debug(0)
-        gc.garbage.clear()
-        gc.enable()
+    return [f"{type(one).__name__}: {one!r:.150}" for one in found if ours(one)]
 
 
 CYCLES = """
@@ -260,24 +252,15 @@ def coroutine():
 
 
 @pytest.mark.parametrize("kind", ["closure", "bound", "exception", "coroutine", "instance"])
+@pytest.mark.parametrize("package, expected", [("tollhouse", True), ("elsewhere", False)])
 @pytest.mark.filterwarnings("ignore:coroutine")
-def test_what_counts_as_ours(kind: str) -> None:
+def test_what_counts_as_ours(kind: str, package: str, expected: bool) -> None:
     """The filter sees each kind of cycle that our code could leave, and none that others leave."""
-    for package, expected in (("tollhouse", True), ("elsewhere", False)):
-        names: dict[str, Any] = {"__name__": f"{package}.made"}
-        exec(compile(CYCLES, f"/lib/{package}/made.py", "exec"), names)
-        gc.collect()
-        gc.disable()
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        try:
-            names[kind]()
-            gc.collect()
-            found = [one for one in gc.garbage if ours(one)]
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-            gc.enable()
-        assert bool(found) is expected
+    names: dict[str, Any] = {"__name__": f"{package}.made"}
+    exec(compile(CYCLES, f"/lib/{package}/made.py", "exec"), names)
+    with collected() as found:
+        names[kind]()
+    assert any(map(ours, found)) is expected
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from tests.e2e.test_mcp_endpoints import ask
 from tests.fixtures.gateway import Gateway
-from tests.fixtures.mcp_suite import FIXTURE, NODE, NODE_FILES, ROOT
+from tests.fixtures.mcp_suite import FIXTURE, MODULES, NODE, ROOT
 
 SERVER = str(Path(__file__).parents[1] / "fixtures/mcp_tools_of_file.py")
 GOOD = {"name": "add", "description": "Adds two numbers.", "inputSchema": {"type": "object"}}
@@ -261,9 +261,9 @@ def test_honest_servers_are_clean(tmp_path: Path) -> None:
         for era in ("old", "new")
     }
     servers["demo"] = {"command": sys.executable, "args": ["-m", "tollhouse.demo"]}
-    if NODE is not None and (NODE_FILES / "node_modules").exists():
+    if NODE is not None and MODULES.exists():
         for name, arguments in {"everything": [], "filesystem": [str(tmp_path)], "memory": []}.items():
-            program = NODE_FILES / "node_modules/.bin" / f"mcp-server-{name}"
+            program = MODULES / ".bin" / f"mcp-server-{name}"
             servers[name] = {"command": NODE, "args": [str(program), *arguments]}
     (tmp_path / "c.yaml").write_text(config(tmp_path, {}, servers))
     said = tools("list", "c.yaml", "--json", where=tmp_path)
