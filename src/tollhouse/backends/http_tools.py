@@ -17,9 +17,9 @@ from pydantic import AfterValidator, Field, SecretStr, field_validator, model_va
 
 from tollhouse.backends.credential import Credential
 from tollhouse.backends.header_fields import HeaderFields, UpstreamTLSSpec, header_lines
-from tollhouse.backends.mcp_handshake import Features
-from tollhouse.backends.mcp_messages import ANSWER_HEADERS
-from tollhouse.backends.mcp_place import unplaced
+from tollhouse.backends.mcp.handshake import Features
+from tollhouse.backends.mcp.messages import ANSWER_HEADERS
+from tollhouse.backends.mcp.place import unplaced
 from tollhouse.backends.oauth import OAuthSpec, oauth_credential
 from tollhouse.backends.retry_after import retry_after
 from tollhouse.backends.token import Secret
@@ -203,7 +203,7 @@ def misfit(spec: ApiCredentialSpec, said: Mapping[str, Any]) -> str:
 
 
 class HttpTools:
-    """A server whose tools are HTTP requests (`endpoints.mcp_lists.Upstream`). `handle` is the end of its call chain.
+    """A server whose tools are HTTP requests (`endpoints.mcp.lists.Upstream`). `handle` is the end of its call chain.
 
     origin: where all calls go. on_change: called with (server, notification) when the tools are others.
     Raises OriginError when its TLS files or its proxy cannot be used.

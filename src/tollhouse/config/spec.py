@@ -19,11 +19,11 @@ from pydantic import (
 )
 
 from tollhouse.backends.http import HttpRouteSpec
-from tollhouse.backends.mcp_http import HttpServerSpec
-from tollhouse.backends.mcp_integrity import IntegritySpec
-from tollhouse.backends.mcp_openapi import OpenApiServerSpec
-from tollhouse.backends.mcp_rest import RestServerSpec
-from tollhouse.backends.mcp_stdio import StdioServerSpec
+from tollhouse.backends.mcp.http import HttpServerSpec
+from tollhouse.backends.mcp.integrity import IntegritySpec
+from tollhouse.backends.mcp.openapi import OpenApiServerSpec
+from tollhouse.backends.mcp.rest import RestServerSpec
+from tollhouse.backends.mcp.stdio import StdioServerSpec
 from tollhouse.backends.pool import PoolSpec
 from tollhouse.backends.providers import ProviderSpec
 from tollhouse.config.many_tools import CodeMode, SearchMode, SearchSpec

@@ -16,10 +16,10 @@ from tollhouse.core.call import ToolCall
 from tollhouse.core.depth import decode
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Request, Response
-from tollhouse.endpoints.mcp_bridge import Bridge
-from tollhouse.endpoints.mcp_lists import Lists, Server
-from tollhouse.endpoints.mcp_request import JSON
-from tollhouse.endpoints.mcp_tool import call_of, carried_out
+from tollhouse.endpoints.mcp.bridge import Bridge
+from tollhouse.endpoints.mcp.lists import Lists, Server
+from tollhouse.endpoints.mcp.request import JSON
+from tollhouse.endpoints.mcp.tool import call_of, carried_out
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import names
 from tollhouse.wire.mcp.catalogue import KINDS, LONGEST, Cursors, Listing

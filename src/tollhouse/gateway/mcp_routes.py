@@ -13,11 +13,11 @@ from typing import Any
 import msgspec
 
 from tollhouse.backends.http_tools import HttpTools, as_tool_error
-from tollhouse.backends.mcp_integrity import Guard, IntegritySpec, Neighbours, narrowed
-from tollhouse.backends.mcp_pins import PinsFile
-from tollhouse.backends.mcp_records import Records
-from tollhouse.backends.mcp_servers import Server as Reached
-from tollhouse.backends.mcp_servers import Servers
+from tollhouse.backends.mcp.integrity import Guard, IntegritySpec, Neighbours, narrowed
+from tollhouse.backends.mcp.pins import PinsFile
+from tollhouse.backends.mcp.records import Records
+from tollhouse.backends.mcp.servers import Server as Reached
+from tollhouse.backends.mcp.servers import Servers
 from tollhouse.config.spec import McpEndpointSpec, McpSpec, ToolSpec
 from tollhouse.core.call import Call, ToolCall
 from tollhouse.core.errors import ConfigError, Problem
@@ -26,11 +26,11 @@ from tollhouse.core.http import Request, Response
 from tollhouse.core.match import Predicate
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.embed import embed
-from tollhouse.endpoints.mcp import McpEndpoint, Server, render
-from tollhouse.endpoints.mcp_bridge import Bridge
-from tollhouse.endpoints.mcp_search import Search, Vectors
-from tollhouse.endpoints.mcp_session import Sessions
-from tollhouse.endpoints.mcp_sse import HttpSse
+from tollhouse.endpoints.mcp.bridge import Bridge
+from tollhouse.endpoints.mcp.endpoint import McpEndpoint, Server, render
+from tollhouse.endpoints.mcp.search import Search, Vectors
+from tollhouse.endpoints.mcp.session import Sessions
+from tollhouse.endpoints.mcp.sse import HttpSse
 from tollhouse.endpoints.models import Models
 from tollhouse.endpoints.tools import ToolsEndpoint
 from tollhouse.gateway.assembly import Assembly, Fixtures, Scopes, call_chain

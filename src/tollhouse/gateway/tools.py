@@ -12,9 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from tollhouse.backends.mcp_integrity import IntegritySpec, Neighbours, narrowed
-from tollhouse.backends.mcp_pins import change, read
-from tollhouse.backends.mcp_servers import Servers, ServerSpec
+from tollhouse.backends.mcp.integrity import IntegritySpec, Neighbours, narrowed
+from tollhouse.backends.mcp.pins import change, read
+from tollhouse.backends.mcp.servers import Servers, ServerSpec
 from tollhouse.config.spec import Config
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import ConfigError, Failure, Problem

@@ -12,7 +12,7 @@ from typing import Any
 from tests.fixtures.mcp_gateway import Answer, Gateway, New, Old, Stream, gateway
 from tests.fixtures.mcp_suite import fixture_server
 
-from tollhouse.backends.mcp_http import HttpServerSpec
+from tollhouse.backends.mcp.http import HttpServerSpec
 
 EXPECTED = Path(__file__).parent / "expected"
 ERAS = ("old", "new")

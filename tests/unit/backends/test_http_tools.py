@@ -14,9 +14,9 @@ import pytest
 from tests.fixtures.api import Api, Asked, Said, serving_api
 
 from tollhouse.backends.http_tools import HttpTools, HttpToolsSpec, as_tool_error
-from tollhouse.backends.mcp_openapi import OpenApiServerSpec
-from tollhouse.backends.mcp_rest import RestServerSpec
-from tollhouse.backends.mcp_servers import Servers, fingerprint
+from tollhouse.backends.mcp.openapi import OpenApiServerSpec
+from tollhouse.backends.mcp.rest import RestServerSpec
+from tollhouse.backends.mcp.servers import Servers, fingerprint
 from tollhouse.core.call import Context, ToolCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason

@@ -7,13 +7,13 @@ import pytest
 from tests.fixtures.mcp_gateway import INFO
 from tests.fixtures.mcp_raw import Old, upstream
 
-from tollhouse.backends.mcp_http import HttpServerSpec
-from tollhouse.backends.mcp_servers import Servers
+from tollhouse.backends.mcp.http import HttpServerSpec
+from tollhouse.backends.mcp.servers import Servers
 from tollhouse.core.clock import Clock
 from tollhouse.core.http import Request
-from tollhouse.endpoints.mcp_bridge import Bridge
-from tollhouse.endpoints.mcp_lists import Server
-from tollhouse.endpoints.mcp_session import Sessions
+from tollhouse.endpoints.mcp.bridge import Bridge
+from tollhouse.endpoints.mcp.lists import Server
+from tollhouse.endpoints.mcp.session import Sessions
 from tollhouse.endpoints.tools import ToolsEndpoint
 from tollhouse.net.client import Client
 from tollhouse.net.timer import Timer
