@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-__all__ = ["Call", "Context", "ModelCall", "Movable", "Principal", "Share", "ToolCall", "Usage"]
+__all__ = ["Actor", "Call", "Context", "ModelCall", "Movable", "Principal", "Share", "ToolCall", "Usage"]
 
 
 class Usage(msgspec.Struct, gc=False, omit_defaults=True):
@@ -48,24 +48,44 @@ class Share(NamedTuple):
     usage: Usage
 
 
+class Actor(NamedTuple):
+    """One level of who acts for the user (claim `act`, RFC 8693 section 4.1). iss: "" where the token did not say."""
+
+    iss: str
+    sub: str
+
+
 class Principal:
     """Who calls, and on whose behalf. Made once for each key or verified token, and remembered with it.
 
     facts: prepared CEL variables; verdicts: remembered answers of rules that depend only on principal and name.
-    Both belong to `core.expr` and are bounded there.
+    Both belong to `core.expr` and are bounded there. minted: tokens that were exchanged for its own, by target; they
+    belong to whoever exchanges, and are bounded there.
     """
 
     __slots__ = (
+        "actors",
         "agent",
         "claims",
+        "client",
         "email",
         "expires",
         "facts",
+        "family",
         "groups",
         "id",
+        "issued",
+        "issuer",
+        "jti",
         "key",
+        "minted",
         "org",
+        "proof",
+        "scopes",
+        "sid",
         "source",
+        "subject",
+        "token",
         "user",
         "verdicts",
     )
@@ -83,9 +103,20 @@ class Principal:
         groups: tuple[str, ...] = (),
         claims: dict[str, Any] | None = None,
         expires: float = 1e18,
+        issuer: str = "",
+        subject: str = "",
+        client: str = "",
+        scopes: frozenset[str] = frozenset(),
+        actors: tuple[Actor, ...] = (),
+        token: bytes = b"",
+        jti: str = "",
+        sid: str = "",
+        family: str = "",
+        issued: float = 0.0,
+        proof: str = "",
     ) -> None:
         self.id = id  # stable and unique: "key:ci", "jwt:<issuer>|<subject>", "anonymous"
-        self.source = source  # "key" | "jwt" | "anonymous"
+        self.source = source  # "key" | "jwt" | "opaque" | "basic" | "mtls" | "oidc" | "ext" | "anonymous"
         self.user = user
         self.org = org
         self.key = key
@@ -94,8 +125,20 @@ class Principal:
         self.groups = groups
         self.claims = claims if claims is not None else {}
         self.expires = expires  # unix seconds
+        self.issuer = issuer  # `iss`, `sub` and `client_id` of the token that was shown, as they are in it
+        self.subject = subject
+        self.client = client
+        self.scopes = scopes
+        self.actors = actors  # who acts for the user, outermost first
+        self.token = token  # what was shown, to be exchanged; it goes into no log and no error
+        self.jti = jti
+        self.sid = sid
+        self.family = family  # the grant that the token comes from: `gid`
+        self.issued = issued  # unix seconds
+        self.proof = proof  # thumbprint of the key that must be shown with the token (`cnf`), "" for a bearer token
         self.facts: Any = None
         self.verdicts: dict[Any, bool] = {}
+        self.minted: dict[Any, Any] = {}
 
 
 class Context(msgspec.Struct, gc=False):
@@ -138,11 +181,13 @@ class Context(msgspec.Struct, gc=False):
 
 class Call(msgspec.Struct, eq=False):
     """Something is asked. `request` is the HTTP request it came in; policies read it and never change it. principal:
-    the context's."""
+    the context's. credential: the field `authorization` that this one call goes out with, b"" where it goes out with
+    what its upstream is configured with."""
 
     request: Any
     context: Context
     principal: Principal | None = None
+    credential: bytes = b""
 
     def __post_init__(self) -> None:
         self.principal = self.context.principal

@@ -1,0 +1,1 @@
+"""The auth provider: an OAuth 2.1 and OpenID Connect server that issues short-lived tokens, itself a set of Handlers."""
