@@ -2,13 +2,16 @@
 
 Rule: whoever spawns a child owns it and calls `close`, which does not return before the process has been reaped.
 The child gets its own process group, so that what it started goes with it, and dies with this process even when
-this one is killed (Linux: PR_SET_PDEATHSIG); what it started does too, where a `Keeper` knows of it.
+this one is killed (Linux: PR_SET_PDEATHSIG); what it started does too, where a `Keeper` knows of it. One that is
+`reaped` has a process of ours above it (`net.reaper`, Linux), which also ends what has left the group.
 """
 
 import asyncio
 import ctypes
+import errno
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +22,7 @@ from typing import Protocol, cast
 import msgspec
 
 from tollhouse.core.errors import Failure, Reason
+from tollhouse.net import reaper
 
 __all__ = ["INHERITED", "Child", "Keeper", "Listener", "Taken", "clean_environment", "spawn", "taken"]
 
@@ -31,6 +35,7 @@ MAX_LINE = 1 << 20
 _STDERR_LINE = 4096
 _MAX_UNSENT = 8 << 20
 _PR_SET_PDEATHSIG = 1
+_DEEPEST = 1000  # generations of processes
 
 
 class Listener(Protocol):
@@ -57,22 +62,37 @@ async def spawn(
     max_line: int = MAX_LINE,
     stderr: Callable[[str], None],
     keeper: "Keeper | None" = None,
+    reaped: bool = False,
 ) -> "Child":
     """Start `command`. env: all of the child's environment. stderr: called with each line of it, cut at 4 KiB. keeper:
-    ends it and all that it started when this process is killed.
+    ends it and all that it started when this process is killed. reaped: whatever it ever starts ends with it and with
+    this process, also what has left its process group; where that cannot be had the keeper does what it can.
 
     Raises Failure 503 when it cannot be started; `retry` is set where that may be different in a moment.
     """
     loop = asyncio.get_running_loop()
+    reaped = reaped and _can_reap()
+    if reaped:
+        keeper = None
     try:
-        _, child = await loop.subprocess_exec(
-            lambda: Child(listener, max_line, stderr, keeper),
-            *command,
-            env=dict(env),
-            cwd=cwd,
-            start_new_session=True,
-            preexec_fn=_die_with_parent(),
-        )
+        if reaped:
+            _look_for(command[0], env, cwd)
+            _, child = await loop.subprocess_exec(
+                lambda: Child(listener, max_line, stderr, reaped=True),
+                *(sys.executable, "-I", "-S", reaper.__file__, str(os.getpid()), *command),
+                env=dict(env),
+                cwd=cwd,
+                start_new_session=True,
+            )
+        else:
+            _, child = await loop.subprocess_exec(
+                lambda: Child(listener, max_line, stderr, keeper),
+                *command,
+                env=dict(env),
+                cwd=cwd,
+                start_new_session=True,
+                preexec_fn=_die_with_parent(),
+            )
     except (OSError, ValueError) as error:
         raise Failure(
             503,
@@ -83,6 +103,19 @@ async def spawn(
             reached=False,
         ) from None
     return child
+
+
+def _can_reap() -> bool:
+    return sys.platform.startswith("linux") and bool(sys.executable) and Path("/proc/self/environ").exists()
+
+
+def _look_for(program: str, env: Mapping[str, str], cwd: str | None) -> None:
+    """Raises the OSError with which `program` cannot be started, as far as that can be seen before."""
+    place = str(Path(cwd or "", program).absolute()) if "/" in program else program
+    folders = [str(Path(cwd or "", folder)) for folder in env.get("PATH", os.defpath).split(os.pathsep)]
+    if shutil.which(place, path=os.pathsep.join(folders)) is None:
+        number = errno.EACCES if "/" in program and Path(place).exists() else errno.ENOENT
+        raise OSError(number, os.strerror(number), program)
 
 
 def _die_with_parent() -> Callable[[], None] | None:
@@ -182,35 +215,42 @@ for group in $groups; do kill -s KILL -- "-$group" 2>/dev/null; done
 
 
 class Taken(msgspec.Struct, gc=False):
-    """What a session of processes takes. memory: bytes, resident. cpu: seconds, since they were started."""
+    """What processes take. memory: bytes, resident. cpu: seconds, since they were started."""
 
     memory: int = 0
     cpu: float = 0.0
 
 
-def taken(groups: Collection[int]) -> dict[int, Taken]:
-    """What the processes of each group take with all that they started, by the group's number; without those that have
-    ended. Reads all of /proc, so not for the event loop's thread; {} where there is none."""
-    found: dict[int, Taken] = {}
+def taken(roots: Collection[int]) -> dict[int, Taken]:
+    """What all processes below each of `roots` take, by its number: without the memory of that one itself, but with the
+    time of those that it has reaped; without roots that have ended. Reads all of /proc, so not for the event loop's
+    thread; {} where there is none."""
     page = os.sysconf("SC_PAGE_SIZE")
     tick = os.sysconf("SC_CLK_TCK")
+    parents: dict[int, int] = {}
+    each: dict[int, Taken] = {}
     try:
         with os.scandir("/proc") as entries:
             names = [entry.name for entry in entries]
     except OSError:
-        return found
+        return {}
     for name in names:
         if not name.isdigit():
             continue
         try:
             fields = Path("/proc", name, "stat").read_bytes().rpartition(b")")[2].split()
-            session = int(fields[3])
+            pid, parents[int(name)] = int(name), int(fields[1])
+            each[pid] = Taken(int(fields[21]) * page, sum(map(int, fields[11:15])) / tick)
         except (OSError, ValueError, IndexError):  # it has ended meanwhile
             continue
-        if session in groups:
-            one = found.setdefault(session, Taken())
-            one.cpu += sum(map(int, fields[11:15])) / tick
-            one.memory += int(fields[21]) * page
+    found = {root: Taken(0, each[root].cpu) for root in roots if root in each}
+    for pid, one in each.items():
+        above, steps = parents[pid], 0
+        while above not in found and above in parents and steps < _DEEPEST:  # what was read while it changed may circle
+            above, steps = parents[above], steps + 1
+        if above in found:
+            found[above].memory += one.memory
+            found[above].cpu += one.cpu
     return found
 
 
@@ -218,14 +258,21 @@ class Child(asyncio.SubprocessProtocol):
     """A running process. `send` writes a line; `close` ends it."""
 
     __slots__ = (
-        "_errors", "_gone", "_group", "_keeper", "_line", "_listener", "_max_line", "_stderr", "_transport", "_why",
-        "code", "pid",
+        "_errors", "_gone", "_group", "_keeper", "_line", "_listener", "_max_line", "_reaped", "_stderr", "_transport",
+        "_why", "code", "pid",
     )  # fmt: skip
 
     def __init__(
-        self, listener: Listener, max_line: int, stderr: Callable[[str], None], keeper: Keeper | None = None
+        self,
+        listener: Listener,
+        max_line: int,
+        stderr: Callable[[str], None],
+        keeper: Keeper | None = None,
+        *,
+        reaped: bool = False,
     ) -> None:
         self._keeper = keeper
+        self._reaped = reaped
         self._listener: Listener | None = listener
         self._max_line = max_line
         self._stderr = stderr
@@ -236,7 +283,7 @@ class Child(asyncio.SubprocessProtocol):
         self._why = ""
         self.code: int | None = None
         self.pid = 0
-        self._group = 0  # its process group, while the number is certainly its own
+        self._group = 0  # its process group, or its reaper, while the number is certainly its own
 
     @property
     def running(self) -> bool:
@@ -244,8 +291,8 @@ class Child(asyncio.SubprocessProtocol):
         return self._listener is not None and self._transport is not None
 
     @property
-    def group(self) -> int:
-        """Its process group, which is its session too; 0 once it has been reaped."""
+    def root(self) -> int:
+        """The process below which all is that it started, itself among it if it is `reaped`; 0 once that has ended."""
         return self._group
 
     def kill(self, why: str) -> None:
@@ -277,10 +324,12 @@ class Child(asyncio.SubprocessProtocol):
                 self._signal(signal.SIGTERM)
                 if not await self._ended(grace):
                     self._signal(signal.SIGKILL)
-                    await self._ended(grace)
+                    if not await self._ended(grace):
+                        self._abandon()
         finally:
             self._signal(signal.SIGKILL)  # grandchildren that ignored it, or a cancelled close
-            self._transport.close()
+            if not self._reaped or not self._group:  # it kills: a reaper must come to its own end
+                self._transport.close()
 
     def _stdin(self) -> asyncio.WriteTransport | None:
         transport = self._transport
@@ -297,9 +346,18 @@ class Child(asyncio.SubprocessProtocol):
         if not self._group:  # 0 would be our own
             return
         try:
-            os.killpg(self._group, number)
+            if self._reaped:
+                os.kill(self._group, reaper.STOP_ALL if number == signal.SIGKILL else number)
+            else:
+                os.killpg(self._group, number)
         except (ProcessLookupError, PermissionError):
             pass
+
+    def _abandon(self) -> None:
+        """It does not end: not even its reaper can wait for that."""
+        if self._reaped and self._group:
+            self._reaped = False  # from here on as any other
+            self._signal(signal.SIGKILL)
 
     def _give_up(self, why: str) -> None:
         listener, self._listener = self._listener, None
@@ -364,7 +422,8 @@ class Child(asyncio.SubprocessProtocol):
     def process_exited(self) -> None:
         if self._transport is not None:
             self.code = self._transport.get_returncode()
-        self._signal(signal.SIGKILL)  # what it started and left behind
+        if not self._reaped:
+            self._signal(signal.SIGKILL)  # what it started and left behind
         if self._keeper is not None:
             self._keeper.let_go(self._group)
         self._group = 0  # it has been reaped: from now on the number may be somebody else's

@@ -27,6 +27,7 @@ Host = Callable[[str, bytes], Awaitable[bytes]]
 program."""
 
 _WAITING = 16
+_WAITING_EACH = 4
 _MAX_LINE = 4 << 20
 _MAX_ASKED = 1 << 20
 _LONGEST_WAIT = 10.0
@@ -98,10 +99,24 @@ class _Run:
             self._ready.set_result(None)
 
 
-class Programs:
-    """Those of one worker. limit: run at once; a few more wait for their turn, and others are refused."""
+class _Share:
+    """What one caller has. count: running and waiting."""
 
-    def __init__(self, limit: int = 4) -> None:
+    __slots__ = ("count", "turns")
+
+    def __init__(self, limit: int) -> None:
+        self.count = 0
+        self.turns = asyncio.Semaphore(limit)
+
+
+class Programs:
+    """Those of one worker. limit: run at once; a few more wait for their turn, and others are refused. each: of one
+    caller run or wait at once, so that one alone never keeps the others from theirs."""
+
+    def __init__(self, limit: int = 4, each: int | None = None) -> None:
+        self._running_each = max(1, limit // 2)
+        self._each = each if each is not None else self._running_each + _WAITING_EACH
+        self._of: dict[str, _Share] = {}
         self._turns = asyncio.Semaphore(limit)
         self._waiting = 0
         self._keeper = Keeper()
@@ -111,8 +126,36 @@ class Programs:
     def __len__(self) -> int:
         return len(self._running)
 
-    async def run(self, code: str, limits: Limits, host: Host) -> Outcome:
-        """Run `code` to its end. Raises Failure 503 when no program can be run now, or none at all."""
+    async def run(self, code: str, limits: Limits, host: Host, caller: str = "") -> Outcome:
+        """Run `code` of `caller` to its end. Raises Failure 429 when that caller has enough of them, 503 when no
+        program can be run now, or none at all."""
+        share = self._of.get(caller)
+        if share is None:
+            share = self._of[caller] = _Share(self._running_each)
+        if share.count >= self._each:
+            raise Failure(429, Reason.RATE_LIMIT, f"this caller has {self._each} programs running or waiting already")
+        share.count += 1
+        try:
+            async with asyncio.timeout(_LONGEST_WAIT):
+                await share.turns.acquire()
+        except TimeoutError:
+            self._done(caller, share)
+            raise _busy() from None
+        except BaseException:
+            self._done(caller, share)
+            raise
+        try:
+            return await self._in_turn(code, limits, host)
+        finally:
+            share.turns.release()
+            self._done(caller, share)
+
+    def _done(self, caller: str, share: "_Share") -> None:
+        share.count -= 1
+        if not share.count:
+            del self._of[caller]
+
+    async def _in_turn(self, code: str, limits: Limits, host: Host) -> Outcome:
         if self._turns.locked() and self._waiting >= _WAITING:
             raise _busy()
         self._waiting += 1

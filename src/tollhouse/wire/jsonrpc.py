@@ -165,6 +165,14 @@ def decode_fields(raw: msgspec.Raw | bytes) -> dict[str, msgspec.Raw]:
         raise Malformed(INVALID_PARAMS, "the params must be an object") from None
 
 
+def decode_result(raw: msgspec.Raw | bytes) -> dict[str, msgspec.Raw]:
+    """`decode_fields` of what a server has answered. Raises Malformed (INTERNAL_ERROR): who asked has done no wrong."""
+    try:
+        return decode_fields(raw)
+    except Malformed:
+        raise Malformed(INTERNAL_ERROR, "the server's result is no object") from None
+
+
 def decode_params(raw: msgspec.Raw | bytes) -> dict[str, msgspec.Raw]:
     """`decode_fields` of what a caller asks with. Raises Malformed (INVALID_PARAMS) also for a member whose name
     differs only by case from one that is acted on: the server might read that one."""

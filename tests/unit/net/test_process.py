@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from tollhouse.core.errors import Failure
-from tollhouse.net.process import INHERITED, Child, clean_environment, spawn
+from tollhouse.net.process import INHERITED, Child, Keeper, clean_environment, spawn
 
 pytestmark = pytest.mark.anyio
+
+linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only there is seen who is alive")
 
 UPPER = "import sys\nfor line in sys.stdin: print(line.upper(), end='', flush=True)"
 
@@ -53,7 +55,7 @@ async def start_python(heard: Heard, program: str, **more: Any) -> Child:
 def alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
 
@@ -241,3 +243,54 @@ async def test_children_die_with_a_killed_gateway() -> None:
         assert alive(pid)
         gateway.kill()
     assert await gone(pid)
+
+
+@linux
+async def test_what_a_keeper_knows_of_ends_with_a_killed_gateway() -> None:
+    """Also what children started, which the kernel does not tell."""
+    program = (
+        "import asyncio, os, uvloop\n"
+        "from tollhouse.net.process import *\n"
+        "class L:\n"
+        "    def line(self, data): print(int(data), flush=True)\n"
+        "    def exited(self, code, why): pass\n"
+        "async def main():\n"
+        "    keeper = Keeper()\n"
+        "    over = await spawn(['true'], L(), env={}, stderr=print, keeper=keeper)\n"
+        "    await over.close()\n"
+        "    script = 'sleep 600 </dev/null >/dev/null 2>&1 & echo $!; wait'\n"
+        "    child = await spawn(['sh', '-c', script], L(), env={}, stderr=print, keeper=keeper)\n"
+        "    print(child.pid, flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "uvloop.run(main())\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=env) as process:
+        assert process.stdout is not None
+        pids = [int(process.stdout.readline()) for _ in range(2)]
+        assert all(alive(pid) for pid in pids)
+        process.kill()
+    end = time.monotonic() + 5
+    while any(alive(pid) for pid in pids) and time.monotonic() < end:
+        await asyncio.sleep(0.01)
+    assert not any(alive(pid) for pid in pids)
+
+
+@linux
+async def test_a_keeper_ends_when_it_is_told_and_begins_anew() -> None:
+    keeper = Keeper()
+    first = await start(Heard(), "sleep", "600", keeper=keeper)
+    shell = keeper._shell
+    assert shell is not None
+    assert keeper._groups == {first.pid}
+    shell.kill()
+    shell.wait()
+    second = await start(Heard(), "sleep", "600", keeper=keeper)
+    assert keeper._shell is not None
+    assert keeper._shell is not shell
+    assert keeper._groups == {first.pid, second.pid}
+    for child in (first, second):
+        await child.close(grace=0.05)
+    assert keeper._groups == set()
+    keeper.close()
+    assert keeper._shell is None

@@ -184,7 +184,7 @@ async def test_who_cancels_ends_it() -> None:
         while not host.asked:
             await asyncio.sleep(0.005)
         (child,) = made._running
-        group = child.group
+        group = child.root
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -219,7 +219,7 @@ async def test_a_crash_is_an_error_of_the_program(name: bytes) -> None:
                 head, _, fields = stat.read_bytes().rpartition(b")")
             except OSError:
                 continue
-            if int(fields.split()[2]) == child.group and (b"(" + name) in head:
+            if int(fields.split()[2]) == child.root and (b"(" + name) in head:
                 os.kill(int(stat.parent.name), signal.SIGSEGV)
         outcome = await task
         assert outcome.error
@@ -228,14 +228,15 @@ async def test_a_crash_is_an_error_of_the_program(name: bytes) -> None:
 
 async def test_several_at_once() -> None:
     async with programs(2) as made:
-        outcomes = await asyncio.gather(*(made.run(f"print({n})", QUICK, Host()) for n in range(8)))
+        outcomes = await asyncio.gather(*(made.run(f"print({n})", QUICK, Host(), f"{n}") for n in range(8)))
         assert [outcome.output for outcome in outcomes] == [f"{n}\n" for n in range(8)]
 
 
 async def test_too_many_are_refused() -> None:
     host = Host()
     async with programs(1) as made:
-        tasks = [asyncio.create_task(made.run("call_tool('slow')", Limits(wall=60), host)) for _ in range(17)]
+        slow = "call_tool('slow')"
+        tasks = [asyncio.create_task(made.run(slow, Limits(wall=60), host, f"{n}")) for n in range(17)]
         while not host.asked:
             await asyncio.sleep(0.005)
         with pytest.raises(Failure, match="too many programs") as refused:
@@ -244,6 +245,23 @@ async def test_too_many_are_refused() -> None:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+
+
+async def test_one_caller_leaves_room_for_others() -> None:
+    host = Host()
+    async with programs(4) as made:
+        slow = [asyncio.create_task(made.run("call_tool('slow')", Limits(wall=60), host, "ada")) for _ in range(6)]
+        while len(host.asked) < 2:
+            await asyncio.sleep(0.005)
+        with pytest.raises(Failure, match="this caller has 6 programs") as refused:
+            await made.run("print(1)", QUICK, host, "ada")
+        assert refused.value.status == 429
+        assert (await made.run("print(2)", QUICK, host, "bob")).output == "2\n"
+        assert len(made) == 2  # of hers two run, and the others wait for those
+        for task in slow:
+            task.cancel()
+        await asyncio.wait(slow)
+        assert not made._of
 
 
 async def test_the_child_knows_nothing_of_us(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +275,7 @@ async def test_the_child_knows_nothing_of_us(monkeypatch: pytest.MonkeyPatch) ->
         seen = 0
         for environ in Path("/proc").glob("[0-9]*/environ"):
             try:
-                if int((environ.parent / "stat").read_bytes().rpartition(b")")[2].split()[2]) != child.group:
+                if int((environ.parent / "stat").read_bytes().rpartition(b")")[2].split()[2]) != child.root:
                     continue
                 seen += 1
                 assert b"s3cret" not in environ.read_bytes()

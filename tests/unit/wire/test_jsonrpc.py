@@ -119,6 +119,10 @@ def test_fields() -> None:
     with pytest.raises(jsonrpc.Malformed) as caught:
         jsonrpc.decode_fields(b"[1]")
     assert caught.value.code == jsonrpc.INVALID_PARAMS
+    assert jsonrpc.decode_result(b'{"a":1}').keys() == {"a"}
+    with pytest.raises(jsonrpc.Malformed, match="the server's result is no object") as caught:
+        jsonrpc.decode_result(b"[1]")
+    assert caught.value.code == jsonrpc.INTERNAL_ERROR
     assert jsonrpc.decode_string(b'"a"') == "a"
     assert jsonrpc.decode_string(b"7") is None
     assert jsonrpc.decode_string(None) is None

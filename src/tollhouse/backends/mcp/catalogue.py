@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from tollhouse.backends.mcp.agent import SHARED, Agent, Key
 from tollhouse.backends.mcp.handshake import OPEN_TIMEOUT, refused
-from tollhouse.backends.mcp.heal import DELAYS, Budget, may_resend
-from tollhouse.backends.mcp.session import Session
+from tollhouse.backends.mcp.heal import DELAYS, Budget, may_resend, said
+from tollhouse.backends.mcp.session import Bears, Session, bearer
 from tollhouse.backends.mcp.spec import McpServerSpec
 from tollhouse.core.call import Principal
 from tollhouse.core.clock import Clock
@@ -60,10 +60,13 @@ class Lister(Protocol):
     client: bytes
     new: bool | None
     deadline: float
+    bears: Bears | None
 
     def key_of(self, agent: Agent | None, principal: Principal | None, profile: int) -> Key: ...
 
-    async def session(self, key: Key, deadline: float, agent: Agent | None = None) -> Session: ...
+    async def session(
+        self, key: Key, deadline: float, agent: Agent | None = None, principal: Principal | None = None
+    ) -> Session: ...
 
     async def patiently(self, task: "asyncio.Task[Any]", deadline: float, why: str) -> Any: ...
 
@@ -97,6 +100,9 @@ class Catalogue:
         """All entries of one kind, from memory while they are fresh. Raises Failure when the server does not say and
         the last good list is too old. profile: the agent's, where it is not said."""
         upstream = self._upstream
+        if upstream.bears is not None and (principal is None or principal.source == "anonymous"):
+            message = f"{upstream.name}: its lists are for callers who are known"
+            raise Failure(401, Reason.JWT_AUTH, message, code="credential_required")
         known = self.known(kind, agent, profile, principal)
         now = monotonic()
         if known is not None and now < known.until:
@@ -109,14 +115,14 @@ class Catalogue:
         behind = task is not None and (known is not None or slot in self._missing)
         if task is None:
             behind = slot in self._missing
-            nobodys = self._http and not upstream.new and not self._apart
+            nobodys = self._http and not upstream.new and not self._alone
             key: Key = ("catalogue", "", profile, 0) if nobodys else upstream.key_of(agent, principal, profile)
-            task = self._fetching[slot] = upstream.spawn(self._fetch(kind, key, slot, agent), cut=True)
+            task = self._fetching[slot] = upstream.spawn(self._fetch(kind, key, slot, agent, principal), cut=True)
         try:
             wait = 0.0 if behind else upstream.spec.list_timeout
             listing: Listing = await upstream.patiently(task, now + wait, f"no answer to {kind.method} in time")
-        except Failure:
-            self._miss(slot, kind)
+        except Failure as failure:
+            self._miss(slot, kind, failure)
             if known is not None and now - known.at < STALE:
                 return known
             raise
@@ -128,25 +134,34 @@ class Catalogue:
         """The last list of that kind, whatever its age, without asking."""
         if profile is None:
             profile = agent.profile if agent is not None else 0
-        if not self._apart:
+        if not self._alone:
             found = self._listings.get((kind.method, profile, ""))
             if found is not None or principal is None:
                 return found
         return self._listings.get((kind.method, profile, self._whose(agent, principal)))
 
+    @property
+    def _alone(self) -> bool:
+        """Lists are for whom they were asked, and for nobody else."""
+        return self._apart or self._upstream.bears is not None
+
     def _whose(self, agent: Agent | None, principal: Principal | None) -> str:
         if self._apart and agent is not None:
             return f"agent {agent.id}"
+        if self._upstream.bears is not None:
+            return f"bearer {bearer(principal)}"
         return f"principal {principal.id}" if principal is not None else "nobody"
 
-    async def _fetch(self, kind: Kind, key: Key, slot: _Slot, agent: Agent | None) -> Listing:
+    async def _fetch(
+        self, kind: Kind, key: Key, slot: _Slot, agent: Agent | None, principal: Principal | None = None
+    ) -> Listing:
         try:
-            listing, private = await self._ask_list(kind, key, agent)
+            listing, private = await self._ask_list(kind, key, agent, principal)
             if self.examines and kind is _TOOLS:
                 await self._examine(listing, slot)
         finally:
             self._fetching.pop(slot, None)
-        if not private and not self._apart:
+        if not private and not self._alone:
             slot = (slot[0], slot[1], "")
         else:
             self._listings.pop((slot[0], slot[1], ""), None)  # it was everybody's, and is not any more
@@ -155,17 +170,20 @@ class Catalogue:
         self._listings[slot] = listing
         if len(self._listings) > _MAX_LISTINGS:
             self._listings.pop(next(iter(self._listings)))
-        back = [missing for missing in self._missing if missing[:2] == slot[:2]]
+        same = 3 if self._alone else 2  # else it is back for all who miss it
+        back = [missing for missing in self._missing if missing[:same] == slot[:same]]
         for missing in back:
             del self._missing[missing]
         if back or (before is not None and before.version != listing.version and before.until):
             self._changed(kind.changed)
         return listing
 
-    def _miss(self, slot: _Slot, kind: Kind) -> None:
+    def _miss(self, slot: _Slot, kind: Kind, failure: Failure) -> None:
         """A list was not to be had: ask for it again before anybody does, so that they are told when it is back."""
         upstream = self._upstream
         if slot not in self._missing:
+            if kind not in self._missing.values():
+                log.warning("mcp server %s: no %s: %s", upstream.name, kind.method, said(failure))
             if not self._missing:
                 self._retries = 0
             self._missing[slot] = kind
@@ -183,7 +201,7 @@ class Catalogue:
         for slot, kind in list(self._missing.items()):
             if slot in self._fetching:
                 continue
-            if slot[2].startswith("agent ") or (self._http is False and not upstream.new):
+            if slot[2].startswith("agent ") or upstream.bears is not None or (self._http is False and not upstream.new):
                 del self._missing[slot]  # whose session it was read over may be gone: they will ask
                 continue
             key: Key = SHARED if upstream.new else ("catalogue", "", slot[1], 0)
@@ -192,14 +210,19 @@ class Catalogue:
             except Failure:
                 return
 
-    async def _ask_list(self, kind: Kind, key: Key, agent: Agent | None) -> tuple[Listing, bool]:
+    async def _ask_list(
+        self, kind: Kind, key: Key, agent: Agent | None, principal: Principal | None
+    ) -> tuple[Listing, bool]:
         """The whole list, and whether it is only for whom it was asked. Raises Failure."""
         upstream = self._upstream
         attempt = 0
         while True:
             attempt += 1
             try:
-                session = await upstream.session(key, monotonic() + OPEN_TIMEOUT, agent if key[0] == "agent" else None)
+                whose = agent if key[0] == "agent" else None
+                session = await upstream.session(key, monotonic() + OPEN_TIMEOUT, whose, principal)
+                if upstream.bears is not None:
+                    session.principal = principal
                 session.active += 1
                 try:
                     if agent is not None and key[0] == "agent":
@@ -225,7 +248,7 @@ class Catalogue:
         cursor: str | None = None
         seen: set[str] = set()
         names: set[str] = set()
-        private, public = False, session.new
+        private, public = False, session.new and upstream.bears is None
         told = features is not None and features.tells_changes(kind.capability) and not session.new
         ttl = _TTL if told else _TTL_UNTOLD
         runs = session.new and features is not None and tasks.offers(features.capabilities)

@@ -14,16 +14,18 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from tollhouse.backends.mcp.agent import Key
-from tollhouse.backends.mcp.heal import RESTART, call_lost
+from tollhouse.backends.mcp.agent import Agent, Key
+from tollhouse.backends.mcp.heal import RESTART, Restarts, call_lost
 from tollhouse.backends.mcp.listen import Ears
-from tollhouse.backends.mcp.messages import Messages, messages_of
+from tollhouse.backends.mcp.lost import Memory
+from tollhouse.backends.mcp.messages import Messages, messages_of, result_of
 from tollhouse.backends.mcp.session import Owner, Session
 from tollhouse.core.call import ToolCall
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.reply import Reply
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import revisions
+from tollhouse.wire.mcp.tasks import OLD_METHODS
 
 __all__ = ["Channel"]
 
@@ -58,6 +60,8 @@ class Channel(Session):
         self._calls: dict[int, _Call] = {}
         self._carrying = 0  # of `_calls`: what agents have asked
         self._mixed = False  # several of those have run at once, and one of them still does
+        self.restarts: Restarts = Restarts()
+        self._answered = False  # anything but the handshake
 
     # ---- what a transport does
     def _write(self, message: bytes, id: int) -> None:
@@ -97,7 +101,7 @@ class Channel(Session):
         messages = _Call(self, id, deadline, call)
         self._calls[id] = messages
         self.active += 1
-        if call is not None:
+        if messages.carries:
             self._carrying += 1
             self._mixed = self._mixed or self._carrying > 1
         return messages
@@ -156,6 +160,12 @@ class Channel(Session):
             ears.received(data, message)
         return ears is not None
 
+    def memory(self, agents: set[Agent], cause: str) -> Memory:
+        memory = super().memory(agents, cause)
+        memory.restarts = self.restarts
+        self.restarts.lost(memory.at - self.born, answered=self._answered)
+        return memory
+
     def in_flight(self) -> Messages | None:
         return next((messages for messages in reversed(self._calls.values()) if messages.carries), None)
 
@@ -163,6 +173,9 @@ class Channel(Session):
         if self._carrying != 1 or self._mixed:
             return None
         return next((messages for messages in self._calls.values() if messages.carries), None)
+
+    def result_of(self, task: str) -> Messages | None:
+        return result_of(self._calls.values(), task)
 
     # ---- what comes
     def received(self, data: bytes) -> None:
@@ -182,6 +195,7 @@ class Channel(Session):
                 self.noise()
                 return
             call = messages.call
+            self._answered = self.features is not None
             messages.push(data)
             messages.finish()
             self.ended(int(raw), call)
@@ -219,7 +233,8 @@ class Channel(Session):
 
 
 class _Call(Messages):
-    """A call on a channel, watched for its deadline. carries: an agent's, not one of our own."""
+    """A call on a channel, watched for its deadline. carries: what belongs to no call may be about it: an agent's,
+    and not about a task."""
 
     __slots__ = ("_id", "_session", "carries")
 
@@ -227,7 +242,7 @@ class _Call(Messages):
         super().__init__(asyncio.get_running_loop().create_future(), call)
         self._session = session
         self._id = id
-        self.carries = call is not None
+        self.carries = call is not None and call.method not in OLD_METHODS
         self.deadline = deadline
         clock = session.upstream.clock
         clock.watch(self)

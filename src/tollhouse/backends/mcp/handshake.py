@@ -80,7 +80,7 @@ async def handshake(session: Stranger) -> None:
             answer = await _initialize(session, offered)
         if len(answer.error):
             raise refused(upstream.name, "initialize", problem)
-    fields = jsonrpc.decode_fields(answer.result)
+    fields = jsonrpc.decode_result(answer.result)
     revision = jsonrpc.decode_string(fields.get("protocolVersion")) or ""
     if revision not in revisions.ACCEPTED_FROM_SERVERS:
         why = f"{upstream.name}: the server speaks {revision!r}, which we do not"
@@ -118,7 +118,7 @@ async def _discover(session: Stranger) -> bool:
     if not len(answer.result):
         return False
     try:
-        fields = jsonrpc.decode_fields(answer.result)
+        fields = jsonrpc.decode_result(answer.result)
         supported = msgspec.json.decode(fields.get("supportedVersions", b"[]"), type=list[str])
     except (jsonrpc.Malformed, msgspec.DecodeError):
         return False
@@ -153,6 +153,6 @@ def _offered(problem: jsonrpc.ErrorObject) -> str:
 def _features(revision: str, fields: dict[str, msgspec.Raw]) -> Features:
     return Features(
         revision,
-        jsonrpc.decode_fields(fields.get("capabilities", b"")),
+        jsonrpc.decode_result(fields.get("capabilities", b"")),
         jsonrpc.decode_string(fields.get("instructions")) or "",
     )

@@ -23,8 +23,11 @@ __all__ = [
     "UNREACHED",
     "Budget",
     "Gate",
+    "Restarts",
     "call_lost",
+    "is_callers",
     "may_resend",
+    "named",
     "said",
 ]
 
@@ -46,7 +49,11 @@ _WAITERS = 256
 _FAILURES = 5
 _PATIENCE = 1.0  # seconds that a handshake waits for its turn to try
 _BACKOFF, _MOST_BACKOFF = 0.1, 30.0
+_SOON_UP = 0.5  # seconds between attempts, at most, while calls are still patient with a server that was up
 _FORGIVEN = 3600.0
+_AT_ONCE, _EVERY = 8, 1.0  # restarts: so many, and one more in so many seconds
+_LONG = 10.0  # seconds; what lived so long died for another reason than the one before
+_SOON = 2.0  # seconds, at most, after which what does not answer is started again
 
 
 def may_resend(failure: Failure, *, safe: bool) -> bool:
@@ -69,6 +76,22 @@ def call_lost(name: str, why: str, detail: str = "") -> Failure:
     )
 
 
+def is_callers(failure: Failure) -> bool:
+    """Whether it is about who asks, where a server is shown that: then it says nothing of the server for others."""
+    if failure.code == "upstream_credentials":
+        return True
+    return failure.reason not in (Reason.UPSTREAM_FAILURE, Reason.TIMEOUT)
+
+
+def named(name: str, failure: Failure) -> Failure:
+    """`failure` for who does not know that it is of the server `name`."""
+    if failure.message.startswith(f"{name}: "):
+        return failure
+    found = failure.copy()
+    found.message = f"{name}: {failure.message}"
+    return found
+
+
 def said(failure: Failure) -> str:
     """For the log, where the caller's half of it is not enough."""
     return f"{failure.message}: {failure.detail}" if failure.detail else failure.message
@@ -76,12 +99,19 @@ def said(failure: Failure) -> str:
 
 class Gate:
     """Who may shake hands with a server now: sixteen at once, and after five failures in a row one alone, later each
-    time. Who would wait long is refused at once. name: the server's, for messages."""
+    time. Who would wait long is refused at once. With a server that was up a moment ago patience is longer: as long as
+    its calls have it. name: the server's, for messages."""
 
-    __slots__ = ("_busy", "_failures", "_name", "_not_before", "_shut", "_shut_at", "_waiting", "_why")
+    __slots__ = (
+        "_busy", "_clock", "_down_since", "_failed_at", "_failures", "_name", "_not_before", "_shut", "_shut_at",
+        "_waiting", "_was_up", "_why",
+    )  # fmt: skip
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, clock: Callable[[], float] = monotonic) -> None:
         self._name = name
+        self._clock = clock
+        self._was_up = False
+        self._down_since = self._failed_at = 0.0
         self._busy = 0
         self._failures = 0
         self._not_before = 0.0
@@ -102,7 +132,7 @@ class Gate:
 
     def check(self) -> None:
         """Raises Failure 503 (`server_unavailable`) when the next attempt is not due soon."""
-        wait = self._not_before - monotonic()
+        wait = self._not_before - self._clock()
         if wait > _PATIENCE:
             raise Failure(
                 503,
@@ -114,8 +144,8 @@ class Gate:
                 reached=False,
             )
 
-    async def enter(self) -> None:
-        """Wait for a turn; `leave` must follow. Raises Failure 503."""
+    async def enter(self) -> float:
+        """Wait for a turn: when it began, with which `leave` must follow. Raises Failure 503."""
         self.check()
         while self._busy >= (1 if self.open else _HANDSHAKES):
             if len(self._waiting) >= _WAITERS:
@@ -133,32 +163,47 @@ class Gate:
                 raise
             self.check()
         self._busy += 1
-        wait = self._not_before - monotonic()
+        wait = self._not_before - self._clock()
         if wait > 0:
             try:
                 await asyncio.sleep(wait)
             except BaseException:
                 self.leave(None)
                 raise
+        return self._clock()
 
-    def leave(self, success: bool | None) -> None:
-        """The handshake is over. success: None when it has shown nothing."""
+    def leave(self, success: bool | None, began: float = 0.0) -> None:
+        """The handshake is over. success: None when it has shown nothing. began: as `enter` has said."""
         self._busy -= 1
         if success:
             self._failures = 0
             self._not_before = 0.0
+            self._was_up = True
         elif success is not None:
-            self._failures += 1
-            if self.open:
-                wait = _BACKOFF * 2.0 ** min(self._failures - _FAILURES, 20)
-                self._not_before = monotonic() + min(_MOST_BACKOFF, wait)
-                self._why = "the server does not come up"
+            self._failed(began)
         self._wake()
+
+    def _failed(self, began: float) -> None:
+        now = self._clock()
+        if not self._failures:
+            self._down_since = now
+        elif began < self._failed_at:
+            return  # they were under way together: it is one failure
+        self._failures += 1
+        self._failed_at = now
+        if not self.open:
+            return
+        wait = _BACKOFF * 2.0 ** min(self._failures - _FAILURES, 20)
+        if self._was_up:  # it may be restarting: whoever calls now is patient, but not for ever
+            down = now - self._down_since
+            wait = min(wait, _SOON_UP) if down < UNREACHED else max(_BACKOFF, down / 4)
+        self._not_before = now + min(_MOST_BACKOFF, wait)
+        self._why = "the server does not come up"
 
     def shut(self, why: str) -> float:
         """Let nobody in for half a minute, twice as long each time that this happens again within an hour. Gives the
         seconds."""
-        now = monotonic()
+        now = self._clock()
         self._shut = self._shut + 1 if now - self._shut_at < _FORGIVEN else 0
         self._shut_at = now
         seconds = min(_MOST_BACKOFF * 2.0 ** min(self._shut, 10), 600.0)
@@ -170,13 +215,45 @@ class Gate:
 
     def _wake(self) -> None:
         free = (1 if self.open else _HANDSHAKES) - self._busy
-        if self._not_before - monotonic() > _PATIENCE:
+        if self._not_before - self._clock() > _PATIENCE:
             free = len(self._waiting)  # to be refused
         while self._waiting and free > 0:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_result(None)
                 free -= 1
+
+
+class Restarts:
+    """How soon a channel that was lost is opened again, over all that one key has had. One that has answered is at
+    once, as long as that is not all that happens; one that dies before it answers anything, later each time."""
+
+    __slots__ = ("_at", "_clock", "_dead", "_due", "_saved")
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._saved = float(_AT_ONCE)  # restarts; below 0 they are owed
+        self._at = clock()
+        self._dead = 0
+        self._due = 0.0
+
+    def lost(self, lived: float, *, answered: bool) -> None:
+        """The last one was lost. lived: seconds. answered: it has said something beyond its handshake."""
+        now = self._clock()
+        self._saved = max(-_SOON, min(_AT_ONCE, self._saved + (now - self._at) / _EVERY) - 1.0)
+        self._at = now
+        wait = max(0.0, -self._saved * _EVERY)
+        if answered or lived >= _LONG:
+            self._dead = 0
+        else:
+            self._dead += 1
+            wait = max(wait, 0.05 * 2.0 ** min(self._dead, 10))
+        self._due = now + min(_SOON, wait)
+
+    @property
+    def wait(self) -> float:
+        """Seconds until the next one may be opened."""
+        return max(0.0, self._due - self._clock())
 
 
 class Budget:

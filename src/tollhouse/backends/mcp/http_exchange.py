@@ -10,7 +10,7 @@ from time import monotonic
 from tollhouse.backends.mcp.agent import Key
 from tollhouse.backends.mcp.heal import call_lost
 from tollhouse.backends.mcp.http import HttpPlace
-from tollhouse.backends.mcp.messages import Messages
+from tollhouse.backends.mcp.messages import Messages, result_of
 from tollhouse.backends.mcp.session import Owner, Session
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.net.client import Exchange, Until
@@ -48,8 +48,18 @@ class Exchanging(Session):
     def in_flight(self) -> Messages | None:
         return next((messages for messages in reversed(self.streaming.values()) if messages.call is not None), None)
 
-    async def post(self, body: bytes, more: bytes, deadline: float, resend: bool = True) -> Exchange:
-        """more: header lines. resend: it does no harm when the server gets it twice."""
+    def result_of(self, task: str) -> Messages | None:
+        return result_of(self.streaming.values(), task) or super().result_of(task)
+
+    async def post(
+        self, body: bytes, more: bytes, deadline: float, resend: bool = True, credential: bytes = b""
+    ) -> Exchange:
+        """more: header lines. resend: it does no harm when the server gets it twice. credential: that a call goes out
+        with; what is no call, with that of whom the session serves."""
+        if credential:
+            more += b"authorization: %b\r\n" % credential
+        elif self.upstream.bears is not None:
+            more += await self.borne()
         timeout = self.upstream.spec.timeout
         return await self.http.calls.exchange(
             b"%b%bcontent-length: %d\r\n\r\n" % (self.head, more, len(body)),
@@ -65,6 +75,7 @@ class Exchanging(Session):
     async def get(self, event: bytes, deadline: float, first_byte: float, idle: float) -> Exchange:
         """A stream by GET, from after the event of that id, if it is one."""
         after = b"last-event-id: %b\r\n" % event if event else b""
+        after += await self.borne()
         return await self.http.streams.exchange(
             b"%b%b%b\r\n" % (self.http.get, self._fields, after),
             b"",

@@ -26,9 +26,23 @@ __all__ = ["hear", "listen"]
 log = logging.getLogger("tollhouse.backends.mcp")
 
 
-async def hear(session: Exchanging) -> None:
-    """Hold the GET stream of `session` open while the server offers one."""
+async def hear(session: Exchanging, known: "asyncio.Future[None] | None" = None) -> None:
+    """Hold the GET stream of `session` open while the server offers one. known: done once it is open, or it is known
+    that it is not to be had now."""
+    try:
+        await _hear(session, known)
+    finally:
+        _settle(known)
+
+
+def _settle(known: "asyncio.Future[None] | None") -> None:
+    if known is not None and not known.done():
+        known.set_result(None)
+
+
+async def _hear(session: Exchanging, known: "asyncio.Future[None] | None") -> None:
     pause = RETRY
+    deaf = False  # a stream was lost that cannot be taken up where it ended
     while not session.lost:
         heard = _Heard(session, asyncio.get_running_loop().create_future())
         try:
@@ -40,7 +54,11 @@ async def hear(session: Exchanging) -> None:
                 if exchange.status == 200 and exchange.event_stream:
                     began = monotonic()
                     exchange.start(heard)
+                    _settle(known)
+                    if deaf:
+                        _look_again(session)
                     await heard.ended
+                    deaf = not session.event
                     if heard.news or monotonic() - began > 5.0:
                         pause = RETRY
                 elif session.event and exchange.status in (400, 409):  # the id is another session's
@@ -51,10 +69,19 @@ async def hear(session: Exchanging) -> None:
                 exchange.close()
         except Failure as failure:
             log.debug("mcp server %s: no stream: %s", session.upstream.name, failure)
+        _settle(known)
         # What the server says of the time counts while it has something to say; else it may only say longer.
         least = LEAST_RETRY if heard.news and heard.retry is not None else pause
         await asyncio.sleep(max(least, heard.retry or 0.0))
         pause = min(pause * 2, MOST_RETRY)
+
+
+def _look_again(session: Exchanging) -> None:
+    """What agents have subscribed to may have changed while nobody listened."""
+    for uri in tuple(session.uris):
+        data = jsonrpc.notification("notifications/resources/updated", jsonrpc.encode_fields({"uri": uri}))
+        for agent in tuple(session.agents):
+            agent.deliver(session.upstream.name, data, jsonrpc.decode(data), session.tell)
 
 
 async def listen(session: Exchanging, params: dict[str, Any], heard: Callable[[bytes, jsonrpc.Message], None]) -> Ears:
@@ -63,7 +90,7 @@ async def listen(session: Exchanging, params: dict[str, Any], heard: Callable[[b
     body = jsonrpc.request(id, "subscriptions/listen", jsonrpc.encode_fields(params))
     more = b"mcp-method: subscriptions/listen\r\ncontent-length: %d\r\n\r\n" % len(body)
     exchange = await session.http.streams.exchange(
-        session.head + more,
+        session.head + await session.borne() + more,
         body,
         method=b"POST",
         until=Until.HEAD,

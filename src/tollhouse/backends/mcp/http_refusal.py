@@ -48,7 +48,7 @@ def refusal(name: str, exchange: Exchange, data: bytes, error: msgspec.Raw | Non
             Reason.UPSTREAM_FAILURE,
             f"{name}: the server refused the gateway's credentials ({status})",
             code="upstream_credentials",
-            sent=True,
+            sent=status != 401,  # who does not know who asks has done nothing
         )
     if status == 429:
         raise Failure(

@@ -40,6 +40,7 @@ __all__ = ["HttpSession"]
 
 _SESSION_ID = re.compile(rb"[\x21-\x7e]{1,1024}")
 _APART = 1 << 20  # from ids of requests in a session that another worker has used
+_HEARS = 5.0  # seconds for a server to answer our GET before it is subscribed to without
 _ERROR = 65_536  # bytes; an error object is smaller, and large results are not searched for one
 
 
@@ -49,6 +50,7 @@ class HttpSession(Exchanging):
     def __init__(self, upstream: Owner, key: Key, place: HttpPlace) -> None:
         super().__init__(upstream, key, place)
         self._hearing: asyncio.Task[Any] | None = None
+        self._hears: asyncio.Future[None] | None = None  # done once the server has answered our first GET
         self._early: list[Early] = []  # calls that can be asked, and are not being answered yet
         self._refused = False  # the last request of our own was answered by HTTP alone, with a status that says no
 
@@ -63,7 +65,7 @@ class HttpSession(Exchanging):
             place.legacy = True  # 2025-03-26, Backwards Compatibility: then it may be one of 2024-11-05
             raise Elsewhere from None
         if not self.new:  # also where nobody listens: what the server asks there must be refused, or it waits for ever
-            self._hearing = self.upstream.spawn(hear(self), cut=True)
+            self._begin_to_hear()
 
     def adopt(self, record: Record) -> bool:
         try:
@@ -75,11 +77,19 @@ class HttpSession(Exchanging):
         self.features = Features(record.revision, capabilities, record.instructions)
         self.level, self.event, self.generation = record.level, record.event, record.generation
         self.opened()
-        self._hearing = self.upstream.spawn(hear(self), cut=True)
+        self._begin_to_hear()
         return True
+
+    def _begin_to_hear(self) -> None:
+        self._hears = asyncio.get_running_loop().create_future()
+        self._hearing = self.upstream.spawn(hear(self, self._hears), cut=True)
 
     # ---- calls
     async def call(self, call: ToolCall, deadline: float) -> Reply:
+        hears = self._hears
+        if call.method == "resources/subscribe" and hears is not None and not hears.done():
+            # What is told of it comes on that stream, and many a server tells only who listens already.
+            await asyncio.wait((hears,), timeout=min(_HEARS, max(0.0, deadline - monotonic())))
         if self.profile and call.session is None and not self.new:
             return await interactive(call, partial(self._call, call, deadline), self._early, self)
         for last in (False, True):
@@ -115,7 +125,8 @@ class HttpSession(Exchanging):
         self.active += 1
         try:
             try:
-                exchange = await self.post(body, self._routing(call) if self.new else b"", deadline, call.idempotent)
+                routing = self._routing(call) + call.identity if self.new else call.identity
+                exchange = await self.post(body, routing, deadline, call.idempotent, call.credential)
             except asyncio.CancelledError:
                 self.cancel(id)
                 raise
@@ -277,7 +288,7 @@ class HttpSession(Exchanging):
             messages.lose(call_lost(self.upstream.name, "its session was closed"), self.upstream)
         if self.id and not self.new and not self.kept:
             exchange = await self.http.calls.exchange(
-                b"%b%b\r\n" % (self.http.delete, self._fields),
+                b"%b%b%b\r\n" % (self.http.delete, self._fields, await self.borne()),
                 b"",
                 method=b"DELETE",
                 until=Until.WHOLE,

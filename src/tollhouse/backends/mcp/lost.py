@@ -12,11 +12,13 @@ from functools import partial
 from typing import Any, Protocol
 
 from tollhouse.backends.mcp.agent import Agent, Key
-from tollhouse.backends.mcp.heal import DELAYS, said
+from tollhouse.backends.mcp.heal import DELAYS, NODE_LOST, Restarts, said
+from tollhouse.backends.mcp.records import Record
+from tollhouse.core.call import Principal
 from tollhouse.core.errors import Failure
 from tollhouse.wire import jsonrpc
 
-__all__ = ["Lost", "Memory", "replay"]
+__all__ = ["Lost", "Memory", "recalled", "replay"]
 
 log = logging.getLogger("tollhouse.backends.mcp")
 
@@ -26,10 +28,10 @@ _REVIVALS = 64  # attempts to open a session again that nobody asks for
 class Memory:
     """What a session's successor is told. agents: who used it. uris: subscribed resources, by who wants each. event:
     the last event id of its stream. used: calls have run in it, so that the server may have kept something of them.
-    short: how many in a row have lived only for moments.
+    restarts: when it may be opened again, None for no channel. principal: on whose behalf it was used last.
     generation: of the session, among workers. Kept by the owner from the loss to the next session."""
 
-    __slots__ = ("agents", "at", "cause", "event", "generation", "level", "short", "uris", "used")
+    __slots__ = ("agents", "at", "cause", "event", "generation", "level", "principal", "restarts", "uris", "used")
 
     def __init__(self) -> None:
         self.agents: set[Any] = set()
@@ -38,7 +40,8 @@ class Memory:
         self.event = b""
         self.generation = 0
         self.level = ""
-        self.short = 0
+        self.principal: Principal | None = None
+        self.restarts: Restarts | None = None
         self.uris: dict[str, set[Any]] = {}
         self.used = False
 
@@ -92,6 +95,21 @@ async def replay(session: Told, memory: Memory, name: str, timeout: float) -> li
                 if agent is not None:
                     agent.deliver(name, data, message, session.tell)
     return refused
+
+
+def recalled(record: Record | None, agent: Agent | None) -> Memory | None:
+    """Of a session that another worker had, and that cannot be gone on with."""
+    if record is None:
+        return None
+    memory = Memory()
+    memory.cause = NODE_LOST
+    memory.generation = record.generation
+    memory.level = record.level
+    memory.event = record.event
+    memory.used = True
+    memory.agents = {agent} if agent is not None else set()
+    memory.uris = {uri: {agent} for uri in record.uris}
+    return memory
 
 
 class Losing(Protocol):

@@ -5,6 +5,7 @@ wants is never held for it. A call that streams already and may be made again is
 """
 
 import asyncio
+from collections.abc import Iterable
 from time import monotonic
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from tollhouse.core.reply import Reply
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import revisions
 
-__all__ = ["ANSWER_HEADERS", "Messages", "Rescue", "Rescuer", "messages_of"]
+__all__ = ["ANSWER_HEADERS", "Messages", "Rescue", "Rescuer", "messages_of", "result_of"]
 
 ANSWER_HEADERS: list[tuple[bytes, bytes]] = [(b"content-type", b"application/json")]
 
@@ -266,3 +267,13 @@ def messages_of(data: bytes, revision: str) -> list[bytes]:
         return [bytes(item) for item in msgspec.json.decode(data, type=list[msgspec.Raw])]
     except msgspec.DecodeError:
         raise jsonrpc.Malformed(jsonrpc.PARSE_ERROR, "a batch that is not valid JSON") from None
+
+
+def result_of(calls: Iterable[Messages], task: str) -> Messages | None:
+    """Of `calls` the one that waits for the result of that task (2025-11-25); "": of any, where there is one alone."""
+    found = [
+        messages
+        for messages in calls
+        if (call := messages.call) is not None and call.method == "tasks/result" and task in ("", call.name)
+    ]
+    return found[0] if len(found) == 1 or (found and task) else None

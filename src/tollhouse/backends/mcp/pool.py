@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from hashlib import blake2b
+from heapq import nsmallest
 from time import monotonic
 from typing import Any
 
@@ -16,12 +17,13 @@ import msgspec
 
 from tollhouse.backends.mcp.agent import SHARED, Agent, Key
 from tollhouse.backends.mcp.handshake import OPEN_TIMEOUT, Features
-from tollhouse.backends.mcp.heal import EXPIRED, NODE_LOST, RESTART, UNAVAILABLE, Gate, said
-from tollhouse.backends.mcp.lost import Lost, Memory, replay
+from tollhouse.backends.mcp.heal import EXPIRED, RESTART, Gate, is_callers, said
+from tollhouse.backends.mcp.lost import Lost, Memory, recalled, replay
 from tollhouse.backends.mcp.messages import Rescue
 from tollhouse.backends.mcp.place import Place
-from tollhouse.backends.mcp.records import Record, Records, Turn
-from tollhouse.backends.mcp.session import Elsewhere, Session
+from tollhouse.backends.mcp.records import Records, Turn
+from tollhouse.backends.mcp.room import Room
+from tollhouse.backends.mcp.session import Bears, Elsewhere, Session, bearer
 from tollhouse.backends.mcp.spec import McpServerSpec
 from tollhouse.backends.mcp.work import Working
 from tollhouse.core.call import Principal, ToolCall
@@ -39,8 +41,9 @@ _RESTARTED = jsonrpc.notification(
     "notifications/message",
     b'{"level":"warning","logger":"gateway","data":"the server was restarted, and has lost what it kept for you"}',
 )
-_SOON = 2.0  # seconds, at most, after which a process that lives only for moments is started again
+_FRESH = 1.0  # seconds in which those for whom a session was opened begin to use it
 _SAVE = 3600.0  # seconds after which a record is written again, for it not to be forgotten
+_WRITTEN = 1.0  # seconds: a store that is away must stop nobody
 _LOOK = 30.0  # seconds between two looks at idle sessions
 
 Connect = Callable[["Pool", Key], Session]
@@ -72,6 +75,7 @@ class Pool(Working):
         self.clock = clock
         self.client = client
         self.new: bool | None = None
+        self.bears: Bears | None = None
         self.features: Features | None = None
         self.retired = False
         self.gate = Gate(name)
@@ -82,6 +86,7 @@ class Pool(Working):
         self._on_recovery = on_recovery
         self._sessions: dict[Key, Session] = {}
         self._superseded: set[Session] = set()  # closed once their calls have ended
+        self._closing = 0  # children that have not ended yet
         self._opening: dict[Key, asyncio.Task[Session]] = {}
         self._lost = Lost(self, limit, self._reopen)
         self._claimed: dict[Key, ToolCall] = {}
@@ -89,6 +94,7 @@ class Pool(Working):
         self._stateless = False  # it is of the old era, and gives no session ids
         self._channel = False  # its sessions carry all calls on one channel
         self._closed = False
+        self._room = Room(name, limit, self._make_room)
         clock.watch(self)
 
     @property
@@ -105,41 +111,56 @@ class Pool(Working):
         return not self._sessions and not self._superseded and not self._tasks
 
     # ---- opening
-    async def session(self, key: Key, deadline: float, agent: Agent | None = None) -> Session:
-        """The session of `key`, opened once however many wait for it. agent: whose own it is. Raises Failure; nothing
-        was carried out then."""
-        session = self._sessions.get(key)
-        if session is not None and not session.lost:
-            return session
-        task = self._opening.get(key)
-        if task is None:
-            if self._closed:
-                raise self.removed()
-            self.gate.check()
-            self._make_room()
-            task = self._opening[key] = self.spawn(self._open(key, agent))
+    async def session(
+        self, key: Key, deadline: float, agent: Agent | None = None, principal: Principal | None = None
+    ) -> Session:
+        """The session of `key`, opened once however many wait for it. agent: whose own it is. principal: who asks.
+        Raises Failure; nothing was carried out then."""
+        promised = False
+        try:
+            while True:
+                session = self._sessions.get(key)
+                if session is not None and not session.lost:
+                    return session
+                task = self._opening.get(key)
+                if task is not None:
+                    break
+                if self._closed:
+                    raise self.removed()
+                self.gate.check()
+                if promised or (not self._room and self._make_room()):
+                    task = self._opening[key] = self.spawn(self._open(key, agent, principal))
+                    break
+                await self._room.wait(deadline)
+                promised = True
+        finally:
+            if promised:
+                self._room.taken()
         opened: Session = await self.patiently(task, deadline, "the server did not open a session in time")
         return opened
 
-    async def _open(self, key: Key, agent: Agent | None) -> Session:
+    async def _open(self, key: Key, agent: Agent | None, principal: Principal | None) -> Session:
         memory = self._lost.of(key)
+        if principal is None and memory is not None:
+            principal = memory.principal
         session = self._connect(self, key)
-        entered = False
+        session.principal = principal
+        entered: float | None = None
         success: bool | None = None
+        callers = False
         failed: Failure | None = None
         turn: Turn | None = None
         place = self._place_of(key)
         try:
-            if memory is not None and memory.short and session.channel:
-                await asyncio.sleep(min(_SOON, 0.05 * 2.0 ** min(memory.short, 10)))
+            if memory is not None and memory.restarts is not None:
+                await asyncio.sleep(memory.restarts.wait)
             if place and self._records is not None:
                 turn = await self._records.turn(place, memory.generation if memory is not None else 0)
                 session.place = place
             if turn is None or not turn.taken or not self._take_up(session, turn, memory, agent):
-                await self.gate.enter()
-                entered = True
+                entered = await self.gate.enter()
                 if memory is None and turn is not None:
-                    memory = _memory_of(turn.record, agent)
+                    memory = recalled(turn.record, agent)
                 async with asyncio.timeout(OPEN_TIMEOUT):
                     try:
                         await session.open()
@@ -147,7 +168,7 @@ class Pool(Working):
                         session.lost = True
                         self.later(session.close(), always=True)
                         session = self._connect(self, key)
-                        session.place = place
+                        session.place, session.principal = place, principal
                         await session.open()
                     if memory is not None:
                         await self._replay(session, key, memory)
@@ -157,24 +178,28 @@ class Pool(Working):
                     if not session.new:
                         await self._records.keep(session.record(self._records.node))
             if session.lost:
-                raise self.removed()
+                raise self.removed() if self._closed else self._gone_again()
             success = True
         except BaseException as error:
             session.detach()
             session.lost = True
-            self.later(session.close(), always=True)
+            self._end(session)
             failed = self._opening_failed(error)
             if failed is None:
                 raise
-            success = False
+            callers = self.bears is not None and is_callers(failed)
+            success = None if callers else False
         finally:
             del self._opening[key]
-            if entered:
-                self.gate.leave(success)
+            if not success:
+                self.let_in()
+            if entered is not None:
+                self.gate.leave(success, entered)
             if turn is not None and turn.locked and self._records is not None:
                 self.later(self._records.over(place, turn))
         if failed is not None:
-            log.warning("mcp server %s: %s", self.name, said(failed))
+            if callers or self.news(failed):
+                log.log(logging.INFO if callers else logging.WARNING, "mcp server %s: %s", self.name, said(failed))
             raise failed
         return self._opened(session, key, memory)
 
@@ -204,7 +229,25 @@ class Pool(Working):
         """A session was told something: other workers must know."""
         session.saved = self.clock.now
         if session.place and self._records is not None and self._sessions.get(session.key) is session:
-            self.later(self._records.change(session.place, partial(session.record, self._records.node)))
+            written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            if self.later(self._write(session, self._records, written)):
+                session.written = written
+
+    async def _write(self, session: Session, records: Records, written: "asyncio.Future[None]") -> None:
+        try:
+            await records.change(session.place, partial(session.record, records.node))
+        finally:
+            written.set_result(None)
+
+    async def written(self, session: Session) -> None:
+        """Return when its record says what it has been told, so that no worker's loss undoes it; or after a second."""
+        written, session.written = session.written, None
+        if written is not None and not written.done():
+            await asyncio.wait((written,), timeout=_WRITTEN)
+
+    def _gone_again(self) -> Failure:
+        why = f"{self.name}: the server was lost as soon as it was there"
+        return Failure(502, Reason.UPSTREAM_FAILURE, why, retry=True, reached=False)
 
     def _opening_failed(self, error: BaseException) -> Failure | None:
         """What those who wait are told; None for what is no failure of the server."""
@@ -226,10 +269,14 @@ class Pool(Working):
 
     def _opened(self, session: Session, key: Key, memory: Memory | None) -> Session:
         self._was_up = True
+        self.reached()
         self._channel = session.channel
         if session.features is not None:
             self.features = session.features
-        if self.new:
+        if self.bears is not None:
+            if self.new:
+                session.key = ("principal", bearer(session.principal), 0, 0)
+        elif self.new:
             session.key = SHARED
         elif not session.issued and not session.channel and key[0] != "catalogue":
             self._stateless = True
@@ -240,6 +287,8 @@ class Pool(Working):
                 self.discard(session)
                 return other
         self._sessions[session.key] = session
+        session.touched = self.clock.now
+        session.fresh = self.clock.now + _FRESH
         if session.features is not None:
             self._on_sessions(session.features.revision, 1)
         if memory is not None:
@@ -249,7 +298,8 @@ class Pool(Working):
         return session
 
     async def _replay(self, session: Session, key: Key, memory: Memory) -> None:
-        session.short = memory.short
+        if memory.restarts is not None:
+            session.restarts = memory.restarts
         session.reports = memory.used and self.spec.after_loss == "report" and key[0] in ("agent", "principal")
         if session.new:
             return
@@ -268,20 +318,46 @@ class Pool(Working):
     def reopened(self, session: Session) -> None:
         """A session was opened that is not the first one: the server may be another than it was."""
 
-    def _make_room(self) -> None:
-        if len(self._sessions) + len(self._superseded) + len(self._opening) < self._limit:
-            return
-        idle = [session for session in self._sessions.values() if not session.active]
-        if not idle:
-            raise Failure(
-                503,
-                Reason.UPSTREAM_FAILURE,
-                f"{self.name}: all {self._limit} sessions with the server are in use",
-                code=UNAVAILABLE,
-                retry=True,
-                reached=False,
-            )
-        self.discard(min(idle, key=lambda session: (bool(session.uris), session.touched)))
+    # ---- room
+    @property
+    def crowded(self) -> bool:
+        """Somebody waits for a session, because all that there may be are in use."""
+        return len(self._room) > 0
+
+    def let_in(self) -> None:
+        """There may be room for one more session."""
+        self._room.let_in()
+
+    def _make_room(self) -> bool:
+        """Whether there is room for one more: the sessions that were idle longest give way to those who wait. A child
+        takes its place until it has ended."""
+        if self._taken + self._closing < self._limit:
+            return True
+        too_many = self._taken + max(1, len(self._room)) - self._limit
+        if too_many > 0:
+            now = self.clock.now
+            idle = [session for session in self._sessions.values() if not session.active and session.fresh <= now]
+            for session in nsmallest(
+                too_many, idle, key=lambda session: (bool(session.uris) or session.tasks, session.touched)
+            ):
+                self.discard(session)
+        return self._taken + self._closing < self._limit
+
+    @property
+    def _taken(self) -> int:
+        return len(self._sessions) + len(self._superseded) + len(self._opening) + self._room.promised
+
+    def _end(self, session: Session) -> None:
+        self._closing += session.channel
+        self.later(self._close(session), always=True)
+
+    async def _close(self, session: Session) -> None:
+        try:
+            await session.close()
+        finally:
+            self._closing -= session.channel
+            if self._room:
+                self.let_in()
 
     # ---- one call at a time
     def claim(self, key: Key, call: ToolCall) -> Key:
@@ -329,7 +405,9 @@ class Pool(Working):
         session.lost = True
         if not session.closed:
             session.closed = True
-            self.later(session.close(), always=True)
+            self._end(session)
+        if self._room:
+            self.let_in()
 
     def left(self, session: Session, agent: Agent) -> None:
         """`agent` has ended here, whose own the session was."""
@@ -385,6 +463,7 @@ class Pool(Working):
         if self._closed:
             return None
         session = self._connect(self, key)
+        session.principal = call.principal
         reply = session.take_up(place, call, deadline)
         if reply is None:
             return None
@@ -416,19 +495,5 @@ class Pool(Working):
             self.discard(session)
         for task in self._opening.values():
             task.cancel()
+        self._room.close()
         await self.finish()
-
-
-def _memory_of(record: Record | None, agent: Agent | None) -> Memory | None:
-    """Of a session that another worker had, and that cannot be gone on with."""
-    if record is None:
-        return None
-    memory = Memory()
-    memory.cause = NODE_LOST
-    memory.generation = record.generation
-    memory.level = record.level
-    memory.event = record.event
-    memory.used = True
-    memory.agents = {agent} if agent is not None else set()
-    memory.uris = {uri: {agent} for uri in record.uris}
-    return memory

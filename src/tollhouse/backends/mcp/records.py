@@ -2,17 +2,21 @@
 same again.
 
 Rule: a session of an agent is one, whichever worker the agent's next request comes to. So who opens a new one does so
-under a lock and with the next generation; who finds a newer one than it has lost takes that. The store gives nothing
+under a lock and with the next generation; who finds a newer one than it has lost takes that. The lock lasts as long as
+a handshake may, and is taken over from a worker that is gone; nobody removes another's. The store gives nothing
 away: what it keeps is sealed, ids of servers among it. Without the store a worker goes on with what it has.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from random import random
+from secrets import token_hex
+from time import monotonic
 
 import msgspec
 
+from tollhouse.backends.mcp.handshake import OPEN_TIMEOUT
 from tollhouse.core.errors import Failure
 from tollhouse.store.base import State
 from tollhouse.wire.mcp.sealed import Seals, Unsealed
@@ -22,7 +26,8 @@ __all__ = ["Record", "Records", "Turn"]
 log = logging.getLogger("tollhouse.backends.mcp")
 
 _KIND = "u"
-_LOCK = 10.0  # seconds for a handshake, after which another worker may try
+_LOCK = OPEN_TIMEOUT + 10.0  # seconds: longer than any handshake, which must have ended before another one begins
+_LIVES = 0.5  # seconds between two looks at whether that one lives
 _LOOK = 0.1
 _MOST_URIS = 1000
 
@@ -45,21 +50,30 @@ class Record(msgspec.Struct, array_like=True):
 
 
 class Turn:
-    """What to do about a session: take `record` up when it is to be `taken`, else open another and `keep` it."""
+    """What to do about a session: take `record` up when it is to be `taken`, else open another and `keep` it. lock:
+    what was written where the lock is, b"" where it is not ours."""
 
-    __slots__ = ("locked", "record", "stored", "taken")
+    __slots__ = ("lock", "record", "stored", "taken")
 
-    def __init__(self, record: Record | None, stored: bytes | None, *, taken: bool, locked: bool = False) -> None:
+    def __init__(self, record: Record | None, stored: bytes | None, *, taken: bool, lock: bytes = b"") -> None:
         self.record = record
         self.stored = stored
         self.taken = taken
-        self.locked = locked
+        self.lock = lock
+
+    @property
+    def locked(self) -> bool:
+        return bool(self.lock)
 
 
 class Records:
-    """ttl: seconds for which an unused session is remembered."""
+    """ttl: seconds for which an unused session is remembered. lives: whether a worker has given a sign of life lately;
+    raises Failure 503."""
 
-    def __init__(self, state: State, seals: Seals, ttl: float = 86_400.0) -> None:
+    def __init__(
+        self, state: State, seals: Seals, ttl: float = 86_400.0, lives: Callable[[str], Awaitable[bool]] | None = None
+    ) -> None:
+        self._lives = lives
         self.node = state.node
         self._values = state.values
         self._seals = seals
@@ -67,19 +81,34 @@ class Records:
 
     async def turn(self, place: str, lost: int) -> Turn:
         """A record newer than generation `lost`, or the right to make one; both None while the store is away."""
+        name = f"{place}:opening"
+        mine = f"{self.node} {token_hex(8)}".encode()  # this turn's, and no other's of this worker either
+        looked = monotonic()
         try:
-            async with asyncio.timeout(_LOCK * 2):
+            async with asyncio.timeout(_LOCK):
                 while True:
                     stored = await self._values.get(place)
                     record = self._opened(place, stored)
                     if record is not None and record.generation > lost and record.id:
                         return Turn(record, stored, taken=True)
-                    if await self._values.add(f"{place}:opening", self.node.encode(), _LOCK):
-                        return Turn(record, stored, taken=False, locked=True)
+                    if await self._values.add(name, mine, _LOCK):
+                        return Turn(record, stored, taken=False, lock=mine)
+                    if monotonic() - looked > _LIVES:
+                        looked = monotonic()
+                        if await self._inherited(name, mine):
+                            return Turn(record, stored, taken=False, lock=mine)
                     await asyncio.sleep(_LOOK * (0.5 + random()))  # noqa: S311 - spreads load
         except (Failure, TimeoutError) as error:
             log.warning("mcp: a session is opened without the state: %s", error)
             return Turn(None, None, taken=False)
+
+    async def _inherited(self, name: str, mine: bytes) -> bool:
+        """Whether the lock is ours now, because the worker that had it is gone."""
+        owner = await self._values.get(name)
+        if owner is None or self._lives is None:
+            return False
+        node = owner.decode("latin-1").partition(" ")[0]
+        return not await self._lives(node) and await self._values.swap(name, owner, mine, _LOCK)
 
     async def keep(self, record: Record) -> None:
         """A new session was opened."""
@@ -92,7 +121,9 @@ class Records:
         """The turn is another's."""
         if turn.locked:
             try:
-                await self._values.remove(f"{place}:opening")
+                # Only one's own: a worker that was taken for gone may have had it taken over.
+                if await self._values.get(f"{place}:opening") == turn.lock:
+                    await self._values.remove(f"{place}:opening")
             except Failure as failure:
                 log.info("mcp: a lock stays until its time is over: %s", failure)
 

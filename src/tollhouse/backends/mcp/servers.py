@@ -128,15 +128,15 @@ class Servers:
 
     async def _weigh(self, watched: list[Upstream]) -> None:
         sessions = {
-            session.group: session
+            session.root: session
             for upstream in watched
             for session in upstream.sessions
-            if isinstance(session, StdioSession) and session.group
+            if isinstance(session, StdioSession) and session.root
         }
         found = await asyncio.to_thread(taken, sessions.keys())
-        for group, session in sessions.items():
-            if group in found and session.group == group:
-                session.weigh(found[group])
+        for root, session in sessions.items():
+            if root in found and session.root == root:
+                session.weigh(found[root])
         for upstream in watched:
             spec = upstream.spec
             if isinstance(spec, StdioServerSpec) and spec.max_age is not None:

@@ -5,13 +5,13 @@ it is kept, so that its successor can be told the same.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
 from tollhouse.backends.mcp.agent import Agent, Key
 from tollhouse.backends.mcp.handshake import Features, Server
-from tollhouse.backends.mcp.heal import RESTART
+from tollhouse.backends.mcp.heal import RESTART, Restarts
 from tollhouse.backends.mcp.listen import Ears
 from tollhouse.backends.mcp.lost import Memory
 from tollhouse.backends.mcp.messages import Rescuer
@@ -26,9 +26,15 @@ from tollhouse.wire.mcp import capabilities, revisions
 from tollhouse.wire.mcp.catalogue import Kind, Listing
 from tollhouse.wire.mcp.messages import LEVELS
 
-__all__ = ["Elsewhere", "Expired", "Owner", "Session"]
+__all__ = ["Bears", "Elsewhere", "Expired", "Owner", "Session", "bearer"]
 
-_SHORT = 10.0  # seconds; a process that lives no longer is started again later each time
+Bears = Callable[[Principal | None], bytes | Awaitable[bytes]]
+"""The field `authorization` of what a principal's session asks of the server beside calls. Raises Failure."""
+
+
+def bearer(principal: Principal | None) -> str:
+    """Whose a session is with a server that is shown who asks: a user's, by one agent."""
+    return "" if principal is None else f"{principal.id} {principal.client or principal.agent}"
 
 
 class Expired(Exception):
@@ -40,11 +46,22 @@ class Elsewhere(Exception):
 
 
 class Owner(Server, Speaking, Rescuer, Protocol):
-    """The server that a session is with (`backends.mcp.upstream.Upstream`). mark: of its configuration."""
+    """The server that a session is with (`backends.mcp.upstream.Upstream`). mark: of its configuration. bears: for a
+    server that is shown who asks; then no two share a session."""
 
     mark: str
     spec: McpServerSpec
     retired: bool
+    bears: Bears | None
+
+    @property
+    def crowded(self) -> bool:
+        """Somebody waits for a session, because all that there may be are in use."""
+        ...
+
+    def let_in(self) -> None:
+        """There may be room for one more session."""
+        ...
 
     def discard(self, session: "Session", cause: str = "") -> None:
         """Close it. cause: why it was lost, when it was (`heal`)."""
@@ -81,11 +98,15 @@ class Session(Hearing):
     """A session with a server. Subclasses speak a transport; here is what they share.
 
     channel: all calls share one stream of messages, so that what the server asks names none of them. issued: the
-    server has given it an id of its own. uris: resources it is subscribed to, by who wants each. event: the last event
-    id of its stream. short: how many before it have lived for moments. used: agents' calls have run in it. reports:
-    the next call is to be told that its predecessor was lost. leaving: it is closed as soon as no call runs in it.
-    place: the name of its record, "" for none, and generation: which of its sessions it is. kept: the server is not
-    told that it ends, because another worker may go on with it. saved: when its record was written.
+    server has given it an id of its own. uris: resources it is subscribed to, by who wants each. event: the last
+    event id of its stream. fresh: until when nobody takes it from those for whom it was opened and who have not
+    used it yet. restarts: when it may be opened again, None for no channel. used: agents' calls have run in it.
+    tasks: some of them as tasks, which may run still.
+    reports: the next call is to be told that its predecessor was lost. leaving: it is closed as soon as no call
+    runs in it. place: the name of its record, "" for none, and generation: which of its sessions it is. kept: the
+    server is not told that it ends, because another worker may go on with it. saved: when its record was written.
+    written: done when it is, None where nobody wrote. principal: on whose behalf its last call was made, for a server
+    that is shown that.
     """
 
     channel: ClassVar[bool] = False
@@ -99,6 +120,7 @@ class Session(Hearing):
         self.profile = key[2]
         self.active = 0
         self.touched = upstream.clock.now
+        self.fresh = 0.0
         self.lost = False
         self.closed = False
         self.new = False
@@ -110,14 +132,17 @@ class Session(Hearing):
         self.event = b""
         self.issued = True
         self.born = upstream.clock.now
-        self.short = 0
+        self.restarts: Restarts | None = None
         self.used = False
+        self.tasks = False
         self.reports = False
         self.leaving = False
         self.generation = 0
         self.place = ""
         self.kept = False
         self.saved = upstream.clock.now
+        self.written: asyncio.Future[None] | None = None
+        self.principal: Principal | None = None
         self._ids = 0
 
     # ---- what a transport does
@@ -148,6 +173,15 @@ class Session(Hearing):
         """What is spoken in it, "" before the handshake."""
         return self.features.revision if self.features is not None else ""
 
+    async def borne(self) -> bytes:
+        """The header line that says on whose behalf a message of our own is sent; b"" where that is not said. Raises
+        Failure."""
+        bears = self.upstream.bears
+        if bears is None:
+            return b""
+        made = bears(self.principal)
+        return b"authorization: %b\r\n" % (made if isinstance(made, bytes) else await made)
+
     # ---- requests
     def next_id(self) -> int:
         self._ids += 1
@@ -172,8 +206,12 @@ class Session(Hearing):
         """A call has ended."""
         self.active -= 1
         self.touched = self.upstream.clock.now
-        if not self.active and (self.leaving or self.upstream.retired):
-            self.upstream.discard(self, RESTART if self.leaving else "")
+        self.fresh = 0.0
+        if not self.active:
+            if self.leaving or self.upstream.retired:
+                self.upstream.discard(self, RESTART if self.leaving else "")
+            elif self.upstream.crowded:
+                self.upstream.let_in()
 
     # ---- what agents tell it
     async def ensure_level(self, level: str) -> None:
@@ -272,9 +310,9 @@ class Session(Hearing):
         memory.event = self.event
         memory.generation = self.generation
         memory.used = self.used or self.reports
+        memory.principal = self.principal
         memory.agents = agents if memory.level or memory.uris else set()
         memory.at = self.upstream.clock.now
-        memory.short = self.short + 1 if memory.at - self.born < _SHORT else 0
         return memory
 
     def isolate(self, why: str) -> None:

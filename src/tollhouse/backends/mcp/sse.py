@@ -44,7 +44,7 @@ class SseSession(Channel):
         self._named = asyncio.get_running_loop().create_future()
         try:
             self._exchange = exchange = await place.streams.exchange(
-                place.get + b"\r\n",
+                place.get + await self.borne() + b"\r\n",
                 b"",
                 method=b"GET",
                 until=Until.HEAD,
@@ -91,7 +91,7 @@ class SseSession(Channel):
     async def _post(self, message: bytes, id: int) -> None:
         try:
             exchange = await self._place.calls.exchange(
-                b"%bcontent-length: %d\r\n\r\n" % (self._head, len(message)),
+                b"%b%bcontent-length: %d\r\n\r\n" % (self._head, await self._authorization(id), len(message)),
                 message,
                 method=b"POST",
                 until=Until.HEAD,
@@ -106,7 +106,10 @@ class SseSession(Channel):
             return
         status = exchange.status
         exchange.close()
-        if status >= 400:
+        if status == 401:
+            why = f"{self.upstream.name}: the server refused the gateway's credentials (401)"
+            self._unsent(id, Failure(502, Reason.UPSTREAM_FAILURE, why, code="upstream_credentials"))
+        elif status >= 400:
             self._unsent(
                 id,
                 Failure(
@@ -116,6 +119,14 @@ class SseSession(Channel):
             )  # fmt: skip
             if status in (400, 404) and not self.lost:  # it does not know the stream any more
                 self._end("the server has forgotten the session")
+
+    async def _authorization(self, id: int) -> bytes:
+        """The header lines that say who asks: of the call `id`, or of whom the session serves."""
+        messages = self._calls.get(id)
+        call = messages.call if messages is not None else None
+        if call is not None and call.credential:
+            return b"authorization: %b\r\n%b" % (call.credential, call.identity)
+        return await self.borne() + (call.identity if call is not None else b"")
 
     def _unsent(self, id: int, failure: Failure) -> None:
         if id:

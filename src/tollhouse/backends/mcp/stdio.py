@@ -1,7 +1,8 @@
 """MCP over a child's standard input and output (2025-11-25 and 2026-07-28, Transports, stdio): a message a line.
 
 Rule: a line that is no message is logged and left out; a process that sends one too long, takes more memory or time
-than it may, or exits, loses what was in flight and is started again at the next need, later each time it lives shortly.
+than it may, or exits, loses what was in flight and is started again at the next need: at once if it had answered
+anything, later each time if not. What it ever started ends with it.
 """
 
 import logging
@@ -63,7 +64,8 @@ class StdioServerSpec(McpServerSpec):
 
 
 class StdioSession(Channel):
-    """One child process. It listens to its lines, and to its end. keeper: ends children when this process is killed."""
+    """One child process. It listens to its lines, and to its end. keeper: ends children when this process is killed,
+    where they cannot be `reaped`."""
 
     def __init__(self, upstream: Owner, key: Key, keeper: process.Keeper | None = None) -> None:
         super().__init__(upstream, key)
@@ -85,6 +87,7 @@ class StdioSession(Channel):
             max_line=spec.max_line,
             stderr=self._stderr,
             keeper=self._keeper,
+            reaped=True,
         )
         await handshake(self)
 
@@ -109,9 +112,9 @@ class StdioSession(Channel):
 
     # ---- what it takes
     @property
-    def group(self) -> int:
-        """The child's process group, 0 when it has none (any more)."""
-        return self._child.group if self._child is not None else 0
+    def root(self) -> int:
+        """The process below which the child and all that it started are, 0 when there is none (any more)."""
+        return self._child.root if self._child is not None else 0
 
     def weigh(self, taken: process.Taken) -> None:
         """End the child if it takes more than it may."""

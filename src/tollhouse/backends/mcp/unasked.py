@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import msgspec
 
 from tollhouse.backends.mcp.agent import Agent, Key
-from tollhouse.backends.mcp.messages import Messages
+from tollhouse.backends.mcp.messages import Messages, result_of
 from tollhouse.core.clock import Clock
 from tollhouse.wire import jsonrpc
-from tollhouse.wire.mcp import capabilities
+from tollhouse.wire.mcp import capabilities, tasks
 
 __all__ = ["Flood", "Hearing", "Speaking"]
 
@@ -85,6 +85,11 @@ class Hearing:
     def sole(self) -> Messages | None:
         """The call that an uncorrelated message must be about: the only one that runs. None in doubt."""
         return self.in_flight() if self.active == 1 else None
+
+    def result_of(self, task: str) -> Messages | None:
+        """The call that waits for the result of that task; "": of any, where there is one alone."""
+        sole = self.sole()
+        return result_of((sole,), task) if sole is not None else None
 
     def tell(self, message: bytes) -> None:
         """Send a notification or a response, as well as may be."""
@@ -164,7 +169,11 @@ class Hearing:
             self.refuse(message)
             return
         mine = self.key[0] == "agent"
-        current = self.in_flight() if mine else self.sole()
+        task = _task_of(message)
+        if task is None:
+            current = (self.in_flight() if mine else self.sole()) or self.result_of("")
+        else:  # it quotes no other call
+            current = self.result_of(task)
         if current is not None and current.call is not None and current.ask(data):
             return
         if mine:
@@ -183,3 +192,13 @@ class Hearing:
         else:
             text = "no call is in progress that could carry this request"
             self.tell(jsonrpc.error(id, jsonrpc.INTERNAL_ERROR, text))
+
+
+def _task_of(message: jsonrpc.Message) -> str | None:
+    """The task that a request of a server says it is about (2025-11-25, Tasks, Related Task Metadata)."""
+    if b"related-task" not in bytes(message.params):
+        return None
+    try:
+        return tasks.about(message.params)
+    except jsonrpc.Malformed:
+        return None

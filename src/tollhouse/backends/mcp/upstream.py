@@ -26,6 +26,7 @@ from tollhouse.backends.mcp.heal import (
     RESENDS,
     UNREACHED,
     may_resend,
+    named,
 )
 from tollhouse.backends.mcp.listen import Listening
 from tollhouse.backends.mcp.lost import Memory
@@ -33,7 +34,7 @@ from tollhouse.backends.mcp.messages import ANSWER_HEADERS, Rescue
 from tollhouse.backends.mcp.place import read_place, unplaced
 from tollhouse.backends.mcp.pool import Connect, Pool
 from tollhouse.backends.mcp.records import Records
-from tollhouse.backends.mcp.session import Expired, Session
+from tollhouse.backends.mcp.session import Expired, Session, bearer
 from tollhouse.backends.mcp.spec import McpServerSpec
 from tollhouse.core.call import Principal, ToolCall
 from tollhouse.core.clock import Clock
@@ -42,6 +43,7 @@ from tollhouse.core.reply import Reply
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp.capabilities import ASKABLE
 from tollhouse.wire.mcp.catalogue import KINDS, Kind, Listing
+from tollhouse.wire.mcp.tasks import OLD_METHODS
 
 __all__ = ["Connect", "Upstream"]
 
@@ -98,6 +100,7 @@ class Upstream(Pool):
         agent = call.session
         failure = lost
         attempt = resends = forgotten = 0
+        unreached = 0.0  # since when
         try:
             resume = call.resume
             if resume is not None:  # it is under way
@@ -108,32 +111,41 @@ class Upstream(Pool):
                     attempt += 1
                     reached = failure.sent or failure.reached
                     resends += reached
+                    unreached = 0.0 if reached else unreached or monotonic()
                     wait = DELAYS.delay(attempt, failure.retry_after)
                     due = monotonic() + wait
                     patience = UNREACHED if self._was_up else _NEVER_REACHED
                     most = RESENDS if self._was_up else _NEVER_UP
-                    tired = resends > most if reached else due > now + patience
+                    tired = resends > most if reached else due > unreached + patience
                     if tired or due >= deadline or wait > UNREACHED:
-                        raise failure.copy()
+                        raise named(self.name, failure.copy())
                     await asyncio.sleep(wait)
                 elif forgotten > _FORGOTTEN:
                     why = f"{self.name}: the server forgets every session that it opens"
                     raise Failure(502, Reason.UPSTREAM_FAILURE, why)
                 context.attempts += 1
                 key = self.key_of(agent, call.principal, call.profile)
-                alone = self._channel and key[2] & ASKABLE != 0 and key[0] == "principal"
+                apart = key[2] & ASKABLE != 0 and key[0] == "principal"
+                if apart and call.method in OLD_METHODS:  # where the task is, beside whatever runs there
+                    key, apart = (key[0], key[1], key[2], call.child), False
+                alone = apart and self._channel
                 if alone:
                     key = self.claim(key, call)
+                    call.child = key[3]
                 session: Session | None = None
                 try:
                     session = self._sessions.get(key)
                     if session is None or session.lost:
-                        session = await self.session(key, deadline, agent)
-                        if session.channel and not alone and key[2] & ASKABLE != 0 and key[0] == "principal":
+                        session = await self.session(key, deadline, agent, call.principal)
+                        if session.channel and apart and not alone:
                             failure = None  # only now is it known that such calls must not meet
                             continue
                         if alone and session.key != key:  # only now is it known that they may: it is of the new era
                             self.release(key, call)
+                    if self.bears is not None:
+                        session.principal = call.principal
+                        if session.new and call.method in _SUBSCRIBING:
+                            return Reply(200, ANSWER_HEADERS, _UNHEARD)
                     if agent is not None and not session.new and agent not in session.agents:
                         session.attach(agent)
                     level = agent.level if agent is not None else call.level
@@ -146,22 +158,24 @@ class Upstream(Pool):
                     if session.new and call.method in _SUBSCRIBING and agent is not None:
                         return await self._listening.answer(call, session)
                     session.used = True
+                    session.tasks = session.tasks or "task" in call.params
                     reply = await session.call(call, deadline)
                     if call.method in _SUBSCRIBING:
                         self._subscribed(session, call, reply)
+                        await self.written(session)
                     return reply
                 except Expired:
                     if alone:
                         self.release(key, call)
                     if session is not None:
                         self.discard(session, EXPIRED)
-                    failure = None
+                    failure, unreached = None, 0.0
                     forgotten += 1
                 except Failure as problem:
                     if alone:
                         self.release(key, call)
                     if not may_resend(problem, safe=call.idempotent or await self._harmless(call, problem)):
-                        raise
+                        raise named(self.name, problem) from None
                     failure = problem.with_traceback(None)  # it would lead back to this frame, which keeps it
                 except BaseException:
                     if alone:
@@ -200,11 +214,15 @@ class Upstream(Pool):
         return call.idempotent
 
     def key_of(self, agent: Agent | None, principal: Principal | None, profile: int) -> Key:
+        nobody = principal is None or principal.source == "anonymous"
+        if self.bears is not None:  # the server is shown who asks: nobody shares a session with anybody
+            if agent is not None and not self.new and (self._own or agent.profile or nobody):
+                return ("agent", agent.id, agent.profile, 0)
+            return ("principal", bearer(principal), 0 if self.new else profile, 0)
         if self.new:
             return SHARED
         if self._stateless:
             return ("shared", "", profile, 0)
-        nobody = principal is None or principal.source == "anonymous"
         if agent is not None:
             if self.spec.session == "shared" and not agent.profile:
                 return SHARED
@@ -216,7 +234,7 @@ class Upstream(Pool):
 
     def _opened(self, session: Session, key: Key, memory: Memory | None) -> Session:
         session = super()._opened(session, key, memory)
-        if session.new:
+        if session.new and self.bears is None:
             self._listening.opened(session)
         return session
 
@@ -317,6 +335,11 @@ _REPORT = jsonrpc.result(
     0,
     b'{"content":[{"type":"text","text":"The server was restarted and has lost what it kept of earlier calls. This '
     b'call was not carried out: begin again with what it depends on."}],"isError":true}',
+)
+
+
+_UNHEARD = jsonrpc.error(
+    0, jsonrpc.METHOD_NOT_FOUND, "resources of this server cannot be subscribed to: one stream would be for all users"
 )
 
 

@@ -21,6 +21,8 @@ log = logging.getLogger("tollhouse.backends.mcp")
 _MAX_TASKS = 1024
 _ENDING = 10.0  # seconds for children and sessions to end
 _WARN_EVERY = 10.0
+_OUTAGE = 60.0  # seconds without a word of it after which an outage is another one
+_REASONS = 8  # of one outage that are logged
 
 
 class Working:
@@ -29,6 +31,8 @@ class Working:
     def __init__(self, name: str) -> None:
         self.name = name
         self._warned = -_WARN_EVERY
+        self._outage: set[str] = set()  # why the server cannot be reached, as far as the log knows
+        self._outage_at = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._cut: set[asyncio.Task[Any]] = set()  # of those, the ones that need not come to their end
 
@@ -82,9 +86,32 @@ class Working:
         try:
             await work
         except Failure as failure:
-            log.info("mcp server %s: %s", self.name, said(failure))
+            if self.news(failure):
+                log.info("mcp server %s: %s", self.name, said(failure))
         except jsonrpc.Malformed as problem:
             log.info("mcp server %s: %s", self.name, problem)
+
+    def news(self, failure: Failure) -> bool:
+        """Whether the log is to have it: that the server cannot be reached it says once, of each reason, until
+        `reached`."""
+        if failure.reached:
+            return True
+        now = monotonic()
+        if now - self._outage_at > _OUTAGE:
+            self._outage.clear()
+        self._outage_at = now
+        why = said(failure)
+        known = why in self._outage or (self._outage and failure.code == UNAVAILABLE)
+        if known or len(self._outage) >= _REASONS:
+            return False
+        self._outage.add(why)
+        return True
+
+    def reached(self) -> None:
+        """The server is up."""
+        if self._outage:
+            self._outage.clear()
+            log.info("mcp server %s: it is reached again", self.name)
 
     async def patiently(self, task: "asyncio.Task[Any]", deadline: float, why: str) -> Any:
         """The result of a task that others may wait for too. Raises Failure."""

@@ -1,17 +1,13 @@
 """What children may take, and that nothing of them is left however the gateway ends."""
 
 import asyncio
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from tests.fixtures.mcp_gateway import Gateway, child, gateway, sessions, until
 
 from tollhouse.backends.mcp.stdio import StdioServerSpec
-from tollhouse.net.process import taken
 
 pytestmark = pytest.mark.anyio
 
@@ -21,7 +17,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only /p
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -85,75 +81,42 @@ async def test_an_old_child_is_replaced_when_it_is_free() -> None:
 
 
 @linux
-async def test_what_children_take_is_counted_with_theirs() -> None:
-    script = "sh -c 'sleep 60' & wait"
-    process = await asyncio.create_subprocess_exec("sh", "-c", script, start_new_session=True)
-    try:
-        page = os.sysconf("SC_PAGE_SIZE")
-        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-        await until(lambda: taken([process.pid])[process.pid].memory > int(fields[21]) * page + (256 << 10))
-        assert taken([1 << 30]) == {}
-    finally:
-        os.killpg(process.pid, 9)
-        await process.wait()
-
-
-@linux
-async def test_nothing_is_left_of_children_when_the_gateway_is_killed() -> None:
-    """Nor of what they started, which the kernel does not tell."""
-    program = (
-        "import asyncio, os, uvloop\n"
-        "from tollhouse.net.process import *\n"
-        "class L:\n"
-        "    def line(self, data): print(int(data), flush=True)\n"
-        "    def exited(self, code, why): pass\n"
-        "async def main():\n"
-        "    keeper = Keeper()\n"
-        "    over = await spawn(['true'], L(), env={}, stderr=print, keeper=keeper)\n"
-        "    await over.close()\n"
-        "    script = 'sleep 600 </dev/null >/dev/null 2>&1 & echo $!; wait'\n"
-        "    child = await spawn(['sh', '-c', script], L(), env={}, stderr=print, keeper=keeper)\n"
-        "    print(child.pid, flush=True)\n"
-        "    await asyncio.sleep(600)\n"
-        "uvloop.run(main())\n"
-    )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=env) as process:
-        assert process.stdout is not None
-        pids = [int(process.stdout.readline()) for _ in range(2)]
-        assert all(alive(pid) for pid in pids)
-        process.kill()
-    end = time.monotonic() + 5
-    while any(alive(pid) for pid in pids) and time.monotonic() < end:
-        await asyncio.sleep(0.01)
-    assert not any(alive(pid) for pid in pids)
-
-
-@linux
-async def test_the_keeper_ends_with_the_servers_and_begins_anew() -> None:
+async def test_nothing_is_left_of_a_server_that_makes_daemons() -> None:
     async with gateway({"c": child()}) as running:
         agent = await running.agent()
-        await agent.call("echo")
-        keeper = running.servers._keeper
-        shell = keeper._shell
-        assert shell is not None
-        assert len(keeper._groups) == 1
-        shell.kill()
-        shell.wait()
-        await (await running.agent({"roots": {}})).call("echo")
-        assert keeper._shell is not None
-        assert keeper._shell is not shell
-        assert len(keeper._groups) == 2
-    assert (keeper._shell, keeper._groups) == (None, set())
+        for way in ("die", "end"):
+            pid = int((await agent.call("daemon")).text)
+            assert alive(pid)
+            if way == "die":
+                await agent.call("die")
+            else:
+                await agent.end()
+                await until(lambda: not sessions(running) and not running.servers.all[0]._tasks)
+            assert not alive(pid)
 
 
-async def test_a_child_that_lives_for_moments_is_started_later_each_time() -> None:
+async def test_a_child_that_has_answered_is_started_again_at_once() -> None:
     async with gateway({"c": child()}) as running:
         agent = await running.agent()
-        for n in range(3):
+        for _ in range(3):
             await agent.call("echo")
-            assert sessions(running)[0].short == n
+            restarts = sessions(running)[0].restarts
             await agent.call("die")
+            assert restarts.wait == 0
+        assert (await agent.call("echo", {"message": "again"})).text == "again"
+        assert sessions(running)[0].restarts is restarts
+
+
+async def test_a_child_that_dies_without_an_answer_is_started_later() -> None:
+    async with gateway({"c": child()}) as running:
+        agent = await running.agent()
+        await agent.ask("tools/list")
+        restarts = sessions(running)[0].restarts
+        began = monotonic()
+        for n in range(4):
+            assert restarts._dead == max(0, n - 1)
+            await agent.call("die")
+        assert monotonic() - began > 0.1 + 0.2  # before the third and the fourth
 
 
 def test_specs() -> None:
@@ -162,3 +125,19 @@ def test_specs() -> None:
     assert spec.watched
     assert not StdioServerSpec(command="x").watched
     assert StdioServerSpec(command="x").trusted()
+
+
+async def test_a_child_takes_its_place_until_it_has_ended() -> None:
+    """So that agents who come and go have no more children than there may be."""
+    async with gateway({"c": child("lingers", max_children=2)}) as running:
+        seen: list[int] = []
+
+        async def visit() -> None:
+            agent = await running.agent({"elicitation": {}})
+            seen.append(int((await agent.call("pid")).text))
+            assert sum(map(alive, seen)) <= 2
+            await agent.end()
+
+        for _ in range(3):
+            await asyncio.gather(visit(), visit())
+        assert len(set(seen)) == 6

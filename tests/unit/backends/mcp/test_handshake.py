@@ -30,6 +30,17 @@ async def test_an_id_in_an_error_is_no_session() -> None:
         assert not any("mcp-session-id" in asked.headers for asked in server.asked)
 
 
+@pytest.mark.parametrize("method", ["initialize", "tools/list", "tools/call"])
+async def test_a_result_that_is_no_object_is_the_servers_fault(method: str) -> None:
+    script = Old(**{method.replace("/", "_"): lambda asked: result(asked, ["params"])})
+    async with upstream(script) as server, gateway({"u": HttpServerSpec(url=server.url)}) as running:
+        agent = running.stateless()
+        answered = await (agent.ask("tools/list") if method == "tools/list" else agent.call("echo"))
+        error = answered.message["error"]
+        assert error["code"] == -32603
+        assert "params" not in error["message"]
+
+
 async def test_a_server_that_changes_its_era() -> None:
     era = ["new"]
 

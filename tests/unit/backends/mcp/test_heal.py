@@ -9,7 +9,7 @@ from tests.fixtures.mcp_gateway import gateway, sessions, until
 from tests.fixtures.mcp_raw import CUT, STREAM, TOOLS, Asked, Mortal, Old, chunk, events, result, upstream
 
 from tollhouse.backends.mcp import heal as its
-from tollhouse.backends.mcp.heal import Budget, Gate, may_resend
+from tollhouse.backends.mcp.heal import Budget, Gate, Restarts, may_resend
 from tollhouse.backends.mcp.http import HttpServerSpec
 from tollhouse.core.errors import Failure, Reason
 
@@ -161,6 +161,17 @@ async def test_whether_annotations_are_believed(trust: bool | None, calls: int) 
         assert len(server.calls("tools/call")) == calls
 
 
+@pytest.mark.parametrize("streams", [False, True])
+async def test_who_is_late_is_named(streams: bool) -> None:
+    """With several servers behind one address an agent could not tell else."""
+    script = Old(tools_call=lambda asked: [STREAM, asyncio.Event().wait()] if streams else None)
+    async with upstream(script) as server, gateway({"u": HttpServerSpec(url=server.url, timeout=0.3)}) as running:
+        for agent in (await running.agent(), running.stateless()):
+            error = (await agent.call("echo")).message["error"]
+            assert error["data"]["reason"] == "Timeout"
+            assert error["message"].startswith("u: ")
+
+
 async def test_sixteen_handshakes_at_once() -> None:
     """A thousand sessions, and a server that has forgotten all of them."""
     at_once = [0, 0]
@@ -195,18 +206,21 @@ async def test_sixteen_handshakes_at_once() -> None:
 
 async def test_the_gate_lets_one_try_after_failures() -> None:
     gate = Gate("s")
-    for _ in range(5):
-        await gate.enter()
-        gate.leave(False)
+    together = [await gate.enter() for _ in range(10)]
+    for began in together:
+        gate.leave(False, began)
+    assert not gate.open  # that was one failure
+    for _ in range(4):
+        gate.leave(False, await gate.enter())
     assert gate.open
     gate.check()  # the next attempt is due soon
     order: list[str] = []
 
     async def one(name: str, success: bool) -> None:
-        await gate.enter()
+        began = await gate.enter()
         order.append(name)
         await asyncio.sleep(0)
-        gate.leave(success)
+        gate.leave(success, began)
 
     first = asyncio.create_task(one("probe", True))
     await asyncio.sleep(0)
@@ -217,6 +231,28 @@ async def test_the_gate_lets_one_try_after_failures() -> None:
     assert order[0] == "probe"
     assert len(order) == 21
     assert (gate.open, gate.busy) == (False, 0)
+
+
+@pytest.mark.parametrize(("was_up", "patience"), [(True, (5.0, 8.0)), (False, (0.5, 2.0))])
+async def test_the_gate_is_patient_with_a_server_that_was_up(was_up: bool, patience: tuple[float, float]) -> None:
+    """As long as calls are; one that never was is left alone sooner."""
+    now = [0.0]
+    gate = Gate("s", lambda: now[0])
+    if was_up:
+        gate.leave(True, await gate.enter())
+    refused = []
+    while now[0] < 120.0:
+        try:
+            gate.check()
+        except Failure as failure:
+            refused.append((now[0], failure.retry_after or 0.0))
+        now[0] = max(now[0] + 0.001, gate._not_before)
+        gate.leave(False, await gate.enter())
+    first, _ = refused[0]
+    assert patience[0] <= first < patience[1]
+    waits = [wait for _, wait in refused]
+    assert waits == sorted(waits)
+    assert 25.0 < waits[-1] < 30.1
 
 
 async def test_the_gate_refuses_who_would_wait_long() -> None:
@@ -258,3 +294,38 @@ def test_a_budget() -> None:
     assert budget.take() == pytest.approx(6.0)
     now[0] = 100.0
     assert [budget.take(), budget.take(), budget.take() > 0] == [0.0, 0.0, True]
+
+
+def test_restarts_of_what_has_answered_are_at_once() -> None:
+    """Killed every second, for a minute; but not if it happens all the time."""
+    now = [0.0]
+    restarts = Restarts(lambda: now[0])
+    for _ in range(60):
+        now[0] += 1.0
+        restarts.lost(0.9, answered=True)
+        assert restarts.wait == 0
+    now[0] += 60.0
+    waits = []
+    for _ in range(20):
+        restarts.lost(0.0, answered=True)
+        waits.append(restarts.wait)
+        now[0] += restarts.wait
+    assert waits[:8] == [0.0] * 8
+    assert max(waits) == pytest.approx(1.0)
+    assert sum(waits) == pytest.approx(12.0)
+
+
+def test_restarts_of_what_dies_silent_are_later_each_time() -> None:
+    now = [0.0]
+    restarts = Restarts(lambda: now[0])
+    waits = []
+    for _ in range(8):
+        restarts.lost(0.3, answered=False)
+        waits.append(restarts.wait)
+        now[0] += 5.0
+    assert waits == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0])
+    assert restarts.wait == 0
+    restarts.lost(11.0, answered=False)
+    assert restarts.wait == 0
+    restarts.lost(0.1, answered=False)
+    assert restarts.wait == pytest.approx(0.1)

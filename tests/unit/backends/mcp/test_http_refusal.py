@@ -32,7 +32,7 @@ async def test_a_400_is_an_expiry_only_if_a_ping_fails_too(forgotten: bool, call
 @pytest.mark.parametrize(
     ("status", "ours", "code", "retry", "sent", "after"),
     [
-        (401, 502, "upstream_credentials", False, True, None),
+        (401, 502, "upstream_credentials", False, False, None),
         (403, 502, "upstream_credentials", False, True, None),
         (429, 429, "rate_limit_exceeded", True, False, 7.0),
         (503, 503, None, True, True, 7.0),

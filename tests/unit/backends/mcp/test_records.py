@@ -187,6 +187,37 @@ async def test_a_child_is_another_workers_own_and_told_the_same() -> None:
         assert "notifications/resources/updated" in made[1].agent.heard
 
 
+class _Slow:
+    """A store that takes its time to write."""
+
+    def __init__(self, values: Any) -> None:
+        self._values = values
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._values, name)
+
+    async def swap(self, *arguments: Any) -> bool:
+        await asyncio.sleep(0.05)
+        return bool(await self._values.swap(*arguments))
+
+
+@pytest.mark.parametrize("method, uris", [("resources/subscribe", ["x:1"]), ("resources/unsubscribe", [])])
+async def test_what_an_agent_is_told_was_done_is_in_the_record_before(method: str, uris: list[str]) -> None:
+    state = MemoryState(Clock(), KEYS)
+    state.values = _Slow(state.values)  # type: ignore[assignment]
+    async with (
+        upstream(Mortal(resources_unsubscribe=lambda asked: result(asked, {}))) as server,
+        workers(HttpServerSpec(url=server.url), state) as made,
+    ):
+        records = made[0].servers._records
+        assert records is not None
+        await made[0].ask("resources/subscribe", "x:1", "uri")
+        await made[0].ask(method, "x:1", "uri")
+        record = (await records.turn(made[0].upstream._place_of(("agent", "agent-1", 0, 0)), 0)).record
+        assert record is not None
+        assert record.uris == uris
+
+
 class _Away:
     """A store that cannot be reached."""
 
@@ -208,6 +239,47 @@ async def test_without_the_store_a_worker_goes_on() -> None:
         script.known.clear()
         await made[0].ask()
         assert len(server.calls("initialize")) == 3
+
+
+async def test_a_lock_lasts_as_long_as_its_handshake() -> None:
+    """It is a living worker's until it has ended, and nobody else removes it."""
+    state = MemoryState(Clock(), KEYS)
+    living = {state.node}
+
+    async def lives(node: str) -> bool:
+        return node in living
+
+    mine = Records(state, Seals(state.keys), lives=lives)
+    other = Records(state, Seals(state.keys), lives=lives)
+    other.node = "another"
+    turn = await mine.turn("mcp:u:x", 0)
+    assert turn.locked
+    waiting = asyncio.ensure_future(other.turn("mcp:u:x", 0))
+    await asyncio.wait((waiting,), timeout=0.8)
+    assert not waiting.done()
+    await mine.over("mcp:u:x", turn)
+    second = await waiting
+    assert second.locked
+    await mine.over("mcp:u:x", turn)  # which is over already
+    assert await state.values.get("mcp:u:x:opening") == second.lock
+    await other.over("mcp:u:x", second)
+    assert (await mine.turn("mcp:u:x", 0)).locked
+
+
+async def test_the_lock_of_a_worker_that_is_gone_is_taken_over() -> None:
+    state = MemoryState(Clock(), KEYS)
+
+    async def lives(node: str) -> bool:
+        return node != state.node
+
+    gone, other = (Records(state, Seals(state.keys), lives=lives) for _ in range(2))
+    other.node = "another"
+    left = await gone.turn("mcp:u:x", 0)
+    async with asyncio.timeout(5):
+        turn = await other.turn("mcp:u:x", 0)
+    assert turn.locked
+    await gone.over("mcp:u:x", left)
+    assert await state.values.get("mcp:u:x:opening") == turn.lock
 
 
 async def test_records_that_are_not_ours() -> None:

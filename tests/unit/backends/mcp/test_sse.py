@@ -11,6 +11,7 @@ from tests.fixtures.mcp_gateway import gateway, sessions, until
 from tests.fixtures.mcp_raw import STREAM, answer, chunk
 
 from tollhouse.backends.mcp.http import HttpServerSpec
+from tollhouse.backends.mcp.upstream import Upstream
 
 pytestmark = pytest.mark.anyio
 
@@ -26,6 +27,7 @@ class Legacy:
         self.url = ""
         self.running = 0
         self.most = 0
+        self.shown: list[str] = []  # the field `authorization` of each request
         self.tasks: set[asyncio.Task[None]] = set()
 
     def methods(self) -> list[str]:
@@ -47,6 +49,7 @@ class Legacy:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
                 headers = {n.lower(): v for n, v in (line.split(": ", 1) for line in head[1:-2])}
+                self.shown.append(headers.get("authorization", ""))
                 method, path, _ = head[0].split()
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 if method == "GET":
@@ -184,3 +187,22 @@ async def test_idle_streams_are_closed() -> None:
         upstream.expire()
         await until(lambda: upstream.idle)
         await until(lambda: not server.tasks or all(w.transport.is_closing() for w in server.streams.values()))
+
+
+async def test_all_messages_say_on_whose_behalf() -> None:
+    async def exchanged(call: Any, next: Any) -> Any:
+        call.credential = f"Bearer call-of-{call.principal.id}".encode()
+        return await next(call)
+
+    async with legacy() as server, gateway({"l": HttpServerSpec(url=server.url)}, policies=(exchanged,)) as running:
+        [upstream] = running.servers.all
+        assert isinstance(upstream, Upstream)
+        upstream.bears = lambda principal: f"Bearer own-of-{principal.id if principal else ''}".encode()
+        for who in ("ada", "bob"):
+            agent = await running.agent(who=who)
+            assert (await agent.call("echo")).text
+    assert len(server.streams) == 2
+    for who in ("ada", "bob"):
+        assert server.shown.count(f"Bearer call-of-{who}") == 1
+        assert server.shown.count(f"Bearer own-of-{who}") >= 3  # the stream, its opening
+    assert all(shown.endswith(("ada", "bob")) for shown in server.shown)

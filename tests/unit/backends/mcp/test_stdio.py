@@ -123,6 +123,7 @@ async def test_a_call_that_takes_too_long() -> None:
         answer = await agent.call("never")
         assert answer.error == (200, -32603)
         assert answer.message["error"]["data"]["reason"] == "Timeout"
+        assert answer.message["error"]["message"].startswith("c: ")
         seen = json.loads((await agent.call("seen")).text)
         assert [note["method"] for note in seen if "method" in note][-1] == "notifications/cancelled"
 
@@ -132,7 +133,8 @@ async def cancelled(running: Gateway) -> None:
     await until(lambda: not session._calls and session.active == 0)
 
 
-async def test_an_agent_that_leaves_cancels() -> None:
+async def test_an_agent_that_leaves_cancels_if_it_cannot_come_back() -> None:
+    """One with a session can: it cancels by saying so."""
     async with gateway({"c": child()}) as running:
         agent = await running.agent(who="ada")
         stateless = running.stateless(who="ada")
@@ -140,6 +142,8 @@ async def test_an_agent_that_leaves_cancels() -> None:
             stream = await one.start("tools/call", {"name": "never", "arguments": {}})
             await until(lambda: children(running) and children(running)[0].active == 1)
             await stream.close()
+            if one is agent:
+                await agent.tell("notifications/cancelled", {"requestId": agent.ids})
             await cancelled(running)
         seen = json.loads((await agent.call("seen")).text)
         assert [note["method"] for note in seen].count("notifications/cancelled") == 2
@@ -275,7 +279,7 @@ async def test_logs_are_dropped_where_several_calls_run() -> None:
         for stream in ears:
             await changed(running, stream)
         await one.tell("notifications/cancelled", {"requestId": one.ids})
-        assert not (await waiting).streamed
+        assert not any("method" in message for message in (await waiting).messages)
         assert (await other.call("log")).streamed  # now it is sure again
         for stream in ears:
             await stream.close()
@@ -306,16 +310,84 @@ async def test_a_stateless_call_hears_its_own_logs_beside_an_agent() -> None:
 
 async def test_children_are_bounded() -> None:
     async with gateway({"c": child(max_children=2)}) as running:
+        running.servers.all[0]._room.patience = 0.2
         for who in ("a", "b", "c"):
             assert (await running.stateless(who=who).call("echo", {"message": who})).text == who
         await until(lambda: len(children(running)) == 2)
         never = {"name": "never", "arguments": {}}
         busy = [await running.stateless(who=who).start("tools/call", never) for who in ("b", "c")]
         await until(lambda: [s.active for s in children(running)] == [1, 1])
+        began = monotonic()
         answer = await running.stateless(who="d").call("echo")
-        assert "in use" in answer.message["error"]["message"]
+        assert monotonic() - began > 0.15
+        assert "all 2 sessions with the server are in use" in answer.message["error"]["message"]
+        assert not running.servers.all[0].crowded
         for stream in busy:
             await stream.close()
+
+
+async def test_who_finds_all_children_in_use_waits_for_a_turn() -> None:
+    """Whoever came first is first; also where each of them is nobody, and so has a child alone."""
+    async with gateway({"c": child(max_children=2)}) as running:
+        server = running.servers.all[0]
+        never = {"name": "never", "arguments": {}}
+        busy = [await running.stateless(who=who).start("tools/call", never) for who in ("a", "b")]
+        await until(lambda: [s.active for s in children(running)] == [1, 1])
+        order: list[str] = []
+
+        async def call(who: str) -> None:
+            agent: Any = running.stateless(who=who)
+            assert (await agent.call("echo", {"message": who})).text == who
+            order.append(who)
+
+        waiting = []
+        for n, who in enumerate(("c", "d", "e", "d", "f", "b")):
+            waiting.append(asyncio.create_task(call(who)))
+            if who == "b":
+                await waiting.pop()  # it has a child, and need not wait
+                assert order.pop() == "b"
+            else:
+                await until(lambda n=n: len(server._room) == n + 1)
+        gone = waiting.pop(2)
+        gone.cancel()
+        await busy[0].close()
+        await asyncio.gather(*waiting)
+        assert sorted(order) == ["c", "d", "d", "f"]
+        assert order[0] == "c"
+        assert order[-1] == "f"
+        assert not server.crowded
+        assert server._room.promised == 0
+        await busy[1].close()
+
+
+async def test_more_who_are_nobody_than_there_may_be_children() -> None:
+    async with gateway({"c": child(max_children=3)}) as running:
+        agents = [await running.agent() for _ in range(9)]
+        answers = await asyncio.gather(*(agent.call("echo", {"message": "hi"}) for agent in agents for _ in range(2)))
+        assert [answered.text for answered in answers] == ["hi"] * 18
+        assert len(children(running)) <= 3
+        assert running.servers.all[0]._room.promised == 0
+
+
+async def test_a_child_that_was_started_for_somebody_who_left_is_free() -> None:
+    async with gateway({"c": child("slow", max_children=1)}) as running:
+        left = await running.stateless(who="a").start("tools/call", {"name": "echo", "arguments": {"message": "a"}})
+        await until(lambda: running.servers.all[0]._opening)
+        waiting = asyncio.create_task(running.stateless(who="b").call("echo", {"message": "b"}))
+        await until(lambda: running.servers.all[0].crowded)
+        await left.close()
+        assert (await waiting).text == "b"
+
+
+async def test_who_waits_for_a_child_is_told_that_the_server_ends() -> None:
+    async with gateway({"c": child(max_children=1)}) as running:
+        busy = await running.stateless(who="a").start("tools/call", {"name": "never", "arguments": {}})
+        await until(lambda: [s.active for s in children(running)] == [1])
+        waiting = asyncio.create_task(running.stateless(who="b").call("echo"))
+        await until(lambda: running.servers.all[0].crowded)
+        await running.servers.close()
+        assert "was removed" in (await waiting).message["error"]["message"]
+        await busy.close()
 
 
 async def test_logs_as_loud_as_the_agent_wants() -> None:
@@ -352,13 +424,16 @@ async def test_the_environment_is_clean() -> None:
     assert "GATEWAY_SECRET" not in env
 
 
-async def test_a_server_that_never_answers_holds_up_no_list_for_long() -> None:
+async def test_a_server_that_never_answers_holds_up_no_list_for_long(caplog: pytest.LogCaptureFixture) -> None:
     async with gateway({"c": child(), "deaf": child("deaf", list_timeout=0.3)}) as running:
         agent = await running.agent()
         answer = await agent.ask("tools/list")
         result = answer.message["result"]
         assert result["_meta"] == {"dev.tollhouse/unavailable": ["deaf"]}
         assert result["tools"][0]["name"] == "c__echo"
+        await agent.ask("tools/list")
+        said = [one.message for one in caplog.records if "tools/list" in one.message]
+        assert said == ["mcp server deaf: no tools/list: deaf: no answer to tools/list in time"]
 
 
 async def test_a_slow_start_is_waited_for() -> None:

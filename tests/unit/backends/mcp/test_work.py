@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from tollhouse.backends.mcp.heal import UNAVAILABLE
 from tollhouse.backends.mcp.work import Working
 from tollhouse.core.errors import Failure, Reason
 
@@ -86,3 +87,21 @@ async def test_one_result_for_all_who_wait() -> None:
     await owner.finish()
     with pytest.raises(Failure, match="the server was removed"):
         await owner.patiently(removed, now() + 60, "")
+
+
+def test_an_outage_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    owner = Working("u")
+    caplog.set_level(logging.INFO)
+
+    def refused(why: str = "refused", code: str | None = None) -> bool:
+        return owner.news(Failure(502, Reason.UPSTREAM_FAILURE, why, code=code, reached=False))
+
+    assert [refused(), refused(), refused("another reason"), refused(), refused("3.2 s", UNAVAILABLE)] == [
+        True, False, True, False, False,
+    ]  # fmt: skip
+    assert owner.news(Failure(502, Reason.UPSTREAM_FAILURE, "refused"))  # that was no matter of reaching it
+    assert sum(refused(str(n)) for n in range(100)) == 6
+    owner.reached()
+    owner.reached()
+    assert [one.message for one in caplog.records] == ["mcp server u: it is reached again"]
+    assert refused("3.2 s", UNAVAILABLE)
