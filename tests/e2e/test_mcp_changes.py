@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.fixtures import mcp_gateway
 from tests.fixtures.gateway import Gateway, serving
 from tests.fixtures.mcp_suite import fixture_server
 
@@ -54,3 +55,62 @@ async def test_a_call_that_waits_outlives_its_configuration(tmp_path: Path) -> N
                 assert status == 200
                 assert "action=accept" in told["result"]["content"][0]["text"], told
             assert "Traceback" not in gateway.text()
+
+
+OPENING = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}}
+
+
+class Agent(mcp_gateway.Old):
+    """An agent that shows a key."""
+
+    def __init__(self, gateway: Gateway, key: str) -> None:
+        port = int(gateway.url.rpartition(":")[2])
+        super().__init__(mcp_gateway.Gateway(port, None, None, None), "/mcp", {"x-api-key": key})  # type: ignore[arg-type]
+
+    async def begin(self) -> None:
+        answer = await self.ask("initialize", OPENING)
+        self.headers |= {"mcp-session-id": answer.headers["mcp-session-id"], "mcp-protocol-version": "2025-11-25"}
+
+
+class Stateless(mcp_gateway.New, Agent):
+    pass
+
+
+async def test_what_a_key_has_opened_ends_when_it_is_taken_out(tmp_path: Path) -> None:
+    """Sessions, their streams and calls, HTTP+SSE streams and subscriptions; and nobody else's."""
+    keys = [{"name": name, "key": f"{name}-secret-0123"} for name in ("ada", "bob")]
+    child = mcp_gateway.child()
+    config: dict[str, Any] = {
+        "server": {"listen": "127.0.0.1:0", "metrics": None},
+        "authenticate": {"keys": keys},
+        "mcp": {"legacy_sse": True, "servers": {"u": {"command": child.command, "args": list(child.args)}}},
+    }
+    async with serving(yaml.safe_dump(config), tmp_path) as gateway:
+        ada, bob = Agent(gateway, "ada-secret-0123"), Agent(gateway, "bob-secret-0123")
+        new = Stateless(gateway, "ada-secret-0123")
+        await ada.begin()
+        await bob.begin()
+        stream, others = await ada.listen(), await bob.listen()
+        call = await ada.start("tools/call", {"name": "never", "arguments": {}})
+        await call.head()
+        subscription = await new.start("subscriptions/listen", {"notifications": {"toolsListChanged": True}})
+        await subscription.head()
+        await subscription.next()
+        sse = await ada.gateway.open(None, {"x-api-key": "ada-secret-0123"}, path="/mcp/sse", method="GET")
+        await sse.head()
+        await sse.event()
+        config["authenticate"]["keys"] = keys[1:]
+        await gateway.change(yaml.safe_dump(config))
+        async with asyncio.timeout(10):
+            assert (await call.next() or {}).get("error", {}).get("data", {}).get("reason") == "credential_revoked"
+            assert (await stream.body()).count(b"data: {") <= 3  # lists that another configuration may have changed
+            assert b"complete" in await subscription.body()
+            assert await sse.event() is None
+        assert (await ada.ask("ping")).status == 401
+        assert "result" in (await bob.ask("ping")).message
+        config["authenticate"]["keys"] = keys
+        await gateway.change(yaml.safe_dump(config))
+        assert (await ada.ask("ping")).status == 404
+        for each in (stream, others, call, subscription, sse):
+            await each.close()
+        assert "Traceback" not in gateway.text()

@@ -28,7 +28,10 @@ server: {{listen: 127.0.0.1:0, metrics: 127.0.0.1:0, shutdown: {{min: 0s, max: 5
 ledger: sqlite:tollhouse.db
 telemetry: {{access_log: {{path: access.log}}}}
 authenticate: {{keys: [{{name: ci, key: {caller}, user: ci-bot}}, {{name: other, key: other-secret-0123}}]}}
-authorize: {{rules: [{{deny: 'key.name == "other" && llm.model == "voice"'}}]}}
+authorize:
+  rules:
+    - {{deny: 'key.name == "other" && llm.model == "voice"'}}
+    - {{deny: 'llm.model in ["secret-ears", "configured-ears"]'}}
 providers:
   first: {{kind: openai, base_url: "{url}/v1", api_keys: [first-key-0, first-key-1]}}
   second: {{kind: openai, base_url: "{url}/v1", api_key: second-key}}
@@ -45,6 +48,7 @@ models:
   - {{name: quiet, targets: [{{provider: first, model: gpt-realtime}}], timeout: {{tunnel: 400ms}}}}
   - {{name: short, targets: [{{provider: first, model: gpt-realtime}}], timeout: {{session: 700ms}}}}
   - {{name: gpt-4o-transcribe, targets: [{{provider: first}}]}}
+  - {{name: configured-ears, targets: [{{provider: first}}]}}
   - name: tight
     targets: [{{provider: first, model: gpt-realtime}}]
     limits: [{{per: user, tokens: 1600, window: 1h}}]
@@ -167,6 +171,24 @@ async def test_what_was_heard_is_paid_at_the_price_of_its_own_model(tmp_path: Pa
         assert (tokens(rows[2]), rows[2]["cost_nano"]) == ((0, 0, 0, 0, 0), None)  # seconds, which have no known price
         await until(gateway.lines)
         assert gateway.lines()[0]["cost_usd"] == pytest.approx((COST + HEARD) / 1e9)
+
+
+@pytest.mark.parametrize("model", ["secret-ears", "configured-ears"])
+async def test_a_model_that_listens_is_asked_for_by_its_name(tmp_path: Path, model: str) -> None:
+    """A caller who may speak to one model may not therefore have any other transcribe, configured here or not."""
+    async with running(tmp_path) as (gateway, _), session(gateway) as connection:
+        await connection.recv()
+        heard: Any = {"type": "realtime", "audio": {"input": {"transcription": {"model": "whisper-1"}}}}
+        await connection.session.update(session=heard)
+        assert (await connection.recv()).type == "session.updated"
+        heard["audio"]["input"]["transcription"]["model"] = model
+        await connection.session.update(session=heard)
+        last: Any = await connection.recv()
+        assert (last.type, last.error.code) == ("error", "model_not_permitted")
+        with pytest.raises(ConnectionClosed) as closed:
+            await connection.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1008
 
 
 async def test_answers_that_do_not_end_are_counted_as_far_as_they_were_seen(tmp_path: Path) -> None:

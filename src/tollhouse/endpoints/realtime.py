@@ -5,12 +5,14 @@ where one fails. From then on it is a tunnel that is looked at (`realtime_sessio
 """
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import cast
 
 from tollhouse.core.call import ModelCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
+from tollhouse.core.holders import Holders
 from tollhouse.core.http import CREDENTIALS, Duplex, Headers, Request, Response
 from tollhouse.endpoints.llm import tapped
 from tollhouse.endpoints.models import Admit, Models, Permitted, refusal_of
@@ -44,9 +46,13 @@ def key_of_protocol(request: Request, next: Handler[Request, Response]) -> Await
 
 class RealtimeEndpoint:
     """Answers `GET /v1/realtime?model=...` with an upgrade. begin: the chain that each answer of a session with that
-    model passes, by the model's configured name. open: the sessions that are. The others as LLMEndpoint's."""
+    model passes, by the model's configured name. open: the sessions that are. named: whether a caller may use a model
+    that his session names, configured or not. holders: where it is written down whose they are. The others as
+    LLMEndpoint's."""
 
-    __slots__ = ("_admit", "_begin", "_clock", "_dialect", "_models", "_open", "_permitted", "render")
+    __slots__ = (
+        "_admit", "_begin", "_clock", "_dialect", "_holders", "_models", "_named", "_open", "_permitted", "render",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -58,7 +64,11 @@ class RealtimeEndpoint:
         open: set[Session],
         *,
         admit: Admit | None = None,
+        named: Permitted | None = None,
+        holders: Holders | None = None,
     ) -> None:
+        self._holders = holders
+        self._named = named if named is not None else permitted
         self._dialect = dialect
         self._models = models
         self._permitted = permitted
@@ -112,6 +122,8 @@ class RealtimeEndpoint:
             self._clock,
             self._open,
             transcribes=transcribes,
+            permitted=partial(self._named, call.principal),
+            holders=self._holders,
         )
         headers = [*reply.headers, (b"upgrade", b"websocket")]
         ends = [session.settle, *reply.ends]

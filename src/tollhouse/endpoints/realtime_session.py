@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from tollhouse.core.call import Context, ModelCall, Usage
 from tollhouse.core.clock import FOREVER, Clock
 from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.holders import Held, Holders
 from tollhouse.core.http import Duplex, Ending, Feeder, Request, Sink, finish
 from tollhouse.core.reply import Reply
 from tollhouse.wire.llm.realtime import Kind, Realtime, RealtimeReader, Told
@@ -104,13 +105,14 @@ class Session:
     """The tunnel, as the server holds it: a Source of what the provider sends, a Sink of what the client does.
 
     call: that opened it. exchange: to the provider. settle: goes into the Response's `ends`, first. among: where it is
-    while it is open, for whoever wants to stop it.
+    while it is open, for whoever wants to stop it. permitted: whether the caller may use a model, by its name: a
+    session may name another one that transcribes. holders: where it is written down whose it is.
     """
 
     __slots__ = (
         "_among", "_begin", "_bytes_in", "_call", "_client_closed", "_clock", "_created", "_dialect", "_exchange",
-        "_failure", "_from_client", "_from_provider", "_provider_closed", "_reader", "_refusal", "_sink", "_sums",
-        "_tasks", "_transcribes", "_turns", "deadline",
+        "_failure", "_from_client", "_from_provider", "_heard_by", "_held", "_holders", "_permitted",
+        "_provider_closed", "_reader", "_refusal", "_sink", "_sums", "_tasks", "_transcribes", "_turns", "deadline",
     )  # fmt: skip
 
     def __init__(
@@ -124,7 +126,13 @@ class Session:
         among: "set[Session]",
         *,
         transcribes: bool = False,
+        permitted: Callable[[str], bool] = lambda model: True,
+        holders: Holders | None = None,
     ) -> None:
+        self._holders = holders
+        self._held: Held | None = None
+        self._permitted = permitted
+        self._heard_by = ""  # the model that transcribes, once it was seen to be permitted
         self._call = call
         self._dialect = dialect
         self._exchange: Duplex | None = exchange
@@ -150,6 +158,8 @@ class Session:
     def start(self, sink: Sink) -> None:
         self._sink = sink
         self._among.add(self)
+        if self._holders is not None:
+            self._held = self._holders.hold(self._call.principal, self)
         if self._exchange is not None:
             self._exchange.start(_Down(self))
 
@@ -273,12 +283,22 @@ class Session:
             if first:
                 return  # until the client has named one, it is the provider's choice
         else:
+            self._check_hearing(self._reader.transcription)
             model = self._reader.model
             asked = context.model_answered = context.model_answered or model
         if not model or model == asked:
             return
         message = f"the session has changed to the model {model!r}; open another session for that"
         raise Failure(403, Reason.AUTHORIZATION, message, code="model_changed", detail=f"it began with {asked!r}")
+
+    def _check_hearing(self, model: str) -> None:
+        """Whoever may speak to one model may not therefore have another one listen. Raises Failure 403."""
+        if not model or model == self._heard_by:
+            return
+        if not self._permitted(model):
+            message = f"the model {model!r}, which this session would have transcribe, is not permitted"
+            raise Failure(403, Reason.AUTHORIZATION, message, code="model_not_permitted")
+        self._heard_by = model
 
     # ---- answers
     def _began(self, told: Told) -> None:
@@ -393,6 +413,12 @@ class Session:
             self._call.context.error = "the gateway is stopping"
             self._tell(close_frame(_GOING_AWAY, "the gateway is stopping"))
 
+    def lapse(self, failure: Failure) -> None:
+        """Who opened it is no longer good: tell so between two messages, and end."""
+        if self._sink is not None and self._refusal is None:
+            self._refusal = failure
+            self._refuse(here=False)
+
     def _refuse(self, *, here: bool) -> None:
         """Tell why it does not go on. here: the client is between two messages, wherever the reader is."""
         if self._refusal is not None and (here or self._from_provider.between_messages):
@@ -446,6 +472,9 @@ class Session:
         """Say how it ended to those after, and settle the answers that were under way. Raises Failure where one cannot
         be recorded."""
         self._among.discard(self)
+        held, self._held = self._held, None
+        if held is not None:
+            held.release()
         context = self._call.context
         context.upstream_ended = monotonic()
         context.bytes_in = self._bytes_in

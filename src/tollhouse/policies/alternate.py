@@ -2,7 +2,8 @@
 
 Rule: only where that does no harm: the call was not carried out, or carrying it out twice is nothing. What a tool
 itself answers, a tool error included, is its answer. The alternate's own rules and limits are asked, and when it fails
-too, the caller hears of the first failure.
+too, the caller hears of the first failure. An alternate that asks for input gets it: the answers go to who has asked,
+and not to the server that had failed.
 """
 
 from collections.abc import Awaitable, Callable
@@ -15,6 +16,7 @@ from tollhouse.core.handler import Handler
 from tollhouse.core.http import Ending
 from tollhouse.core.reply import Reply
 from tollhouse.wire import jsonrpc
+from tollhouse.wire.mcp.capabilities import TASKS
 
 __all__ = ["Alternate", "vouched"]
 
@@ -24,7 +26,8 @@ _FAILED = frozenset((Reason.UPSTREAM_FAILURE, Reason.NO_HEALTHY_BACKEND, Reason.
 class Alternate:
     """server, tool: of the alternate, its server's own name. chain: its own, without what counts the call again. used:
     told of each call that it answers. fitted: makes the arguments those that its operator lets it have; raises
-    Malformed."""
+    Malformed. last: asks its server, without rules and limits. new: the era of that server, None while it is not
+    known."""
 
     def __init__(
         self,
@@ -34,7 +37,12 @@ class Alternate:
         used: Callable[[], None] = lambda: None,
         *,
         fitted: Callable[[msgspec.Raw], msgspec.Raw] = lambda arguments: arguments,
+        last: Handler[ToolCall, Reply] | None = None,
+        new: Callable[[], bool | None] = lambda: None,
     ) -> None:
+        self.name = f"{server}__{tool}"
+        self._last = last if last is not None else chain
+        self._new = new
         self._server = server
         self._tool = tool
         self._chain = chain
@@ -42,8 +50,15 @@ class Alternate:
         self._fitted = fitted
         self._name = msgspec.Raw(msgspec.json.encode(tool))
 
+    @property
+    def new(self) -> bool | None:
+        return self._new()
+
     async def handle(self, call: Call, next: Handler[Call, Reply]) -> Reply:
         assert isinstance(call, ToolCall)
+        if call.onward == self.name:
+            call.resume = None  # which would have kept it from the first server
+            return await self._put(call, self._chain)
         try:
             reply = await next(call)
         except Failure as problem:
@@ -64,38 +79,49 @@ class Alternate:
 
     async def _instead(self, call: ToolCall, failure: Failure) -> Reply:
         context = call.context
-        try:
-            arguments = self._fitted(msgspec.Raw(call.arguments))
-        except jsonrpc.Malformed:  # it could not be asked
-            raise failure from None
         before = context.server, context.backend, context.tool
-        other = ToolCall(
-            call.request,
-            context,
-            server=self._server,
-            method=call.method,
-            name=self._tool,
-            params={**call.params, "name": self._name} | ({"arguments": arguments} if len(arguments) else {}),
-            meta=call.meta,
-            session=call.session,
-            progress=call.progress,
-            level=call.level,
-            idempotent=call.idempotent,
-            profile=call.profile,
-            round=call.round,
-        )
-        context.server = context.backend = self._server
-        context.tool = self._tool
         try:
-            reply = await self._chain(other)
+            return await self._put(call, self._chain)
         except Failure as another:
             another.with_traceback(None)
             context.server, context.backend, context.tool = before
             raise failure from None
         finally:
             del failure
-        call.answer = other.answer
-        context.fallback = f"{self._server}__{self._tool}"
+
+    async def again(self, call: ToolCall) -> Reply:
+        """`core.call.Instead`."""
+        return await self._put(call, self._last)
+
+    async def _put(self, call: ToolCall, chain: Handler[ToolCall, Reply]) -> Reply:
+        """What `chain` makes of the call. Raises Failure, also for arguments that the alternate cannot have."""
+        context = call.context
+        try:
+            arguments = self._fitted(msgspec.Raw(call.arguments))
+        except jsonrpc.Malformed as problem:
+            raise Failure(400, Reason.INVALID_REQUEST, problem.message) from None
+        params = {**call.params, "name": self._name} | ({"arguments": arguments} if len(arguments) else {})
+        params.pop("task", None)  # tasks are found again by the server that was called
+        other = ToolCall(
+            call.request,
+            context,
+            server=self._server,
+            method=call.method,
+            name=self._tool,
+            params=params,
+            meta=call.meta,
+            session=call.session,
+            progress=call.progress,
+            level=call.level,
+            idempotent=call.idempotent,
+            profile=call.profile & ~TASKS,
+            round=call.round,
+        )
+        context.server = context.backend = self._server
+        context.tool = self._tool
+        reply = await chain(other)
+        call.answer, call.moves, call.instead = other.answer, other.moves, self
+        context.fallback = self.name
         self._used()
         return reply
 

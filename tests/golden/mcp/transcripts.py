@@ -110,13 +110,16 @@ async def _task(agent: Old) -> list[Any]:
 
 
 async def _changes(agent: Old) -> list[Any]:
-    """What the agent's GET stream says of lists and of a resource."""
-    stream = await agent.listen()
+    """What the agent's GET stream says of lists and of a resource. Each is changed once: that of the resource as soon
+    as the subscription is answered, before there is a stream to say it on."""
     seen: list[Any] = [(await agent.ask("resources/subscribe", {"uri": WATCHED})).message]
     update, change = CHANGES.items()
-    seen.append(await _heard(agent, stream, *update))
+    await agent.call(update[0])
+    stream = await agent.listen()
+    seen.append(await _next(stream, update[1]))
     seen.append((await agent.ask("resources/unsubscribe", {"uri": WATCHED})).message)
-    seen.append(await _heard(agent, stream, *change))
+    await agent.call(change[0])
+    seen.append(await _next(stream, change[1]))
     await stream.close()
     return seen
 
@@ -181,22 +184,18 @@ async def _new_changes(agent: New) -> list[Any]:
     await stream.head()
     seen = [await stream.next()]
     for name, method in CHANGES.items():
-        seen.append(await _heard(agent, stream, name, method))
+        await agent.call(name)
+        seen.append(await _next(stream, method))
     await stream.close()
     return seen
 
 
-async def _heard(agent: Old, stream: Stream, name: str, method: str) -> Any:
-    """What the stream says of a change. Servers tell only who listens already, so it is made until it is heard."""
-    while True:
-        await agent.call(name)
-        try:
-            async with asyncio.timeout(2):
-                while (message := await stream.next())["method"] != method:
-                    pass
-                return message
-        except TimeoutError:
-            continue
+async def _next(stream: Stream, method: str) -> Any:
+    """The next notification of that method on the stream."""
+    while (message := await stream.next()) is not None:
+        if message["method"] == method:
+            return message
+    raise AssertionError(f"the stream ended before {method}")
 
 
 def _one(result: Any, name: str) -> Any:

@@ -12,6 +12,7 @@ from tests.fixtures.garbage import collected, ours
 from tollhouse.core.call import Context, ModelCall, Principal, Usage
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.holders import Holders
 from tollhouse.core.http import Ending, Feeder, Headers, Request, Sink
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.realtime_session import GRANTED, Session, Sums
@@ -90,7 +91,7 @@ class World:
     """A session. calls: its answers, as their chain saw them. endings: how those ended. refusal, unrecordable: what the
     chain and its end raise. gate: what the chain waits for."""
 
-    def __init__(self, principal: Principal | None = None, *, transcribes: bool = False) -> None:
+    def __init__(self, principal: Principal | None = None, *, transcribes: bool = False, **more: Any) -> None:
         self.clock = Clock()
         self.calls: list[ModelCall] = []
         self.endings: list[Ending] = []
@@ -115,7 +116,7 @@ class World:
         self.sums = Sums(context)
         self.open: set[Session] = set()
         self.session = Session(
-            call, REALTIME, self.upstream, self.begin, self.sums, self.clock, self.open, transcribes=transcribes
+            call, REALTIME, self.upstream, self.begin, self.sums, self.clock, self.open, transcribes=transcribes, **more
         )
         self.ending: Ending | None = None
         self.client.settle = self.settled
@@ -354,6 +355,41 @@ async def test_a_model_that_changes_under_way() -> None:
     assert not it.client.ended
     it.say("session.updated", session={"audio": {"input": {"transcription": {"model": "dearer"}}}})
     assert it.client.code == 1008
+
+
+async def test_a_session_ends_when_its_principal_is_no_longer_good() -> None:
+    holders = Holders(Clock())
+    it = World(Principal("ada", source="jwt"), holders=holders)
+    it.say("session.created", session={})
+    assert len(holders) == 1
+    half = frame(TEXT, json.dumps({"type": "response.text.delta"}).encode())
+    it.come(half[:5])
+    holders.end("ada", Failure(401, Reason.JWT_AUTH, "it was revoked", code="credential_revoked"))
+    assert not it.client.ended  # not in the middle of a message
+    it.come(half[5:])
+    assert (it.client.code, it.client.ended) == (1008, True)
+    assert b"credential_revoked" in it.client.got
+    assert len(holders) == 0
+
+
+async def test_a_session_that_ended_is_not_held() -> None:
+    holders = Holders(Clock())
+    it = World(Principal("ada", source="jwt"), holders=holders)
+    it.session.leave()
+    assert len(holders) == 0
+
+
+async def test_a_model_that_listens_must_be_permitted() -> None:
+    asked: list[str] = []
+    it = World(permitted=lambda model: not asked.append(model) and model != "no")  # type: ignore[func-returns-value]
+    heard = {"model": "a", "audio": {"input": {"transcription": {"model": "yes"}}}}
+    it.say("session.created", session={"model": "a"})
+    it.say("session.updated", session=heard)
+    it.say("session.updated", session=heard)
+    assert (asked, it.client.ended) == (["yes"], False)
+    it.say("session.updated", session={"model": "a", "input_audio_transcription": {"model": "no"}})
+    assert (asked, it.client.code) == (["yes", "no"], 1008)
+    assert b"model_not_permitted" in it.client.got
 
 
 async def test_the_gateway_stops() -> None:

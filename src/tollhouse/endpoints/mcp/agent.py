@@ -13,25 +13,30 @@ from typing import Any, Protocol
 
 import msgspec
 
-from tollhouse.core.call import ToolCall
+from tollhouse.core.call import Principal, ToolCall
 from tollhouse.core.clock import FOREVER, Clock
 from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.holders import Held
 from tollhouse.core.http import Response
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp.ids import key_of
+from tollhouse.endpoints.mcp.in_flight import InFlight
+from tollhouse.endpoints.mcp.questions import Now, Questions
 from tollhouse.endpoints.mcp.replay import ResumableAnswer, Rings, Track
 from tollhouse.endpoints.mcp.shared import Change, Record
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import tasks
 from tollhouse.wire.mcp.messages import log_allowed, updated_uri
 
-__all__ = ["LISTS_CHANGED", "InFlight", "Session"]
+__all__ = ["LISTS_CHANGED", "Session"]
 
 _BACKLOG = 64  # messages kept for an agent that has no stream open
-_ASKED = 64  # requests of servers that an agent has not answered
 _SUBSCRIPTIONS = 1000
 _TASKS = 500  # that the session hears of
 _LOST = 64  # streams that are remembered without their events
+_UNREAD = 64  # calls that go on though nobody reads their answers
+_ROOTS = 1.0  # seconds between two times that servers are told of other roots
+_TOLD_OF = 0.25  # seconds after which a call whose answer streams is known to other workers
 _PRIMED = "2025-11-25"  # the first revision whose agents know events without data
 
 LISTS_CHANGED = (
@@ -41,31 +46,8 @@ LISTS_CHANGED = (
 )
 
 
-class _Stoppable(Protocol):
-    def cut(self, failure: Failure) -> None: ...
-
-
-class InFlight:
-    """A request of a session that is being answered: a task that waits, or a stream that flows."""
-
-    __slots__ = ("answer", "cancelled", "task")
-
-    def __init__(self, task: "asyncio.Task[Any] | None") -> None:
-        self.task = task
-        self.answer: _Stoppable | None = None
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-        answer, self.answer = self.answer, None
-        if answer is not None:
-            answer.cut(Failure(499, Reason.CLIENT_GONE, "the client has cancelled the request"))
-        elif self.task is not None:
-            self.task.cancel()
-
-
 class Keeper(Protocol):
-    """What a session needs of who keeps them all (`mcp_session.Sessions`). shared: other workers may have it too."""
+    """What a session needs of who keeps them all (`session.Sessions`). shared: other workers may have it too."""
 
     clock: Clock
     timeout: float
@@ -84,6 +66,14 @@ class Keeper(Protocol):
         """To the worker that has its stream, or back to `say` when that is gone; False when it cannot be tried."""
         ...
 
+    def lapsed(self, session: "Session", failure: Failure) -> None:
+        """Its principal is no longer good."""
+        ...
+
+    def ending(self, task: "asyncio.Task[None]") -> None:
+        """It was cancelled, and ends soon."""
+        ...
+
     def note_call(self, session: "Session", track: Track) -> None: ...
 
     def park(self, session: "Session", track: Track, event: bytes) -> None: ...
@@ -96,14 +86,17 @@ class Session:
     endpoint. wrap: URIs carry their server. calls: requests in flight by raw id. subscribed: URIs as the agent knows
     them, that their server has agreed to tell of. tasks: server and its id to ours, of those begun here. owner: another
     worker that has its stream, or "". until: monotonic seconds of its end, however busy. tracks: its streams; moved:
-    which of them goes on with one of a worker that is gone. changes: what its record does not say yet. ended: it is no
-    more, anywhere; one that was released without is only not in this worker's memory any longer.
+    which of them goes on with one of a worker that is gone. changes: what its record does not say yet; written: who
+    waits for that. ended: it is no more, anywhere; one that was released without is only not in this worker's memory
+    any longer. held: where it is written down whose it is. greeted: its handshake is over. extensions: what its agent
+    declares beside the profile.
     """
 
     __slots__ = (
-        "_answers", "_asked", "_backlog", "_ends", "_gap", "_keeper", "_key", "_lost", "_refresh", "_streams",
-        "_subscribing", "calls", "changes", "deadline", "ended", "endpoint", "id", "kept", "level", "moved", "owner",
-        "principal", "profile", "revision", "saving", "servers", "subscribed", "tasks", "tracks", "until", "wrap",
+        "_backlog", "_ends", "_gap", "_keeper", "_key", "_lost", "_questions", "_refresh", "_roots", "_streams",
+        "_subscribing", "calls", "changes", "deadline", "ended", "endpoint", "extensions", "greeted", "held", "id",
+        "kept", "level", "moved", "owner", "principal", "profile", "revision", "saving", "servers", "subscribed",
+        "tasks", "tracks", "until", "wrap", "written",
     )  # fmt: skip
 
     def __init__(
@@ -137,6 +130,10 @@ class Session:
         self.moved: dict[str, int] = {}
         self.changes: list[Change] = []
         self.saving = False
+        self.written: asyncio.Future[None] | None = None
+        self.held: Held | None = None
+        self.extensions = b""
+        self.greeted = False
         self.deadline = FOREVER
         self._keeper: Keeper | None = keeper
         self._key = ""
@@ -145,8 +142,8 @@ class Session:
         self._backlog: deque[bytes] | None = None
         self._gap = False
         self._lost: dict[int, bytes] = {}
-        self._asked = 0
-        self._answers: dict[bytes, tuple[Callable[[bytes], None], bytes]] = {}
+        self._roots: Now | None = None
+        self._questions = Questions(keeper.rings.node)
         self._ends: dict[Any, Callable[[], None]] = {}
         self._subscribing: dict[str, list[bytes]] = {}  # asked for and not yet granted: what was told meanwhile
 
@@ -166,6 +163,16 @@ class Session:
         return bool(self.calls or self._streams)
 
     @property
+    def primes(self) -> bool:
+        """Its agent comes back for the answer to a request whose connection was lost."""
+        return self.revision >= _PRIMED
+
+    @property
+    def may_wait(self) -> bool:
+        waiting = sum(track.answer is not None and not track.is_read for track in self.tracks.values())
+        return waiting <= _UNREAD
+
+    @property
     def open(self) -> bool:
         return self._keeper is not None
 
@@ -178,6 +185,18 @@ class Session:
             if now >= self._refresh:
                 self.saved()
                 keeper.save(self)
+
+    def seen(self, principal: Principal | None) -> None:
+        """It is used, with a credential that may be another than before."""
+        held = self.held
+        if held is not None and principal is not None:
+            held.principal = principal
+        self.touch()
+
+    def lapse(self, failure: Failure) -> None:
+        """`core.holders.Holder`."""
+        if self._keeper is not None:
+            self._keeper.lapsed(self, failure)
 
     def expire(self) -> None:
         keeper = self._keeper
@@ -219,11 +238,12 @@ class Session:
 
     def record(self) -> Record:
         """All that would be lost with it."""
-        return Record(int(time.time()), self.level, sorted(self.subscribed), self.owner)
+        return Record(time.time(), self.level, sorted(self.subscribed), self.owner, extensions=bytes(self.extensions))
 
     def take(self, record: Record, node: str) -> None:
         """Be as its record says. node: this worker."""
         self.level = record.level
+        self.extensions = record.extensions
         self.subscribed = set(record.subscribed)
         self.owner = "" if record.owner == node else record.owner
         if self.owner and self._keeper is not None:
@@ -253,6 +273,15 @@ class Session:
         self.level = level
         self.note(change)
 
+    def declare(self, extensions: bytes) -> None:
+        """What its agent can do beside what the id says (raw JSON of an object)."""
+
+        def change(record: Record) -> None:
+            record.extensions = extensions
+
+        self.extensions = extensions
+        self.note(change)
+
     def lost_something(self) -> None:
         """The agent is to look again at all it may have missed, once it listens."""
         self._gap = True
@@ -262,7 +291,7 @@ class Session:
         """A new stream of this session, which now takes what belongs to no request."""
         keeper = self._keeper
         assert keeper is not None
-        track = Track(keeper.clock, keeper.rings, self, primes=self.revision >= _PRIMED)
+        track = Track(keeper.clock, keeper.rings, self, primes=self.primes)
         return self._listening(track, track.read())
 
     def read_again(self, stream: int, after: int) -> Response | None:
@@ -324,7 +353,7 @@ class Session:
 
     def answer(
         self,
-        reply: Reply,
+        reply: Reply | None,
         first: bytes | None,
         *,
         id: bytes,
@@ -333,16 +362,26 @@ class Session:
         ended: Callable[[Failure | None], None],
         call: ToolCall | None = None,
         token: bytes = b"",
+        stop: Callable[[], None] | None = None,
     ) -> ResumableAnswer:
-        """The answer to request `id` as an event stream that can be read again (see `mcp_stream.Answer`). call, token:
-        how it was put to its server."""
+        """The answer to request `id` as an event stream that can be read again (see `replay.ResumableAnswer`). call,
+        token: how it was put to its server."""
         keeper = self._keeper
         assert keeper is not None
-        track = Track(keeper.clock, keeper.rings, self, request=id, primes=self.revision >= _PRIMED)
+        track = Track(keeper.clock, keeper.rings, self, request=id, primes=self.primes)
         if keeper.shared:
-            track.deadline = keeper.clock.now + 1.0
+            track.deadline = keeper.clock.now + _TOLD_OF
+            keeper.clock.hurry(track)
             track.call, track.token = call, token
-        return ResumableAnswer(track, reply, first, tell=tell, failed=failed, ended=ended)
+        return ResumableAnswer(track, reply, first, tell=tell, failed=failed, ended=ended, stop=stop)
+
+    @property
+    def ending(self) -> "Callable[[asyncio.Task[None]], None]":
+        """Whom to give a task that was cancelled, and is to be waited for when the process ends. The session must be
+        open."""
+        keeper = self._keeper
+        assert keeper is not None
+        return keeper.ending
 
     def track_lasts(self, track: Track) -> None:
         if self._keeper is not None and self._keeper.shared:
@@ -473,27 +512,14 @@ class Session:
 
     # ---- what servers ask the agent
     def ask(self, message: jsonrpc.Message, answer: Callable[[bytes], None]) -> bytes:
-        """A server's request under an id of ours; `answer` gets the response. Above the bound the oldest one that is
-        unanswered is answered with an error."""
-        if len(self._answers) >= _ASKED:
-            oldest, id = self._answers.pop(next(iter(self._answers)))
-            oldest(jsonrpc.error(id, jsonrpc.INTERNAL_ERROR, "the client did not answer"))
-        self._asked += 1
-        node = self._keeper.rings.node if self._keeper is not None else ""
-        id = b'"%b-%d"' % (node.encode(), self._asked)
-        self._answers[id] = (answer, bytes(message.id))
+        """`Questions.ask`."""
         for track in self.tracks.values():
             track.asks()
-        return jsonrpc.request(id, message.method, message.params)
+        return self._questions.ask(message, answer)
 
     def answered(self, message: jsonrpc.Message) -> bool:
-        """The agent's response to a server's request; False when nobody waits for it here."""
-        waiting = self._answers.pop(bytes(message.id), None)
-        if waiting is None:
-            return False
-        answer, id = waiting
-        answer(jsonrpc.failed(id, message.error) if len(message.error) else jsonrpc.result(id, message.result))
-        return True
+        """`Questions.answered`."""
+        return self._questions.answered(message)
 
     def cancel(self, request: bytes) -> bool:
         """The agent does not want the answer to that request (a raw id) any more; False where it is not in flight."""
@@ -503,10 +529,18 @@ class Session:
         call.cancel()
         return True
 
+    def roots_changed(self, tell: Callable[[], None]) -> None:
+        """The agent has other roots. tell: says so to every server."""
+        if self._roots is None:
+            self._roots = Now(_ROOTS)
+        self._roots.do(tell)
+
     # ---- the end
     def release(self) -> None:
         """It is no more, here: cancel what runs, close what is open."""
         self._keeper = None
+        if self._roots is not None:
+            self._roots.cancel()
         self.deadline = FOREVER
         for call in list(self.calls.values()):
             call.cancel()
@@ -515,7 +549,7 @@ class Session:
         for track in list(self.tracks.values()):
             track.drop()
         self.tracks.clear()
-        self._answers.clear()
+        self._questions.clear()
         ends, self._ends = self._ends, {}
         for callback in ends.values():
             callback()

@@ -10,17 +10,18 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from time import monotonic
 from typing import Any
 
 import msgspec
 
-from tollhouse.core.call import Principal, ToolCall
+from tollhouse.core.call import Asks, Consent, Principal, ToolCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
+from tollhouse.core.holders import Holders
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp.handover import Gone, HandOver, Refusal
 from tollhouse.endpoints.mcp.held import HeldCall, Leg
@@ -49,6 +50,7 @@ _LOOK = 0.1
 _CARRIED = 8 << 10  # bytes of questions that it carries for a worker that takes the call over
 _SPENT = 4096
 _URLS = "urls"
+_CONSENT = "consent"
 _ELICITED = 20.0  # seconds that a call waits for the server to say that what was done at a URL is complete
 _CALL_LOST = "call_lost"
 _TOOLS = KINDS["tools/list"]
@@ -57,16 +59,27 @@ _NOT_VALID = "requestState is not valid here: send the request again without it"
 
 class Retry:
     """A request that brings answers. resume: what carries the call on, None when the server itself does. known:
-    answers by the digest of their question, should the call have to be made again."""
+    answers by the digest of their question, should the call have to be made again. consent: what the agent's user said
+    to a question of ours. onward: who has asked in the server's place. first: claims the round, where what was asked
+    is told from what is sent again: a state that comes a second time carries no call on that was counted or approved.
+    """
 
-    __slots__ = ("known", "resume", "round")
+    __slots__ = ("consent", "first", "known", "onward", "resume", "round")
 
     def __init__(
-        self, round: int, resume: Callable[[ToolCall], Any] | None = None, known: dict[bytes, bytes] | None = None
+        self,
+        round: int,
+        resume: Callable[[ToolCall], Any] | None = None,
+        known: dict[bytes, bytes] | None = None,
+        onward: str = "",
+        first: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
+        self.onward = onward
+        self.first = first
         self.round = round
         self.resume = resume
         self.known = known if known is not None else {}
+        self.consent: Consent | None = None
 
 
 class Bridge:
@@ -75,7 +88,7 @@ class Bridge:
 
     state: shared with other workers; None where there are none. timeout: seconds that an agent may take to answer.
     limit, limit_each: calls held at once, in all and for one principal; above them the server is told that nobody
-    answers. now: unix seconds.
+    answers. now: unix seconds. holders: where it is written down whose they are.
     """
 
     def __init__(
@@ -88,6 +101,7 @@ class Bridge:
         limit: int = 1000,
         limit_each: int = 16,
         now: Callable[[], float] = time.time,
+        holders: Holders | None = None,
     ) -> None:
         self.clock = clock
         self.seals = seals
@@ -101,6 +115,7 @@ class Bridge:
         self._limit = limit
         self._limit_each = limit_each
         self._now = now
+        self._holders = holders
         self._held: dict[str, HeldCall] = {}
         self._of: dict[str, int] = {}
         self._spent: dict[str, None] = {}
@@ -108,19 +123,24 @@ class Bridge:
     def __len__(self) -> int:
         return len(self._held)
 
+    async def lives(self, node: str) -> bool:
+        """Whether that worker has given a sign of life lately. Raises Failure 503."""
+        return node == self._node or (self._peers is not None and await self._peers.lives(node))
+
     def _patience(self) -> float:
         return self.timeout
 
     # ---- answers of servers
     def carried(self, call: ToolCall, reply: Reply, server: Server, endpoint: str, retry: Retry | None) -> Reply:
         """`reply` as an agent of its era can have it, where the server's is another."""
-        session, new = call.session, server.upstream.new
+        who = call.instead
+        session, new = call.session, server.upstream.new if who is None else who.new
         if session is not None:
             waits = isinstance(reply.source, TaskResult)  # it asks by itself
             if new and not waits and (reply.source is not None or b"input_required" in reply.first):
                 return Rounds.of(
                     reply,
-                    server.upstream.handle,
+                    server.upstream.handle if who is None else who.again,
                     self.clock,
                     call=call,
                     revision=session.revision,
@@ -149,6 +169,8 @@ class Bridge:
         need = mrtr.need_input(call.method, result)
         if need is None:
             return result
+        if call.asks is not None:
+            return self._consenting(call, call.asks, endpoint, need)
         must_allow(call.profile, need.requests, f"{call.server}: the server")
         fields: dict[str, Any] = dict(jsonrpc.decode_fields(result))
         fields["requestState"] = self._seal(
@@ -159,14 +181,41 @@ class Bridge:
                 owner="",
                 call="",
                 round=round + 1,
-                nonce="",
+                nonce=secrets.token_urlsafe(9),
                 expires=0,
                 principal=b"",
                 bound=_bound(call),
                 inner=need.state,
+                instead=call.instead.name if call.instead is not None else "",
             ),
         )
         return msgspec.Raw(jsonrpc.encode_fields(fields))
+
+    def _consenting(self, call: ToolCall, asks: Asks, endpoint: str, need: mrtr.NeedInput) -> msgspec.Raw:
+        """A question of ours whether the call may be made: what is answered counts once, and in time."""
+        state = mrtr.RequestState(
+            endpoint=endpoint,
+            server=call.server,
+            owner="",
+            call=_CONSENT,
+            round=call.round + 1,
+            nonce=secrets.token_urlsafe(9),
+            expires=0,
+            principal=b"",
+            bound=_bound(call),
+            inner=str(int(self._now() + asks.timeout)),
+        )
+        return msgspec.Raw(mrtr.render(need.requests, self._seal(_id(call.principal), state, asks.timeout)))
+
+    def _consent(self, state: mrtr.RequestState, answers: dict[str, msgspec.Raw]) -> Retry:
+        """What came back. A late answer is none."""
+        said = next(iter(answers.values()), msgspec.Raw(b""))
+        action = jsonrpc.decode_string(jsonrpc.decode_fields(said).get("action")) or "cancel"
+        retry = Retry(state.round)
+        retry.consent = Consent(
+            action if self._now() <= float(state.inner or 0) else "", partial(self._claimed, state.nonce)
+        )
+        return retry
 
     def as_task(self, handle: Handler[ToolCall, Reply]) -> Callable[[ToolCall], Any]:
         """For `ToolCall.resume`: call a tool that can only be called as a task (2025-11-25), and wait for its result.
@@ -206,7 +255,7 @@ class Bridge:
             owner="",
             call=_URLS,
             round=call.round + 1,
-            nonce="",
+            nonce=secrets.token_urlsafe(9),
             expires=0,
             principal=b"",
             bound=_bound(call),
@@ -249,16 +298,20 @@ class Bridge:
                 params["inputResponses"] = responses
             return None
         state = self._open(token, principal, endpoint, server.name, method, name, params)
+        if state.call == _CONSENT:
+            return self._consent(state, answers)
         if state.call == _URLS:
-            return Retry(state.round, partial(self._after_urls, state, answers, server))
+            opened = partial(self._after_urls, state, answers, server)
+            return Retry(state.round, opened, first=partial(self._claimed, state.nonce))
         if not state.owner:
-            if new is False:
+            if new is False and not state.instead:
                 return None  # the server is another than it was: the call begins again
             if state.inner is not None:
                 params["requestState"] = msgspec.Raw(msgspec.json.encode(state.inner))
             if responses is not None:
                 params["inputResponses"] = responses
-            return Retry(state.round)
+            astray = _astray if state.instead else None
+            return Retry(state.round, astray, onward=state.instead, first=partial(self._claimed, state.nonce))
         return Retry(state.round, partial(self._resume, state, answers, server), _known(state, answers))
 
     def _open(
@@ -276,7 +329,7 @@ class Bridge:
                 raise Unsealed("it is another caller's")
             if state.bound != mrtr.binding(method, server, name, params.get("arguments", b"")):
                 raise Unsealed("it is of another request")
-            if state.nonce and state.nonce in self._spent:
+            if (state.owner or state.call == _CONSENT) and state.nonce in self._spent:
                 raise Unsealed("it was used before")
         except Unsealed as unsealed:
             log.info("mcp: a requestState was refused at %s for %s: %s", endpoint, server, unsealed.why)
@@ -417,9 +470,9 @@ class Bridge:
             self._spent.pop(next(iter(self._spent)))
         self._spent[nonce] = None
 
-    def _seal(self, principal: str, state: mrtr.RequestState) -> str:
+    def _seal(self, principal: str, state: mrtr.RequestState, timeout: float = 0.0) -> str:
         state.principal = tag_of(principal)
-        state.expires = int(self._now() + self.timeout + _GRACE)
+        state.expires = int(self._now() + (timeout or self.timeout) + _GRACE)
         return self.seals.seal(_KIND, state)
 
     # ---- Holder
@@ -431,6 +484,8 @@ class Bridge:
                 return None
             self._held[held.id] = held
             self._of[held.principal] = own + 1
+            if self._holders is not None:
+                held.owned = self._holders.hold(held.who, held, expires=False)
             self.clock.watch(held)
         held.round += 1
         held.nonce = secrets.token_urlsafe(9)
@@ -459,6 +514,8 @@ class Bridge:
     def let_go(self, held: HeldCall) -> None:
         if self._held.pop(held.id, None) is not None:
             self.clock.drop(held)
+            if held.owned is not None:
+                held.owned.release()
             left = self._of.pop(held.principal) - 1
             if left:
                 self._of[held.principal] = left
@@ -488,6 +545,11 @@ class Bridge:
         if self._hand_over is not None:
             await self._hand_over.closed()
         await self.tasks.closed()
+
+
+async def _astray(call: ToolCall) -> Reply:
+    """In the place of a server that has not asked: who did does not stand behind it any more."""
+    raise Failure(503, Reason.MCP, f"{call.onward}, which has asked, is not here any more", code=_CALL_LOST, sent=True)
 
 
 _GRACE = 300.0  # seconds after its time in which a late answer is told that it is late

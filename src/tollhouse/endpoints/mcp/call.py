@@ -6,17 +6,20 @@ as an agent that leaves does, so that there is one way in which the work upstrea
 
 import asyncio
 from functools import partial
+from typing import Any
 
 from tollhouse.core.call import ToolCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.holders import Holders
 from tollhouse.core.http import Ending, Response
 from tollhouse.core.reply import Reply
-from tollhouse.endpoints.mcp.bridge import Bridge
+from tollhouse.endpoints.mcp.bridge import Bridge, Retry
+from tollhouse.endpoints.mcp.carried import Carried, over
+from tollhouse.endpoints.mcp.in_flight import InFlight
 from tollhouse.endpoints.mcp.lists import Server
 from tollhouse.endpoints.mcp.replay import ResumableAnswer
-from tollhouse.endpoints.mcp.request import JSON, Asking
-from tollhouse.endpoints.mcp.session import InFlight
+from tollhouse.endpoints.mcp.request import JSON, Asking, Refused
 from tollhouse.endpoints.mcp.stream import Answer
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import revisions, tasks
@@ -29,11 +32,21 @@ __all__ = ["begin", "interrupted", "over", "put"]
 
 
 async def put(
-    asking: Asking, server: Server, kind: Kind, original: str, *, wrap: bool, info: bytes, clock: Clock, bridge: Bridge
+    asking: Asking,
+    server: Server,
+    kind: Kind,
+    original: str,
+    *,
+    wrap: bool,
+    info: bytes,
+    clock: Clock,
+    bridge: Bridge,
+    holders: Holders,
 ) -> Response:
     """Ask `server` for `original` (its own name). Raises Failure.
 
-    wrap: URIs carry their server. info: raw JSON of serverInfo.
+    wrap: URIs carry their server. info: raw JSON of serverInfo. holders: where it is written down whose an answer is
+    that streams.
     """
     request, session = asking.request, asking.session
     context = request.context
@@ -43,6 +56,8 @@ async def put(
     entry = known.index.get(original) if known is not None else None
     if asking.method == "tools/call":
         context.tool = original
+        if entry is None and server.described:
+            entry = (await upstream.listing(kind, session, context.principal, asking.lists)).index.get(original)
     call = asking.call = ToolCall(
         request,
         context,
@@ -57,10 +72,13 @@ async def put(
         idempotent=asking.method in _REPEATABLE or (entry is not None and entry.repeatable),
         profile=asking.profile if upstream.new else asking.profile & ~TASKS,
         extensions=asking.extensions,
+        definition=entry.raw if entry is not None else b"",
     )
     retry = asking.retry
     if retry is not None:
-        call.round, call.resume = retry.round, retry.resume
+        call.resume, call.consent = retry.resume, retry.consent
+        call.round = retry.round if retry.first is None or await retry.first() else 0
+        call.onward = retry.onward
     elif asking.resume is not None:
         call.resume, asking.resume = asking.resume, None
     if asking.method == "tools/call":
@@ -96,81 +114,124 @@ async def put(
     if asking.task and asking.method == "tasks/result":
         asking.translation.method, asking.translation.related = "tools/call", asking.task
     chain = (server.tools.get(original) if server.tools and asking.method == "tools/call" else None) or server.chain
+    told = partial(_told, asking, server, bridge, retry)
     in_flight = begin(asking)
     streams = False
     try:
-        reply = await chain(call)
-        if asking.method in METHODS:
-            if asking.new:
-                asking.bridge, asking.inner = bridge, bool(upstream.new)
-            if asking.inner:
-                pass  # the server's state travels in ours
-            elif reply.source is not None or (upstream.new and b"input_required" in reply.first):
-                reply = bridge.carried(call, reply, server, asking.endpoint, retry)
-        try:
-            if reply.source is not None:
-                response = _stream(asking, reply, in_flight, clock)
+        if session is not None and session.primes and in_flight is not None:
+            carried = Carried(asking, session, in_flight, clock, chain, call, told)
+            try:
+                found = await carried.wait()
+            except asyncio.CancelledError:
+                streams = True  # or is over, and that was seen to
+                raise
+            if isinstance(found, Response):
                 streams = True
-            else:
-                data = reply.first
-                for tap in reply.taps or ():
-                    data = tap(data)
-                body, code = asking.first(data)
-                status = revisions.status_of(code, new=asking.new) if code else 200
-                response = Response(status, [JSON], body, reason=Reason.UPSTREAM, ends=reply.ends)
-        except jsonrpc.Malformed as problem:
-            context.mcp_outcome = "protocol_error"
-            failure = Failure(502, Reason.UPSTREAM_FAILURE, f"{server.name}: {problem.message}", sent=True)
-            reply.close(Ending(502, failure.reason, 0, failure))
-            raise failure from None
+                return _held(asking, found, in_flight.answer, holders)
+            reply, first = told(found)
+        else:
+            reply, first = told(await chain(call))
+        if reply.source is not None:
+            response = _stream(asking, reply, first, in_flight, clock, holders)
+            streams = True
+        else:
+            assert first is not None
+            status = revisions.status_of(asking.code, new=asking.new) if asking.code else 200
+            response = Response(status, [JSON], first, reason=Reason.UPSTREAM, ends=reply.ends)
         if context.integrity:  # the tool is not as it was approved, but is used all the same
             response.headers.append((b"x-tollhouse-integrity", context.integrity.encode()))
         return response
     except asyncio.CancelledError:
-        if not interrupted(asking, in_flight):
+        if streams or not interrupted(asking, in_flight):
             raise
-        raise Failure(499, Reason.CLIENT_GONE, "the request was cancelled") from None
+        failure = in_flight.failure if in_flight is not None else None
+        raise failure or Failure(499, Reason.CLIENT_GONE, "the request was cancelled") from None
     finally:
         if not streams:
             over(asking, in_flight)
 
 
+_SAME = 8  # requests of one id, which agents must not use twice
+_GRACE = 30.0  # seconds after the end of a credential in which a call that it let in may come to its end
+
 _REPEATABLE = frozenset(("prompts/get", "resources/read", "completion/complete", *tasks.METHODS, *tasks.OLD_METHODS))
 
 
-def _stream(asking: Asking, reply: Reply, in_flight: InFlight | None, clock: Clock) -> Response:
-    data = reply.first  # empty where the first event is still to come
-    for tap in reply.taps or () if data else ():
-        data = tap(data)
+def _told(
+    asking: Asking, server: Server, bridge: Bridge, retry: Retry | None, reply: Reply
+) -> tuple[Reply, bytes | None]:
+    """`reply` as an agent of its era can have it, and its first message in the agent's words; None where that is left
+    out. Raises Failure when it cannot be told."""
+    call = asking.call
+    assert call is not None
+    new = server.upstream.new if call.instead is None else call.instead.new
+    if asking.method in METHODS:
+        asks = call.asks
+        if asking.new:
+            asking.bridge, asking.inner = bridge, bool(new) or asks is not None
+        if asking.inner:
+            pass  # the server's state travels in ours
+        elif asks is not None:  # the gateway asks first
+            asks.carry = partial(bridge.carried, call, server=server, endpoint=asking.endpoint, retry=retry)
+        elif reply.source is not None or (new and b"input_required" in reply.first):
+            reply = bridge.carried(call, reply, server, asking.endpoint, retry)
+    try:
+        data = reply.first  # empty where the first event is still to come
+        for tap in reply.taps or () if data else ():
+            data = tap(data)
+        if reply.source is not None:
+            return reply, asking.tell(data) if data else None
+        body, asking.code = asking.first(data)
+        return reply, body
+    except jsonrpc.Malformed as problem:
+        asking.request.context.mcp_outcome = "protocol_error"
+        failure = Failure(502, Reason.UPSTREAM_FAILURE, f"{server.name}: {problem.message}", sent=True)
+        reply.close(Ending(502, failure.reason, 0, failure))
+        raise failure from None
 
+
+def _held(asking: Asking, response: Response, holder: Any, holders: Holders) -> Response:
+    """It streams: it is to end when who asked is no longer good."""
+    held = holders.hold(asking.request.context.principal, holder, grace=_GRACE)
+    ends = response.ends
+    assert ends is not None
+    ends.append(lambda _: held.release())
+    return response
+
+
+def _stream(
+    asking: Asking, reply: Reply, first: bytes | None, in_flight: InFlight | None, clock: Clock, holders: Holders
+) -> Response:
     def ended(failure: Failure | None) -> None:
         context = asking.request.context
         if not context.mcp_outcome:
             context.mcp_outcome = "cancelled"
         over(asking, in_flight)
 
-    first = asking.tell(data) if data else None
+    tell, failed = asking.tell, asking.failed
     session = asking.session
     answer: Answer | ResumableAnswer
     if session is None:
-        answer = Answer(clock, reply, first, tell=asking.tell, failed=asking.failed, ended=ended)
+        answer = Answer(clock, reply, first, tell=tell, failed=failed, ended=ended)
     else:
-        tell, failed = asking.tell, asking.failed
         answer = session.answer(
             reply, first, id=asking.id, tell=tell, failed=failed, ended=ended, call=asking.call, token=asking.token
         )
     if in_flight is not None:
         in_flight.task = None
         in_flight.answer = answer
-    return answer.response()
+    return _held(asking, answer.response(), answer, holders)
 
 
 def begin(asking: Asking) -> InFlight | None:
-    """This task answers a request of a session from now on: its agent may cancel it."""
+    """This task answers a request of a session from now on: its agent may cancel it. Raises Refused."""
     session = asking.session
     if session is None:
         return None
-    in_flight = session.calls[asking.id] = InFlight(asyncio.current_task())
+    before = session.calls.get(asking.id)
+    if before is not None and len(before) >= _SAME:
+        raise Refused(jsonrpc.INVALID_REQUEST, "too many requests with this id are being answered", status=400)
+    in_flight = session.calls[asking.id] = InFlight(asyncio.current_task(), before)
     return in_flight
 
 
@@ -182,14 +243,3 @@ def interrupted(asking: Asking, in_flight: InFlight | None) -> bool:
         asking.request.context.mcp_outcome = "cancelled"
         return False
     return True
-
-
-def over(asking: Asking, in_flight: InFlight | None) -> None:
-    """The request is answered, or will not be."""
-    told, asking.over = asking.over, None
-    if told is not None:
-        told(asking.request.context.mcp_outcome == "ok")
-    session = asking.session
-    if in_flight is not None and session is not None and session.calls.get(asking.id) is in_flight:
-        del session.calls[asking.id]
-        session.touch()

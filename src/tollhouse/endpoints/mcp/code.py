@@ -15,6 +15,7 @@ from tollhouse.endpoints.mcp.call import begin, interrupted, over
 from tollhouse.endpoints.mcp.lists import Lists
 from tollhouse.endpoints.mcp.request import Asking, Refused
 from tollhouse.endpoints.mcp.search import FIND, Many, text_result
+from tollhouse.endpoints.mcp.subscriptions import caller_of
 from tollhouse.endpoints.mcp.tool import call_of, carried_out
 from tollhouse.net.program import Limits, Programs
 from tollhouse.wire import jsonrpc
@@ -68,7 +69,9 @@ class Code:
         in_flight = begin(asking)
         try:
             run = _Run(self, asking, self._limits.calls)
-            outcome = await self._programs.run(code, self._limits, run.answer)
+            context = asking.request.context
+            caller = caller_of(context.principal, context.client or asking.request.peer)
+            outcome = await self._programs.run(code, self._limits, run.answer, caller)
         except asyncio.CancelledError:
             if not interrupted(asking, in_flight):
                 raise
@@ -111,6 +114,9 @@ class Code:
             mcp_outcome="",
             error="",
             rule="",
+            decision="",
+            approver="",
+            shadow="",
         )
         found = await self._lists.owner(_TOOLS, name, session, context, asking.lists)
         if found is None:

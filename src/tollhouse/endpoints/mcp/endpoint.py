@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from tollhouse.core.call import ToolCall
+from tollhouse.core.call import Principal, ToolCall
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Request, Response
 from tollhouse.core.reply import Reply
@@ -47,6 +47,14 @@ log = logging.getLogger("tollhouse.endpoints.mcp")
 
 # What a server answers, through its own chain.
 _THROUGH = frozenset((*TARGETS, *tasks.METHODS, *tasks.OLD_METHODS, "completion/complete"))
+
+
+class Aside(Exception):
+    """Why a message that has no answer is not taken."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
 
 
 class McpEndpoint(Methods):
@@ -106,7 +114,7 @@ class McpEndpoint(Methods):
             new = new or stated
             if new:
                 if not message.is_request:
-                    return self._new_aside(message, version)
+                    return await self._new_aside(request, message, version)
                 asking = Asking(request, id, method, None, new=True)
                 asking.fields = fields
                 asking.endpoint = self.path
@@ -117,15 +125,17 @@ class McpEndpoint(Methods):
                 if session is None and not handshake:
                     session = await self._load(headers, context.principal)
                 if not message.is_request:
-                    return await self._old_aside(message, fields, session)
+                    return await self._old_aside(request, message, fields, session)
                 if handshake:
                     asking = Asking(request, id, method, None, new=False)
                     asking.fields = fields
-                    return self._initialize(asking)
+                    return await self._initialize(asking)
                 asking = Asking(request, id, method, session, new=False)
                 asking.fields = fields
                 asking.endpoint = self.path
-                asking.level = session.level if session is not None else ""
+                if session is not None:
+                    asking.level = session.level
+                    asking.extensions = session.extensions
                 answer = self._old.get(method)
             if meta is not None:
                 self._read_meta(asking, meta)
@@ -142,6 +152,8 @@ class McpEndpoint(Methods):
         except Refused as refused:
             status = refused.status if refused.status is not None else revisions.status_of(refused.code, new=new)
             told = refusal(id, refused.code, refused.message, refused.data, status)
+        except Aside as aside:
+            raise aside.failure from None
         except Failure as failure:
             return failed(id, failure, context)
         context.mcp_outcome = "protocol_error"
@@ -168,25 +180,25 @@ class McpEndpoint(Methods):
                 jsonrpc.INVALID_REQUEST, "the header Mcp-Session-Id is missing: begin with initialize", status=400
             )
         session = self._sessions.find(id.decode("latin-1"), _principal(principal), self.path)
-        return None if session is None else self._entered(session)
+        return None if session is None else self._entered(session, principal)
 
     async def _there(self, headers: dict[bytes, bytes], principal: Any) -> Session:
         """The session that the headers name, in memory or not. Raises Refused."""
         session = self._session(headers, _version(headers), principal)
         return await self._load(headers, principal) if session is None else session
 
-    def _entered(self, session: Session) -> Session:
-        session.touch()
+    def _entered(self, session: Session, principal: Principal | None) -> Session:
+        session.seen(principal)
         session.servers = self._names
         session.wrap = self._wrap_uris
         return session
 
     async def _load(self, headers: dict[bytes, bytes], principal: Any) -> Session:
         id = headers[b"mcp-session-id"].decode("latin-1")
-        session = await self._sessions.load(id, _principal(principal), self.path)
+        session = await self._sessions.load(id, _principal(principal), self.path, principal)
         if session is None:
             raise Refused(-32001, "there is no such session: begin with initialize", status=404)
-        return self._entered(session)
+        return self._entered(session, principal)
 
     async def _batch(self, request: Request, headers: dict[bytes, bytes], body: bytes) -> Response:
         """Several messages at once, of a session of the one revision that has that."""
@@ -208,26 +220,33 @@ class McpEndpoint(Methods):
         else:
             return await batch.answer(request, items, lambda part: self._post(part, headers))
         context.mcp_outcome = "protocol_error"
+        await self._ask(request, "batch")  # what is refused as a whole reaches nobody else who counts it
         return told
 
-    def _initialize(self, asking: Asking) -> Response:
+    async def _initialize(self, asking: Asking) -> Response:
         """`initialize` (2025-11-25, Lifecycle): answered from what is known, without waiting for any server."""
         fields = asking.fields
         asked = jsonrpc.decode_string(fields.get("protocolVersion"))
         if asked is None:
             raise Refused(jsonrpc.INVALID_PARAMS, "protocolVersion is missing", status=400)
-        profile = profile_of(fields.get("capabilities", b""))
+        declared = fields.get("capabilities", msgspec.Raw(b""))
+        profile = profile_of(declared)
         revision = revisions.negotiate(asked)
         if asking.request.header(b"mcp-protocol-version") == revisions.OLDEST.encode():
             revision = revisions.OLDEST  # over the transport that only that one has (`sse`)
+        principal = asking.request.context.principal
         session = self._sessions.open(
-            principal=_principal(asking.request.context.principal),
+            principal=_principal(principal),
             endpoint=self.path,
             servers=self._names,
             revision=revision,
             profile=profile,
+            who=principal,
         )
         session.wrap = self._wrap_uris
+        if len(self.servers) == 1 and (extensions := bytes(self._bridge.profiles.extensions(declared))):
+            session.declare(extensions)
+            await self._sessions.saved(session)
         result: dict[str, Any] = {
             "protocolVersion": revision,
             "capabilities": capabilities(self.servers, revision),
@@ -241,21 +260,39 @@ class McpEndpoint(Methods):
         return Response(200, [JSON, (b"mcp-session-id", session.id.encode())], body)
 
     async def _old_aside(
-        self, message: jsonrpc.Message, fields: dict[str, msgspec.Raw], session: Session | None
+        self, request: Request, message: jsonrpc.Message, fields: dict[str, msgspec.Raw], session: Session | None
     ) -> Response:
-        """A notification or a response in a session: taken, and acknowledged with 202."""
+        """A notification or a response in a session: taken, and acknowledged with 202. What ends or carries on what was
+        admitted needs not be admitted: a call, or the handshake."""
         if session is None:
             return plain(400, "initialize is a request and needs an id")
         method = message.method
         if message.is_response:
             if not await self._sessions.answered(session, message):
                 return plain(400, "no request with this id waits for a response")
-        elif method == "notifications/cancelled":
-            self._sessions.cancelled(session, bytes(fields.get("requestId", b"")))
+            return Response(202, [])
+        wanted = bytes(fields.get("requestId", b"")) if method == "notifications/cancelled" else b""
+        greets = method == "notifications/initialized" and not session.greeted
+        session.greeted = session.greeted or greets
+        if greets or (wanted and session.cancel(wanted)):
+            return Response(202, [])
+        await self._ask_aside(request, method)
+        if wanted:
+            self._sessions.cancelled(session, wanted)
         elif method == "notifications/roots/list_changed":
-            for server in self.servers.values():
-                server.upstream.roots_changed(session)
+            session.roots_changed(partial(self._roots_changed, session))
         return Response(202, [])
+
+    def _roots_changed(self, session: Session) -> None:
+        for server in self.servers.values():
+            server.upstream.roots_changed(session)
+
+    async def _ask_aside(self, request: Request, method: str) -> None:
+        """`_ask`, for a message that has no answer: a refusal is one of HTTP. Raises Aside."""
+        try:
+            await self._ask(request, method)
+        except Failure as failure:
+            raise Aside(failure.with_traceback(None)) from None
 
     async def _get(self, request: Request, headers: dict[bytes, bytes]) -> Response:
         if not self._accepted.of(headers.get(b"accept"))[1]:
@@ -266,7 +303,8 @@ class McpEndpoint(Methods):
             return refusal(b"null", refused.code, refused.message, refused.data, refused.status or 400)
         last = headers.get(b"last-event-id")
         go_on = partial(self._go_on, request)
-        return await self._sessions.listen(session, last.decode("latin-1") if last else None, go_on)
+        after = last.decode("latin-1") if last else None
+        return await self._sessions.listen(session, after, go_on, request.context.principal)
 
     async def _go_on(self, request: Request, session: Session, left: Left) -> Response | None:
         """Answer a call of a session in the place of a worker that is gone: its rules are asked again, and its server
@@ -319,13 +357,14 @@ class McpEndpoint(Methods):
             raise Refused(jsonrpc.INVALID_PARAMS, f"{revisions.LOG_LEVEL} must be one of {', '.join(LEVELS)}")
         asking.level = level or ""
 
-    def _new_aside(self, message: jsonrpc.Message, version: str) -> Response:
+    async def _new_aside(self, request: Request, message: jsonrpc.Message, version: str) -> Response:
         """Stateless agents have nothing to notify us of; what they send is acknowledged and dropped."""
         if message.is_response:
             raise Refused(jsonrpc.INVALID_REQUEST, "responses are not sent in this revision")
         if not revisions.is_new(version):
             data = {"supported": list(revisions.SERVED), "requested": version[:40]}
             raise Refused(revisions.UNSUPPORTED_VERSION, "the header MCP-Protocol-Version is missing or unknown", data)
+        await self._ask_aside(request, message.method)
         return Response(202, [])
 
     # ---- both

@@ -14,6 +14,7 @@ import msgspec
 from tollhouse.core.call import ToolCall
 from tollhouse.core.clock import FOREVER
 from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.holders import Held
 from tollhouse.core.http import Sink, Source
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp.request import JSON
@@ -54,13 +55,14 @@ class HeldCall:
     principal: who may go on with it. bound: what was asked. round, nonce: of the request that may. open: questions by
     key, with the server's id. known: answers by the digest of their question, for a call that may be repeated. failure:
     why the server will not answer, once that is so while it is held. bridged: False where a question ends the call.
+    who, owned: whose it is, and where that is written down.
     """
 
     __slots__ = (
         "_allowed", "_attempts", "_bridged", "_call", "_final", "_fresh", "_holder", "_keys", "_leg", "_logs",
         "_progress", "_stale", "_timer", "_upstream",
-        "bound", "deadline", "endpoint", "failure", "id", "idempotent", "known", "nonce", "open", "principal",
-        "profile", "round", "server",
+        "bound", "deadline", "endpoint", "failure", "id", "idempotent", "known", "nonce", "open", "owned",
+        "principal", "profile", "round", "server", "who",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +82,8 @@ class HeldCall:
         self.endpoint = endpoint
         self.server = call.server
         self.principal = call.principal.id if call.principal is not None else ""
+        self.who = call.principal
+        self.owned: Held | None = None
         self.profile = call.profile
         self.idempotent = call.idempotent
         self.bound = bound
@@ -331,6 +335,11 @@ class HeldCall:
                 self._tell(mrtr.given_up(id, request.method))
         self.open.clear()
         self._fresh.clear()
+
+    def lapse(self, failure: Failure) -> None:
+        """Who may go on with it is no longer good. What streams at the moment is ended by who reads it."""
+        if self.held:
+            self.expire()
 
     def expire(self) -> None:
         """The agent has not come back."""

@@ -92,9 +92,12 @@ class Guard(Protocol):
 class Server:
     """A server behind an endpoint. chain: policies and backend; tools: the same for tools with policies of their own.
     permitted: None when nothing is ever refused. bridged: it may ask agents of the other era. overrides: of its tools,
-    None for none. guard: None where nobody asks what its tools are."""
+    None for none. guard: None where nobody asks what its tools are. described: its rules ask what the server says of a
+    tool that is called."""
 
-    __slots__ = ("__weakref__", "bridged", "chain", "guard", "name", "overrides", "permitted", "tools", "upstream")
+    __slots__ = (
+        "__weakref__", "bridged", "chain", "described", "guard", "name", "overrides", "permitted", "tools", "upstream",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -107,8 +110,10 @@ class Server:
         bridged: bool = True,
         overrides: Overrides | None = None,
         guard: Guard | None = None,
+        described: bool = False,
     ) -> None:
         self.bridged = bridged
+        self.described = described
         self.guard = guard
         self.overrides = overrides
         self.name = name
@@ -264,16 +269,25 @@ class Lists:
         return bytes(
             entry.original not in withheld
             and (selection is None or selection.has(server.name, entry.name, entry.original))
-            and self.permits(server, kind, entry.original, request, agent)
+            and self.permits(server, kind, entry.original, request, agent, entry.raw)
             for entry in listing.entries
         )
 
-    def permits(self, server: Server, kind: Kind, name: str, request: Request, agent: Any) -> bool:
-        """Whether the rules show `name` (the server's own) to this caller."""
+    def permits(
+        self, server: Server, kind: Kind, name: str, request: Request, agent: Any, definition: bytes = b""
+    ) -> bool:
+        """Whether the rules show `name` (the server's own) to this caller. definition: what the server says of it."""
         permitted = server.permitted
         return permitted is None or permitted(
             ToolCall(
-                request, request.context, server=server.name, method=kind.asked_by, name=name, params={}, session=agent
+                request,
+                request.context,
+                server=server.name,
+                method=kind.asked_by,
+                name=name,
+                params={},
+                session=agent,
+                definition=definition,
             )
         )
 
@@ -284,7 +298,7 @@ class Lists:
         for kind in KINDS.values():
             listing = server.upstream.known(kind, agent) or server.upstream.known(kind, None)
             if listing is not None and any(
-                self.permits(server, kind, entry.name, request, agent) for entry in listing.entries
+                self.permits(server, kind, entry.name, request, agent, entry.raw) for entry in listing.entries
             ):
                 return True
         return False

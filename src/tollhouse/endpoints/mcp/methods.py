@@ -65,8 +65,9 @@ class Methods:
 
     path: names the endpoint; sessions are bound to it. prefix, failure: as in config. selection: which tools it has.
     admit: awaited with a ToolCall that has no server (and no name but that of `run_program`) before every request that
-    goes through no server's chain (its method is the JSON-RPC one, or GET or DELETE); notifications are not asked
-    about. max_body: bytes of a request. info: raw JSON of serverInfo. families: metrics, or None. search: when tools
+    goes through no server's chain (its method is the JSON-RPC one, also of a notification, or GET or DELETE, or batch
+    for one that is refused as a whole).
+    max_body: bytes of a request. info: raw JSON of serverInfo. families: metrics, or None. search: when tools
     are searched instead of listed. programs: runs those of agents, within limits; None: none.
     """
 
@@ -171,6 +172,7 @@ class Methods:
         session.set_level(level)
         for server in self.servers.values():
             server.upstream.level_changed(session)
+        await self._sessions.saved(session)
         return self._whole(asking, b"{}")
 
     # ---- of stateless agents
@@ -200,7 +202,16 @@ class Methods:
         try:
             if listener is not None:
                 agreed = await listener.subscribe(uris, partial(self._hear_of, asking, listener))
-            subscription = self._sessions.subscribe(asking.id, wanted, self._names, resources=agreed, tasks=list(looks))
+            request = asking.request
+            subscription = self._sessions.subscriptions.add(
+                asking.id,
+                wanted,
+                self._names,
+                principal=request.context.principal,
+                address=request.context.client or request.peer,
+                resources=agreed,
+                tasks=list(looks),
+            )
         except BaseException:
             if listener is not None:
                 listener.end()
@@ -327,9 +338,13 @@ class Methods:
             elif self._sessions.subscribed_elsewhere(session, name):
                 await self._ask(asking.request, asking.method)
                 session.unsubscribed(name, True)
+                await self._sessions.saved(session)
                 return self._whole(asking, b"{}")
             else:
                 asking.over = partial(session.unsubscribed, name)
+            response: Response = await self._put(asking, server, kind, original)
+            await self._sessions.saved(session)
+            return response
         elif "task" in fields and (session is None or not revisions.has_tasks(session.revision)):
             del fields["task"]
         return await self._put(asking, server, kind, original)
@@ -425,6 +440,7 @@ class Methods:
             info=self._info,
             clock=self._clock,
             bridge=self._bridge,
+            holders=self._sessions.holders,
         )
 
     def _whole(self, asking: Asking, result: bytes) -> Response:

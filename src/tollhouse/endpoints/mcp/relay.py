@@ -109,6 +109,10 @@ class Relayed:
         """End it in good order: this worker leaves."""
         self._stop(tell=True)
 
+    def lapse(self, failure: Failure) -> None:
+        """Who reads here is no longer good."""
+        self._stop(tell=True)
+
     def _stop(self, *, tell: bool) -> None:
         self._finish(tell=tell)
         if not self._held:

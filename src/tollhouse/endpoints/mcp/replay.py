@@ -5,7 +5,7 @@ kept is bounded four times: for each stream, for each session, for the worker, a
 answer is kept before all others: without it a call was made for nothing.
 
 An agent of the old era that leaves has not cancelled (2025-11-25, Streamable HTTP): the call goes on without a reader,
-its end is kept, and the agent comes back for it.
+its end is kept, and the agent comes back for it. So many calls of a session may go on like that.
 """
 
 import logging
@@ -16,10 +16,11 @@ from typing import Protocol
 from tollhouse.core.call import ToolCall
 from tollhouse.core.clock import FOREVER, Clock
 from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.holders import EXPIRED
 from tollhouse.core.http import End, Ending, Response, finish
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp.shared import Left
-from tollhouse.endpoints.mcp.stream import COMMENT, HEADERS, Outlet
+from tollhouse.endpoints.mcp.stream import COMMENT, HEADERS, Outlet, Telling
 from tollhouse.wire import jsonrpc
 
 __all__ = ["LARGEST", "RETRY", "ResumableAnswer", "Rings", "Track", "parse_event_id"]
@@ -88,6 +89,11 @@ class Home(Protocol):
     kept: int
     tracks: "dict[int, Track]"
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether one more call of it may go on that nobody reads."""
+        ...
+
     def track_lasts(self, track: "Track") -> None:
         """It answers a request, and that takes its time."""
         ...
@@ -114,8 +120,8 @@ class Track:
     """
 
     __slots__ = (
-        "_clock", "_events", "_home", "_outlet", "_prefix", "_primes", "_rings", "_size", "answer", "call", "deadline",
-        "over", "request", "seq", "stream", "token",
+        "_clock", "_events", "_home", "_outlet", "_prefix", "_rings", "_size", "answer", "call", "deadline",
+        "over", "primes", "request", "seq", "stream", "token",
     )  # fmt: skip
 
     def __init__(self, clock: Clock, rings: Rings, home: Home, *, request: bytes = b"", primes: bool = False) -> None:
@@ -131,7 +137,7 @@ class Track:
         self._rings = rings
         self._home: Home | None = home
         self._prefix = b"%b.%d." % (rings.node.encode(), self.stream)
-        self._primes = primes
+        self.primes = primes
         self._events: deque[bytes] = deque()
         self._size = 0
         self._outlet: Outlet | None = None
@@ -141,6 +147,11 @@ class Track:
     @property
     def is_read(self) -> bool:
         return self._outlet is not None
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether it may go on without being read."""
+        return self._home is not None and self._home.may_wait
 
     @property
     def begun(self) -> bool:
@@ -162,8 +173,8 @@ class Track:
                 self.answer.left()
             before.finish()
         if after is None:
-            greeting = _PRIMING % (self._prefix, RETRY) if self._primes else COMMENT
-            held: list[bytes] = []
+            greeting = _PRIMING % (self._prefix, RETRY) if self.primes else COMMENT
+            held = list(self._events) if self.request else []  # what ended before anybody could begin to read
         else:
             greeting = COMMENT
             missed = max(0, self.seq - after)
@@ -252,7 +263,7 @@ class Track:
         """End it for its reader, who comes back, maybe to another worker. One that answers a request is ended only for
         agents that expect it (2025-11-25)."""
         outlet = self._outlet
-        if outlet is not None and (self._primes or not self.request):
+        if outlet is not None and (self.primes or not self.request) and (self.answer is None or self.may_wait):
             outlet.put(b"retry: %d\n\n" % RETRY)
             if self.answer is not None:
                 self.answer.left()
@@ -277,6 +288,7 @@ class Track:
         """The agent is asked something in this session: others should know soon, if it is of this call."""
         if self.call is not None and self.call.moves is not None:
             self.deadline = self._clock.now
+            self._clock.hurry(self)
 
     def left(self) -> Left:
         """What another worker needs to answer in the place of this one."""
@@ -313,7 +325,7 @@ class Track:
         """Forget it."""
         home, self._home = self._home, None
         self.deadline = FOREVER
-        self.call = None
+        self.answer = self.call = None
         self._clock.drop(self)
         self._rings.read(self)
         outlet, self._outlet = self._outlet, None
@@ -328,118 +340,90 @@ class Track:
         self._events.clear()
 
 
-class ResumableAnswer:
-    """The rest of a Reply as a stream that goes on without its reader.
-
-    Sink of the Reply's source, Feeder of whoever reads. tell, failed, ended: as for `mcp_stream.Answer`. What is due at
-    the end of the Reply is run when the call ends, also where nobody reads by then.
+class ResumableAnswer(Telling):
+    """An answer that goes on without its reader, who may come back for it. What is due at the end of its Reply is run
+    when the call ends, also where nobody reads by then. stop: ends a call whose Reply is still to come. is_known: the
+    agent can come back for it; else it is kept for nobody once it has ended.
     """
 
-    __slots__ = ("_due", "_ended", "_failed", "_first", "_reply", "_tell", "_track", "begun")
+    __slots__ = ("_due", "_stop", "_track", "is_known")
 
     def __init__(
         self,
         track: Track,
-        reply: Reply,
+        reply: Reply | None,
         first: bytes | None,
         *,
         tell: Callable[[bytes], bytes | None],
         failed: Callable[[Failure], bytes],
         ended: Callable[[Failure | None], None],
+        stop: Callable[[], None] | None = None,
     ) -> None:
+        super().__init__(reply, first, tell=tell, failed=failed, ended=ended)
         self._track = track
-        self._reply: Reply | None = reply
-        self._first = first
-        self._tell = tell
-        self._failed = failed
-        self._ended: Callable[[Failure | None], None] | None = ended
         self._due: list[End] | None = None  # nobody reads: what we must run at the end
-        self.begun = False
+        self._stop = stop
+        self.is_known = True
         track.answer = self
 
     def response(self, reason: str = Reason.UPSTREAM) -> Response:
-        assert self._reply is not None
         response = self._track.read()
         response.reason = reason
-        response.ends = self._reply.ends
+        response.ends = self.ends
         return response
 
-    def begin(self) -> None:
-        """Somebody reads, for the first time or again."""
-        reply = self._reply
-        if self.begun or reply is None:
+    def follow(self, reply: Reply, first: bytes | None) -> None:
+        """The Reply has come. first: its first message as the agent is told it, None where that is left out."""
+        self._stop = None
+        if self.over:
+            reply.close(Ending(499, Reason.CLIENT_GONE, gone=True))
             return
-        self.begun = True
-        first, self._first = self._first, None
-        if first is not None:
-            self._track.say(first)
-        if reply.source is not None:
-            reply.source.start(self)
+        self._reply, self._first = reply, first
+        due = self.ends if self._due is None else self._due
+        due += reply.ends
+        reply.ends = []
+        self._track.asks()  # others may be able to take it over from now on
+        if self.begun:
+            self._go(reply)
 
     def left(self) -> bool:
         """The reader went away: whether this goes on without one."""
-        reply = self._reply
-        if reply is None:
+        if self.over:
             return True
-        if not self.begun:  # the agent has seen no event: it could not come back
-            self._over(None)
+        if not self.begun or not self._track.may_wait:  # the agent could not come back, or has too many that wait
+            self._close(None)
             self._track.drop()
             return False
         if self._due is None:
             # The list is the Response's as well: taken out of it, its server does not run them now.
-            self._due, reply.ends[:] = list(reply.ends), []
+            self._due, self.ends[:] = list(self.ends), []
         self.resume()
         return True
 
-    # Feeder
-    def pause(self) -> None:
-        if self._reply is not None and self._reply.source is not None:
-            self._reply.source.pause()
-
-    def resume(self) -> None:
-        if self._reply is not None and self._reply.source is not None:
-            self._reply.source.resume()
-
-    def cut(self, failure: Failure) -> None:
-        """End the stream now: the agent has cancelled its request."""
-        self._over(failure)
-        self._track.finish()
-
-    # Sink
-    def send(self, data: bytes) -> None:
-        reply = self._reply
-        if reply is None:
-            return
-        if not data:  # the server has hung up, and is asked again for the rest: so may the agent do
+    def lapse(self, failure: Failure) -> None:
+        """Who asked is no longer good. Who only needs a new token, and can come back, reads on with that."""
+        if failure.code == EXPIRED and self._track.primes:
             self._track.hang_up()
-            return
-        for tap in reply.taps or ():
-            data = tap(data)
-        try:
-            message = self._tell(data)
-        except jsonrpc.Malformed as problem:
-            self.end(Failure(502, Reason.UPSTREAM_FAILURE, problem.message, sent=True))
-            return
-        if message is not None:
-            self._track.say(message)
+        else:
+            self.end(failure)
 
-    def end(self, failure: Failure | None = None) -> None:
-        if self._reply is None:
-            return
-        if failure is not None:
-            self._track.say(self._failed(failure))
-        self._over(failure)
-        self._track.finish()
+    def _put(self, message: bytes) -> None:
+        self._track.say(message)
 
-    def _over(self, failure: Failure | None) -> None:
-        reply, self._reply = self._reply, None
-        ended, self._ended = self._ended, None
-        if reply is not None:
-            source, reply.source, reply.taps = reply.source, None, None
-            if source is not None:
-                source.close()
-        if ended is not None:
-            ended(failure)
+    def _finish(self) -> None:
+        if self.is_known:
+            self._track.finish()
+        else:
+            self._track.drop()
+
+    def _hung_up(self) -> None:
+        self._track.hang_up()  # so may the agent do
+
+    def _close(self, failure: Failure | None) -> None:
+        stop, self._stop = self._stop, None
+        super()._close(failure)
+        if stop is not None:
+            stop()
         due, self._due = self._due, None
         if due:
             reason = failure.reason if failure is not None else Reason.UPSTREAM

@@ -69,11 +69,12 @@ class Asking:
     server to a stateless agent, else None; inner: that server is stateless too. retry: what it brings back. task:
     the sealed id of the one it is about. made: makes a server's result that may be about a task the agent's. resume:
     what answers it in the place of the server. over: called once its answer has ended, with whether the server answered
-    it with a result."""
+    it with a result. code: of the error that the answer is, 0 for none."""
 
     __slots__ = (
         "bridge",
         "call",
+        "code",
         "endpoint",
         "extensions",
         "fields",
@@ -116,6 +117,7 @@ class Asking:
         self.retry: Any = None
         self.over: Callable[[bool], None] | None = None
         self.call: ToolCall | None = None
+        self.code = 0
         self.translation: Translation | None = None
 
     @property

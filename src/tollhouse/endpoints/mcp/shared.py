@@ -23,19 +23,22 @@ __all__ = ["Change", "Left", "Record", "Records", "Word", "Workers"]
 log = logging.getLogger("tollhouse.endpoints.mcp")
 
 _TRIES = 8
+_CLAIMED = 3600.0  # seconds that what one worker has taken over is not taken over by another
 _ANSWER = 1.0  # seconds for another worker to say whether it has what is asked for
 _WAITING = 16 << 20  # bytes of words that are not on their way yet
 
 
 class Record(msgspec.Struct, array_like=True):
     """What a session knows beside its id. touched: unix seconds of its last use, about. subscribed: URIs as the agent
-    knows them. owner: the worker that has its stream."""
+    knows them. owner: the worker that has its stream. extensions: what its agent declares beside its profile, raw JSON
+    of an object."""
 
-    touched: int = 0
+    touched: float = 0.0
     level: str = ""
     subscribed: list[str] = []
     owner: str = ""
     ended: bool = False
+    extensions: bytes = b""
 
 
 class Left(msgspec.Struct, array_like=True):
@@ -116,6 +119,22 @@ class Records:
         except msgspec.DecodeError:  # another version's
             return None
 
+    async def claim_stream(self, session: str, stream: str, node: str) -> str:
+        """The worker that goes on with `stream`, of one that is gone: `node`, if no other that lives was quicker."""
+        name, mine = f"mcp.m.{session}.{stream}", node.encode()
+        for _ in range(_TRIES):
+            if await self._values.add(name, mine, _CLAIMED):
+                return node
+            owner = await self._values.get(name)
+            if owner is None:
+                continue
+            other = owner.decode()
+            if other == node or await self.lives(other):
+                return other
+            if await self._values.swap(name, owner, mine, _CLAIMED):
+                return node
+        return node
+
     async def lives(self, node: str) -> bool:
         """Whether a worker has given a sign of life lately."""
         return await self._values.get(sign_of(node)) is not None
@@ -164,6 +183,11 @@ class Workers:
         self._stack = ExitStack()
         for topic in ("mcp.s", f"mcp.w.{self.node}"):
             self._stack.callback(self._bus.subscribe(topic, self._deliver, on_gap))
+
+    @property
+    def idle(self) -> bool:
+        """All is said."""
+        return self._sender is None
 
     def token(self) -> int:
         return next(self._tokens)

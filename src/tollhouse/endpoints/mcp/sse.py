@@ -2,7 +2,8 @@
 
 Rule: this is a translation of transports and nothing else. Each message that is posted becomes a request to the
 endpoint as an agent of today would make it, and whatever the endpoint answers is put on the one stream that the agent
-has open. The session ends with that stream.
+has open. The session ends with that stream, and the stream with the credential that it was opened with. No caller may
+have so many that others find no room.
 """
 
 import asyncio
@@ -17,9 +18,11 @@ from tollhouse.core.call import Context
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
+from tollhouse.core.holders import Held, Holders
 from tollhouse.core.http import Ending, Headers, Request, Response, Source, finish
 from tollhouse.endpoints.mcp.request import LONGEST_METHOD, plain, render
 from tollhouse.endpoints.mcp.stream import Outlet
+from tollhouse.endpoints.mcp.subscriptions import caller_of
 from tollhouse.wire import jsonrpc, sse
 from tollhouse.wire.mcp import revisions
 
@@ -28,6 +31,7 @@ __all__ = ["HttpSse"]
 log = logging.getLogger("tollhouse.endpoints.mcp")
 
 _OPEN = 1000  # streams at once
+_OPEN_EACH = 250  # of one caller
 _POSTED = 64  # messages of one agent that are being answered
 _TRANSPORT = frozenset(
     (
@@ -40,7 +44,8 @@ _TRANSPORT = frozenset(
 
 class HttpSse:
     """path: of the endpoint; the stream is at `<path>/sse` and messages go to `<path>/messages`. endpoint: its Handler;
-    another one may take its place. end: called with (session id, principal, path) when a stream has ended."""
+    another one may take its place. end: called with (session id, principal, path) when a stream has ended. limit_each:
+    streams of one caller (`caller_of`). holders: where it is written down whose they are."""
 
     def __init__(
         self,
@@ -50,7 +55,12 @@ class HttpSse:
         *,
         end: Callable[[str, str, str], None],
         max_body: int = 10 << 20,
+        limit_each: int = _OPEN_EACH,
+        holders: Holders | None = None,
     ) -> None:
+        self.limit_each = limit_each
+        self.holders = holders if holders is not None else Holders(clock)
+        self._of: dict[str, int] = {}
         self.path = path
         self.clock = clock
         self.endpoint = endpoint
@@ -69,11 +79,18 @@ class HttpSse:
         """GET: the stream; its first event says where to post (2024-11-05, HTTP with SSE). Raises Failure."""
         if request.method != b"GET":
             return plain(405, "use GET", (b"allow", b"GET"))
+        context = request.context
+        caller = caller_of(context.principal, context.client or request.peer)
+        own, most = self._of.get(caller, 0), min(self.limit_each, _OPEN_EACH)
+        if own >= most:
+            raise Failure(429, Reason.RATE_LIMIT, f"this caller has {most} event streams of HTTP+SSE open: end some")
         if len(self._open) >= _OPEN:
             raise Failure(503, Reason.MCP, f"{_OPEN} event streams of HTTP+SSE are open already")
-        request.context.operation = "mcp"
+        context.operation = "mcp"
         id = secrets.token_urlsafe(24)
-        stream = self._open[id] = _Stream(self, id, _who(request))
+        stream = self._open[id] = _Stream(self, id, _who(request), caller)
+        self._of[caller] = own + 1
+        stream.held = self.holders.hold(context.principal, stream)
         place = f"{self.path}/messages?session_id={id}"
         stream.outlet.put(b"event: endpoint\ndata: %b\n\n" % place.encode())
         return stream.outlet.response()
@@ -99,8 +116,12 @@ class HttpSse:
             return plain(429, f"{_POSTED} messages of this session are being answered")
         return Response(202, [])
 
-    def left(self, id: str) -> None:
-        self._open.pop(id, None)
+    def left(self, id: str, caller: str) -> None:
+        """That stream has ended."""
+        if self._open.pop(id, None) is not None:
+            left = self._of.pop(caller) - 1
+            if left:
+                self._of[caller] = left
 
     def finish(self) -> None:
         """End every stream: the process leaves."""
@@ -111,9 +132,11 @@ class HttpSse:
 class _Stream:
     """The one stream of an agent, and what is being answered on it."""
 
-    __slots__ = ("_home", "_id", "_session", "_sources", "_tasks", "outlet", "principal")
+    __slots__ = ("_caller", "_home", "_id", "_session", "_sources", "_tasks", "held", "outlet", "principal")
 
-    def __init__(self, home: HttpSse, id: str, principal: str) -> None:
+    def __init__(self, home: HttpSse, id: str, principal: str, caller: str) -> None:
+        self._caller = caller
+        self.held: Held | None = None
         self._home = home
         self._id = id
         self._session = b""
@@ -189,8 +212,15 @@ class _Stream:
         if session:
             self._home.end(session.decode("latin-1"), self.principal, self._home.path)
 
+    def lapse(self, failure: Failure) -> None:
+        """Who opened it is no longer good. What it was asked for was told so, or has time by itself."""
+        self.outlet.finish()
+
     def _closed(self, _: Outlet) -> None:
-        self._home.left(self._id)
+        self._home.left(self._id, self._caller)
+        held, self.held = self.held, None
+        if held is not None:
+            held.release()
         for task in list(self._tasks):
             task.cancel()
         for part in list(self._sources):

@@ -61,7 +61,9 @@ class Sub:
 
     def call(self, call: ToolCall, method: str, **more: msgspec.Raw) -> ToolCall:
         profile = self.found.profile | (TASKS if self.found.new else 0)
-        return about(self.found.id, call, method, server=self.server.name, profile=profile, more=more)
+        made = about(self.found.id, call, method, server=self.server.name, profile=profile, more=more)
+        made.child = self.found.child
+        return made
 
 
 def about(

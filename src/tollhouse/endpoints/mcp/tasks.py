@@ -86,6 +86,7 @@ class Tasks:
             new,
             parked,
             self._node,
+            call.child,
         )
         token = self._seals.seal(_SEAL, found)
         session = asking.session

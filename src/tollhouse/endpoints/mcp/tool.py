@@ -51,6 +51,7 @@ def call_of(
         params=fields,
         session=session,
         idempotent=entry is not None and entry.repeatable,
+        definition=entry.raw if entry is not None else b"",
     )
     context.arguments = call.arguments
     return call, entry

@@ -195,6 +195,10 @@ async def test_extensions_of_one_server_pass_and_of_several_only_what_is_drawn()
             assert (await agent.call(name, _meta=meta)).text == "ok"
             seen = one.calls("tools/call")[-1].body["params"]["_meta"]["io.modelcontextprotocol/clientCapabilities"]
             assert seen == {"elicitation": {"form": {}}, "extensions": told}
+            old = await running.agent(declared, path=path)
+            assert (await old.call(name)).text == "ok"
+            seen = one.calls("tools/call")[-1].body["params"]["_meta"]["io.modelcontextprotocol/clientCapabilities"]
+            assert seen == {"elicitation": {"form": {}}, "extensions": told}
 
 
 async def test_a_server_with_sessions_is_told_that_its_agent_draws() -> None:

@@ -18,6 +18,7 @@ class Home:
 
     def __init__(self) -> None:
         self.kept = 0
+        self.may_wait = True
         self.tracks: dict[int, Track] = {}
         self.lasts: list[int] = []
         self.left: list[int] = []
@@ -383,3 +384,92 @@ def test_a_message_of_any_size_reaches_who_reads(size: int) -> None:
     call.answer.send(b"x" * size)
     call.answer.end()
     assert messages(taken)[-1] == b"<%b>" % (b"x" * size)
+
+
+def test_so_many_calls_go_on_unread() -> None:
+    call = Call(Place(), primes=True)
+    read(call.response)
+    call.place.home.may_wait = False
+    call.answer.send(b"")
+    assert call.track.is_read  # who hangs up would lose it
+    leave(call.response)
+    assert (call.given.closed, call.ended, call.place.home.tracks) == (1, [None], {})
+
+
+# ---- answers that begin before there is anything to say
+def unread(place: Place) -> tuple[ResumableAnswer, list[Any]]:
+    seen: list[Any] = []
+    answer = ResumableAnswer(
+        place.track(request=b"7", primes=True),
+        None,
+        None,
+        tell=tell,
+        failed=lambda failure: failure.message.encode(),
+        ended=seen.append,
+        stop=lambda: seen.append("stopped"),
+    )
+    return answer, seen
+
+
+def pending(place: Place) -> tuple[ResumableAnswer, Response, list[Any]]:
+    answer, seen = unread(place)
+    return answer, answer.response(), seen
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("leaves", [True, False])
+def test_an_answer_that_begins_before_its_reply(whole: bool, leaves: bool) -> None:
+    place = Place()
+    answer, response, seen = pending(place)
+    taken = read(response)
+    assert taken.sent[0].startswith(b"id: ")
+    if leaves:
+        leave(response)
+    given, due = Given(), []
+    reply = Reply(200, [], b"", None if whole else given)
+    reply.ends.append(due.append)
+    answer.follow(reply, b"first")
+    if not whole:
+        assert given.sink is answer
+        answer.send(b"1")
+        answer.end()
+    track = next(iter(place.home.tracks.values()))
+    expected = [b"first"] if whole else [b"first", b"<1>"]
+    if leaves:
+        assert len(due) == 1
+        assert messages(read(track.read(0))) == expected
+    else:
+        assert (messages(taken)[-len(expected) :], taken.ended) == (expected, 1)
+        settle(response)
+        assert len(due) == 1
+    assert seen == [None]
+
+
+def test_an_answer_that_is_ended_before_its_reply() -> None:
+    answer, response, seen = pending(Place())
+    read(response)
+    answer.cut(Failure(499, Reason.CLIENT_GONE, "cancelled"))
+    assert "stopped" in seen
+    given, due = Given(), []
+    reply = Reply(200, [], b"", given)
+    reply.ends.append(due.append)
+    answer.follow(reply, b"late")
+    assert (given.closed, len(due)) == (1, 1)
+
+
+def test_an_answer_that_fails_between_its_beginning_and_its_reader() -> None:
+    """The call's time is up in the very turn in which its stream was decided upon."""
+    answer, _ = unread(Place())
+    answer.end(Failure(504, Reason.TIMEOUT, "late"))
+    taken = read(answer.response())
+    assert (messages(taken), taken.ended) == ([b"late"], 1)
+
+
+def test_what_nobody_can_come_back_for_is_kept_for_nobody() -> None:
+    place = Place()
+    answer, _, _ = pending(place)
+    answer.is_known = False
+    answer.begin()
+    assert answer.left()
+    answer.follow(Reply(200, [], b""), b"done")
+    assert (place.home.tracks, place.rings.size) == ({}, 0)

@@ -1,9 +1,10 @@
 """Rules and limits before everything an agent can ask for: real policies, real sockets."""
 
+import asyncio
 from typing import Any
 
 import pytest
-from tests.fixtures.mcp_gateway import NEW, Answer, Gateway, child, gateway
+from tests.fixtures.mcp_gateway import NEW, Answer, Gateway, child, gateway, until
 from tests.fixtures.mcp_raw import Asked, Old, answer, result, upstream
 from tests.unit.policies.floor import Time, layer, parts
 
@@ -93,7 +94,8 @@ async def test_every_request_counts(method: str, params: Any) -> None:
         refused = await agent.ask(method, params)
         assert (refused.error, reason(refused)) == ((200, -32603), "rate_limit_exceeded")
         assert refused.headers["x-tollhouse-reason"] == "RateLimit"
-        assert (await agent.tell("notifications/initialized")).status == 202  # never counted
+        again = await agent.tell("notifications/initialized")  # once it belongs to the handshake
+        assert (again.status, reason(again)) == (429, "rate_limit_exceeded")
 
 
 async def test_a_stateless_agent_counts_too() -> None:
@@ -136,6 +138,55 @@ async def test_what_a_server_is_asked_counts_once() -> None:
             assert (await agent.call("echo", {"message": "hi"})).text == "hi"
         assert reason(await agent.call("echo")) == "rate_limit_exceeded"
         assert rules.asked == ["initialize"]
+
+
+async def test_what_has_no_answer_counts() -> None:
+    rules = Rules(requests=5)
+    async with gateway({"c": child()}, **rules.parts) as running:
+        agent = await running.agent()
+        assert (await agent.tell("notifications/roots/list_changed")).status == 202
+        assert (await agent.tell("notifications/cancelled", {"requestId": 99})).status == 202
+        batch = await running.send([agent.request("ping")], agent.headers)
+        assert batch.error == (400, -32600)
+        assert (await agent.tell("notifications/what")).status == 202
+        assert rules.asked == [
+            "initialize", "notifications/roots/list_changed", "notifications/cancelled", "batch", "notifications/what",
+        ]  # fmt: skip
+        for refused in (
+            await agent.tell("notifications/roots/list_changed"),
+            await running.send([agent.request("ping")], agent.headers),
+        ):
+            assert (refused.status, reason(refused)) == (429, "rate_limit_exceeded")
+        new = {"mcp-protocol-version": NEW, "mcp-method": "notifications/what"}
+        assert (await running.send({"jsonrpc": "2.0", "method": "notifications/what"}, new)).status == 429
+
+
+async def test_who_has_had_enough_may_still_end_what_runs() -> None:
+    rules = Rules(requests=2)
+    async with gateway({"c": child()}, **rules.parts) as running:
+        agent = await running.agent()
+        stream = await agent.start("tools/call", {"name": "never", "arguments": {}})
+        (session,) = running.sessions._open.values()
+        await until(lambda: session.calls)
+        assert reason(await agent.ask("ping")) == "rate_limit_exceeded"
+        assert (await agent.tell("notifications/cancelled", {"requestId": agent.ids - 1})).status == 202
+        await until(lambda: not session.calls)
+        await stream.close()
+
+
+async def test_servers_hear_of_other_roots_once_a_second() -> None:
+    """And for the last time after the last change."""
+    async with gateway({"c": child()}) as running:
+        await running.agent()
+        (session,) = running.sessions._open.values()
+        times: list[float] = []
+        began = asyncio.get_running_loop().time()
+        for _ in range(100):
+            session.roots_changed(lambda: times.append(asyncio.get_running_loop().time() - began))
+        assert len(times) == 1
+        await until(lambda: len(times) == 2)
+        assert times[1] > 0.9
+        session.roots_changed(lambda: times.append(0.0))
 
 
 # ---- rules

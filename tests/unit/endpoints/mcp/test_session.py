@@ -18,10 +18,11 @@ from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure
 from tollhouse.core.http import Response
 from tollhouse.core.reply import Reply
-from tollhouse.endpoints.mcp.agent import InFlight
 from tollhouse.endpoints.mcp.ids import SessionIds, key_of
+from tollhouse.endpoints.mcp.in_flight import InFlight
+from tollhouse.endpoints.mcp.peers import sign_of
 from tollhouse.endpoints.mcp.session import Session, Sessions
-from tollhouse.endpoints.mcp.shared import Left
+from tollhouse.endpoints.mcp.shared import Left, Records
 from tollhouse.net.timer import Timer
 from tollhouse.store.base import unavailable
 from tollhouse.store.memory import MemoryState
@@ -69,7 +70,7 @@ class World:
         """Wait until all that was to be written and said is."""
         for _ in range(50):
             await asyncio.sleep(0)
-            if not self.a._tasks and not self.b._tasks and not self.a._workers._sender and not self.b._workers._sender:  # type: ignore[union-attr]
+            if not self.a._tasks and not self.b._tasks and self.a._elsewhere.idle and self.b._elsewhere.idle:  # type: ignore[union-attr]
                 return
         raise AssertionError("it goes on and on")
 
@@ -105,8 +106,8 @@ def nothing_is_left(sessions: Sessions) -> None:
     assert not sessions._keys
     assert not sessions._leaving
     assert not sessions._tasks
-    assert not sessions._relayed
-    assert not sessions._lent
+    assert not sessions._ending
+    assert sessions._elsewhere is None or sessions._elsewhere.streams == 0
     assert sessions.rings.size == 0
 
 
@@ -546,8 +547,9 @@ async def test_a_reader_at_another_worker_leaves() -> None:
         await w.quiet()
         leave(relayed)
         await w.quiet()
-        assert not w.a._lent
-        assert not w.b._relayed
+        assert w.a._elsewhere is not None
+        assert w.b._elsewhere is not None
+        assert (w.a._elsewhere.streams, w.b._elsewhere.streams) == (0, 0)
         answer.end()
 
 
@@ -578,6 +580,57 @@ async def test_a_call_whose_worker_is_gone_is_lost() -> None:
         again = read(await w.b.listen(there, ids(taken)[-1].decode()))
         lost = jsonrpc.decode(messages(again)[0])
         assert (bytes(lost.id), b'"call_lost"' in bytes(lost.error)) == (b"7", True)
+
+
+async def test_who_comes_back_to_two_workers_is_served_by_one() -> None:
+    async with world() as w:
+        session = opened(w.a)
+        there = await w.elsewhere(session)
+        await w.quiet()
+        for node in w.nodes:
+            await node.values.put(sign_of(node.node), b"1", 60.0)
+        await Records(w.nodes[0].values).note_call(session.key, "gone.5", Left(b"7", params=b"{}"), 60.0)
+        given = Given()
+        went: list[Session] = []
+
+        async def go_on(session: Session, left: Left) -> Response:
+            went.append(session)
+            await asyncio.sleep(0.05)
+            reply = Reply(200, [], b"", given)
+            return session.answer(
+                reply, b"first", id=left.request, tell=lambda data: data, failed=lambda _: b"", ended=lambda _: None
+            ).response()
+
+        at = [(w.a, session), (w.b, there), (w.b, there)]
+        tasks = [asyncio.ensure_future(sessions.listen(one, "gone.5.3", go_on)) for sessions, one in at]
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        quickest = done.pop()
+        first = read(quickest.result())
+        readers = [read(await task) for task in tasks if task is not quickest]
+        assert len(went) == 1
+        await until(lambda: any(b"first" in message for reader in (first, *readers) for message in messages(reader)))
+        assert given.sink is not None
+        given.sink.send(b"last")
+        given.sink.end()
+        await until(lambda: any(b"last" in message for reader in (first, *readers) for message in messages(reader)))
+        session.release()
+        there.release()
+
+
+async def test_what_is_answered_is_in_the_record_before() -> None:
+    async with world() as w:
+        session = opened(w.a)
+        session.set_level("error")
+        session.declare(b'{"com.example/x":{}}')
+        await w.a.saved(session)
+        there = await w.elsewhere(session)
+        assert (there.level, there.extensions) == ("error", b'{"com.example/x":{}}')
+        session.subscribe("x:y")
+        session.subscribed_to("x:y", True)
+        await w.a.saved(session)
+        record = await Records(w.nodes[1].values).read(session.key)
+        assert record is not None
+        assert record.subscribed == ["x:y"]
 
 
 async def test_a_call_that_streams_for_long_is_known_to_others() -> None:

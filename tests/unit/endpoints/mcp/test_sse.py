@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from tests.fixtures.mcp_gateway import INFO, Gateway, Stream, child
+from tests.fixtures.mcp_gateway import INFO, Gateway, Stream, child, until
 
 from tollhouse.backends.mcp.servers import Servers
 from tollhouse.core.call import Principal
 from tollhouse.core.clock import Clock
+from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Ending, Request, Response
 from tollhouse.endpoints.mcp.bridge import Bridge
 from tollhouse.endpoints.mcp.endpoint import McpEndpoint, Server, render
@@ -180,6 +181,35 @@ async def test_what_is_refused() -> None:
         assert (await running.send(ping, {}, path="/mcp/sse")).status == 405
         assert (await one.ask("ping"))["result"] == {}
         await one.stream.close()
+
+
+async def test_one_caller_leaves_room_for_others() -> None:
+    async with place() as gateway:
+        http_sse = gateway.http_sse
+        http_sse.limit_each = 2
+        streams = [await gateway.open(None, {}, method="GET", path="/mcp/sse") for _ in range(2)]
+        for stream in streams:
+            await stream.head()
+        refused = await gateway.send(None, method="GET", path="/mcp/sse")
+        assert refused.status == 429
+        other = await gateway.open(None, {"x-who": "bob"}, method="GET", path="/mcp/sse")
+        await other.head()
+        assert other.status == 200
+        for stream in (*streams, other):
+            await stream.close()
+        await until(lambda: not http_sse._open and not http_sse._of and len(http_sse.holders) == 0)
+
+
+async def test_a_stream_ends_with_its_credential() -> None:
+    async with place() as gateway:
+        http_sse = gateway.http_sse
+        stream = await gateway.open(None, {"x-who": "bob"}, method="GET", path="/mcp/sse")
+        await stream.head()
+        await stream.event()
+        http_sse.holders.end("bob", Failure(401, Reason.JWT_AUTH, "gone"))
+        assert await stream.event() is None
+        await stream.close()
+        assert not http_sse._open
 
 
 async def test_before_initialize_there_is_no_session() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.core.http import Ending, Sink
+from tollhouse.core.http import Ending, Sink, Source
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp.stream import Answer, Outlet
 from tollhouse.wire import jsonrpc
@@ -69,9 +69,18 @@ def started(time: Time) -> tuple[Answer, Given, Taken, list[Any]]:
     answer = Answer(
         time.clock, reply, b"first", tell=tell, failed=lambda failure: failure.message.encode(), ended=ends.append
     )
-    assert answer.response().ends is reply.ends
-    answer.start(taken)
+    response = answer.response()
+    assert response.ends is reply.ends
+    assert response.source is not None
+    response.source.start(taken)
     return answer, given, taken, ends
+
+
+def source_of(answer: Answer) -> Source:
+    """Where it is read."""
+    source = answer.response().source
+    assert source is not None
+    return source
 
 
 def test_messages_become_events_in_order() -> None:
@@ -82,7 +91,7 @@ def test_messages_become_events_in_order() -> None:
     answer.end()
     assert taken.sent == [b"event: message\ndata: %b\n\n" % data for data in (b"first", b"<1>", b"<2>")]
     assert (taken.ended, ends) == (1, [None])
-    answer.close()
+    source_of(answer).close()
     answer.end()
     assert (taken.ended, ends) == (1, [None])
 
@@ -105,12 +114,13 @@ def test_what_cannot_be_told_ends_the_stream_and_the_work() -> None:
 
 def test_an_agent_that_leaves_stops_the_work() -> None:
     answer, given, taken, ends = started(Time())
-    answer.pause()
+    source = source_of(answer)
+    source.pause()
     assert given.paused
-    answer.resume()
+    source.resume()
     assert not given.paused
-    answer.close()
-    answer.close()
+    source.close()
+    source.close()
     assert (taken.ended, given.closed, ends) == (0, 1, [None])
 
 
@@ -122,7 +132,7 @@ def test_cancelling() -> None:
     late = Answer(Clock(), Reply(200, [], b"", Given()), b"", tell=tell, failed=lambda f: b"", ended=ends.append)
     late.cut(failure)
     taken = Taken()
-    late.start(taken)
+    source_of(late).start(taken)
     assert (taken.sent, taken.ended) == ([], 1)
 
 

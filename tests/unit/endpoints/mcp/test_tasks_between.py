@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from tests.fixtures.mcp_gateway import Gateway, New, Old, gateway
-from tests.fixtures.mcp_suite import fixture_server
+from tests.fixtures.mcp_suite import FIXTURE, ROOT, fixture_server
 
 from tollhouse.backends.mcp.http import HttpServerSpec
+from tollhouse.backends.mcp.stdio import StdioServerSpec
 from tollhouse.core.clock import Clock
 from tollhouse.store.memory import MemoryState
 
@@ -230,6 +231,41 @@ async def test_a_stateless_agent_answers_a_task_of_an_old_server(old_server: str
             while len(found.bridge.tasks.old.inputs):
                 await asyncio.sleep(0.01)
         assert (await about(agent, "tasks/cancel", id)) == _ack(created)
+
+
+async def test_a_task_is_asked_about_in_the_child_that_runs_it() -> None:
+    """Each call of an agent that can be asked things has a child to itself, and other children do not know its task;
+    what a task asks goes to who waits for its result, whatever else runs in that child."""
+    spec = StdioServerSpec(
+        command=FIXTURE[0], args=(*FIXTURE[1:], "--era", "old", "--stdio"), env={"PYTHONPATH": str(ROOT)}
+    )
+    async with gateway({"u": spec}) as found:
+        await found.stateless(who="ada").ask("tools/list")
+
+        async def answered(name: str) -> str:
+            agent = found.stateless(who="ada")
+            created = (await agent.call("confirm_delete", {"filename": name}, _meta=DECLARED)).message["result"]
+            (key,) = (await becomes(agent, created["taskId"], "input_required"))["inputRequests"]
+            asking = await agent.call("test_input_required_result_elicitation", _meta=DECLARED)
+            assert asking.message["result"]["resultType"] == "input_required"
+            await about(agent, "tasks/update", created["taskId"], inputResponses={key: YES})
+            done = await becomes(agent, created["taskId"], "completed")
+            return str(done["result"]["content"][0]["text"])
+
+        assert all("accept" in text for text in await asyncio.gather(*map(answered, "abc")))
+
+
+async def test_a_child_that_runs_a_task_gives_way_last() -> None:
+    arguments = (*FIXTURE[1:], "--era", "old", "--stdio")
+    spec = StdioServerSpec(command=FIXTURE[0], args=arguments, env={"PYTHONPATH": str(ROOT)}, max_children=2)
+    async with gateway({"u": spec}) as found:
+        await found.stateless(who="ada").ask("tools/list")
+        ada = found.stateless(who="ada")
+        id = (await ada.call("slow_compute", {"seconds": 30}, _meta=DECLARED)).message["result"]["taskId"]
+        for who in ("bob", "eve", "pat"):
+            other = found.stateless(who=who)
+            assert "result" in (await other.call("test_simple_text", _meta=DECLARED)).message
+        assert (await about(ada, "tasks/get", id))["status"] == "working"
 
 
 def _ack(like: Any) -> Any:

@@ -1,0 +1,61 @@
+"""Who is let in by a configuration that begins to serve, of those whom the one before let in.
+
+Rule: only what is written is compared, nobody is asked. Where what is written about a kind of credential, a key or an
+issuer is another, what was opened with it ends: who is still known opens it again.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from tollhouse.config.spec import Config
+from tollhouse.core.call import Principal
+
+__all__ = ["still_let_in"]
+
+_SECTIONS = {
+    "opaque": "introspection",
+    "basic": "basic",
+    "mtls": "mtls",
+    "oidc": "oidc",
+    "ext": "ext_authz",
+}
+"""Source of a principal to the setting of `authenticate` that it is known by, where that is one for all."""
+
+
+def still_let_in(before: Config, now: Config) -> Callable[[Principal], bool] | None:
+    """Whether a principal whom `before` let in may keep what it holds; None where all may."""
+    old, new = before.authenticate, now.authenticate
+    if old == new:
+        return None
+    had, has = _named(old, "keys", "name"), _named(new, "keys", "name")
+    trusted, trusts = _named(old, "jwt", "issuer"), _named(new, "jwt", "issuer")
+    open_ = new is None or new.mode == "optional"
+
+    def good(principal: Principal) -> bool:
+        source = principal.source
+        if source == "anonymous":
+            return open_
+        if new is None:
+            return False
+        if source == "key" and principal.key in had:
+            return has.get(principal.key) == had[principal.key]
+        if source == "key":
+            return bool(_of(old, "issued") == _of(new, "issued"))
+        if source == "jwt" and principal.issuer in trusted:
+            return trusts.get(principal.issuer) == trusted[principal.issuer]
+        section = _SECTIONS.get(source)
+        return section is None or bool(_of(old, section) == _of(new, section))
+
+    return good
+
+
+def _of(spec: Any, section: str) -> Any:
+    return getattr(spec, section, None)
+
+
+def _named(spec: Any, section: str, key: str) -> dict[str, list[Any]]:
+    """The entries of a list by their name; an issuer may be there twice."""
+    found: dict[str, list[Any]] = {}
+    for entry in _of(spec, section) or ():
+        found.setdefault(getattr(entry, key), []).append(entry)
+    return found
