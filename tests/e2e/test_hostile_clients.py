@@ -94,7 +94,7 @@ async def test_slow_clients_are_put_out_while_others_are_served(tmp_path: Path) 
                     await asyncio.wait((ended,), timeout=0.1)
                 told.append(await ended)
 
-        post = b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n"
+        post = b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\r\n"
         kinds = [
             (b"GET / HT", b""),
             (b"GET /plain/echo HTTP/1.1\r\nhost: x\r\n", b"x: y\r\n"),
@@ -142,7 +142,9 @@ async def test_a_body_too_large_is_refused_in_the_dialect_that_was_asked(tmp_pat
             for framing in (b"content-length: %d\r\n\r\n" % len(big), b"transfer-encoding: chunked\r\n\r\n200000\r\n"):
                 async with Wire(url) as wire:
                     await wire.send(
-                        b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n" % path.encode() + framing
+                        b"POST %b HTTP/1.1\r\nhost: localhost\r\n" % path.encode()
+                        + b"content-type: application/json\r\n"
+                        + framing
                     )
                     wire.writer.write(big)
                     answer = await wire.answer()
@@ -253,7 +255,7 @@ async def test_floods_cost_no_memory(tmp_path: Path) -> None:
             await now.healthy()
         before = rss(now.gateway.pid)
         block = b"a" * 65536
-        chunked = b"POST %b HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        chunked = b"POST %b HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
 
         async def flood(start: bytes, part: bytes, size: int) -> None:
             try:

@@ -1,17 +1,21 @@
-"""The public conformance suite, through the gateway: each suite in front of a server of its own era and of the other.
+"""The public conformance suite, through the gateway: each suite in front of a server of its own era and of the other,
+and of one that is merged with another under prefixed names.
 
 The server behind is the fixture, which passes everything when it is asked directly. What fails through the gateway is
 listed in mcp_conformance.yaml with the reason; nothing else fails, and what is listed does.
 """
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from tests.fixtures.gateway import Gateway
+from tests.fixtures.mcp_prefix import prefixed
 from tests.fixtures.mcp_suite import Checks, fixture_server, needs_suite, run_suite, unlike
 
 pytestmark = [needs_suite, pytest.mark.timeout(180)]
@@ -25,7 +29,11 @@ COMBINATIONS = {
     "new-new": (NEW, "new", True),
     "old-new": (OLD, "new", True),
     "new-old": (NEW, "old", True),
+    "old-merged": (OLD, "old", True),
+    "new-merged": (NEW, "new", True),
 }
+MERGED = ("old-merged", "new-merged")
+"""One of two servers at an endpoint: what stands between puts the prefix where an agent has read it."""
 EXPECTED: dict[str, dict[str, str]] = (
     yaml.safe_load((Path(__file__).parent / "mcp_conformance.yaml").read_text(encoding="utf-8")) or {}
 )
@@ -40,18 +48,25 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Chec
     where = tmp_path_factory.mktemp("conformance")
     with ExitStack() as stack:
         urls = {name: stack.enter_context(fixture_server("--era", era)) for name, (_, era, _) in COMBINATIONS.items()}
-        servers = {name: {"url": url} for name, url in urls.items() if COMBINATIONS[name][2]}
-        config = {"server": {"listen": "127.0.0.1:0", "metrics": None}, "mcp": {"servers": servers}}
+        servers: dict[str, Any] = {name: {"url": url} for name, url in urls.items() if COMBINATIONS[name][2]}
+        servers["demo"] = {"command": sys.executable, "args": ["-m", "tollhouse.demo"]}
+        endpoints = [{"path": f"/mcp/two/{name}", "servers": [name, "demo"]} for name in MERGED]
+        config = {
+            "server": {"listen": "127.0.0.1:0", "metrics": None},
+            "mcp": {"servers": servers, "endpoints": endpoints},
+        }
         gateway = stack.enter_context(Gateway(yaml.safe_dump(config), where))
 
+        async def one(name: str) -> Checks:
+            suite, _, through = COMBINATIONS[name]
+            (where / name).mkdir()
+            if name in MERGED:
+                async with prefixed(f"{gateway.url}/mcp/two/{name}", name, "demo") as url:
+                    return await run_suite(url, suite, where / name)
+            return await run_suite(f"{gateway.url}/mcp/{name}" if through else urls[name], suite, where / name)
+
         async def run() -> dict[str, Checks]:
-            runs = {
-                name: run_suite(f"{gateway.url}/mcp/{name}" if through else urls[name], suite, where / name)
-                for name, (suite, _, through) in COMBINATIONS.items()
-            }
-            for name in runs:
-                (where / name).mkdir()
-            return dict(zip(runs, await asyncio.gather(*runs.values()), strict=True))
+            return dict(zip(COMBINATIONS, await asyncio.gather(*map(one, COMBINATIONS)), strict=True))
 
         yield asyncio.run(run())
 

@@ -1,6 +1,7 @@
 """Many tools in a whole gateway: searched, found by sense, and called by programs, each call with its record."""
 
 import json
+import lzma
 import sqlite3
 import sys
 import threading
@@ -112,6 +113,40 @@ def test_search_by_sense(tmp_path: Path) -> None:
             assert names == ["a__pid", "b__pid"]
         with closing(sqlite3.connect(tmp_path / "tollhouse.db")) as ledger:
             assert ledger.execute("select count(*) from usage where model_asked = 'small'").fetchone()[0] >= 2
+
+
+def test_a_large_public_api(tmp_path: Path) -> None:
+    """1,222 operations of a document as it is published: too many to list, so they are searched; each is there."""
+    document = Path(__file__).parents[1] / "fixtures/openapi/github.json.xz"
+    (tmp_path / "github.json").write_bytes(lzma.decompress(document.read_bytes()))
+    config = {
+        "server": {"listen": "127.0.0.1:0", "metrics": None},
+        "mcp": {
+            "search": "auto",
+            "servers": {"github": {"openapi": "github.json", "base_url": "http://127.0.0.1:9"}},
+            "endpoints": [{"path": "/mcp/all", "servers": ["github"], "search": "off"}],
+        },
+    }
+    with Gateway(yaml.safe_dump(config), tmp_path) as gateway:
+        url = f"{gateway.url}/mcp"
+        assert shown(url) == ["find_tools", "call_tool"]
+        names, cursor = [], None
+        while True:
+            page = ask(f"{url}/all", "tools/list", {"cursor": cursor} if cursor else {})["result"]
+            names += [tool["name"] for tool in page["tools"]]
+            if (cursor := page.get("nextCursor")) is None:
+                break
+        assert len(set(names)) == len(names) == 1222
+        for words, wanted in (
+            ("create a gist", "gists_create"),
+            ("rename a branch", "repos_rename-branch"),
+            ("add labels to an issue", "issues_add-labels"),
+        ):
+            assert wanted in find(url, words, 5)
+        call = {"name": "call_tool", "arguments": {"name": "gists_get", "arguments": {"gist_id": "a/../b?c"}}}
+        assert ask(url, "tools/call", call)["result"]["isError"]  # nobody is there, and the model is told
+        assert "/b?c" not in gateway.text()
+        assert "Traceback" not in gateway.text()
 
 
 def test_an_unknown_model_is_an_error(tmp_path: Path) -> None:

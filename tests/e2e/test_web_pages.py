@@ -63,6 +63,37 @@ async def test_pages_of_strangers_are_refused(tmp_path: Path) -> None:
         assert listed.status == 403
 
 
+async def test_pages_whose_name_leads_here_are_refused(tmp_path: Path) -> None:
+    """DNS rebinding: to its browser the page is at home here, and says no Origin where it only reads."""
+    async with running(tmp_path, KEYS) as (gateway, models):
+        key = {"authorization": "Bearer client-key"}
+        port = gateway.url.rpartition(":")[2]
+        for path in ("/mcp", "/v1/chat/completions", "/v1/models"):
+            method = "GET" if path == "/v1/models" else "POST"
+            body = PING if path == "/mcp" else ASK if method == "POST" else b""
+
+            async def called(host: str, more: dict[str, str], at: tuple[str, str, bytes] = (method, path, body)) -> int:
+                both = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
+                return (await once(gateway.url, *at, both | {"host": host} | more)).status
+
+            for host in (f"rebind.example:{port}", f"0.0.0.0:{port}", "localhost.rebind.example"):
+                assert await called(host, {}) == 403
+                assert await called(host, key) == 200  # no page knows it
+            for host in (f"localhost:{port}", f"127.0.0.1:{port}", "ai.example.com", f"tool.localhost:{port}"):
+                assert await called(host, {}) == 200
+        models.seen.clear()
+        told = await once(gateway.url, "POST", "/v1/chat/completions", ASK, {"host": "rebind.example"})
+        assert (told.headers["x-tollhouse-reason"], models.seen) == ("Authorization", [])
+        assert "server.hosts" in told.json()["error"]["message"]
+        page = await once(gateway.url, "GET", "/pages/x", b"", {"host": "rebind.example"})
+        assert page.status != 403  # services say themselves for which hosts they are
+
+        proxied = gateway.config.read_text().replace("metrics: null", "metrics: null, hosts: [rebind.example]")
+        await gateway.change(proxied)
+        assert (await once(gateway.url, "GET", "/v1/models", b"", {"host": f"rebind.example:{port}"})).status == 200
+        assert (await once(gateway.url, "GET", "/v1/models", b"", {"host": f"other.example:{port}"})).status == 403
+
+
 async def test_who_says_who_he_is_is_asked_no_further_but_by_mcp(tmp_path: Path) -> None:
     async with running(tmp_path, KEYS) as (gateway, models):
         evil, key = "https://evil.example", {"authorization": "Bearer client-key"}

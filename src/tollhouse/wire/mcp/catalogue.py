@@ -157,7 +157,7 @@ def parse_page(kind: Kind, raw: msgspec.Raw | bytes, *, headers: bool, tasks: bo
     headers: the server is a stateless one over HTTP, so a tool whose header annotations are not valid is left out.
     tasks: it is a stateless one that may run any tool as a task, which agents of the old era are told.
     """
-    fields = jsonrpc.decode_fields(raw)
+    fields = jsonrpc.decode_result(raw)
     try:
         found = msgspec.json.decode(fields.get(kind.member, b"null"), type=list[msgspec.Raw])
     except msgspec.DecodeError:

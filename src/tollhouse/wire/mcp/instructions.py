@@ -1,13 +1,15 @@
 """Texts that tell the model what to do behind the user's back, by patterns.
 
 Rule: a pattern stands for what attacks have in common and honest descriptions lack; where those overlap its score is
-low. Gaps are bounded and end with a sentence, so that no text takes more than linear time. They are in English.
+low. Gaps are bounded and end with a sentence, so that no text takes more than linear time. Those here are in English;
+the plainest of them in other languages are `instructions_other`.
 """
 
 import re
 from collections.abc import Iterator
 
-from tollhouse.wire.mcp.letters import plain, sample
+from tollhouse.wire.mcp import instructions_other
+from tollhouse.wire.mcp.letters import plain, sample, spelled
 
 __all__ = ["told"]
 
@@ -147,9 +149,13 @@ def told(text: str) -> Iterator[tuple[str, str]]:
     if match is not None and (after := text[match.end() :].lstrip()):
         yield "padding", sample(after[:200])
     reads = plain(text)
-    if _TELLING.search(reads) is None:
-        return
-    for rule, pattern in _AS_READ:
-        match = pattern.search(reads)
-        if match is not None:
-            yield rule, sample(match[0])
+    broken = set()
+    if _TELLING.search(reads) is not None:
+        for rule, pattern in _AS_READ:
+            match = pattern.search(reads)
+            if match is not None:
+                broken.add(rule)
+                yield rule, sample(match[0])
+    for rule, what in instructions_other.told(reads if text.isascii() else spelled(text)):
+        if rule not in broken:
+            yield rule, sample(what)

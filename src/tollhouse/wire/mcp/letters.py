@@ -7,7 +7,7 @@ stays unseen (`visible`).
 import re
 import unicodedata
 
-__all__ = ["ascii_of", "hidden", "is_seen", "lookalike", "plain", "sample", "simple", "visible"]
+__all__ = ["ascii_of", "hidden", "is_seen", "lookalike", "plain", "sample", "simple", "spelled", "visible"]
 
 _SAMPLE = 120
 
@@ -136,6 +136,14 @@ def ascii_of(text: str) -> str:
         return text.casefold()
     text = unicodedata.normalize("NFKD", text.translate(_UNSEEN)).casefold().translate(_LETTERS)
     return "".join(char for char in text if not unicodedata.combining(char))
+
+
+def spelled(text: str) -> str:
+    """The text as it is written, in any script: in lower case, without hidden characters, with one space between
+    words."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text.translate(_UNSEEN))
+    return " ".join(text.casefold().split())
 
 
 def plain(text: str) -> str:

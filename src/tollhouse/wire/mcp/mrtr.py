@@ -69,7 +69,7 @@ class RequestState(msgspec.Struct, array_like=True):
     bound: what was asked (`binding`). questions: key to digest, of those that are open. inner: the server's own state
     byte for byte, None for none. answers: earlier ones by the digest of their question, where the call may be repeated.
     place: where the server's side of the call is found by a worker that takes it over, b"" where it cannot be. asked:
-    the server's requests by key, for that worker.
+    the server's requests by key, for that worker. instead: who has asked in the server's place, "" for itself.
     """
 
     endpoint: str
@@ -86,6 +86,7 @@ class RequestState(msgspec.Struct, array_like=True):
     answers: dict[bytes, bytes] = msgspec.field(default_factory=dict)
     place: bytes = b""
     asked: dict[str, bytes] = msgspec.field(default_factory=dict)
+    instead: str = ""
 
 
 class _Kind(msgspec.Struct, gc=False):

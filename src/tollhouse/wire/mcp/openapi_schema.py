@@ -286,6 +286,8 @@ def _modernised(schema: dict[str, Any], made: dict[str, Any]) -> None:
                 made[exclusive] = made.pop(bound)
     if "example" in schema and "examples" not in made:
         made["examples"] = [schema["example"]]
+    if any(isinstance(one, dict) and "$ref" in one for one in made.get("examples", ())):
+        del made["examples"]  # of a media type: they lead nowhere from a tool
     if made.get("format") in ("binary", "byte"):
         _binary(made)
     if schema.get("nullable") is True:

@@ -143,7 +143,7 @@ def result_for(
     has it. asks: a result of another type than `complete` may pass. public: what the server calls public may be called
     so.
     """
-    fields = jsonrpc.decode_fields(raw)
+    fields = jsonrpc.decode_result(raw)
     kind = jsonrpc.decode_string(fields.get("resultType", jsonrpc.NONE)) or "complete"
     if kind != "complete" and not (asks and new and kind in ("input_required", "task")):
         raise jsonrpc.Malformed(

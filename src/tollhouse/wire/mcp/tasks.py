@@ -54,7 +54,8 @@ _NULL = msgspec.Raw(b"null")
 class TaskId(msgspec.Struct, array_like=True):
     """What a task id of ours says, sealed. principal: a tag of whom it was given to. tool: the one that runs. id: the
     server's own. profile: what its agent can be asked. new: its server is stateless. parked: the result is kept here
-    under `id`, and the server knows nothing of a task. node: the worker that began it."""
+    under `id`, and the server knows nothing of a task. node: the worker that began it. child: in which of the caller's
+    sessions with the server."""
 
     endpoint: str
     server: str
@@ -65,11 +66,12 @@ class TaskId(msgspec.Struct, array_like=True):
     new: bool = True
     parked: bool = False
     node: str = ""
+    child: int = 0
 
 
 def task_id(result: msgspec.Raw | bytes) -> str | None:
     """The id in a result that describes a task; None when there is none."""
-    return jsonrpc.decode_string(jsonrpc.decode_fields(result).get("taskId"))
+    return jsonrpc.decode_string(jsonrpc.decode_result(result).get("taskId"))
 
 
 class _Created(msgspec.Struct):
@@ -107,14 +109,14 @@ def described(result: msgspec.Raw | bytes) -> str | None:
 
 def with_id(result: msgspec.Raw | bytes, id: str) -> dict[str, Any]:
     """The members of the same result of the task `id`."""
-    fields: dict[str, Any] = dict(jsonrpc.decode_fields(result))
+    fields: dict[str, Any] = dict(jsonrpc.decode_result(result))
     fields["taskId"] = id
     return fields
 
 
 def as_new(task: msgspec.Raw | bytes, id: str) -> dict[str, Any]:
     """A task of either era as the extension writes it, without what its status brings. Raises Malformed."""
-    fields = jsonrpc.decode_fields(task)
+    fields = jsonrpc.decode_result(task)
     made: dict[str, Any] = {"taskId": id, **{name: fields[name] for name in _SHARED if name in fields}}
     made["ttlMs"] = fields.get("ttlMs", fields.get("ttl", _NULL))
     poll = fields.get("pollIntervalMs", fields.get("pollInterval"))
@@ -133,7 +135,7 @@ class _Done(msgspec.Struct, gc=False):
 
 def as_old(task: msgspec.Raw | bytes, id: str) -> dict[str, Any]:
     """A task of either era as 2025-11-25 writes it. A tool that failed is a task that did. Raises Malformed."""
-    fields = jsonrpc.decode_fields(task)
+    fields = jsonrpc.decode_result(task)
     made: dict[str, Any] = {"taskId": id, **{name: fields[name] for name in _SHARED if name in fields}}
     made["ttl"] = fields.get("ttl", fields.get("ttlMs", _NULL))
     poll = fields.get("pollInterval", fields.get("pollIntervalMs"))

@@ -56,6 +56,40 @@ def test_what_fits_best_comes_first(query: str, first: str) -> None:
     assert found(query, limit=1) == [first]
 
 
+HOOKS = Index(
+    "forge",
+    [
+        tool("create_webhook", "Has somebody told of what happens."),
+        tool("list_repositories", "Lists what is kept here."),
+        tool("star_project", "Keeps it among those that the caller likes."),
+        tool("lock_ticket", "Nobody can write to it any more."),
+        tool("get_terms", "Reads the terms. " + "It needs the scope issues, and webhooks, and a token. " * 20),
+    ],
+)
+
+
+@pytest.mark.parametrize(
+    "query, first",
+    [
+        ("a web hook", "create_webhook"),  # neighbours that are one word elsewhere
+        ("where are my repos", "list_repositories"),
+        ("lock this bug", "lock_ticket"),  # by what it is called elsewhere
+        ("webhooks", "create_webhook"),  # though the word stands twenty times behind what another is for
+        ("start a project", "star_project"),  # begins alike, and nothing else is asked for that is there
+    ],
+)
+def test_words_that_stand_for_others(query: str, first: str) -> None:
+    (hit, *_) = rank(query, [(HOOKS, b"\1" * len(HOOKS))], 3)
+    assert HOOKS.entries[hit.entry].name == first
+
+
+def test_words_that_say_nothing_are_not_looked_for() -> None:
+    index = Index("s", [tool("here", "What there is, and how much of it you have."), tool("send_file", "Sends it.")])
+    for query in ("where is my file", "how much of the file is there", "please can you send the file for me"):
+        assert rank(query, [(index, b"\1\1")], 2) == [Found(0, 1)]
+    assert rank("what is there", [(index, b"\1\1")], 1) == [Found(0, 0)]  # unless nothing else is asked
+
+
 def test_nothing_fits() -> None:
     assert found("cal") == []  # three letters are too few to guess from
     assert found("quantum chromodynamics") == found("") == found("the of and") == found("\0\ud800") == []
