@@ -1,4 +1,4 @@
-"""What every store must do, done by memory, by Valkey, by Valkey with encryption, and by a cluster of them."""
+"""What every store must do, done by memory, by memory kept in a file, by Valkey, with encryption, and by a cluster."""
 
 import asyncio
 import itertools
@@ -15,23 +15,33 @@ from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure
 from tollhouse.net.timer import Timer
 from tollhouse.store.base import LARGEST, Charge, Rate, State
+from tollhouse.store.file import FileState
 from tollhouse.store.memory import MemoryState
 from tollhouse.store.redis import RedisState
 from tollhouse.store.spec import StateSpec
 
 pytestmark = pytest.mark.anyio
 
-KINDS = ("memory", "valkey", "sealed", "cluster")
+KINDS = ("memory", "file", "sealed file", "valkey", "sealed", "cluster")
 KEY = "a secret that has thirty-two bytes or more"
 Make = Callable[[], State]
 PREFIXES = (f"p{n}" for n in itertools.count())
+
+
+def of_one_worker(kind: str, clock: Clock, where: Any) -> State | None:
+    """The state of a kind that only one worker has; None for the others."""
+    if kind == "memory":
+        return MemoryState(clock)
+    if kind.endswith("file"):
+        return FileState(clock, where / next(PREFIXES), ("",), (KEY.encode(),) if kind == "sealed file" else ())
+    return None
 
 
 class Servers:
     """Started when first needed, ended with the module."""
 
     def __init__(self, where: Any) -> None:
-        self._where = where
+        self.where = where
         self._stack = ExitStack()
         self._urls: dict[str, str] = {}
 
@@ -39,10 +49,10 @@ class Servers:
         kind = "cluster" if kind == "cluster" else "valkey"
         if kind not in self._urls:
             if kind == "cluster":
-                nodes = self._stack.enter_context(cluster(self._where / "cluster"))
+                nodes = self._stack.enter_context(cluster(self.where / "cluster"))
                 self._urls[kind] = f"redis+cluster://127.0.0.1:{nodes[0].port},127.0.0.1:{nodes[1].port}"
             else:
-                self._urls[kind] = self._stack.enter_context(valkey(self._where)).url
+                self._urls[kind] = self._stack.enter_context(valkey(self.where)).url
         return self._urls[kind]
 
     def close(self) -> None:
@@ -68,7 +78,7 @@ async def make(request: pytest.FixtureRequest, servers: Servers) -> AsyncIterato
     clock = Clock()
     timer = Timer(clock)
     timer.start()
-    one = MemoryState(clock) if kind == "memory" else None
+    one = of_one_worker(kind, clock, servers.where)
     what = spec(servers, kind) if one is None else None
     made: list[State] = []
 
@@ -241,8 +251,9 @@ def test_two_workers_see_one_dictionary(
 ) -> None:
     async def run() -> None:
         clock = Clock()
-        if kind == "memory":
-            states: list[State] = [MemoryState(clock)] * 2
+        one = of_one_worker(kind, clock, servers.where)
+        if one is not None:
+            states: list[State] = [one] * 2
         else:
             what = spec(servers, kind)
             states = [RedisState(what, clock), RedisState(what, clock)]
@@ -272,9 +283,8 @@ def test_two_workers_see_one_dictionary(
                     said, expected = await values.take(key), model.pop(key, None)
                 assert said == expected
         finally:
-            for state in states:
-                if kind != "memory" or state is not states[1]:
-                    await state.close()
+            for state in set(states):
+                await state.close()
 
     asyncio.run(run())
 

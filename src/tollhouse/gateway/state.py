@@ -3,17 +3,22 @@
 import logging
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import ConfigError, Problem
 from tollhouse.observe.families import Families
 from tollhouse.store.base import State
+from tollhouse.store.file import FileState
 from tollhouse.store.memory import MemoryState
 from tollhouse.store.spec import StateSpec
 
-__all__ = ["check_state", "open_state"]
+__all__ = ["KEPT", "check_state", "file_of", "open_state"]
 
 log = logging.getLogger("tollhouse")
+
+KEPT = ("iss:",)
+"""What the keys begin with of which a file keeps the values: the auth provider's."""
 
 
 def check_state(spec: StateSpec) -> None:
@@ -25,9 +30,25 @@ def check_state(spec: StateSpec) -> None:
             raise ConfigError([Problem(str(error), path="state.tls")]) from None
 
 
-def open_state(spec: StateSpec, clock: Clock, families: Families, keys: Sequence[bytes] = ()) -> State:
+def file_of(spec: StateSpec, ledger: Path | None) -> Path | None:
+    """Where an auth provider's state is kept by a process that has it in memory; None where a server has it. ledger:
+    the ledger's file."""
+    if not spec.is_memory:
+        return None
+    return spec.file or (Path("tollhouse.state") if ledger is None else ledger.with_name(f"{ledger.name}.state"))
+
+
+def open_state(
+    spec: StateSpec, clock: Clock, families: Families, keys: Sequence[bytes] = (), file: Path | None = None
+) -> State:
     """The state of this worker; nothing is asked of a server yet. keys: those of its workers, where the Spec has none.
-    Raises ConfigError."""
+    file: where memory keeps what must not be forgotten, if there is anything such. Raises ConfigError."""
+    if spec.is_memory and file is not None:
+        try:
+            return FileState(clock, file, KEPT, spec.keys, keys)
+        except (ValueError, OSError) as error:
+            why = str(error) if isinstance(error, ValueError) else f"the file {file} cannot be used: {error.strerror}"
+            raise ConfigError([Problem(why, path="state")]) from None
     if spec.is_memory:
         return MemoryState(clock, spec.keys or keys)
     check_state(spec)

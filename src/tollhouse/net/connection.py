@@ -130,6 +130,12 @@ class Connection(asyncio.Protocol):
         self._lingering = False  # it closes, as soon as the client has taken what was sent
         self._lost = False
 
+    @property
+    def certificate(self) -> bytes:
+        """The client's certificate in DER, as it was verified in the handshake; b"" where there is none."""
+        secured = self.transport.get_extra_info("ssl_object")
+        return (secured.getpeercert(True) or b"") if secured is not None else b""
+
     # ---- transport callbacks
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)

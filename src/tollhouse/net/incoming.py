@@ -29,6 +29,9 @@ class Carrier(Protocol):
     limits: Limits
     busy: "Incoming | None"
 
+    @property
+    def certificate(self) -> bytes: ...
+
     def arm(self, seconds: float) -> None: ...
 
     def wants_body(self, request: "Incoming") -> None: ...
@@ -84,6 +87,11 @@ class Incoming(Request):
         self._sink: Sink | None = None
         self._error: Failure | None = None
         self._paused = False
+
+    @property
+    def certificate(self) -> bytes:
+        connection = self._connection
+        return connection.certificate if connection is not None else b""
 
     def whole(self, limit: int) -> bytes | None:
         parts = self.parts

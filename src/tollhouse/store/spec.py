@@ -6,6 +6,7 @@ Rule: a place is read here and nowhere else; nothing that is said of it has its 
 import re
 import ssl
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 from urllib.parse import unquote
 
@@ -17,7 +18,8 @@ __all__ = ["MEMORY", "Place", "StateSpec", "StateTLSSpec", "place_of"]
 
 MEMORY = "memory"
 
-_FORM = "`memory`, redis://host:6379/0, rediss://host:6379/0 (TLS) or redis+cluster://host:6379,host:6379"
+_FILE = "file:"
+_FORM = "`memory`, file:PATH, redis://host:6379/0, rediss://host:6379/0 (TLS) or redis+cluster://host:6379,host:6379"
 _URL = re.compile(r"(redis|rediss|redis\+cluster|rediss\+cluster)://(?:([^/@?#]*)@)?([^/@?#]+)(?:/(\d{1,5})?)?")
 _NODE = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9_.-]+))(?::(\d{1,5}))?")
 _PORT = 6379
@@ -113,7 +115,10 @@ def _none() -> str:
 
 def _url(value: SecretStr) -> SecretStr:
     url = value.get_secret_value().strip()
-    if url != MEMORY:
+    if url.startswith(_FILE):
+        if not url.removeprefix(_FILE).strip("/ "):
+            raise ValueError("no file is named; write it like file:tollhouse.state")
+    elif url != MEMORY:
         place_of(url)
         if find_spec("redis") is None:
             raise ValueError("needs the extra `redis`: pip install 'tollhouse[redis]'")
@@ -138,7 +143,9 @@ class StateSpec(Spec):
 
     url: Annotated[SecretStr, AfterValidator(_url)] = Field(
         default=SecretStr(MEMORY),
-        description=f"{_FORM}; with user:password@ before the host where it asks for them",
+        description=f"{_FORM}; with user:password@ before the host where it asks for them. file: memory, and in that "
+        "file what the auth provider must not forget (keys, logins, grants), relative to where the gateway is started; "
+        "`memory` with an `issuer` has such a file beside the ledger, or tollhouse.state",
     )
     encryption_key: Annotated[tuple[_Key, ...], BeforeValidator(_several, json_schema_input_type=_Key | list[_Key])] = (
         Field(
@@ -170,7 +177,15 @@ class StateSpec(Spec):
 
     @property
     def is_memory(self) -> bool:
-        return self.url.get_secret_value() == MEMORY
+        """Whether it is in the process's own memory, which nobody shares."""
+        url = self.url.get_secret_value()
+        return url == MEMORY or url.startswith(_FILE)
+
+    @property
+    def file(self) -> Path | None:
+        """Where some of it is kept, if a file is named."""
+        url = self.url.get_secret_value()
+        return Path(url.removeprefix(_FILE)) if url.startswith(_FILE) else None
 
     @property
     def place(self) -> Place:

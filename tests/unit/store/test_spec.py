@@ -1,5 +1,6 @@
 """Where state is kept: what a URL says, what is refused, and that its password is in nothing."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,6 +71,19 @@ def test_memory_is_the_default_and_may_have_keys() -> None:
     assert spec.is_memory
     assert spec.keys == (KEY.encode(),)
     assert StateSpec(url="redis://h", encryption_key=[KEY, KEY[::-1]]).keys == (KEY.encode(), KEY[::-1].encode())
+
+
+def test_memory_may_be_kept_in_a_file() -> None:
+    spec = StateSpec(url="file:/var/lib/a b.state", encryption_key=KEY)
+    assert spec.is_memory
+    assert spec.file == Path("/var/lib/a b.state")
+    assert StateSpec(url="file:here.state").file == Path("here.state")
+    assert StateSpec().file is None
+    for nothing in ("file:", "file: ", "file:/"):
+        with pytest.raises(ValidationError, match="no file is named"):
+            StateSpec(url=nothing)
+    with pytest.raises(ValidationError, match="`prefix` has no effect"):
+        StateSpec(url="file:here.state", prefix="x")
 
 
 @pytest.mark.parametrize(

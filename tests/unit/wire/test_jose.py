@@ -7,12 +7,28 @@ from typing import Any
 
 import jwt as pyjwt
 import pytest
-from hypothesis import example, given
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from joserfc import jws
+from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
-from tollhouse.wire.jose import ALGORITHMS, DEFAULT_ALGORITHMS, MAX_KEYS, Flaw, Keys, Token, check_claims, parse, verify
+from tollhouse.wire.jose import (
+    ALGORITHMS,
+    DEFAULT_ALGORITHMS,
+    MAX_KEYS,
+    Flaw,
+    Keys,
+    Token,
+    _header,
+    check_claims,
+    from_base64url,
+    header_of,
+    parse,
+    public_key,
+    verify,
+)
 
 NOW = 1_800_000_000.0
 ISSUER = "https://idp.example.com"
@@ -22,7 +38,7 @@ EC521 = ECKey.generate_key("P-521", {"kid": "ec521"})
 RSA = RSAKey.generate_key(2048, {"kid": "rsa"})
 ED = OKPKey.generate_key("Ed25519", {"kid": "ed"})
 ALL = (EC, EC384, EC521, RSA, ED)
-OF = {
+OF: dict[str, Any] = {
     "ES256": EC, "ES384": EC384, "ES512": EC521, "EdDSA": ED, "Ed25519": ED,
     **dict.fromkeys(("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"), RSA),
 }  # fmt: skip
@@ -114,13 +130,53 @@ def test_refused(token: bytes, keys: bytes, flaw: Flaw) -> None:
 
 
 @pytest.mark.parametrize("header", ["jwk", "jku", "x5u", "x5c"])
-def test_a_key_that_the_token_brings_along_is_not_looked_at(header: str) -> None:
+def test_a_token_that_brings_its_key_along_is_refused(header: str) -> None:
     mine = ECKey.generate_key("P-256", {"kid": "ec"})
     nowhere = "http://127.0.0.1:1/jwks"
     values: dict[str, Any] = {"jwk": mine.as_dict(private=False), "jku": nowhere, "x5u": nowhere, "x5c": ["x"]}
-    brought = values[header]
-    assert judge(sign({"alg": "ES256", "kid": "ec", header: brought}, mine), jwks(EC)) is Flaw.SIGNATURE
-    assert judge(sign({"alg": "ES256", "kid": "ec", header: brought}, EC), jwks(EC)) is None
+    for brought in (values[header], None):
+        for key in (mine, EC):
+            token = sign({"alg": "ES256", "kid": "ec", header: brought}, key)
+            assert judge(token, jwks(EC)) is Flaw.KEY_BROUGHT
+
+
+@pytest.mark.parametrize(
+    "kid", ["../../etc/passwd", "' OR 1=1 --", "https://127.0.0.1:1/k", "k" * 512, "\u202e", "ec ", "EC"]
+)
+def test_a_kid_is_a_name_and_nothing_else(kid: str) -> None:
+    assert judge(sign({"alg": "ES256", "kid": kid}, EC), jwks(EC)) is Flaw.NO_KEY
+
+
+@pytest.mark.parametrize("kid", ["a\nb", "a\r\nx: y", "a\0", "k" * 513])
+def test_a_kid_that_could_not_stand_in_a_line(kid: str) -> None:
+    assert judge(sign({"alg": "ES256", "kid": kid}, EC), jwks(EC)) is Flaw.MALFORMED
+
+
+def test_a_header_is_short() -> None:
+    assert judge(sign({"alg": "ES256", "kid": "ec", "x": "x" * 900}, EC), jwks(EC)) is None
+    assert judge(sign({"alg": "ES256", "kid": "ec", "x": "x" * 1100}, EC), jwks(EC)) is Flaw.MALFORMED
+
+
+def test_b64_is_refused_whatever_it_says() -> None:
+    for value in (True, False, None):
+        assert judge(sign({"alg": "ES256", "kid": "ec", "b64": value}, EC), jwks(EC)) is Flaw.CRITICAL
+
+
+def test_of_two_claims_with_one_name_one_reader_decides() -> None:
+    text = b'{"iss": "https://other.example.com", "iss": "%b", "aud": "tollhouse", "exp": %d}' % (ISSUER.encode(), NOW)
+    parsed = parse(sign({"alg": "ES256", "kid": "ec"}, EC, text))
+    assert isinstance(parsed, Token)
+    assert parsed.claims["iss"] == ISSUER
+    assert check_claims(parsed, issuer=ISSUER, audiences=["tollhouse"], now=NOW) is None
+
+
+def test_seen_headers_are_bounded() -> None:
+    for number in range(3000):
+        parse(b64({"alg": "ES256", "kid": f"k{number}"}) + b".e30.AAAA")
+    seen = _header.cache_info().currsize
+    assert seen <= 1024
+    assert header_of(b"e" * 1367) is Flaw.MALFORMED
+    assert _header.cache_info().currsize == seen  # nothing of that size is kept
 
 
 def test_keys_with_one_kid_are_all_tried() -> None:
@@ -175,8 +231,10 @@ def bad_dicts(bad: list[Any]) -> list[Any]:
 
 def test_of_a_private_key_the_public_part_is_taken() -> None:
     keys = Keys.parse(json.dumps({"keys": [EC.as_dict(private=True)]}).encode())
-    [key] = keys.candidates("ES256", "ec")
-    assert not key.is_private
+    assert len(keys.candidates("ES256", "ec")) == 1
+    kind, key = public_key(EC.as_dict(private=True)) or ((), None)
+    assert kind == ("EC", "P-256")
+    assert isinstance(key, EllipticCurvePublicKey)
 
 
 @pytest.mark.parametrize(
@@ -286,3 +344,83 @@ def test_no_other_bytes_are_accepted_and_none_raise(change: bytes | tuple[int, i
         return
     if verify(parsed, KEYS) is None:
         assert parsed.claims == CLAIMS  # the last bits of a base64 text mean nothing
+
+
+# ---- joserfc is the oracle: what we verify by ourselves it verifies too, and nothing else
+
+
+def oracle(algorithm: str, signed: bytes, signature: bytes) -> bool:
+    model = jws.JWSRegistry.algorithms[algorithm]
+    try:
+        return bool(model.verify(signed, signature, OF[algorithm]))
+    except (JoseError, ValueError):
+        return False
+
+
+def spoil(signature: bytes, how: str, at: int, byte: int) -> bytes:
+    at %= max(len(signature), 1)
+    half = len(signature) // 2
+    return {
+        "as it is": signature,
+        "one byte": signature[:at] + bytes([byte]) + signature[at + 1 :],
+        "cut": signature[:at],
+        "longer": signature + bytes([byte]),
+        "leading zero": b"\0" + signature,
+        "halves changed": signature[half:] + signature[:half],
+        "no r": bytes(half) + signature[half:],
+        "no s": signature[:half] + bytes(half),
+        "large": b"\xff" * len(signature),
+        "nothing": b"",
+    }[how]
+
+
+WAYS = (
+    "as it is", "one byte", "cut", "longer", "leading zero", "halves changed", "no r", "no s", "large", "nothing",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@settings(max_examples=30, deadline=None)
+@given(content=st.binary(max_size=40), how=st.sampled_from(WAYS), at=st.integers(0, 600), byte=st.integers(0, 255))
+def test_the_verdict_is_that_of_joserfc(algorithm: str, content: bytes, how: str, at: int, byte: int) -> None:
+    signature = spoil(jws.JWSRegistry.algorithms[algorithm].sign(content, OF[algorithm]), how, at, byte)
+    token = Token(algorithm, OF[algorithm].kid, None, {}, content, signature)
+    assert (verify(token, KEYS, [algorithm]) is None) == oracle(algorithm, content, signature)
+
+
+def test_numbers_with_leading_zeros_are_verified() -> None:
+    """Every 256th R or S is a byte shorter, and every second has its highest bit set."""
+    for number in range(600):
+        content = b"%d" % number
+        signature = jws.JWSRegistry.algorithms["ES256"].sign(content, EC)
+        assert verify(Token("ES256", "ec", None, {}, content, signature), KEYS) is None
+
+
+@given(st.binary(max_size=64))
+def test_base64url_is_read_as_it_is_written(content: bytes) -> None:
+    assert from_base64url(base64.urlsafe_b64encode(content).rstrip(b"=")) == content
+
+
+@given(st.binary(max_size=12))
+def test_nothing_but_base64url_is_read(part: bytes) -> None:
+    alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    is_one = len(part) % 4 != 1 and all(byte in alphabet for byte in part)
+    if is_one:  # and its last bits mean something
+        is_one = base64.urlsafe_b64encode(base64.urlsafe_b64decode(part + b"=" * (-len(part) % 4))).rstrip(b"=") == part
+    try:
+        read = from_base64url(part)
+    except ValueError:
+        assert not is_one
+    else:
+        assert is_one
+        assert read == base64.urlsafe_b64decode(part + b"=" * (-len(part) % 4))
+
+
+def test_there_is_one_text_for_a_signature() -> None:
+    """Else a token had several digests, by which it is remembered."""
+    good = pyjwt.encode(CLAIMS, EC.as_pem(private=True), algorithm="ES256", headers={"kid": "ec"}).encode()
+    read = parse(good)
+    assert isinstance(read, Token)
+    for last in range(128):
+        other = good[:-1] + bytes((last,))
+        assert other == good or not isinstance(parse(other), Token) or parse(other) != read
