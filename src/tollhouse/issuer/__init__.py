@@ -1,1 +1,1 @@
-"""The auth provider: an OAuth 2.1 and OpenID Connect server that issues short-lived tokens, itself a set of Handlers."""
+"""The auth provider: an OAuth 2.1 and OpenID Connect server of short-lived tokens, itself a set of Handlers."""

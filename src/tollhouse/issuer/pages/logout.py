@@ -1,0 +1,21 @@
+"""The page that asks whether to sign out."""
+
+from tollhouse.issuer.pages.layout import Markup, fill, join
+
+__all__ = ["confirm_logout"]
+
+_BODY = """<h1>Sign out</h1>
+<p>You are signed in as <strong>{user}</strong>. Applications that act in your name only while you are signed in stop
+doing so.</p>
+<form method="post" action="{action}">
+<input type="hidden" name="csrf" value="{csrf}">
+{fields}<button name="do" value="logout">Sign out</button>
+</form>
+"""
+_FIELD = '<input type="hidden" name="{name}" value="{value}">\n'
+
+
+def confirm_logout(*, action: str, csrf: str, user: str, fields: list[tuple[str, str]]) -> Markup:
+    """fields: of the request, that go on with the answer."""
+    hidden = join(fill(_FIELD, name=name, value=value) for name, value in fields)
+    return fill(_BODY, action=action, csrf=csrf, user=user, fields=hidden)
