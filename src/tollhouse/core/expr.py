@@ -10,16 +10,18 @@ fails is its skeleton of `&&`, `||` and `!` walked, part by part (see `_AND` and
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
+from functools import partial
 from itertools import groupby, pairwise
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator
 
 from tollhouse.core.call import Call, Context, ModelCall, Principal, ToolCall
 from tollhouse.core.cel_engine import cel
-from tollhouse.core.facts import FACTS, MISSING, VARIABLES, Fact, Prepared, gather, prepare, recall
+from tollhouse.core.facts import FACTS, MISSING, VARIABLES, Fact, Prepared, Read, gather, prepare, recall
 from tollhouse.core.http import Headers, Request
 
 __all__ = ["Cel", "CelCondition", "Expression", "Memo", "Outcome", "Undecided", "check_condition", "not_bool"]
@@ -71,19 +73,31 @@ class Expression:
     call is over may be named too. Raises ValueError saying what is wrong and what would be right.
 
     names_only: its value depends on the Principal and on what is asked (model; server, method and name), and on
-    nothing else of the call, so that it may be remembered (`Memo`).
+    nothing else of the call, so that it may be remembered (`Memo`). reads_listed: it names what servers say of their
+    things, so that its answer in listings may change.
     """
 
-    __slots__ = ("_listed", "_nobody", "_per_call", "_program", "_reads", "_tree", "names_only", "source")
+    __slots__ = (
+        "_listed",
+        "_nobody",
+        "_per_call",
+        "_program",
+        "_reads",
+        "_tree",
+        "names_only",
+        "reads_listed",
+        "source",
+    )
 
     def __init__(self, source: str, variables: Collection[str] = VARIABLES, *, late: bool = False) -> None:
         self.source = source
         self._program = _compile(source)
         text = _Text(source, self._program, frozenset(variables), late)
         self.names_only = text.sound and all(fact.caller or fact.name_of_call for fact in text.facts)
-        self._reads = _by_variable(text.facts)
-        self._per_call = frozenset(f.path for f in text.facts if not f.caller and not f.name_of_call)
-        self._listed = _by_variable([fact for fact in text.facts if fact.name_of_call])
+        self._reads = _by_variable(text.facts, text.keys if text.sound else {})
+        self._per_call = any(_is_per_call(fact) for fact in text.facts)
+        self._listed = _by_variable([fact for fact in text.facts if fact.name_of_call or fact.listed])
+        self.reads_listed = any(fact.listed for fact in text.facts)
         # Only a rule that names something a call may lack ever needs its parts.
         self._tree = _grow(text, 0, len(text.tokens)) if self._reads else None
         self._nobody = Principal("anonymous", source="anonymous")
@@ -123,7 +137,7 @@ class Expression:
 
     def ask(self, call: Call, *, listing: bool = False) -> Outcome:
         """As a rule. listing: `call` stands for any call of that name by that principal, so that nothing else of it is
-        known; the answer then always depends on the names alone."""
+        known; the answer then depends on the names alone, and on what servers say of the things named."""
         try:
             context, current = self._prepared(call)
             for variable, facts in self._listed if listing else self._reads:
@@ -268,9 +282,23 @@ def _verdict(value: Any) -> Outcome:
     return YES if value is True else NO if value is False else DOUBT
 
 
-def _by_variable(facts: Collection[Fact]) -> tuple[tuple[str, tuple[Fact, ...]], ...]:
+def _by_variable(
+    facts: Collection[Fact], keys: Mapping[str, set[str] | None] = MappingProxyType({})
+) -> tuple[tuple[str, tuple[Fact, ...]], ...]:
+    """keys: of maps by the path of their fact, the only ones that are named; None for all."""
     read = [fact for fact in FACTS if fact in facts and not fact.caller]
+    named = [keys.get(fact.path) for fact in read]
+    # CEL takes a map member by member, which costs more than all else.
+    read = [
+        fact._replace(read=partial(_some, fact.read, frozenset(wanted))) if wanted else fact
+        for fact, wanted in zip(read, named, strict=True)
+    ]
     return tuple((variable, tuple(group)) for variable, group in groupby(read, key=lambda fact: fact.variable))
+
+
+def _some(read: Read, wanted: frozenset[str], call: Call) -> Any:
+    value = read(call)
+    return {key: value[key] for key in wanted if key in value} if isinstance(value, dict) else value
 
 
 # ---- what an expression names
@@ -322,6 +350,7 @@ class _Text:
         self.variables = variables
         self.late = late
         self.named: dict[int, frozenset[Fact]] = {}  # by the place of the token
+        self.keys: dict[str, set[str] | None] = {}  # of open facts by path: the members that are named, None for all
         self._check_functions(program)
         read = self._walk()
         told = set(program.variables())
@@ -388,18 +417,29 @@ class _Text:
         tested = self._at(at - 2) == "has" and self._at(at - 1) == "(" and self._at(end) == ")"
         mine = [f for f in FACTS if f.variable == variable and not (f.early if self.late else f.late)]
         if not path or not mine[0].name:
+            self.keys.update((fact.path, None) for fact in mine)
             return frozenset(mine)
         for fact in mine:
             if [part for part in (fact.group, fact.name) if part] == path[: 1 + bool(fact.group)]:
                 if not fact.open and len(path) > 1 + bool(fact.group):
                     raise ValueError(f"`{fact.path}` has no fields: there is no `{'.'.join((variable, *path))}`")
+                self._take_key(fact, path[1 + bool(fact.group) :])
                 return frozenset((fact,))
         group = [fact for fact in mine if fact.group == path[0]]
         if group and len(path) == 1:
+            self.keys.update((fact.path, None) for fact in group)
             # `has(mcp.tool)` asks only whether there is one; `mcp.tool` by itself is all of it.
             return frozenset(fact for fact in group if fact.name_of_call or not tested)
         known = ", ".join(dict.fromkeys(fact.path for fact in (group or mine)))
         raise ValueError(f"unknown field `{'.'.join((variable, *path[: 1 + bool(group)]))}`; there are: {known}")
+
+    def _take_key(self, fact: Fact, path: list[str]) -> None:
+        """Of the map `fact` the member that `path` begins with is named, or all of it."""
+        named = self.keys.setdefault(fact.path, set())
+        if not path:
+            self.keys[fact.path] = None
+        elif named is not None:
+            named.add(path[0])
 
     def _path(self, at: int) -> tuple[list[str], int]:
         """Fields selected by name after the root at `at`, and the place after them. A method is not a field."""
@@ -430,7 +470,7 @@ class _Part:
     def __init__(self, source: str, facts: frozenset[Fact]) -> None:
         self._program = cel.compile(source)
         self._facts = tuple(fact for fact in facts if not fact.caller)
-        self._per_call = any(not fact.name_of_call for fact in self._facts)
+        self._per_call = any(_is_per_call(fact) for fact in self._facts)
 
     def ask(self, context: cel.Context, call: Call, listing: bool) -> Outcome:
         if listing and self._per_call:
@@ -439,6 +479,11 @@ class _Part:
             return _verdict(self._program.execute(context))
         except _ERRORS:
             return APART if any(_speaks_of_other(fact, call) for fact in self._facts) else DOUBT
+
+
+def _is_per_call(fact: Fact) -> bool:
+    """Whether only a call has it, and a listing does not."""
+    return not (fact.caller or fact.name_of_call or fact.listed)
 
 
 def _speaks_of_other(fact: Fact, call: Call) -> bool:

@@ -10,15 +10,18 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
+import msgspec
+
 from tollhouse.core.call import Call, Context, ModelCall, Principal, ToolCall
 from tollhouse.core.cel_engine import cel
 from tollhouse.core.depth import decode
 from tollhouse.core.http import CREDENTIALS, Request
 from tollhouse.core.match import host_of
 
-__all__ = ["FACTS", "MISSING", "VARIABLES", "Fact", "Prepared", "gather", "prepare", "recall"]
+__all__ = ["FACTS", "MISSING", "VARIABLES", "Fact", "Prepared", "Read", "gather", "of_caller", "prepare", "recall"]
 
 Read = Callable[[Call], Any]
+"""How a fact is read from a call; MISSING where it has none."""
 
 
 class _Missing:
@@ -33,7 +36,8 @@ class Fact(NamedTuple):
     """One field of a variable: `variable.name`, or `variable.group.name`.
 
     caller: depends on the Principal alone. name_of_call: depends on nothing but the Principal and what is asked (the
-    model; the server, method and name). late: known only when the call is over. early: known only until then. open: a
+    model; the server, method and name). listed: depends also on what the server says of the thing asked for, so that it
+    is known in listings but may change. late: known only when the call is over. early: known only until then. open: a
     map with keys we do not know.
     """
 
@@ -44,6 +48,7 @@ class Fact(NamedTuple):
     read: Read
     caller: bool = False
     name_of_call: bool = False
+    listed: bool = False
     late: bool = False
     open: bool = False
     early: bool = False
@@ -108,19 +113,68 @@ def _of(methods: tuple[str, ...], read: Callable[[ToolCall], Any]) -> Read:
 
 def _arguments(call: ToolCall) -> Any:
     """Raises ValueError also where the server may read other arguments than these: it gets them as they came."""
-    if not call.arguments:
+    raw = call.arguments
+    if not raw:
         return {}
-    value = decode(call.arguments)
-    json.loads(bytes(call.arguments), object_pairs_hook=_unambiguous)  # not so deep that it could fail
+    known = call.decoded
+    if known is not None and known[0] is raw:
+        return known[1]
+    value = decode(raw)
+    data = bytes(raw)
+    # A member that stands twice is one member, and two colons; texts may have more of them.
+    if _members(value) != data.count(b":"):
+        json.loads(data, object_pairs_hook=_unambiguous)  # not so deep that it could fail
+    call.decoded = (raw, value)
     return value
+
+
+def _members(value: Any) -> int:
+    """How many members all objects in it have. Raises ValueError where two of one object differ at most by case."""
+    if isinstance(value, dict):
+        if len({name.casefold() for name in value}) != len(value):
+            raise ValueError(_AMBIGUOUS)
+        return len(value) + sum(map(_members, value.values()))
+    return sum(map(_members, value)) if isinstance(value, list) else 0
+
+
+class _Annotations(msgspec.Struct, frozen=True):
+    """Hints of a tool, as they are where the server does not say (MCP schema, ToolAnnotations)."""
+
+    readOnlyHint: bool = False  # noqa: N815
+    destructiveHint: bool = True  # noqa: N815
+    idempotentHint: bool = False  # noqa: N815
+    openWorldHint: bool = True  # noqa: N815
+
+
+class _Definition(msgspec.Struct):
+    annotations: _Annotations | None = None
+
+
+_UNSAID = _Annotations()
+_definition = msgspec.json.Decoder(_Definition)
+
+
+def _annotations(call: ToolCall) -> Any:
+    """Raises ValueError for hints that are no hints."""
+    hints = _UNSAID
+    if len(call.definition):
+        try:
+            hints = _definition.decode(call.definition).annotations or _UNSAID
+        except msgspec.DecodeError as error:
+            raise ValueError(f"what the server says of the tool cannot be read: {error}") from None
+    return {name: getattr(hints, name) for name in _HINTS}
+
+
+_HINTS = _Annotations.__struct_fields__
 
 
 def _unambiguous(members: list[tuple[str, Any]]) -> None:
     # Of two equal names decoders take the first or the last, and some take equal but for the case as equal.
     if len({name.casefold() for name, _ in members}) != len(members):
-        raise ValueError("the arguments have members whose names differ at most by case")
+        raise ValueError(_AMBIGUOUS)
 
 
+_AMBIGUOUS = "the arguments have members whose names differ at most by case"
 _BLANK = b" \t\r\n"
 _NOTHING = (b"null", b"[]", b"{}")
 _TOOLS = ("tools", "functions", "toolConfig")  # as the APIs have them
@@ -153,13 +207,21 @@ FACTS: tuple[Fact, ...] = (
     Fact("key", "", "org", "whose key it is", _nobody, caller=True),
     Fact("key", "", "metadata", "map: what config says about the key", _nobody, caller=True, open=True),
     Fact("principal", "", "id", "stable and unique, like `key:ci`", _nobody, caller=True),
-    Fact("principal", "", "source", "key, jwt or anonymous", _nobody, caller=True),
+    Fact("principal", "", "source", "key, jwt, anonymous, ...", _nobody, caller=True),
     Fact("principal", "", "user", "on whose behalf", _nobody, caller=True),
     Fact("principal", "", "org", "organisation", _nobody, caller=True),
     Fact("principal", "", "agent", "the program that acts", _nobody, caller=True),
     Fact("principal", "", "email", "empty when not known", _nobody, caller=True),
     Fact("principal", "", "groups", "list of names", _nobody, caller=True, open=True),
     Fact("principal", "", "key", "name of the API key", _nobody, caller=True),
+    Fact("principal", "", "client", "the OAuth client of the token", _nobody, caller=True),
+    Fact("principal", "", "issuer", "who issued the token", _nobody, caller=True),
+    Fact("principal", "", "subject", "whom the token is about, as its issuer has it", _nobody, caller=True),
+    Fact("principal", "", "scopes", "list of the token's scopes, sorted", _nobody, caller=True, open=True),
+    Fact(
+        "principal", "", "actors", "list of {iss, sub}: who acts for the user, outermost first", _nobody, caller=True,
+        open=True,
+    ),
     Fact("llm", "", "model", "the model asked for", _of_model(lambda c: c.model), name_of_call=True),
     Fact("llm", "", "dialect", "openai, anthropic, ...", _of_model(lambda c: c.context.dialect)),
     Fact("llm", "", "operation", "chat, messages, embeddings", _of_model(lambda c: c.operation)),
@@ -182,6 +244,10 @@ FACTS: tuple[Fact, ...] = (
     Fact("mcp", "tool", "name", "the server's own name", _of(_TOOL, lambda c: c.name), name_of_call=True),
     Fact("mcp", "tool", "arguments", "map", _of(_TOOL, _arguments), open=True),
     Fact(
+        "mcp", "tool", "annotations", "map: readOnlyHint, destructiveHint, idempotentHint, openWorldHint, as its "
+        "server says or as MCP has it", _of(_TOOL, _annotations), listed=True, open=True,
+    ),
+    Fact(
         "mcp", "tool", "integrity", "changed, new or scan: it is not as it was approved; not in rules and limits",
         _of(_TOOL, lambda c: c.context.integrity or MISSING), late=True,
     ),
@@ -196,30 +262,38 @@ Prepared = tuple[cel.Context, dict[str, Any]]
 """A Principal's facts: the context that holds them, and the (otherwise empty) dict it asks first for call facts."""
 
 
+def of_caller(principal: Principal) -> dict[str, Any]:
+    """The variables that depend on the Principal alone."""
+    from_key = principal.source == "key"
+    return {
+        "jwt": {} if from_key else principal.claims,
+        "key": {
+            "name": principal.key,
+            "user": principal.user if from_key else "",
+            "org": principal.org if from_key else "",
+            "metadata": principal.claims if from_key else {},
+        },
+        "principal": {
+            "id": principal.id,
+            "source": principal.source,
+            "user": principal.user,
+            "org": principal.org,
+            "agent": principal.agent,
+            "email": principal.email,
+            "groups": principal.groups,
+            "key": principal.key,
+            "client": principal.client,
+            "issuer": principal.issuer,
+            "subject": principal.subject,
+            "scopes": sorted(principal.scopes),
+            "actors": [{"iss": actor.iss, "sub": actor.sub} for actor in principal.actors],
+        },
+    }
+
+
 def prepare(principal: Principal) -> Prepared:
     """The Principal's facts, made once and kept on it. Raises ValueError for claims CEL has no type for."""
-    from_key = principal.source == "key"
-    context = cel.Context(
-        {
-            "jwt": {} if from_key else principal.claims,
-            "key": {
-                "name": principal.key,
-                "user": principal.user if from_key else "",
-                "org": principal.org if from_key else "",
-                "metadata": principal.claims if from_key else {},
-            },
-            "principal": {
-                "id": principal.id,
-                "source": principal.source,
-                "user": principal.user,
-                "org": principal.org,
-                "agent": principal.agent,
-                "email": principal.email,
-                "groups": principal.groups,
-                "key": principal.key,
-            },
-        }
-    )
+    context = cel.Context(of_caller(principal))
     # A dict's own method, so that nothing here refers back to the context: it lives in Rust, unseen by the collector.
     current: dict[str, Any] = {}
     context.set_variable_resolver(current.get)

@@ -554,3 +554,52 @@ def test_a_condition_that_is_no_bool(source: str, what: str) -> None:
 def test_a_condition_that_may_be_a_bool(source: str) -> None:
     assert TypeAdapter(CelCondition).validate_python(source) == source
     assert not_bool(True) == ""
+
+
+# ---- only what is named is taken of maps, and nothing is taken twice
+@pytest.mark.parametrize(
+    ("source", "value"),
+    [
+        ("mcp.arguments.a", 1),
+        ('mcp.arguments["a"]', 1),
+        ("mcp.arguments.a + mcp.arguments.b.c", 3),
+        ("size(mcp.arguments)", 3),
+        ("size(mcp.arguments) + mcp.arguments.a", 4),
+        ("has(mcp.arguments.z)", False),
+        ("has(mcp.tool.arguments.b) && mcp.tool.arguments.b.c == 2", True),
+        ('"d" in mcp.arguments', True),
+        ("mcp.arguments[mcp.arguments.d] == 1", True),
+        ("mcp.arguments.exists(k, k == 'd')", True),
+        ("mcp.tool.arguments == mcp.arguments", True),
+        ("mcp.tool.arguments.a == 1 && size(mcp.tool) == 3", True),
+        ("has(mcp.tool.arguments) && size(mcp.tool.arguments) == 3", True),
+        ("[mcp.arguments].map(x, size(x))[0]", 3),
+    ],
+)  # fmt: skip
+def test_members_that_are_named(source: str, value: object) -> None:
+    made = request()
+    raw = {"arguments": msgspec.Raw(b'{"a": 1, "b": {"c": 2}, "d": "a"}')}
+    call = ToolCall(made, made.context, server="s", method="tools/call", name="t", params=raw)
+    assert Expression(source).value(call) == value
+
+
+@pytest.mark.parametrize(
+    ("raw", "fine"),
+    [
+        (b'{"a": "x:y", "b": ["::"]}', True),
+        (b'{"a": {"b": 1}, "c": [{"b": 2}]}', True),
+        (b'{"a": 1, "a": 2}', False),
+        (b'{"a": 1, "A": 2}', False),
+        (b'{"x": {"a": 1, "a": ":"}}', False),
+        (b'{"x": [{"a": 1, "\\u0041": 2}]}', False),
+        (b'{"x": {"a" : 1, "\\u0061" : 2}}', False),
+    ],
+)
+def test_arguments_that_two_readers_could_read_differently(raw: bytes, fine: bool) -> None:
+    made = request()
+    params = {"arguments": msgspec.Raw(raw)}
+    call = ToolCall(made, made.context, server="s", method="tools/call", name="t", params=params)
+    for _ in range(2):
+        assert (Expression("size(mcp.arguments) > 0").ask(call) is Outcome.YES) is fine
+    call.params["arguments"] = msgspec.Raw(b'{"a": 1}')  # changed on the way
+    assert Expression("mcp.arguments.a == 1").ask(call) is Outcome.YES

@@ -100,12 +100,21 @@ def test_fields_grow_behind_a_trusted_proxy() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [b"forwarded", b"x-forwarded-for", b"x_forwarded_proto", b"x-forwarded-x", b"x-real-ip"]
+    "name",
+    [
+        b"forwarded",
+        b"x-forwarded-for",
+        b"x_forwarded_proto",
+        b"x-forwarded-x",
+        b"x-real-ip",
+        b"client-cert",
+        b"client_cert",
+    ],
 )
 def test_provenance(name: bytes) -> None:
     assert is_provenance(name)
 
 
-@pytest.mark.parametrize("name", [b"x-request-id", b"from", b"via", b"x-forwarded"])
+@pytest.mark.parametrize("name", [b"x-request-id", b"from", b"via", b"x-forwarded", b"client-id"])
 def test_no_provenance(name: bytes) -> None:
     assert not is_provenance(name)

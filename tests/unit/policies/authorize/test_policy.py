@@ -3,13 +3,14 @@
 import gc
 from typing import Any
 
+import msgspec
 import pytest
 from tests.unit.policies.floor import answer, counted, layer, model, parts, request, respond, tool, who
 
-from tollhouse.core.call import Call
+from tollhouse.core.call import Actor, Call
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import compose
-from tollhouse.policies.authorize import AUTHORIZE, AUTHORIZE_ROUTE, Authorize, AuthorizeSpec, permitted
+from tollhouse.policies.authorize import AUTHORIZE, AUTHORIZE_ROUTE, Authorize, AuthorizeSpec, GuardSpec, permitted
 from tollhouse.policies.base import Layer
 
 pytestmark = pytest.mark.anyio
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.anyio
 ADA = {"email": "ada@example.com", "email_verified": True, "groups": ["dev"]}
 
 
-def rules(*rules: dict[str, str], level: Any = "top", name: str = "") -> Layer:
+def rules(*rules: dict[str, Any], level: Any = "top", name: str = "") -> Layer:
     return layer(AuthorizeSpec.model_validate({"rules": rules}), level, name)
 
 
@@ -217,11 +218,150 @@ async def test_plain_routes() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{}, {"allow": "true", "deny": "true"}, {"allow": "1 +"}, {"allow": "llm.provider == 'x'"}, {"require": "true"}],
+    [
+        {},
+        {"allow": "true", "deny": "true"},
+        {"allow": "true", "approve": "true"},
+        {"allow": "1 +"},
+        {"allow": "llm.provider == 'x'"},
+        {"deny": "true", "by": "user"},
+        {"require": "true", "remember": "1h"},
+        {"approve": "true", "by": "nobody"},
+        {"approve": "true", "remember": "0s"},
+    ],
 )
 def test_bad_rules_are_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="rules"):
         AuthorizeSpec.model_validate({"rules": [wrong]})
+
+
+# ---- what must be so, and what is in shadow
+@pytest.mark.parametrize(
+    "source, ok",
+    [
+        ("true", True),
+        ("false", False),
+        ("jwt.none == 1", False),  # doubt
+        ("jwt.email", False),
+        ('"dev" in jwt.groups', True),
+        ('mcp.tool.name != "x"', True),  # says nothing of models
+        ('"admin" in jwt.groups && mcp.tool.name != "x"', False),
+        ("llm.tokens < 100", True),
+    ],
+)
+async def test_require(source: str, ok: bool) -> None:
+    assert await passes(model(principal=ada()), rules({"require": source})) is ok
+    assert await passes(model(principal=ada()), rules({"allow": "true"}, {"require": source})) is ok
+    assert not await passes(model(principal=ada()), rules({"deny": "true"}, {"require": source}))
+
+
+async def test_require_holds_in_every_scope_and_for_requests_that_name_nothing() -> None:
+    signed = {"require": 'jwt.amr == "mfa"', "name": "mfa"}
+    narrow = rules(signed, level="server", name="shop")
+    assert await passes(tool("x", ada(amr="mfa")), rules({"allow": "true"}), narrow)
+    call = tool("x", ada(amr="pwd"))
+    assert not await passes(call, rules({"allow": "true"}), narrow)
+    assert call.context.rule == "server shop: mfa (required)"
+    assert not await passes(tool("", ada(), method="tools/list"), rules(signed))
+    guard = permitted((rules({"require": 'mcp.tool.name == "x" || mcp.arguments.a == 1'}),), parts(entrance="mcp"))
+    assert guard is not None
+    assert guard.permitted(tool("x"))
+    assert guard.permitted(tool("y"))  # depends on its arguments
+    guard = permitted((rules({"require": 'mcp.tool.name == "x"'}),), parts(entrance="mcp"))
+    assert guard is not None
+    assert not guard.permitted(tool("y"))
+
+
+async def test_a_rule_in_shadow_refuses_nothing_and_says_what_it_would() -> None:
+    p = parts(entrance="mcp")
+    written = rules({"allow": "true"}, {"deny": 'mcp.tool.name == "x"', "name": "no-x", "shadow": True})
+    policy = AUTHORIZE.make((written,), p)
+    assert policy is not None
+    for _ in range(2):
+        call = tool("x")
+        await compose((policy,), answer)(call)
+        assert (call.context.decision, call.context.rule, call.context.shadow) == ("allow", "", "top: no-x")
+    other = tool("y")
+    await compose((policy,), answer)(other)
+    assert other.context.shadow == ""
+    counts = {("cel", "allow"): 3, ("cel", "shadow_deny"): 2, ("cel", "shadow_allow"): 1}
+    assert counted(p, "authorization_decisions_total") == counts
+    guard = permitted((written,), p)
+    assert guard is not None
+    assert guard.permitted(tool("x"))
+
+
+async def test_a_block_in_shadow() -> None:
+    block = layer(GuardSpec.model_validate({"rules": [{"allow": "false"}], "shadow": True}))
+    assert await passes(tool("x"), block)
+    assert not await passes(tool("x"), block, rules({"deny": "true"}, level="server", name="shop"))
+    assert permitted((block,), parts(entrance="mcp")) is None
+    with pytest.raises(ValueError, match="pointless"):
+        AuthorizeSpec.model_validate({"rules": [{"allow": "false", "shadow": True}], "shadow": True})
+
+
+async def test_a_shadow_allow_permits_nothing_and_asks_for_nothing() -> None:
+    shadow = {"allow": "true", "shadow": True}
+    assert not await passes(tool("x"), rules({"allow": "false"}, shadow))
+    assert await passes(tool("x"), rules({"allow": "false", "shadow": True}))
+
+
+# ---- what servers say of their tools
+def described(name: str, hints: Any, principal: Any = None) -> Any:
+    call = tool(name, principal)
+    call.definition = msgspec.json.encode({"name": name, "annotations": hints} if hints is not None else {"name": name})
+    return call
+
+
+@pytest.mark.parametrize(
+    "hints, ok",
+    [
+        ({"readOnlyHint": True, "destructiveHint": False}, True),
+        ({"readOnlyHint": True, "destructiveHint": True}, True),
+        ({"destructiveHint": False}, True),
+        ({"destructiveHint": True}, False),
+        ({}, False),  # as MCP has it: destructive where nobody says otherwise
+        (None, False),
+        ({"destructiveHint": "no"}, False),  # doubt
+    ],
+)
+async def test_rules_over_annotations(hints: Any, ok: bool) -> None:
+    source = "mcp.tool.annotations.destructiveHint && !mcp.tool.annotations.readOnlyHint"
+    written = rules({"deny": source})
+    assert await passes(described("x", hints), written) is ok
+    guard = permitted((written,), parts(entrance="mcp"))
+    assert guard is not None
+    principal = ada()
+    assert guard.permitted(described("x", hints, principal)) is ok
+    changed = {"readOnlyHint": True}  # nothing that a server may change is remembered
+    assert guard.permitted(described("x", changed, principal))
+    assert await passes(model(), written)
+
+
+async def test_an_unknown_tool_counts_as_destructive() -> None:
+    assert not await passes(tool("x"), rules({"deny": "mcp.tool.annotations.destructiveHint"}))
+
+
+async def test_variables_of_the_token() -> None:
+    principal = who(
+        scopes=frozenset(("b", "a")), actors=(Actor("https://idp", "agent-1"), Actor("", "agent-2")), client="c-1",
+        issuer="https://idp", subject="s",
+    )  # fmt: skip
+    source = (
+        'principal.scopes == ["a", "b"] && "a" in principal.scopes && principal.actors[0].sub == "agent-1" && '
+        'principal.actors.exists(a, a.sub == "agent-2") && principal.client == "c-1" && '
+        'principal.issuer == "https://idp" && principal.subject == "s"'
+    )
+    assert await passes(model(principal=principal), rules({"allow": source}))
+
+
+async def test_what_was_decided_is_in_the_context() -> None:
+    call = tool("x")
+    assert await passes(call, rules({"allow": "true"}))
+    assert (call.context.decision, call.context.rule) == ("allow", "")
+    call = tool("x")
+    assert not await passes(call, rules({"deny": "true"}))
+    assert (call.context.decision, call.context.rule) == ("deny", "top: rule 1")
 
 
 async def test_no_cycles() -> None:
@@ -240,3 +380,26 @@ async def test_no_cycles() -> None:
     gc.collect()
     await ask()
     assert gc.collect() == 0
+
+
+async def test_one_rule_over_arguments_has_not_all_others_asked_again() -> None:
+    written = rules(
+        {"deny": 'mcp.tool.name == "gone"'},
+        {"require": '"dev" in jwt.groups'},
+        {"allow": 'mcp.server == "shop"'},
+        {"deny": "mcp.arguments.amount > 100"},
+    )
+    principal = ada()
+    policy = AUTHORIZE.make((written,), parts(entrance="mcp"))
+    assert policy is not None
+    handler = compose((policy,), answer)
+    for _ in range(2):
+        await handler(tool("pay", principal, amount=5))
+        with pytest.raises(Failure):
+            await handler(tool("pay", principal, amount=500))
+        with pytest.raises(Failure):
+            await handler(tool("gone", principal, amount=5))
+        with pytest.raises(Failure):
+            await handler(tool("pay", principal, server="other", amount=5))
+    assert len(principal.verdicts) == 5  # of names alone: no verdict knows an amount
+    assert set(principal.verdicts.values()) == {True, False}
