@@ -213,6 +213,9 @@ class HttpBackend:
                 extra = b"max-forwards: %d\r\n" % (int(hops) - 1)
         upgrade = request.upgrade and self._websocket
         body, framing, chunked = await self._body(request)
+        if context.credential:
+            extra += b"authorization: %b\r\n" % context.credential
+        extra += context.identity
         fields = extra + self._rewrite.fields(request, upgrade=upgrade) + framing + b"\r\n"
         timeout = self._timeout
         deadline = context.deadline

@@ -343,10 +343,13 @@ class HttpTools:
         except BadArguments as problem:
             return error_result(f"The call was not made: {problem}.")
         credentials = self._credentials if tool.security else None
-        answer, lines = await self._exchange(tool, request, call.idempotent, deadline)
+        answer, lines = await self._exchange(tool, request, call, deadline)
+        if answer.status == 401 and call.credential:
+            why = f"{self.name}: the API refused the token that was made for the call (401)"
+            raise Failure(502, Reason.UPSTREAM_FAILURE, why, code="upstream_credentials")
         if answer.status == 401 and credentials is not None and credentials.refused(tool.security, lines):
             # What is answered so was not carried out.
-            answer, lines = await self._exchange(tool, request, call.idempotent, deadline)
+            answer, lines = await self._exchange(tool, request, call, deadline)
         try:
             return tool.result(answer)
         except ApiFailed as failed:
@@ -363,7 +366,7 @@ class HttpTools:
             ) from None
 
     async def _exchange(
-        self, tool: HttpTool, request: HttpRequest, resend: bool, deadline: float
+        self, tool: HttpTool, request: HttpRequest, call: ToolCall, deadline: float
     ) -> tuple[Answer, bytes]:
         """The answer, and the header lines of credentials that went out. Raises Failure."""
         headers, lines, target = [*request.headers], b"", request.target
@@ -371,8 +374,13 @@ class HttpTools:
             lines, query = await self._credentials.put(tool.security, headers, deadline)
             if query:
                 target += (b"&" if b"?" in target else b"?") + query.encode("ascii")
+        if call.credential or call.identity:  # which no argument of the agent's takes the place of
+            ours = (b"authorization" if call.credential else b"", call.identity.partition(b":")[0])
+            headers = [field for field in headers if field[0].lower().replace(b"_", b"-") not in ours]
+        if call.credential:
+            headers.append((b"authorization", call.credential))
         fields = b"".join(b"%b: %b\r\n" % field for field in headers)
-        head = b"%b %b HTTP/1.1\r\n%b%b%b" % (request.method, target, self._fixed, lines, fields)
+        head = b"%b %b HTTP/1.1\r\n%b%b%b" % (request.method, target, self._fixed, lines, fields + call.identity)
         if request.body or request.method in _WITH_BODY:
             head += b"content-length: %d\r\n" % len(request.body)
         limit = self.spec.max_answer
@@ -386,7 +394,7 @@ class HttpTools:
                 first_byte=self.spec.timeout,
                 idle=self.spec.timeout,
                 limit=limit,
-                resend=resend,
+                resend=call.idempotent,
             )
             body = await exchange.read(limit)
         except Failure as failure:

@@ -3,7 +3,6 @@
 Rule: the secret goes to the token endpoint and nowhere else.
 """
 
-import base64
 from typing import Literal, Self
 from urllib.parse import quote_plus
 
@@ -15,6 +14,7 @@ from tollhouse.backends.token import Asker, Bearer, Scope, Secret, bearer, token
 from tollhouse.core.clock import Clock
 from tollhouse.core.spec import Spec
 from tollhouse.net.client import Client, Origin
+from tollhouse.wire.oauth import basic_credentials
 
 __all__ = ["OAuthSpec", "oauth_credential"]
 
@@ -64,11 +64,9 @@ def oauth_credential(name: str, spec: OAuthSpec, client: Client, clock: Clock, *
     headers: list[tuple[bytes, bytes]] = []
     hidden = [secret]
     if spec.client_auth == "basic":
-        # RFC 6749 section 2.3.1: both are encoded as in a form first.
-        pair = f"{quote_plus(spec.client_id)}:{quote_plus(secret)}".encode("ascii")
-        basic = base64.b64encode(pair)
-        headers.append((b"authorization", b"Basic " + basic))
-        hidden += [basic.decode("ascii"), quote_plus(secret)]
+        basic = basic_credentials(spec.client_id, secret)
+        headers.append((b"authorization", basic))
+        hidden += [basic.removeprefix(b"Basic ").decode("ascii"), quote_plus(secret)]
     else:
         fields |= {"client_id": spec.client_id, "client_secret": secret}
 

@@ -30,7 +30,7 @@ HOP_BY_HOP = frozenset(
 
 _REQUEST_DROPPED = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"max-forwards"}
 _RESPONSE_DROPPED = HOP_BY_HOP | {b"content-length", b"date"}
-_SUSPECT = frozenset((b"f", b"x"))  # how names of provenance begin
+_SUSPECT = frozenset((b"c", b"f", b"x"))  # how names of provenance begin
 _USUAL = frozenset((b"keep-alive", b"close", b"upgrade", b""))  # in Connection, and no field's name
 _VIA = b"via: 1.1 tollhouse\r\n"
 

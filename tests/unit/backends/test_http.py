@@ -318,6 +318,7 @@ async def test_provenance_is_ours_unless_the_peer_is_trusted() -> None:
         ("Forwarded", "for=10.9.9.9"),
         ("X-Real-IP", "10.9.9.9"),
         ("X-Original-URL", "/admin"),
+        ("Client-Cert", ":MIIB:"),
     )
     async with Upstream() as upstream:
         async with gateway(upstream, path="/a", strip_prefix=True) as g:
@@ -328,7 +329,7 @@ async def test_provenance_is_ours_unless_the_peer_is_trusted() -> None:
             assert seen["x-forwarded-host"] == "gateway.example:8080"
             assert seen["x-forwarded-prefix"] == "/a"
             assert seen["forwarded"] == 'for=127.0.0.1;host="gateway.example:8080";proto=http'
-            for name in ("x-forwarded-user", "x_forwarded_for", "x-real-ip", "x-original-url"):
+            for name in ("x-forwarded-user", "x_forwarded_for", "x-real-ip", "x-original-url", "client-cert"):
                 assert name not in seen
         async with gateway(upstream, trusted=("127.0.0.0/8",), path="/a", strip_prefix=True) as g:
             await g.get("/a/x", *said, ("X-Forwarded-Prefix", "/outer/"))
@@ -337,6 +338,7 @@ async def test_provenance_is_ours_unless_the_peer_is_trusted() -> None:
             assert seen["x-forwarded-proto"] == "https"
             assert seen["x-forwarded-host"] == "evil"
             assert seen["x-forwarded-user"] == "root"
+            assert seen["client-cert"] == ":MIIB:"
             assert seen["x-forwarded-prefix"] == "/outer/a"
             assert seen["forwarded"] == 'for=10.9.9.9, for=127.0.0.1;host="gateway.example:8080";proto=http'
             assert "x_forwarded_for" not in seen
