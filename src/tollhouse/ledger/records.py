@@ -9,10 +9,13 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["OUTCOMES", "USAGE", "Outcome", "UsageFacts", "UsageRecord", "identify", "labels"]
+__all__ = ["AUDIT", "OUTCOMES", "USAGE", "Outcome", "UsageFacts", "UsageRecord", "identify", "labels"]
 
 USAGE: Final = 1
-"""The journal's kind of a UsageRecord. Further kinds (audit, intent, adjust) take the next numbers."""
+"""The journal's kind of a UsageRecord. Further kinds (intent, adjust) take the next numbers."""
+
+AUDIT: Final = 2
+"""The kind of an `audit.AuditRecord`."""
 
 
 class Outcome(StrEnum):

@@ -9,15 +9,16 @@ At start, and every `adopt_every` seconds, the journals of processes that are go
 
 import logging
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from threading import Event, Thread
 from time import monotonic
 from typing import NamedTuple
 
-from tollhouse.ledger.base import Ledger, LedgerError
+from tollhouse.ledger.base import Entry, Ledger, LedgerError
 from tollhouse.ledger.journal import Journal
+from tollhouse.ledger.records import AUDIT
 from tollhouse.ledger.segment import Reader, claim, journals, lock_path, next_path, segments, spare_path
 
 __all__ = ["Adopted", "Shipper", "adopt", "catch_up"]
@@ -46,6 +47,8 @@ class Shipper:
         """The last seq of the journal that is in the ledger."""
         self.shipped = 0
         """Records newly stored, adopted ones included."""
+        self.audits = 0
+        """Audit records of these."""
         self.adopted = 0
         """Records of these that came from journals of dead processes."""
         self.damaged = 0
@@ -140,6 +143,7 @@ class Shipper:
             entries = reader.read(self._batch)
             if entries:
                 self.shipped += self._ledger.ship(journal.id, entries)
+                self.audits += _audits(entries)
                 self.position = entries[-1].seq
                 self._clear(reader)
             if len(entries) < self._batch:
@@ -177,6 +181,7 @@ class Shipper:
             for step in steps:
                 self.shipped += step.stored
                 self.adopted += step.stored
+                self.audits += step.audits
                 self._count(step)
                 self._ship(False)  # a long journal of the dead must not hold up the living
                 if self._ending.is_set():
@@ -184,12 +189,17 @@ class Shipper:
 
 
 class Adopted(NamedTuple):
-    """One step of an adoption: records newly stored, and damage found at the journal's end."""
+    """One step of an adoption: records newly stored, audit records of these, and damage found at the journal's end."""
 
     journal: str
     stored: int
     damaged: int = 0
     missing: int = 0
+    audits: int = 0
+
+
+def _audits(entries: Sequence[Entry]) -> int:
+    return sum(entry.kind == AUDIT for entry in entries)
 
 
 def adopt(directory: Path, ledger: Ledger, *, batch: int = 2000) -> Generator[Adopted, None, None]:
@@ -225,7 +235,7 @@ def _adopt_one(directory: Path, journal: str, ledger: Ledger, batch: int) -> Gen
     reader = Reader(directory, journal, ledger.position(journal), live=False)
     try:
         while entries := reader.read(batch):
-            yield Adopted(journal, ledger.ship(journal, entries))
+            yield Adopted(journal, ledger.ship(journal, entries), audits=_audits(entries))
         for _, path in reader.done:
             path.unlink(missing_ok=True)
         if not segments(directory, journal):

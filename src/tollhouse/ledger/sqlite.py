@@ -15,6 +15,8 @@ Tables (times in microseconds since 1970, UTC):
     usage_sums   sums by hour (hours since 1970) and labels, kept in the same transaction as `usage_facts`
     journals     number -> journal, and the last seq stored (0: forgotten)
     rejected     entries that could not be stored, with their bytes and why
+    api_keys     virtual API keys (`keys`), by digest; times in seconds
+    audit, audit_chains  the audit records: see `audit_sqlite`
     migrations   version -> when it was applied
 Views:
     usage        one row a UsageRecord, with the record's names and order
@@ -32,8 +34,9 @@ from typing import Annotated
 import msgspec
 from msgspec.structs import asdict, astuple
 
+from tollhouse.ledger.audit_sqlite import TABLES, put_away
 from tollhouse.ledger.base import BY, Entry, LedgerError, UsageRow
-from tollhouse.ledger.records import USAGE, Outcome
+from tollhouse.ledger.records import AUDIT, USAGE, Outcome
 
 __all__ = ["SqliteLedger"]
 
@@ -115,7 +118,19 @@ CREATE VIEW usage_hour AS SELECT
   FROM usage_sums s CROSS JOIN usage_labels l ON l.labels = s.labels;
 """
 
-_MIGRATIONS: tuple[str, ...] = (_USAGE_1, _KINDS_2)
+_KEYS_3 = """
+CREATE TABLE api_keys (
+  id TEXT PRIMARY KEY, digest BLOB NOT NULL UNIQUE, name TEXT NOT NULL,
+  user TEXT NOT NULL, org TEXT NOT NULL, agent TEXT NOT NULL, email TEXT NOT NULL,
+  "groups" TEXT NOT NULL, scopes TEXT NOT NULL, metadata TEXT NOT NULL,
+  models TEXT, servers TEXT, tools TEXT, routes TEXT,
+  created_at INTEGER NOT NULL, expires_at INTEGER, revoked_at INTEGER, changed INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX api_keys_changed ON api_keys (changed);
+CREATE INDEX api_keys_name ON api_keys (name);
+"""
+
+_MIGRATIONS: tuple[str, ...] = (_USAGE_1, _KINDS_2, _KEYS_3, TABLES)
 """Applied in order, each once; what has been released is never changed."""
 
 _Time = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
@@ -400,8 +415,15 @@ class SqliteLedger:
             if last > position:
                 if entries[0].seq <= position:
                     entries = [entry for entry in entries if entry.seq > position]
+                audits = [entry for entry in entries if entry.kind == AUDIT]
+                if audits:
+                    entries = [entry for entry in entries if entry.kind != AUDIT]
+                    stored, wrong = put_away(db, number, audits)
+                    for entry, why in wrong:
+                        _set_aside(db, journal, entry, why)
                 sums: Sums = {}
-                stored = store(db, number, entries, sums)
+                if entries:
+                    stored += store(db, number, entries, sums)
                 db.executemany(_ADD, [(*group, *values) for group, values in sums.items()])
                 db.execute("UPDATE journals SET seq = ? WHERE number = ?", (last, number))
             db.execute("COMMIT")
@@ -489,7 +511,7 @@ class SqliteLedger:
             except _POISON as error:
                 why = f"{type(error).__name__}: {error}"[:500]
                 name = db.execute("SELECT journal FROM journals WHERE number = ?", (journal,)).fetchone()[0]
-                db.execute(_REJECT, (name, entry.seq, entry.kind, entry.body, why, int(time() * 1e6)))
+                _set_aside(db, name, entry, why)
                 continue
             if new:
                 stored += 1
@@ -539,6 +561,10 @@ _POISON: tuple[type[Exception], ...] = (
 
 
 _UNUSUAL: tuple[type[Exception], ...] = (_Doubtful, *_POISON)
+
+
+def _set_aside(db: sqlite3.Connection, journal: str, entry: Entry, why: str) -> None:
+    db.execute(_REJECT, (journal, entry.seq, entry.kind, entry.body, why, int(time() * 1e6)))
 
 
 def _sum_up(sums: Sums, facts: _Facts) -> None:
