@@ -1,0 +1,91 @@
+"""What a resource of the admin API is made of: operations, and what they are asked and answer.
+
+Rule: an operation says once what it takes and gives; the request is checked, and the OpenAPI document written, by that.
+"""
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+
+from tollhouse.core.errors import Failure, Reason
+
+__all__ = [
+    "Answer", "Asked", "Long", "Moment", "Operation", "Short", "cursor", "invalid", "missing", "moment", "refused",
+    "started",
+]  # fmt: skip
+
+Short = Annotated[str, msgspec.Meta(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""Text that may stand in header fields and logs."""
+
+Long = Annotated[str, msgspec.Meta(max_length=1024, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+"""As RFC 3339 has it, with its offset."""
+
+
+class Asked(NamedTuple):
+    """operator: who asks. id: in the path, "" where it has none. body: of the type that the operation takes. limit,
+    cursor: of lists."""
+
+    operator: str
+    id: str = ""
+    body: Any = None
+    limit: int = 100
+    cursor: str = ""
+
+
+class Answer(NamedTuple):
+    """value: what is answered, of the type that the operation gives. said: what was done, for the log."""
+
+    value: Any
+    said: str = ""
+
+
+class Operation(NamedTuple):
+    """name: in the log, and in the OpenAPI document. path: with `{id}` where it has one. answer: raises Failure. takes:
+    type of the JSON body, None for none. optional: it may be absent. listed: it has pages. status: of the answer."""
+
+    name: str
+    method: Literal["GET", "POST", "DELETE"]
+    path: str
+    summary: str
+    answer: Callable[[Asked], Awaitable[Answer]]
+    gives: Any
+    takes: Any = None
+    optional: bool = False
+    listed: bool = False
+    status: int = 200
+
+
+def cursor(*place: Any) -> str:
+    """Where a page ends, for who asks for the next one."""
+    return urlsafe_b64encode(msgspec.json.encode(place)).decode().rstrip("=")
+
+
+def started(text: str, kind: Any) -> Any:
+    """The place that a cursor says. kind: of it, a tuple. Raises Failure 400."""
+    try:
+        return msgspec.json.decode(urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=kind)
+    except (ValueError, msgspec.DecodeError):
+        raise invalid("`cursor` is none that this list has given") from None
+
+
+def moment(seconds: float) -> datetime:
+    """Of unix seconds."""
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def invalid(message: str) -> Failure:
+    return Failure(400, Reason.INVALID_REQUEST, message, code="invalid_request")
+
+
+def missing(message: str) -> Failure:
+    return Failure(404, Reason.NOT_FOUND, message, code="not_found")
+
+
+def refused(message: str) -> Failure:
+    """It cannot be done as the gateway is configured, or as things are."""
+    return Failure(409, Reason.INVALID_REQUEST, message, code="conflict")
