@@ -12,8 +12,10 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from argon2 import PasswordHasher
 
-from tollhouse.cli import _since, main
+from tollhouse.cli import main
+from tollhouse.cli.command import since_of
 from tollhouse.config.schema import schema
 from tollhouse.gateway.serve import demo_path
 from tollhouse.ledger.base import BY
@@ -111,7 +113,7 @@ def test_check_of_what_serve_serves_without_a_file(said: Said) -> None:
             "state: redis\nledger: mysql:x\n",
             [
                 (
-                    "a.yaml:1:8: state: not a place for state; write `memory`, redis://host:6379/0, "
+                    "a.yaml:1:8: state: not a place for state; write `memory`, file:PATH, redis://host:6379/0, "
                     "rediss://host:6379/0 (TLS) or redis+cluster://host:6379,host:6379. "
                     "What a password has of / @ ? # % is written as %2F %40 %3F %23 %25"
                 ),
@@ -247,7 +249,7 @@ def test_what_is_no_time(used: Path, said: Said, since: str) -> None:
     ],
 )
 def test_times_are_utc_unless_they_say_otherwise(since: str, moment: datetime) -> None:
-    found = _since(since, NOW)
+    found = since_of(since, NOW)
     assert found == moment
     assert found.tzinfo is UTC
 
@@ -301,3 +303,24 @@ def test_a_ledger_in_a_directory_that_is_not_there_makes_none(here: Path, worker
     missing = f"there is no directory '{here}/nowhere/x'; make it, or name a file in another one"
     assert lines[1:] == [f"a.yaml:2:9: ledger: {missing}", "1 problem in the configuration"]
     assert os.listdir(here) == ["a.yaml"]
+
+
+# ---- hash-password
+
+
+def test_a_password_is_read_from_standard_input_and_hashed(here: Path) -> None:
+    command = [sys.executable, "-m", "tollhouse.cli", "hash-password"]
+    done = subprocess.run(command, cwd=here, input="correct horse\r\n", capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    hashed = done.stdout.strip()
+    assert PasswordHasher().verify(hashed, "correct horse")
+    assert "correct horse" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("given", ["", "\n", "a\tb\n", "x" * 2000])
+def test_what_nobody_could_type_in_is_not_hashed(here: Path, given: str) -> None:
+    command = [sys.executable, "-m", "tollhouse.cli", "hash-password"]
+    done = subprocess.run(command, cwd=here, input=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == "a password has 1 to 1024 characters, and no control characters\n"
