@@ -7,16 +7,19 @@ problem. A check gives the path of the setting to change.
 from collections.abc import Collection, Iterator
 from typing import Any, Final
 
+from tollhouse.config.exchange_checks import of_identity, of_routes, of_servers
 from tollhouse.config.places import Path, render
 from tollhouse.config.spec import Config, RouteSpec
 from tollhouse.config.suggest import did_you_mean
 from tollhouse.config.wording import Finding
-from tollhouse.policies.keys import KeySpec
+from tollhouse.issuer.spec import IssuerSpec
+from tollhouse.policies.authenticate import KeySpec
 from tollhouse.wire.mcp.names import split
 
 __all__ = ["check", "check_names"]
 
 _MANY: Final = 20  # problems of one kind that are told one by one
+_BY_USERS: Final = frozenset(("authorization_code", "refresh_token", "device_code"))
 _WITHOUT_LIST: Final = frozenset(("bedrock", "vertex"))
 """Kinds of providers whose models are listed elsewhere, or not at all."""
 
@@ -31,14 +34,23 @@ def check(config: Config, raw: dict[str, Any], left_out: Collection[Path]) -> li
             _routes,
             _listeners,
             _public_url,
+            _hosts,
             _keys,
+            _callers,
             _workers,
             _legacy_sse,
             _mcp_endpoints,
+            _approvals,
             _alternates,
             _on_error,
             _retries,
             _metrics,
+            _issuer,
+            _state_file,
+            _audit,
+            of_servers,
+            of_routes,
+            of_identity,
         )
         for found in each(config, place)
         if not place.touched(found.path)
@@ -193,7 +205,9 @@ def _listeners(config: Config, place: _Places) -> Iterator[Finding]:
     server = config.server
     written = place.raw.get("server")
     several = isinstance(written, dict) and isinstance(written.get("listen"), list)
-    is_open = config.authenticate is None and not place.touched(("authenticate",))
+    # An issuer alone is for everybody.
+    guards = bool(config.models or config.mcp or config.routes or config.issuer is None)
+    is_open = guards and config.authenticate is None and not place.touched(("authenticate",))
     seen: set[str] = set()
     for n, listener in enumerate(server.listen):
         path: Path = ("server", "listen", n) if several else ("server", "listen")
@@ -214,7 +228,9 @@ def _listeners(config: Config, place: _Places) -> Iterator[Finding]:
 def _public_url(config: Config, place: _Places) -> Iterator[Finding]:
     """A resource's metadata names the address that agents call; of several the gateway cannot know which."""
     server, mcp = config.server, config.mcp
-    if mcp is None or config.authenticate is None or not config.authenticate.jwt or server.public_url is not None:
+    if mcp is None or config.authenticate is None or server.public_url is not None:
+        return
+    if not config.authenticate.takes_tokens:
         return
     every = next((one.address for one in server.listen if one.is_every), "")
     if (every or len(server.listen) > 1) and not place.touched(("server", "listen")):
@@ -223,6 +239,20 @@ def _public_url(config: Config, place: _Places) -> Iterator[Finding]:
             f"and {f'{every} is none' if every else 'there are several'}; write it like https://gateway.example.com"
         )
         yield Finding(("server", "public_url"), message, near=every)
+
+
+def _hosts(config: Config, place: _Places) -> Iterator[Finding]:
+    if not config.server.hosts:
+        return
+    at: Path = ("server", "hosts")
+    who = config.authenticate
+    if who is not None and who.mode == "strict" and not place.touched(("authenticate",)):
+        message = "has no effect: callers need a credential, which web pages do not have; leave it out"
+        yield Finding(at, message, key=True)
+    elif not any(one.is_loopback for one in config.server.listen) and not place.touched(("server", "listen")):
+        yield Finding(at, "has no effect: no listener is of this machine alone; leave it out", key=True)
+    elif not (config.models or config.mcp) and not place.touched(("models",)) and not place.touched(("mcp",)):
+        yield Finding(at, "has no effect on `routes`, which say their own `host`; leave it out", key=True)
 
 
 def _keys(config: Config, place: _Places) -> Iterator[Finding]:
@@ -239,6 +269,32 @@ def _keys(config: Config, place: _Places) -> Iterator[Finding]:
                 yield Finding((*path, "name"), message, near=key.name)
 
 
+def _callers(config: Config, place: _Places) -> Iterator[Finding]:
+    """Who may call, where nobody could; and keys that are nowhere."""
+    for scope_path, scope in _scopes(config, place):
+        who = getattr(scope, "authenticate", None)
+        at: Path = (*scope_path, "authenticate")
+        if who is None or place.touched(at):
+            continue
+        if who.mode == "strict" and not who.knows_anybody and config.issuer is None:
+            message = "nobody could call: give `keys`, `jwt` or another kind of credential, or write `mode: optional`"
+            yield Finding(at, message)
+        if who.issued and config.ledger is None and not place.touched(("ledger",)):
+            message = "has no effect without `ledger`, where these keys live; name one, like sqlite:tollhouse.db"
+            yield Finding((*at, "issued"), message, key=True)
+        if who.mtls is not None and who.mtls.header is None:
+            listeners = config.server.listen
+            if not any(one.tls is not None and one.tls.client_ca for one in listeners):
+                message = "no listener asks for certificates; give one `tls.client_ca`, or name the proxies' `header`"
+                if not place.touched(("server", "listen")):
+                    yield Finding((*at, "mtls"), message, key=True)
+        if who.mtls is not None and who.mtls.header is not None and not config.server.trusted_proxies:
+            message = "is believed from trusted proxies only; name them in `server.trusted_proxies`"
+            yield Finding((*at, "mtls", "header"), message, key=True)
+        if who.oidc is not None and not config.routes:
+            yield Finding((*at, "oidc"), "has no effect without `routes`, whose pages people log in for", key=True)
+
+
 def _workers(config: Config, place: _Places) -> Iterator[Finding]:
     if config.server.workers == 1 or not config.state.is_memory:
         return
@@ -252,6 +308,15 @@ def _workers(config: Config, place: _Places) -> Iterator[Finding]:
     if limited:
         where = ", ".join(f"`{one}`" for one in limited[:3]) + (", ..." if len(limited) > 3 else "")
         yield Finding(at, f"limits are counts, {until} {where} out")
+
+
+def _approvals(config: Config, place: _Places) -> Iterator[Finding]:
+    at: Path = ("authorize", "approvals")
+    if not place.has(*map(str, at)):
+        return
+    guards = [getattr(scope, "authorize", None) for _, scope in _scopes(config, place)]
+    if not any(rule.approve for guard in guards if guard is not None for rule in guard.rules):
+        yield Finding(at, "has no effect: no rule says `approve`; leave it out", key=True)
 
 
 def _mcp_endpoints(config: Config, place: _Places) -> Iterator[Finding]:
@@ -342,3 +407,57 @@ def _metrics(config: Config, place: _Places) -> Iterator[Finding]:
     if config.server.metrics is None and place.has("telemetry", "metrics"):
         message = "has no effect, because `server.metrics` is null; name an address there, or leave this out"
         yield Finding(("telemetry", "metrics"), message, key=True)
+
+
+def _state_file(config: Config, place: _Places) -> Iterator[Finding]:
+    if config.state.file is not None and config.issuer is None and not place.touched(("issuer",)):
+        message = "a file keeps what an `issuer` must not forget, and there is none; write `memory`"
+        yield Finding(("state",), message)
+
+
+def _audit(config: Config, place: _Places) -> Iterator[Finding]:
+    spec = config.audit
+    if spec is None:
+        return
+    if config.ledger is None and not place.touched(("ledger",)):
+        yield Finding(("audit",), "has no effect without a `ledger`, which keeps the records", key=True)
+    elif spec.log and config.telemetry.access_log is None and not place.touched(("telemetry",)):
+        yield Finding(("audit", "log"), "has no effect without `telemetry.access_log`, which gets the lines", key=True)
+
+
+def _issuer(config: Config, place: _Places) -> Iterator[Finding]:
+    """What the auth provider keeps is shared by all workers, and readable by nobody else."""
+    spec = config.issuer
+    if spec is None or place.touched(("state",)):
+        return
+    if config.state.is_memory:
+        if config.server.workers > 1 and not place.touched(("server", "workers")):
+            message = "all workers share the issuer's keys and logins; name a server in `state`, or set this to 1"
+            yield Finding(("server", "workers"), message)
+    elif not config.state.encryption_key:
+        message = (
+            "the issuer keeps its signing keys there, so it needs `state: {url: ..., encryption_key: ...}`; make one "
+            "with: openssl rand -base64 32"
+        )
+        yield Finding(("state",), message)
+    if config.mcp is None and config.authenticate is None and not spec.clients:
+        dynamic = spec.registration.dynamic != "off" or spec.registration.metadata_documents == "on"
+        if not dynamic and not place.touched(("issuer",)):
+            yield Finding(("issuer", "clients"), "nobody could get a token: name clients, or allow `registration`")
+    yield from _issuer_clients(config, spec, place)
+
+
+def _issuer_clients(config: Config, spec: IssuerSpec, place: _Places) -> Iterator[Finding]:
+    nobody = not spec.users and not spec.upstream and not place.touched(("issuer",))
+    if nobody and spec.registration.dynamic != "off":
+        message = "has no effect: nobody can log in; name `users` or `upstream`, or leave it out"
+        yield Finding(("issuer", "registration", "dynamic"), message, key=True)
+    shown = any(one.tls is not None and one.tls.client_ca is not None for one in config.server.listen)
+    for path, client in place.numbered(("issuer", "clients"), spec.clients):
+        if nobody and any(grant in _BY_USERS for grant in client.grants):
+            message = "nobody can log in: name `issuer.users` or `issuer.upstream`, or give it other `grants`"
+            yield Finding((*path, "grants"), message, near=client.id)
+        for name in ("tls_subject", "tls_thumbprint"):
+            if getattr(client, name) is not None and not shown and not place.touched(("server", "listen")):
+                message = "has no effect: no listener asks for client certificates (`tls.client_ca`)"
+                yield Finding((*path, name), message, key=True)

@@ -1,16 +1,23 @@
 """The `server` section: where it listens, and what a client may cost. Sizes in bytes, times in seconds."""
 
 import re
+from hashlib import sha256
 from ipaddress import ip_address, ip_network
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
 from tollhouse.core.spec import Duration, File, Size, Spec
 from tollhouse.net.listen import Address
 
-__all__ = ["HostPort", "ListenSpec", "ListenTlsSpec", "Network", "ServerSpec", "ShutdownSpec", "TimeoutsSpec", "Whole"]
+__all__ = [
+    "AdminKeySpec", "AdminSpec", "HostPort", "ListenSpec", "ListenTlsSpec", "Network", "ServerSpec", "ShutdownSpec",
+    "TimeoutsSpec", "Whole",
+]  # fmt: skip
+
+_SHORTEST_KEY = 32
+_HOST_NAME = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
 
 
 def _host_port(value: str) -> str:
@@ -47,9 +54,25 @@ def _url(value: str) -> str:
     return value.strip().rstrip("/")
 
 
-def _admin(value: Any) -> None:
-    if value is not None:
-        raise ValueError("the admin API is not available in this version; write null, or leave it out")
+def _host_name(value: str) -> str:
+    name = value.strip().lower()
+    if _HOST_NAME.fullmatch(name) is None:
+        raise ValueError("not the name of a host; write it like gateway.internal or *.example.com, without a port")
+    return name
+
+
+def _admin(value: Any) -> Any:
+    """An address alone stands for {address: ...}."""
+    if value is not None and not isinstance(value, (str, dict, AdminSpec)):
+        raise ValueError("not an address; write host:port, like 127.0.0.1:15000, or {address, keys, hosts, tls}")
+    return {"address": value} if isinstance(value, str) else value
+
+
+def _admin_key(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if len(text) < _SHORTEST_KEY or not (text.isascii() and text.isprintable() and " " not in text):
+        raise ValueError(f"an operator's key has {_SHORTEST_KEY} visible characters or more: openssl rand -base64 32")
+    return value
 
 
 HostPort = Annotated[
@@ -64,6 +87,9 @@ Whole = Annotated[int, BeforeValidator(_whole, json_schema_input_type=int)]
 """A whole number. (`true` is none.)"""
 
 PublicUrl = Annotated[str, AfterValidator(_url)]
+
+HostName = Annotated[str, AfterValidator(_host_name), Field(examples=["gateway.internal", "*.dev.example.com"])]
+"""The name in a URL, in lower case; with `*.` before it every name below."""
 
 
 class ListenTlsSpec(Spec):
@@ -114,6 +140,59 @@ def _listen(value: Any) -> Any:
     return [{"address": entry} if isinstance(entry, str) else entry for entry in entries]
 
 
+class AdminKeySpec(Spec):
+    """What an operator shows, and who that is."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._@:-]+$", description="who it is, in the log")
+    key: Annotated[SecretStr, AfterValidator(_admin_key)] | None = Field(
+        default=None, description="32 random characters or more: ${OPERATOR_KEY}"
+    )
+    key_hash: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{64}$", description="instead of the key: its SHA-256 in lower-case hex"
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.key is None) == (self.key_hash is None):
+            raise ValueError("give either `key` or `key_hash`")
+        return self
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the key."""
+        if self.key is not None:
+            return sha256(self.key.get_secret_value().encode()).digest()
+        return bytes.fromhex(self.key_hash or "")
+
+
+class AdminSpec(Spec):
+    """The admin API: where operators are served, and how they show who they are."""
+
+    address: HostPort = Field(description="host:port; of this machine, unless others are to reach it")
+    keys: tuple[AdminKeySpec, ...] = Field(
+        default=(), max_length=100, description="of operators; without any a token is made and kept in a file"
+    )
+    hosts: tuple[HostName, ...] = Field(
+        default=(), description="names it may be called by besides its address and those of this machine"
+    )
+    tls: ListenTlsSpec | None = Field(default=None, description="certificate and key; absent: no TLS")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        listen = ListenSpec(address=self.address)
+        if listen.is_every and not self.hosts:
+            raise ValueError(
+                "it would be reached from elsewhere, and no name of elsewhere may be called: say which in `hosts`, or "
+                "write 127.0.0.1"
+            )
+        names = [one.name for one in self.keys]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two keys are called `{min(twice)}`; a name stands for one operator")
+        if len({one.digest for one in self.keys}) < len(names):
+            raise ValueError("two operators have the same key")
+        return self
+
+
 class TimeoutsSpec(Spec):
     """How long a client may take. (How long an upstream may take is said where the upstream is.)"""
 
@@ -149,14 +228,19 @@ class ServerSpec(Spec):
         min_length=1,
         description="an address, or a list of addresses or of {address, tls}",
     )
-    admin: Annotated[None, BeforeValidator(_admin, json_schema_input_type=None)] = Field(
-        default=None, description="the admin API; not available in this version"
+    admin: Annotated[AdminSpec | None, BeforeValidator(_admin, json_schema_input_type=HostPort | AdminSpec | None)] = (
+        Field(default=None, description="address of the admin API, or {address, keys, hosts, tls}; null: none")
     )
     metrics: HostPort | None = Field(
         default="127.0.0.1:15020", description="address of GET /metrics and the readiness check; null: none"
     )
     public_url: PublicUrl | None = Field(
         default=None, description="the gateway as clients see it, where that is not the address it listens on"
+    )
+    hosts: tuple[HostName, ...] = Field(
+        default=(),
+        description="by which names it may be called besides `public_url` and those of this machine, where listeners "
+        "are of this machine alone and callers need no credential",
     )
     workers: Whole = Field(default=1, ge=1, le=256, description="processes that share the listeners")
     max_body: Size = Field(default=10 << 20, ge=1, description="largest request body that is read whole")

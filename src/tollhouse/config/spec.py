@@ -33,9 +33,13 @@ from tollhouse.config.writable import settled
 from tollhouse.core.errors import Failure
 from tollhouse.core.match import normalise
 from tollhouse.core.spec import Duration, Spec
+from tollhouse.issuer.spec import IssuerSpec
 from tollhouse.ledger.prices import PriceSpec
 from tollhouse.net.egress import Egress
-from tollhouse.policies import CallScope, EntranceScope, ModelScope, Scope
+from tollhouse.policies import CallScope, ModelScope, RouteScope, Scope, ServerScope
+from tollhouse.policies.audit import AuditSetting
+from tollhouse.policies.authenticate import ScopeWord
+from tollhouse.policies.exchange_spec import ToolExchangeSpec
 from tollhouse.store.spec import StateSpec
 from tollhouse.wire.mcp.names import SERVER_NAME
 
@@ -186,6 +190,7 @@ class ToolSpec(CallScope):
     alternate: str | None = Field(
         default=None, min_length=1, description="another server's tool, as server__tool, asked when this one has failed"
     )
+    exchange: ToolExchangeSpec | None = Field(default=None, description="the tokens that its calls go out with")
 
     @model_validator(mode="after")
     def _effect(self) -> Self:
@@ -227,7 +232,7 @@ class StdioServer(StdioServerSpec, _Server):
     """An MCP server that the gateway starts and speaks to over its standard input and output."""
 
 
-class HttpServer(HttpServerSpec, _Server):
+class HttpServer(HttpServerSpec, _Server, ServerScope):
     """An MCP server with a URL (Streamable HTTP).
 
     url: where it is spoken to. tls: how its certificate is verified, and what the gateway shows. proxy: an HTTP proxy
@@ -235,14 +240,14 @@ class HttpServer(HttpServerSpec, _Server):
     """
 
 
-class OpenApiServer(OpenApiServerSpec, _ToolServer):
+class OpenApiServer(OpenApiServerSpec, _ToolServer, ServerScope):
     """An HTTP API whose operations are tools, by its OpenAPI document.
 
     tls: how its certificate is verified, and what the gateway shows. proxy: an HTTP proxy on the way to it.
     """
 
 
-class RestServer(RestServerSpec, _ToolServer):
+class RestServer(RestServerSpec, _ToolServer, ServerScope):
     """An HTTP API with tools that are written here.
 
     tls: how its certificate is verified, and what the gateway shows. proxy: an HTTP proxy on the way to it.
@@ -310,6 +315,9 @@ class McpEndpointSpec(Spec):
     path: Annotated[str, AfterValidator(_mount)] = Field(description="where it is served")
     servers: tuple[str, ...] = Field(min_length=1, description="of those below `mcp.servers`, in this order")
     tools: SelectionSpec | None = Field(default=None, description="which of their tools it has; absent: all")
+    requires: tuple[ScopeWord, ...] | None = Field(
+        default=None, min_length=1, description="scopes that a caller's token must have here"
+    )
     search: SearchMode | None = Field(default=None, description="as `mcp.search`, for this path; absent: as there")
     code_mode: CodeMode = Field(default=None, description="as `mcp.code_mode`, for this path; absent: as there")
 
@@ -366,7 +374,7 @@ def _to_one_or_several(schema: dict[str, Any]) -> None:
     to["anyOf"] = [*target["anyOf"], several]
 
 
-class RouteSpec(HttpRouteSpec, EntranceScope):
+class RouteSpec(HttpRouteSpec, RouteScope):
     """A route to plain HTTP services."""
 
     model_config = ConfigDict(json_schema_extra=_to_one_or_several)
@@ -387,6 +395,11 @@ class Config(Scope):
         description="where usage is recorded: sqlite:FILE, relative to where the gateway is started; absent: nowhere",
         examples=["sqlite:tollhouse.db"],
     )
+    audit: AuditSetting | None = Field(
+        default=None,
+        description="who did what, and what was said to it, in the ledger; absent: on where there are a ledger and "
+        "`authorize` or `issuer`",
+    )
     egress: EgressSpec = Field(default=EgressSpec(), description="where URLs that come from outside may lead")
     providers: dict[str, Provider] = Field(default={}, description="who runs models, by name")
     models: tuple[ModelSpec, ...] = Field(default=(), description="the names that clients may ask for")
@@ -398,4 +411,8 @@ class Config(Scope):
     )
     mcp: McpSpec | None = Field(default=None, description="MCP servers behind one endpoint")
     routes: tuple[RouteSpec, ...] = Field(default=(), description="plain HTTP services")
+    issuer: IssuerSpec | None = Field(
+        default=None,
+        description="the auth provider (OAuth 2.1, OpenID Connect), in this process: alone, or beside the rest",
+    )
     telemetry: TelemetrySpec = Field(default=TelemetrySpec(), description="what can be seen from outside")

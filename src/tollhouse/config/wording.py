@@ -22,9 +22,6 @@ LATER: Final[dict[str, str]] = {
     "budgets": "budgets",
     "guardrails": "guardrails",
     "cache": "response caches",
-    "issuer": "the auth provider",
-    "exchange": "token exchange",
-    "rego": "Rego policies",
     "traces": "traces",
 }
 """Settings that have a name and a meaning, but no implementation in this version."""

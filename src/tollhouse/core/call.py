@@ -9,7 +9,20 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-__all__ = ["Actor", "Call", "Context", "ModelCall", "Movable", "Principal", "Share", "ToolCall", "Usage"]
+__all__ = [
+    "Actor",
+    "Asks",
+    "Call",
+    "Consent",
+    "Context",
+    "Instead",
+    "ModelCall",
+    "Movable",
+    "Principal",
+    "Share",
+    "ToolCall",
+    "Usage",
+]
 
 
 class Usage(msgspec.Struct, gc=False, omit_defaults=True):
@@ -64,6 +77,7 @@ class Principal:
     """
 
     __slots__ = (
+        "access",
         "actors",
         "agent",
         "claims",
@@ -136,6 +150,7 @@ class Principal:
         self.family = family  # the grant that the token comes from: `gid`
         self.issued = issued  # unix seconds
         self.proof = proof  # thumbprint of the key that must be shown with the token (`cnf`), "" for a bearer token
+        self.access: Any = None  # what the key may be used for (`policies.authenticate.access`); None: no such bounds
         self.facts: Any = None
         self.verdicts: dict[Any, bool] = {}
         self.minted: dict[Any, Any] = {}
@@ -173,24 +188,40 @@ class Context(msgspec.Struct, gc=False):
     fallback: str = ""  # the target that answered instead of the ones asked first
     tried: str = ""  # the targets that were asked, in their order, if there were several; joined by ", "
     budget: Any = None  # core.backoff.RetryBudget that repetitions are taken from, where a target has failed
-    rule: str = ""  # the rule that denied
+    requires: tuple[str, ...] = ()  # scopes that the endpoint asks of every call
+    rule: str = ""  # the rule that denied, or that had the call approved
+    decision: str = ""  # of `authorize`: allow | deny | approved; "" where nobody was asked
+    approver: str = ""  # who approved or refused to: user | operator:<name> | timeout; kept: an earlier approval
+    shadow: str = ""  # the rule that would have denied, were it in force
     integrity: str = ""  # what is wrong with the tool that was called: changed | new | scan
     bytes_in: int = 0
     error: str = ""  # what a Failure that was answered says to the operator
+    token_jti: str = ""  # of the token that was made for this call
+    audited: bool = False  # there is an audit record of it
+    event: Any = None  # core.identity.Event: what the auth provider has done
+    credential: bytes = b""  # as `Call.credential`, for a request to a plain service; it goes into no log
+    identity: bytes = b""  # as `Call.identity`, likewise
+
+    def __repr__(self) -> str:  # without what is secret in it
+        return f"<Context of {self.request_id!r}>"
 
 
 class Call(msgspec.Struct, eq=False):
     """Something is asked. `request` is the HTTP request it came in; policies read it and never change it. principal:
     the context's. credential: the field `authorization` that this one call goes out with, b"" where it goes out with
-    what its upstream is configured with."""
+    what its upstream is configured with. identity: a header line that tells the upstream who calls, b"" for none."""
 
     request: Any
     context: Context
     principal: Principal | None = None
     credential: bytes = b""
+    identity: bytes = b""
 
     def __post_init__(self) -> None:
         self.principal = self.context.principal
+
+    def __repr__(self) -> str:  # as Context
+        return f"<{type(self).__name__} of {self.context.request_id!r}>"
 
 
 class ModelCall(Call, kw_only=True, eq=False):
@@ -223,6 +254,22 @@ class ModelCall(Call, kw_only=True, eq=False):
         return reserve
 
 
+class Consent(NamedTuple):
+    """What the agent's user said to the question whether a call may be made. action: accept | decline | cancel. claim:
+    whether it is used for the first time; awaited before it counts. Raises Failure 503."""
+
+    action: str
+    claim: Callable[[], Awaitable[bool]]
+
+
+class Asks(Protocol):
+    """A question of ours to the agent's user, in the place of a call's answer. timeout: seconds to answer it."""
+
+    timeout: float
+    carry: Callable[[Any], Any] | None
+    """Makes the Reply that follows once the call is approved what this agent can have; set by the endpoint."""
+
+
 class Movable(Protocol):
     """A server's answer that goes on without the connection it came over."""
 
@@ -232,6 +279,20 @@ class Movable(Protocol):
 
     def leave(self) -> None:
         """Let go of it, and let the server go on."""
+        ...
+
+
+class Instead(Protocol):
+    """Who has answered a call in the place of its server. name: for a later call that goes on with it. new: the era of
+    who answered, None while that is not known."""
+
+    name: str
+
+    @property
+    def new(self) -> bool | None: ...
+
+    async def again(self, call: "ToolCall") -> Any:
+        """Ask it once more, without what was asked before. Raises Failure."""
         ...
 
 
@@ -247,7 +308,12 @@ class ToolCall(Call, kw_only=True, eq=False):
     (`wire.mcp.capabilities`); a session's, where there is one. round: above 0 for what carries a call on that was
     admitted before. resume: what takes the place of the server, where the call is under way with it already. moves:
     set by the backend at the commit, where another worker may be able to take the answer over. extensions: what the
-    agent declares beside the profile, raw JSON of an object, for a stateless server.
+    agent declares beside the profile, raw JSON of an object, for a stateless server. definition: what the server says
+    of the tool, raw JSON, b"" while that is not known. consent: what the agent's user said of it, in the round that
+    brings that. asks: the Reply is a question of ours whether the call may be made. instead: who answered in the
+    server's place. onward: the name of who did in an earlier round, and is to go on. decoded: arguments, raw and as
+    they are, once somebody needed them. child: which of its
+    caller's sessions with the server it was put to, set by the backend, and is to be put to where it is about a task.
     """
 
     server: str
@@ -265,6 +331,13 @@ class ToolCall(Call, kw_only=True, eq=False):
     resume: Callable[["ToolCall"], Awaitable[Any]] | None = None
     extensions: msgspec.Raw | bytes = b""
     moves: "Movable | None" = None
+    instead: Instead | None = None
+    onward: str = ""
+    definition: msgspec.Raw | bytes = b""
+    consent: Consent | None = None
+    asks: Asks | None = None
+    decoded: tuple[Any, Any] | None = None
+    child: int = 0
 
     @property
     def arguments(self) -> msgspec.Raw | bytes:

@@ -18,12 +18,15 @@ _FOR = re.compile(rb'(?:\A|[;,])[ \t]*for[ \t]*=[ \t]*("[^"\\]*(?:\\.[^"\\]*)*"|
 _TOKEN_ADDRESS = re.compile(rb"[0-9A-Za-z._-]+")
 _UNQUOTABLE = re.compile(rb'["\\\x00-\x1f\x7f-\xff]')
 _PORT = re.compile(r"(?:\[(.+)\]|([^:]+))(?::\d+)?|(.+)")
-_PROVENANCE = frozenset((b"forwarded", b"x-real-ip", b"x-original-url", b"x-rewrite-url"))
+_PROVENANCE = frozenset(
+    (b"forwarded", b"x-real-ip", b"x-original-url", b"x-rewrite-url", b"client-cert", b"client-cert-chain")
+)
 
 
 def is_provenance(name: bytes) -> bool:
-    """Whether a header (lower case) says how the request came here or what it asked for at first, which only a
-    trusted proxy may say. `_` counts as `-`: CGI, WSGI and many servers do not tell them apart."""
+    """Whether a header (lower case) says how the request came here, what it asked for at first or whose certificate
+    was shown (RFC 9440), which only a trusted proxy may say. `_` counts as `-`: CGI, WSGI and many servers do not tell
+    them apart."""
     if b"_" in name:
         name = name.replace(b"_", b"-")
     return name[:12] == b"x-forwarded-" or name in _PROVENANCE

@@ -136,7 +136,8 @@ def finish(ends: list[End], ending: Ending) -> None:
 class Known:
     """What was found out about a head, and holds for those that equal it: clients send the same one again and again.
 
-    by: who has read the credential, digest: and its SHA-256. origin: False when there is no field Origin for sure.
+    by: who has read the credential, digest: and its SHA-256. origin: who has found that it has no field Origin, and a
+    Host that may be called.
     """
 
     __slots__ = ("by", "digest", "origin")
@@ -144,7 +145,7 @@ class Known:
     def __init__(self) -> None:
         self.by: object = None
         self.digest = b""
-        self.origin = True
+        self.origin: object = None
 
 
 class Request:
@@ -197,6 +198,11 @@ class Request:
         self.known: Known | None = None
         self.ends: list[End] = []
         self.render: Callable[[Failure, Request], Response] = problem
+
+    @property
+    def certificate(self) -> bytes:
+        """The client's certificate in DER, as the listener has verified it; b"" where there is none."""
+        return b""
 
     def header(self, name: bytes) -> bytes | None:
         for n, v in self.headers:

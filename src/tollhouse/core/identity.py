@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from tollhouse.core.call import Principal
 
-__all__ = ["Exchanger", "RevocationView", "Target"]
+__all__ = ["Event", "Exchanger", "Minted", "RevocationView", "Target"]
 
 
 class Target(NamedTuple):
@@ -23,10 +23,41 @@ class Target(NamedTuple):
     tool: str = ""
 
 
-class Exchanger(Protocol):
-    """Gives a token that stands for a principal at a target (RFC 8693)."""
+class Event(NamedTuple):
+    """What the auth provider has done, for the audit. operation: `issuer.token`, `issuer.login` ... client: id of the
+    OAuth client; subject: who the token, session or consent is of; audience: what
+    a token is for; jti, session: ids of what was made."""
 
-    def mint(self, principal: Principal, target: Target) -> bytes | Awaitable[bytes]:
+    operation: str
+    client: str = ""
+    subject: str = ""
+    scopes: tuple[str, ...] = ()
+    audience: str = ""
+    jti: str = ""
+    session: str = ""
+
+
+class Minted(Protocol):
+    """A token that was made. jti: its id, "" where it is not known. expires: unix seconds."""
+
+    @property
+    def token(self) -> bytes: ...
+
+    @property
+    def jti(self) -> str: ...
+
+    @property
+    def expires(self) -> float: ...
+
+
+class Exchanger(Protocol):
+    """Gives a token that stands for a principal at a target (RFC 8693). version: moves when tokens that were made
+    before are not to be used any more."""
+
+    @property
+    def version(self) -> int: ...
+
+    def exchanged(self, principal: Principal, target: Target) -> Minted | Awaitable[Minted]:
         """The token, at once where nobody has to be asked. Raises Failure: 401 where the caller must get a new token
         first, 403 where the target's scopes are not his, 503 where the issuer cannot be reached."""
         ...

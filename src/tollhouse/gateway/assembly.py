@@ -18,22 +18,28 @@ from tollhouse.core.forwarded import Forwarding
 from tollhouse.core.handler import Handler, Policy, compose
 from tollhouse.core.http import Ending, Request, Response
 from tollhouse.core.reply import Reply
+from tollhouse.gateway import audit
 from tollhouse.gateway.keep import Tenure
 from tollhouse.gateway.operate import Operations
+from tollhouse.ledger.audit import Chain
 from tollhouse.ledger.catalogue import Catalogue
 from tollhouse.ledger.journal import Journal
+from tollhouse.ledger.key_follower import KeyFollower
 from tollhouse.ledger.prices import Origin, Prices
 from tollhouse.net.client import Client, OriginError
 from tollhouse.observe.access_log import AccessLog
 from tollhouse.observe.families import ExtraLabels, Families
 from tollhouse.policies import REQUEST
-from tollhouse.policies.authorize import AUTHORIZE
-from tollhouse.policies.base import Entrance, Kind, Layer, Level, Parts
+from tollhouse.policies.audit import Audit
+from tollhouse.policies.authenticate import ACCESS, REQUIRES_ENDPOINT, canonical, is_bounded, scopes_of_layers
+from tollhouse.policies.authorize import AUTHORIZE, unasked
+from tollhouse.policies.base import Entrance, Exchangers, Kind, Layer, Level, OwnIssuer, Parts
 from tollhouse.policies.limits import LIMITS
 from tollhouse.policies.meter import Meter
 from tollhouse.store.base import State
+from tollhouse.store.revocation import Revocations
 
-__all__ = ["Assembly", "Fixtures", "Scopes", "call_chain", "retried"]
+__all__ = ["Assembly", "Fixtures", "Scopes", "call_chain", "retried", "spool_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,9 @@ class Fixtures:
     journal: Journal | None = None
     access_log: AccessLog | None = None
     listeners: tuple[tuple[str, str], ...] = ()
+    revocations: Revocations | None = None
+    issued: KeyFollower | None = None
+    chain: Chain | None = None
 
 
 class Scopes:
@@ -105,7 +114,12 @@ class Assembly:
             client=fixtures.client,
             shared=tenure.get,
             public_url=self.public_url,
+            hosts=config.server.hosts,
             forwarding=self.forwarding,
+            state=fixtures.state,
+            revocations=fixtures.revocations,
+            issued=fixtures.issued,
+            spool=spool_of(config),
         )
         self.prices: Prices | None = None
         if config.models:
@@ -115,6 +129,25 @@ class Assembly:
             with self.finding():
                 self.prices = Prices(catalogue(), origins, config.prices)
         self.meter = Meter(self.families, fixtures.journal, self.prices)
+        self.audit: Audit | None = None
+        wanted = audit.setting(config)
+        if wanted is not None and fixtures.chain is not None:
+            with self.finding():
+                line = fixtures.access_log.add_record if wanted.log and fixtures.access_log is not None else None
+                self.audit = Audit(wanted, fixtures.chain, audit.seal_of(config, wanted), self.families, line)
+
+    @property
+    def outermost(self) -> list[Policy[Any, Any]]:
+        """What stands before all policies of a call chain: it sees every end."""
+        return [self.meter.handle] if self.audit is None else [self.audit.call, self.meter.handle]
+
+    def provide(self, issuer: OwnIssuer) -> None:
+        """There is an auth provider in this process: policies that are made from now on hear of it."""
+        self._parts = replace(self._parts, issuer=issuer)
+
+    def exchange(self, exchangers: Exchangers) -> None:
+        """The same about who makes tokens for upstreams."""
+        self._parts = replace(self._parts, exchangers=exchangers)
 
     def parts(self, entrance: Entrance) -> Parts:
         """What policies behind that entrance are made with."""
@@ -131,14 +164,39 @@ class Assembly:
             self.problems.append(Problem(str(error), path=path))
 
     def entrance(
-        self, entrance: Entrance, handler: Handler[Request, Response], scopes: Scopes | None = None
+        self,
+        entrance: Entrance,
+        handler: Handler[Request, Response],
+        scopes: Scopes | None = None,
+        path: str = "",
+        upstream: str = "",
     ) -> Handler[Request, Response]:
-        """`handler` behind the policies of the request floor."""
-        return compose((scopes or self.top).policies(REQUEST, self.parts(entrance)), handler)
+        """`handler` behind the policies of the request floor. path: of a resource that has tokens of its own. upstream:
+        canonical URI of where it leads to."""
+        scopes = scopes or self.top
+        parts = replace(self.resource(entrance, path, scopes), upstream=upstream)
+        policies = scopes.policies(REQUEST, parts)
+        if self.audit is not None:
+            policies.insert(0, self.audit.service if entrance == "http" else self.audit.door)
+        return compose(policies, handler)
+
+    def resource(self, entrance: Entrance, path: str, scopes: Scopes) -> Parts:
+        """What policies before the resource at `path` are made with; "" for the gateway as a whole."""
+        needed = tuple(sorted(scopes_of_layers(scopes.layers(REQUIRES_ENDPOINT))))
+        resource = canonical(self.public_url + path) if path else ""
+        return replace(self.parts(entrance), resource=resource, scopes=needed)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there are callers whose keys are for some models, servers and tools only."""
+        return is_bounded(self.top.layers(ACCESS))
 
     def admission(self, parts: Parts) -> Callable[[Call], Awaitable[None]] | None:
         """What a request that reaches no model and no server must pass all the same: the top's rules and limits."""
-        policies = self.top.policies((AUTHORIZE, LIMITS), parts)
+        policies = self.top.policies((ACCESS, AUTHORIZE, LIMITS), parts)
+        approvals = unasked(self.top.layers(AUTHORIZE), parts)
+        if approvals is not None:
+            policies.append(approvals)
         if not policies:
             return None
         asked: Handler[Call, Reply] = compose(policies, _nothing)
@@ -161,6 +219,14 @@ def retried(families: Families, context: Context, why: str) -> None:
 
 async def _nothing(_: Call) -> Reply:
     return Reply(200, [], b"")
+
+
+def spool_of(config: Config) -> str:
+    """The directory in which calls wait for approval, beside the ledger; "" where there is neither that nor a state
+    with a server, in which they would wait instead."""
+    if config.ledger is None:
+        return "" if config.state.is_memory else "approvals"
+    return config.ledger.removeprefix("sqlite:") + ".approvals"
 
 
 def _own_url(fixtures: Fixtures) -> str:

@@ -5,34 +5,49 @@ Rule: what is built here is never changed afterwards. What must outlive a config
 that holds everything it was made from; what has not changed since the configuration before is taken over as it is.
 """
 
+import asyncio
+import logging
 from collections.abc import Callable
 from functools import partial
 
 from tollhouse.backends.http import HttpBackend
 from tollhouse.config.spec import Config, RouteSpec
+from tollhouse.core.call import Principal
 from tollhouse.core.clock import Clock
-from tollhouse.core.errors import ConfigError
+from tollhouse.core.errors import ConfigError, Failure, Problem, Reason
 from tollhouse.core.expr import Expression
 from tollhouse.core.handler import Handler, compose
+from tollhouse.core.holders import Holders
 from tollhouse.core.http import Request, Response
 from tollhouse.core.match import Predicate
-from tollhouse.gateway.assembly import Assembly, Fixtures, retried
+from tollhouse.gateway.assembly import Assembly, Fixtures, Scopes, retried
+from tollhouse.gateway.exchangers import Exchangers, upstream_uri
+from tollhouse.gateway.issuer_routes import IssuerRoutes
 from tollhouse.gateway.keep import Keep, Tenure
 from tollhouse.gateway.mcp_routes import KeptServers, McpRoutes
 from tollhouse.gateway.model_routes import KeptModels, ModelRoutes
 from tollhouse.gateway.operate import Operations
 from tollhouse.gateway.router import Route, Router
+from tollhouse.gateway.standing import still_let_in
 from tollhouse.gateway.state import check_state
+from tollhouse.issuer.keys import SigningKeys
+from tollhouse.issuer.provider import Issuer
 from tollhouse.net.client import Client
 from tollhouse.observe.connections import Connections
 from tollhouse.observe.families import Families
 from tollhouse.observe.metrics import Metrics
+from tollhouse.policies.audit import Audit
+from tollhouse.policies.authenticate import AUTHENTICATE, OidcSpec
 from tollhouse.policies.record import Record
 from tollhouse.store.memory import MemoryState
+from tollhouse.store.revocation import Revocation
 
 __all__ = ["Builder", "Fixtures", "validate"]
 
+log = logging.getLogger("tollhouse.gateway")
+
 _GET = frozenset((b"GET", b"HEAD"))
+_PATIENCE = 5.0  # seconds
 
 
 class Builder:
@@ -40,12 +55,28 @@ class Builder:
 
     def __init__(self, fixtures: Fixtures) -> None:
         self._fixtures = fixtures
-        self._models = KeptModels()
-        self._mcp = KeptServers(fixtures)
+        self._holders = Holders(fixtures.clock, in_force=self._in_force)
+        self._models = KeptModels(self._holders)
+        self._mcp = KeptServers(fixtures, self._holders)
+        self._serves: Config | None = None
+        self._deafen = None if fixtures.revocations is None else fixtures.revocations.on_revoked(self._revoked)
         self._starts: list[Callable[[], None]] = []  # of what the configuration being built brings
+        self._issuer: Issuer | None = None
+        self._audit: Audit | None = None
+        # Of the configuration that serves.
+        self.signing_keys: SigningKeys | None = None
+        self.audit: Audit | None = None
+
+        if fixtures.issued is not None:
+            loop = asyncio.get_running_loop()
+            fixtures.issued.on_ended(partial(loop.call_soon_threadsafe, self._review))
 
     async def close(self) -> None:
         """Nothing is served any more: end MCP sessions and children."""
+        if self._fixtures.issued is not None:
+            self._fixtures.issued.on_ended(None)
+        if self._deafen is not None:
+            self._deafen()
         await self._mcp.close()
 
     def finish_streams(self) -> None:
@@ -56,6 +87,15 @@ class Builder:
         """Return when no other worker will ask this one for anything that it holds."""
         await self._mcp.settled()
 
+    async def ready(self) -> None:
+        """Return when what was applied can answer, or after some seconds in which that was tried."""
+        if self._issuer is not None:
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    await self._issuer.ready()
+            except TimeoutError:
+                log.warning("the auth provider has no keys yet; it goes on trying")
+
     def close_sessions(self) -> None:
         """The time is up: tell realtime sessions, and end them."""
         for session in tuple(self._models.open):
@@ -65,7 +105,8 @@ class Builder:
         """The request floor of `config`. Raises ConfigError with every problem found."""
         self._starts = []
         try:
-            return self._floor(Assembly(self._fixtures, config, tenure, self._starts, self._models.catalogue))
+            assembly = Assembly(self._fixtures, config, tenure, self._starts, self._models.catalogue)
+            return compose((_record(assembly).handle,), self.router(assembly).handle)
         except BaseException:
             self._models.forget()  # made with parts that end with `tenure`
             raise
@@ -73,21 +114,47 @@ class Builder:
     def applied(self, config: Config) -> None:
         """`config`, the last one that was built, serves now: begin what it brings, let go of what only the one before
         had."""
+        self.signing_keys = None if self._issuer is None else self._issuer.parts.keys
+        self.audit = self._audit
         starts, self._starts = self._starts, []
         for start in starts:
             start()
         self._mcp.applied(config.mcp)
+        before, self._serves = self._serves, config
+        if before is not None and (good := still_let_in(before, config)) is not None:
+            self._holders.review(good, _not_let_in("the credential that this was opened with is not known any more"))
 
-    def _floor(self, assembly: Assembly) -> Handler[Request, Response]:
+    def _revoked(self, _: Revocation) -> None:
+        """Somebody is no longer good: whoever it is loses what is held for him here."""
+        self._review()
+
+    def _review(self) -> None:
+        self._holders.review(self._in_force, _not_let_in("the credential that this was opened with was revoked"))
+
+    def _in_force(self, principal: Principal) -> bool:
+        revocations, issued = self._fixtures.revocations, self._fixtures.issued
+        if issued is not None and principal.source == "key" and issued.has_ended(principal.jti):
+            return False
+        return revocations is None or not revocations.revoked(principal)
+
+    def router(self, assembly: Assembly) -> Router:
+        """What finds the route of a request. Raises ConfigError with every problem found."""
+        if self._fixtures.issued is not None and takes_issued_keys(assembly.config):
+            assembly.starts.append(self._fixtures.issued.start)
+        issuer = IssuerRoutes(assembly)  # before the rest: its tokens are known there
+        self._issuer = issuer.issuer
+        self._audit = assembly.audit
+        assembly.exchange(Exchangers(assembly, issuer.issuer))
         models = ModelRoutes(assembly, self._models)
         routes = [*_own_routes(assembly), *models.routes(), *models.native_routes()]
         routes += [*McpRoutes(assembly, self._mcp, models.found).routes(), *_service_routes(assembly)]
-        router: Handler[Request, Response] | None = None
+        routes += issuer.routes()
+        router: Router | None = None
         with assembly.finding():
-            router = Router(routes).handle
+            router = Router(routes)
         if assembly.problems or router is None:
             raise ConfigError(assembly.problems)
-        return compose((_record(assembly).handle,), router)
+        return router
 
 
 def validate(config: Config) -> None:
@@ -97,6 +164,16 @@ def validate(config: Config) -> None:
     families = Families(Metrics())
     fixtures = Fixtures(clock, families, Client(clock), MemoryState(clock), Operations(families.metrics))
     Builder(fixtures).build(config, Keep().tenure())
+
+
+def _not_let_in(why: str) -> Failure:
+    return Failure(401, Reason.JWT_AUTH, why, code="credential_revoked")
+
+
+def takes_issued_keys(config: Config) -> bool:
+    """Whether keys that live in the ledger open anything."""
+    scopes = (config, *config.routes)
+    return any(scope.authenticate is not None and scope.authenticate.issued for scope in scopes)
 
 
 def _record(assembly: Assembly) -> Record:
@@ -136,9 +213,48 @@ def _service_routes(assembly: Assembly) -> list[Route]:
             key = ("route", spec.fingerprint(), config.server.trusted_proxies)
             backend = assembly.tenure.get(key, partial(_backend, assembly, spec, predicate), HttpBackend.close)
             scopes = assembly.top.below("route", spec.name, spec)
-            handler = assembly.entrance("http", backend.handle, scopes)
+            handler = assembly.entrance("http", backend.handle, scopes, upstream=upstream_uri(spec))
             routes.append(Route(spec.name, (predicate,), handler, where=where))
-    return routes
+    return routes + _login_routes(assembly)
+
+
+def _login_routes(assembly: Assembly) -> list[Route]:
+    """Where people come back from the providers they log in at."""
+    found: dict[str, Route] = {}
+    providers: dict[str, OidcSpec] = {}
+    for n, spec in enumerate(assembly.config.routes):
+        scopes = assembly.top.below("route", spec.name, spec)
+        layers = scopes.layers(AUTHENTICATE)
+        oidc = layers[-1].spec.oidc if layers else None
+        if oidc is None:
+            continue
+        if providers.setdefault(oidc.callback, oidc) != oidc:
+            message = (
+                f"people of another provider come back to {oidc.callback} already; give this one another `callback`"
+            )
+            assembly.problems.append(Problem(message, path=f"routes[{n}].authenticate.oidc"))
+        elif oidc.callback not in found:
+            with assembly.finding(f"routes[{n}].authenticate"):
+                handler = assembly.entrance(
+                    "http",
+                    _nowhere,
+                    Scopes(
+                        (
+                            "top",
+                            "",
+                            assembly.config.model_copy(
+                                update={"authenticate": layers[-1].spec, "requires": None, "authorize": None}
+                            ),
+                        )
+                    ),
+                )
+                predicate = Predicate(oidc.callback.encode(), exact=True)
+                found[oidc.callback] = Route("login", (predicate,), handler, methods=_GET)
+    return list(found.values())
+
+
+async def _nowhere(_: Request) -> Response:
+    raise Failure(404, Reason.NOT_FOUND, "nothing is here but the end of a login")
 
 
 def _backend(assembly: Assembly, spec: RouteSpec, predicate: Predicate) -> HttpBackend:

@@ -7,22 +7,26 @@ import logging
 import socket
 from collections.abc import Sequence
 
-from tollhouse.config.server import ListenSpec, ListenTlsSpec
+from tollhouse.config.server import AdminSpec, ListenSpec, ListenTlsSpec
 from tollhouse.config.spec import Config
 from tollhouse.core.errors import ConfigError, Problem
 from tollhouse.net.head import Limits
 from tollhouse.net.listen import Address, Listener, bind
 from tollhouse.net.tls import CertificateError, ClientAuth, ServerTLS
 
-__all__ = ["Certificates", "addresses_of", "certificates", "limits_of", "name_of", "sockets_at"]
+__all__ = ["Certificates", "addresses_of", "admin_certificate", "certificates", "limits_of", "name_of", "sockets_at"]
 
 log = logging.getLogger("tollhouse")
 
 
 def addresses_of(config: Config) -> list[tuple[str, str]]:
-    """Each address to listen on, with the setting that names it; that of the metrics last."""
-    found = [(spec.address, "server.listen") for spec in config.server.listen]
-    return [*found, (config.server.metrics, "server.metrics")] if config.server.metrics is not None else found
+    """Each address to listen on, with the setting that names it; last that of the metrics, and then of the admin
+    API."""
+    server = config.server
+    found = [(spec.address, "server.listen") for spec in server.listen]
+    if server.metrics is not None:
+        found.append((server.metrics, "server.metrics"))
+    return found if server.admin is None else [*found, (server.admin.address, "server.admin")]
 
 
 def sockets_at(address: str, path: str, *, shared: bool = False) -> list[socket.socket]:
@@ -50,6 +54,16 @@ def certificates(listen: Sequence[ListenSpec]) -> list[ServerTLS | None]:
     if problems:
         raise ConfigError(problems)
     return made
+
+
+def admin_certificate(admin: AdminSpec | None) -> ServerTLS | None:
+    """The TLS of the admin listener, None where it has none. Raises ConfigError."""
+    if admin is None or admin.tls is None:
+        return None
+    try:
+        return _tls(admin.tls)
+    except CertificateError as error:
+        raise ConfigError([Problem(str(error), path=f"server.admin.tls.{error.setting}")]) from None
 
 
 def _tls(spec: ListenTlsSpec) -> ServerTLS:

@@ -4,7 +4,8 @@ Rule: a server is reached by one Upstream however many routes lead to it; what a
 there, and under which names.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +19,11 @@ from tollhouse.backends.mcp.pins import PinsFile
 from tollhouse.backends.mcp.records import Records
 from tollhouse.backends.mcp.servers import Server as Reached
 from tollhouse.backends.mcp.servers import Servers
-from tollhouse.config.spec import McpEndpointSpec, McpSpec, ToolSpec
+from tollhouse.config.spec import McpEndpointSpec, McpServer, McpSpec, ToolSpec
 from tollhouse.core.call import Call, ToolCall
 from tollhouse.core.errors import ConfigError, Problem
 from tollhouse.core.handler import Handler, Policy
+from tollhouse.core.holders import Holders
 from tollhouse.core.http import Request, Response
 from tollhouse.core.match import Predicate
 from tollhouse.core.reply import Reply
@@ -34,14 +36,24 @@ from tollhouse.endpoints.mcp.sse import HttpSse
 from tollhouse.endpoints.models import Models
 from tollhouse.endpoints.tools import ToolsEndpoint
 from tollhouse.gateway.assembly import Assembly, Fixtures, Scopes, call_chain
+from tollhouse.gateway.exchangers import bearing, upstream_uri
 from tollhouse.gateway.router import Route
 from tollhouse.net.client import Client
 from tollhouse.net.program import Limits, Programs
 from tollhouse.observe.families import Families
 from tollhouse.policies import CALL
 from tollhouse.policies.alternate import Alternate, vouched
-from tollhouse.policies.authenticate import resource_metadata
-from tollhouse.policies.authorize import AUTHORIZE, Authorize, permitted
+from tollhouse.policies.authenticate import (
+    ACCESS,
+    REQUIRES,
+    may_use,
+    metadata_path,
+    resource_metadata,
+    scopes_of_layers,
+)
+from tollhouse.policies.authorize import AUTHORIZE, Authorize, described, permitted, unasked
+from tollhouse.policies.base import Parts
+from tollhouse.policies.exchange import EXCHANGE, exchange
 from tollhouse.policies.limits import LIMITS
 from tollhouse.policies.retry import RETRY
 from tollhouse.wire.mcp.catalogue import Cursors
@@ -53,23 +65,24 @@ from tollhouse.wire.mcp.search import Indexes
 
 __all__ = ["KeptServers", "McpRoutes"]
 
-_METADATA = b"/.well-known/oauth-protected-resource"
 _GET = frozenset((b"GET", b"HEAD"))
 
 
 class KeptServers:
     """Sessions and servers, and what goes with them, kept while configurations come and go."""
 
-    def __init__(self, fixtures: Fixtures) -> None:
+    def __init__(self, fixtures: Fixtures, holders: Holders) -> None:
+        self.holders = holders
         clock, families, state = fixtures.clock, fixtures.families, fixtures.state
         seals = Seals(state.keys)
         self.version = version("tollhouse")
         self.info = msgspec.json.encode({"name": "tollhouse", "version": self.version})
         self.cursors = Cursors(seals)
-        self.bridge = Bridge(clock, seals, state=state)
+        self.bridge = Bridge(clock, seals, state=state, holders=holders)
         self.programs = Programs()
         self.indexes = Indexes()
-        self.sessions = Sessions(clock, count=partial(_count, families, "agent"), state=state, seals=seals)
+        count = partial(_count, families, "agent")
+        self.sessions = Sessions(clock, count=count, state=state, seals=seals, holders=holders)
         self.http_sse: dict[str, HttpSse] = {}  # by path
         # Streams stay open for hours and would use up the connections that calls need: they have their own.
         self._streams = Client(clock)
@@ -81,7 +94,7 @@ class KeptServers:
             on_change=self.sessions.changed,
             count=partial(_count, families, "server"),
             recovered=partial(_recovered, families),
-            records=Records(state, seals) if state.shared else None,
+            records=Records(state, seals, lives=self.bridge.lives) if state.shared else None,
         )
 
     async def close(self) -> None:
@@ -108,7 +121,9 @@ class KeptServers:
         self.servers.retain(spec.servers if spec is not None else {})
         if spec is not None:
             self.sessions.timeout = spec.session_timeout
-            self.sessions.limit_each = spec.sessions_per_caller
+            self.sessions.limit_each = self.sessions.subscriptions.limit_each = spec.sessions_per_caller
+            for http_sse in self.http_sse.values():
+                http_sse.limit_each = spec.sessions_per_caller
             self.bridge.timeout = spec.input_timeout
         self.sessions.all_changed()
 
@@ -122,9 +137,15 @@ class McpRoutes:
         self._kept = kept
         self._models = models
         self._parts = assembly.parts("mcp")
+        self._resources: dict[str, Scopes] = {}  # by path
 
-    def _entrance(self, handler: Handler[Request, Response]) -> Handler[Request, Response]:
-        return self._assembly.entrance("mcp", handler)
+    def _entrance(
+        self, handler: Handler[Request, Response], path: str, scopes: Scopes | None = None
+    ) -> Handler[Request, Response]:
+        """`handler` as the resource at `path`, which gets metadata of its own."""
+        scopes = scopes or self._assembly.top
+        self._resources.setdefault(path, scopes)
+        return self._assembly.entrance("mcp", handler, scopes, path)
 
     def routes(self) -> list[Route]:
         spec = self._config.mcp
@@ -144,17 +165,22 @@ class McpRoutes:
                 self._assembly.starts.append(partial(_examining, upstream, guard is not None))
                 lasts[name] = last
                 scopes = self._assembly.top.below("server", name, one)
-                policies, rules = self._tool_floor(scopes, upstream, None, lasts)
+                policies, rules = self._tool_floor(scopes, upstream, None, lasts, one)
+                exchanges = exchange(scopes.layers(EXCHANGE), self._parts_for(scopes, one))
+                self._assembly.starts.append(partial(bearing, upstream, exchanges))
                 tools = {}
                 guards = {}
                 for tool, own in one.tools.items():
                     below = scopes.below("tool", f"{name}/{tool}", own)
-                    more, own_rules = self._tool_floor(below, upstream, own, lasts)
+                    more, own_rules = self._tool_floor(below, upstream, own, lasts, one)
                     tools[tool] = call_chain(more, last)
                     if own_rules is not None:
                         guards[tool] = own_rules
+                layers = [*scopes.layers(AUTHORIZE)]
+                for tool, own in one.tools.items():
+                    layers += scopes.below("tool", f"{name}/{tool}", own).layers(AUTHORIZE)
                 chain = call_chain(policies, last)
-                visible = _visible(rules, guards)
+                visible = _visible(rules, guards, bounded=self._assembly.bounded)
                 shown = _overrides(one.tools)
                 servers[name] = Server(
                     name,
@@ -165,6 +191,7 @@ class McpRoutes:
                     bridged=getattr(one, "bridge", True),
                     overrides=shown,
                     guard=guard,
+                    described=described(layers),
                 )
         routes = self._mcp_route("mcp", spec.path, servers, spec.prefix)
         for n, s in servers.items():
@@ -174,8 +201,8 @@ class McpRoutes:
             which = virtual.tools
             selection = None if which is None else Selection(which.allow, which.deny)
             routes += self._mcp_route(virtual.path.lstrip("/"), virtual.path, chosen, spec.prefix, selection, virtual)
-        routes += self._metadata_routes([route.predicates[0].path.decode() for route in routes])
-        return routes + self._tools_routes(servers)
+        routes += self._tools_routes(servers)
+        return routes + self._metadata_routes()
 
     def _tools_routes(self, servers: Mapping[str, Server]) -> list[Route]:
         """The tools as plain REST."""
@@ -195,7 +222,7 @@ class McpRoutes:
             url=self._assembly.public_url,
             authenticated=self._config.authenticate is not None,
         )
-        handler = self._entrance(endpoint.handle)
+        handler = self._entrance(endpoint.handle, path)
         return [Route("tools", (Predicate(path.encode(), exact=False),), handler)]
 
     def _tool_floor(
@@ -204,9 +231,10 @@ class McpRoutes:
         upstream: Reached,
         own: ToolSpec | None,
         lasts: Mapping[str, Handler[ToolCall, Reply]],
+        server: McpServer,
     ) -> tuple[list[Policy[Call, Reply]], Authorize | None]:
         """The policies of a server's chain, or of one of its tools, outermost first, and what decides for listings."""
-        policies: list[Policy[Any, Any]] = [self._assembly.meter.handle]
+        policies: list[Policy[Any, Any]] = self._assembly.outermost
         if isinstance(upstream, HttpTools):
             policies.append(as_tool_error)
         policies += scopes.policies(CALL[: CALL.index(RETRY)], self._parts)
@@ -214,8 +242,13 @@ class McpRoutes:
             policies.append(vouched(own.idempotent))
         if own is not None and own.alternate is not None:
             policies.append(self._alternate(own.alternate, lasts).handle)
-        policies += scopes.policies(CALL[CALL.index(RETRY) :], self._parts)
+        policies += scopes.policies(CALL[CALL.index(RETRY) :], self._parts_for(scopes, server))
         return policies, permitted(scopes.layers(AUTHORIZE), self._parts)
+
+    def _parts_for(self, scopes: Scopes, server: McpServer) -> Parts:
+        """What policies before one server are made with, as far as they are about that."""
+        needed = tuple(sorted(scopes_of_layers(scopes.layers(REQUIRES))))
+        return replace(self._parts, upstream=upstream_uri(server), scopes=needed)
 
     def _alternate(self, name: str, lasts: Mapping[str, Handler[ToolCall, Reply]]) -> Alternate:
         """Another server's tool, behind its own rules and limits; those of all have been asked already."""
@@ -229,19 +262,21 @@ class McpRoutes:
         if own is not None:
             where = f"{server}/{tool}"
             scopes, narrow = scopes.below("tool", where, own), narrow.below("tool", where, own)
+        approvals = unasked(scopes.layers(AUTHORIZE), self._parts)  # its agent waits for the first tool's answer
         policies = [
-            *scopes.policies((AUTHORIZE,), self._parts),
+            *scopes.policies((ACCESS, REQUIRES, AUTHORIZE), self._parts),
             *narrow.policies((LIMITS,), self._parts),
-            *scopes.policies((RETRY,), self._parts),
+            *((approvals,) if approvals is not None else ()),
+            *scopes.policies(CALL[CALL.index(RETRY) :], self._parts_for(scopes, spec)),
         ]
 
         def last(call: ToolCall) -> Awaitable[Reply]:
             return lasts[server](call)  # it may stand below in the configuration
 
+        upstream = self._kept.servers.get(server, spec)
+        made = partial(Alternate, server, tool, call_chain(policies, last), last=last, new=lambda: upstream.new)
         shown = _overrides(spec.tools)
-        if shown is None:
-            return Alternate(server, tool, call_chain(policies, last))
-        return Alternate(server, tool, call_chain(policies, last), fitted=partial(shown.fitted, tool))
+        return made() if shown is None else made(fitted=partial(shown.fitted, tool))
 
     def _tool_guard(
         self, name: str, spec: IntegritySpec | None, upstream: Reached, neighbours: Neighbours
@@ -308,7 +343,10 @@ class McpRoutes:
             indexes=self._kept.indexes,
             vectors=self._vectors(search.embeddings) if search.embeddings is not None else None,
         )
-        handler = self._entrance(endpoint.handle)
+        scopes = self._assembly.top
+        if virtual is not None:
+            scopes = scopes.below("endpoint", path, virtual)
+        handler = self._entrance(endpoint.handle, path, scopes)
         routes = [Route(name, (Predicate(path.encode(), exact=True),), handler, render=render)]
         if spec.legacy_sse:
             http_sse = self._kept.http_sse.get(path)
@@ -320,11 +358,13 @@ class McpRoutes:
                     self._assembly.fixtures.clock,
                     end=sessions.end_by_id,
                     max_body=self._config.server.max_body,
+                    holders=self._kept.holders,
                 )
             self._assembly.starts.append(partial(http_sse.serve, endpoint.handle))
             for below, handle in (("sse", http_sse.stream), ("messages", http_sse.message)):
                 predicate = Predicate(f"{path}/{below}".encode(), exact=True)
-                routes.append(Route(f"{name}/{below}", (predicate,), self._entrance(handle), render=render))
+                handler = self._entrance(handle, f"{path}/sse", scopes)
+                routes.append(Route(f"{name}/{below}", (predicate,), handler, render=render))
         return routes
 
     def _vectors(self, name: str) -> Vectors | None:
@@ -338,21 +378,27 @@ class McpRoutes:
         self._assembly.starts.append(partial(vectors.use, partial(embed, model, name)))
         return vectors
 
-    def _metadata_routes(self, paths: Sequence[str]) -> list[Route]:
+    def _metadata_routes(self) -> list[Route]:
         spec = self._config.authenticate
         if spec is None:
             return []
         routes = []
-        for path in paths:
-            handler = resource_metadata(spec, self._assembly.public_url + path)
+        for path, scopes in self._resources.items():
+            handler = resource_metadata(spec, self._assembly.resource("mcp", path, scopes))
             if handler is not None:
-                predicate = Predicate(_METADATA + path.encode(), exact=True)
+                predicate = Predicate(metadata_path(path).encode(), exact=True)
                 routes.append(Route("resource-metadata", (predicate,), handler, methods=_GET))
         return routes
 
 
-def _visible(guard: Authorize | None, tools: dict[str, Authorize]) -> Callable[[ToolCall], bool] | None:
-    """What a server's lists show: the server's rules, and for tools with rules of their own those."""
+def _visible(
+    guard: Authorize | None, tools: dict[str, Authorize], *, bounded: bool
+) -> Callable[[ToolCall], bool] | None:
+    """What a server's lists show: the server's rules, and for tools with rules of their own those. bounded: there are
+    keys that are for some servers and tools only."""
+    if bounded:
+        rules = _visible(guard, tools, bounded=False)
+        return may_use if rules is None else lambda probe: may_use(probe) and rules(probe)
     if not tools:
         return None if guard is None else guard.permitted
 

@@ -18,6 +18,7 @@ from tollhouse.config.spec import Config, ModelSpec
 from tollhouse.core.call import Call, Context, ModelCall, Principal
 from tollhouse.core.errors import Problem
 from tollhouse.core.handler import Handler, Policy, compose
+from tollhouse.core.holders import Holders
 from tollhouse.core.http import Headers, Request, Response
 from tollhouse.core.match import Predicate
 from tollhouse.core.reply import Reply
@@ -29,10 +30,12 @@ from tollhouse.endpoints.native import NativeEndpoint
 from tollhouse.endpoints.realtime import RealtimeEndpoint, key_of_protocol
 from tollhouse.endpoints.realtime_session import GRANTED, Begin, Session
 from tollhouse.gateway.assembly import Assembly, Scopes, call_chain, retried
+from tollhouse.gateway.audit import setting
 from tollhouse.gateway.router import Route
 from tollhouse.ledger.catalogue import Catalogue
 from tollhouse.policies import CALL
-from tollhouse.policies.authorize import AUTHORIZE, Authorize, permitted
+from tollhouse.policies.authenticate import ACCESS, may_use
+from tollhouse.policies.authorize import APPROVE, AUTHORIZE, Authorize, permitted
 from tollhouse.policies.limits import LIMITS
 from tollhouse.wire.llm import (
     CHAT,
@@ -75,10 +78,11 @@ _BuiltModel = tuple[ModelSpec, Model, Authorize | None, Pool]
 
 
 class KeptModels:
-    """What is kept of models while configurations come and go. open: Realtime sessions. built: models of the last
-    one."""
+    """What is kept of models while configurations come and go. open: Realtime sessions; holders: whose they are. built:
+    models of the last one."""
 
-    def __init__(self) -> None:
+    def __init__(self, holders: Holders) -> None:
+        self.holders = holders
         self.open: set[Session] = set()
         self._catalogue: Catalogue | None = None
         self._vocabularies: Vocabularies | None = None
@@ -133,9 +137,13 @@ class ModelRoutes:
         models, guards = self._all_models()
         self.found = models
 
+        bounded = self._assembly.bounded
+
         def visible(principal: Principal | None, name: str) -> bool:
             model = models.find(name)
             guard = None if model is None else guards.get(model.name)
+            if bounded and not may_use(_probe(principal, models.own(name))):
+                return False
             return guard is None or guard.permitted(_probe(principal, name))
 
         admit = self._assembly.admission(self._parts)
@@ -163,8 +171,23 @@ class ModelRoutes:
         routes.append(by_path("azure", (_DEPLOYMENTS,), *azure))
         routes.append(by_path("converse", (_BEDROCK,), (CONVERSE, CONVERSE.read_target)))
         routes.append(by_path("gemini", _GEMINI, *((dialect, dialect.read_target) for dialect in GEMINI)))
+        others = permitted(self._assembly.top.layers(AUTHORIZE), self._parts)  # of models that are not configured
+
+        def named(principal: Principal | None, name: str) -> bool:
+            if others is not None and models.find(name) is None and not others.permitted(_probe(principal, name)):
+                return False
+            return visible(principal, name)
+
         realtime = RealtimeEndpoint(
-            REALTIME, models, visible, self._turns(), self._assembly.fixtures.clock, self._kept.open, admit=admit
+            REALTIME,
+            models,
+            visible,
+            self._turns(),
+            self._assembly.fixtures.clock,
+            self._kept.open,
+            admit=admit,
+            named=named,
+            holders=self._kept.holders,
         )
         handler = compose((key_of_protocol,), self._entrance(realtime.handle))
         exact = tuple(Predicate(path, exact=True) for path in _REALTIME)
@@ -192,7 +215,8 @@ class ModelRoutes:
                 label = f"providers/{name}"
                 prefix = b"/" + label.encode("ascii")
                 # A retry is not for what may do anything.
-                policies = [self._assembly.meter.handle, *self._assembly.top.policies((AUTHORIZE, LIMITS), self._parts)]
+                guards = self._assembly.top.policies((ACCESS, AUTHORIZE, LIMITS, APPROVE), self._parts)
+                policies = [*self._assembly.outermost, *guards]
                 endpoint = NativeEndpoint(
                     prefix,
                     label,
@@ -245,13 +269,13 @@ class ModelRoutes:
     def _call_floor(self, scopes: Scopes) -> tuple[list[Policy[Call, Reply]], Authorize | None]:
         """The policies of a call chain, outermost first, and what decides for listings."""
         guard = permitted(scopes.layers(AUTHORIZE), self._parts)
-        return [self._assembly.meter.handle, *scopes.policies(CALL, self._parts)], guard
+        return [*self._assembly.outermost, *scopes.policies(CALL, self._parts)], guard
 
     def _turns(self) -> Callable[[str], Begin]:
         """The chain that each answer of a realtime session passes, by the model's name: it is metered and limited."""
 
         def turn(scopes: Scopes) -> Begin:
-            return compose([self._assembly.meter.handle, *scopes.policies((LIMITS,), self._parts)], _granted)
+            return compose([*self._assembly.outermost, *scopes.policies((LIMITS,), self._parts)], _granted)
 
         usual = turn(self._assembly.top)
         limited = [spec for spec in self._config.models if spec.limits]
@@ -281,7 +305,8 @@ class ModelRoutes:
 def _shared(config: Config) -> tuple[Any, ...]:
     """Everything of a configuration that a model's chain is made from, besides the model."""
     scope = tuple(getattr(config, kind.name, None) for kind in CALL)
-    return (*scope, config.providers, config.prices, config.estimates, config.telemetry.metrics, config.server)
+    shared = (config.providers, config.prices, config.estimates, config.telemetry.metrics, config.server)
+    return (*scope, *shared, setting(config))
 
 
 def _bare(spec: ModelSpec) -> bool:

@@ -31,6 +31,8 @@ Build = Callable[[Config, Tenure], Handler[Request, Response]]
 _FIXED = (
     "server.listen",
     "server.metrics",
+    "server.admin.address",
+    "server.admin.tls",
     "server.workers",
     "state",
     "ledger",
@@ -201,7 +203,12 @@ def fixed(old: Config, new: Config) -> list[Problem]:
     """Settings that differ, and that a running process cannot change."""
     message = "cannot change while the gateway runs; restart it to apply this"
     paths = _FIXED if old.server.workers == 1 else (*_FIXED, "server.shutdown.max")  # which the supervisor reckons with
-    return [Problem(message, path=path) for path in paths if _at(old, path) != _at(new, path)]
+    problems = [Problem(message, path=path) for path in paths if _at(old, path) != _at(new, path)]
+    if new.state.is_memory and old.issuer is None and new.issuer is not None:
+        # The file that keeps what it must not forget is opened at the start.
+        message = "cannot be added while the gateway runs with its state in memory; restart it to apply this"
+        problems.append(Problem(message, path="issuer"))
+    return problems
 
 
 def _named(loaded: Loaded) -> dict[str, str]:

@@ -24,20 +24,33 @@ import uvloop
 
 from tollhouse.config.parse import Loaded, load, parse
 from tollhouse.config.secrets import digest, digest_of
-from tollhouse.config.server import ListenSpec
+from tollhouse.config.server import AdminSpec, ListenSpec
 from tollhouse.config.sources.file import FileSource
 from tollhouse.config.spec import Config
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import ConfigError, Failure, Problem
+from tollhouse.gateway.audit import chain_of
 from tollhouse.gateway.build import Builder, Fixtures
 from tollhouse.gateway.drain import Drain
-from tollhouse.gateway.listeners import Certificates, addresses_of, certificates, limits_of, name_of, sockets_at
+from tollhouse.gateway.listeners import (
+    Certificates,
+    addresses_of,
+    admin_certificate,
+    certificates,
+    limits_of,
+    name_of,
+    sockets_at,
+)
 from tollhouse.gateway.memory import Memory, system_trim
 from tollhouse.gateway.operate import Operations
+from tollhouse.gateway.premises import Admin, Premises, admin_listener
 from tollhouse.gateway.runtime import Runtime, fixed
-from tollhouse.gateway.state import open_state
+from tollhouse.gateway.state import file_of, open_state
 from tollhouse.gateway.supervise import TOLD, Supervisor
+from tollhouse.ledger.audit import Chain
 from tollhouse.ledger.journal import Journal
+from tollhouse.ledger.key_follower import KeyFollower
+from tollhouse.ledger.keys import KeyLedger
 from tollhouse.ledger.ship import Shipper
 from tollhouse.ledger.sqlite import SqliteLedger
 from tollhouse.net.client import Client
@@ -51,6 +64,8 @@ from tollhouse.observe.connections import Connections
 from tollhouse.observe.families import Families, names_for
 from tollhouse.observe.metrics import Metrics, Share
 from tollhouse.observe.runtime import Runtime as RuntimeMetrics
+from tollhouse.store.base import State
+from tollhouse.store.revocation import Revocations
 
 __all__ = ["DEMO", "Worker", "demo_path", "ledger_of", "load_config", "serve"]
 
@@ -74,12 +89,13 @@ class _Bound(NamedTuple):
 
 
 class _Shared(NamedTuple):
-    """What several workers have in common. directory: where they add up their metrics. addresses: of the listeners and
-    of the metrics, with their ports. supervisor: its process. key: secret, of this start."""
+    """What several workers have in common. directory: where they add up their metrics. addresses: of the listeners, of
+    the metrics and of the admin API, with their ports. supervisor: its process. key: secret, of this start."""
 
     directory: Path
     addresses: list[str]
     metrics: str | None
+    admin: str | None
     supervisor: int
     key: bytes
 
@@ -110,14 +126,16 @@ def ledger_path(url: str) -> Path:
     return Path(url.removeprefix("sqlite:"))
 
 
-def serve(path: Path | None) -> int:
-    """Serve the configuration in `path` (None: the demo) until TERM or INT: the exit status. Raises ConfigError before
-    serving."""
+def serve(path: Path | None, admin: Admin | None = None) -> int:
+    """Serve the configuration in `path` (None: the demo) until TERM or INT: the exit status. admin: makes the admin API
+    where one is configured. Raises ConfigError before serving."""
     loaded = load_config(path)
     log.info("serving %s", f"the {DEMO}: there is no tollhouse.yaml here" if path is None else path)
     try:
         _find_place(loaded.config)
-        return _run(path, loaded, 0, None) if loaded.config.server.workers == 1 else _several(path, loaded)
+        if loaded.config.server.workers == 1:
+            return _run(path, loaded, 0, None, admin)
+        return _several(path, loaded, admin)
     except ConfigError as error:
         raise ConfigError(loaded.complete(error.problems)) from None
 
@@ -129,14 +147,15 @@ def _find_place(config: Config) -> None:
         raise ConfigError([Problem(message, path="ledger")])
 
 
-def _several(path: Path | None, loaded: Loaded) -> int:
+def _several(path: Path | None, loaded: Loaded, admin: Admin | None) -> int:
     server = loaded.config.server
     with ExitStack() as stack:
         certificates(server.listen)  # what no worker could use is said once, before any of them starts
-        addresses, metrics = _reserve(loaded.config, stack)
+        admin_certificate(server.admin)
+        addresses, metrics, admin_address = _reserve(loaded.config, stack)
         directory = Path(tempfile.mkdtemp(prefix="tollhouse-"))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        shared = _Shared(directory, addresses, metrics, os.getpid(), os.urandom(32))
+        shared = _Shared(directory, addresses, metrics, admin_address, os.getpid(), os.urandom(32))
         grace = server.shutdown.max + 15.0  # the hard end, then the ledger
         good = _LastGood(path, loaded, directory)
         where = _Where(loaded.config, shared)
@@ -145,7 +164,7 @@ def _several(path: Path | None, loaded: Loaded) -> int:
             good.look()
             where.look()
 
-        return Supervisor(server.workers, partial(_forked, path, good, shared), grace, told=told).run()
+        return Supervisor(server.workers, partial(_forked, path, good, shared, admin), grace, told=told).run()
 
 
 class _LastGood:
@@ -224,9 +243,9 @@ def _made_from(loaded: Loaded) -> str:
     return digest(repr(sorted(loaded.files.items())).encode())
 
 
-def _reserve(config: Config, stack: ExitStack) -> tuple[list[str], str | None]:
+def _reserve(config: Config, stack: ExitStack) -> tuple[list[str], str | None, str | None]:
     """Hold every address for the workers, so that one that cannot be had is said once, before any of them starts, and
-    port 0 is the same port for all: the addresses of the listeners, and that of the metrics."""
+    port 0 is the same port for all: the addresses of the listeners, that of the metrics, and that of the admin API."""
     held = []
     for address, path in addresses_of(config):
         for sock in sockets_at(address, path):  # alone at first: what is shared would also share with another gateway
@@ -235,45 +254,56 @@ def _reserve(config: Config, stack: ExitStack) -> tuple[list[str], str | None]:
         for sock in sockets:
             stack.callback(sock.close)
         held.append(name_of(address, sockets))
+    admin = held.pop() if config.server.admin is not None else None
     metrics = held.pop() if config.server.metrics is not None else None
-    return held, metrics
+    return held, metrics, admin
 
 
-def _forked(path: Path | None, good: _LastGood, shared: _Shared, index: int) -> int:
+def _forked(path: Path | None, good: _LastGood, shared: _Shared, admin: Admin | None, index: int) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is listened to: what it would say is read anyway
     newest = good.newest()
     for loaded in (newest, good.loaded) if newest is not good.loaded else (newest,):
         try:
-            return _run(path, loaded, index, shared)
+            return _run(path, loaded, index, shared, admin)
         except ConfigError as error:
             instead = "; the last good one is tried" if loaded is not good.loaded else ""
             log.error("the configuration cannot be served%s:\n%s", instead, error)
     return 2
 
 
-def _run(path: Path | None, loaded: Loaded, index: int, shared: _Shared | None) -> int:
+def _run(path: Path | None, loaded: Loaded, index: int, shared: _Shared | None, admin: Admin | None) -> int:
     try:
-        return uvloop.run(Worker(path, loaded, index, shared).run())
+        return uvloop.run(Worker(path, loaded, index, shared, admin).run())
     except ConfigError as error:
         raise ConfigError(loaded.complete(error.problems)) from None
 
 
 class Worker:
-    """One serving process. index: its place among several. shared: what it has in common with them.
+    """One serving process. index: its place among several. shared: what it has in common with them. admin: makes the
+    admin API, which the first one serves.
 
     listening: set once requests are taken; then `listeners` have their ports.
     """
 
-    def __init__(self, path: Path | None, loaded: Loaded, index: int = 0, shared: _Shared | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        loaded: Loaded,
+        index: int = 0,
+        shared: _Shared | None = None,
+        admin: Admin | None = None,
+    ) -> None:
         self._path = path
         self._loaded = loaded
         self._index = index
         self._shared = shared
+        self._admin = admin if index == 0 else None
         self._certificates = Certificates()
         self._clock = Clock()
         self._memory = Memory(self._clock, self._connections, system_trim())
         self.listeners: list[Listener] = []
         self.metrics_listener: Listener | None = None
+        self.admin_listener: Listener | None = None
         self.listening = asyncio.Event()
         self.drain: Drain | None = None
         self.runtime: Runtime | None = None
@@ -289,6 +319,7 @@ class Worker:
         clock = self._clock
         families = self._families(config)
         journal = self._journal(config, families, stack)
+        chain = await self._chain(config, journal, stack)
         access_log = self._access_log(config, clock, families, stack)
         client = Client(
             clock,
@@ -297,12 +328,27 @@ class Worker:
         )
         stack.push_async_callback(client.close)
         keys = (self._shared.key,) if self._shared is not None else ()
-        state = open_state(config.state, clock, families, keys)
+        file = None
+        if config.issuer is not None:
+            file = file_of(config.state, None if config.ledger is None else ledger_path(config.ledger))
+        state = open_state(config.state, clock, families, keys, file)
         stack.push_async_callback(state.close)
         operations = Operations(families.metrics, self._share(families.metrics, clock, stack), journal)
         held = self._bound(config, stack)
         names = tuple((name, "https" if spec.tls else "http") for spec, name, _ in held)
-        fixtures = Fixtures(clock, families, client, state, operations, journal, access_log, listeners=names)
+        fixtures = Fixtures(
+            clock,
+            families,
+            client,
+            state,
+            operations,
+            journal,
+            access_log,
+            listeners=names,
+            revocations=await self._revocations(state, clock, stack),
+            issued=self._issued(config, stack),
+            chain=chain,
+        )
         builder = Builder(fixtures)
         stack.push_async_callback(builder.close)
         runtime = self.runtime = Runtime(
@@ -314,9 +360,12 @@ class Worker:
             self._looked,
         )
         stack.push_async_callback(runtime.close)
+        await builder.ready()
         self._listen(config, runtime, clock, families, access_log, held)
         if config.server.metrics is not None:
             self.metrics_listener = self._metrics_listener(config.server.metrics, operations, clock, stack)
+        if config.server.admin is not None and self._admin is not None:
+            self.admin_listener = self._admin_listener(config.server.admin, self._admin, fixtures, builder, stack)
         metrics = RuntimeMetrics(clock, families, worker=str(self._index))
         timer = Timer(clock)
         timer.start()
@@ -335,7 +384,8 @@ class Worker:
             log.error("the state is not available: %s", failure.detail)
         self._memory.start()
         stack.callback(self._memory.stop)
-        for listener in (*self.listeners, *((self.metrics_listener,) if self.metrics_listener else ())):
+        own = [listener for listener in (self.metrics_listener, self.admin_listener) if listener is not None]
+        for listener in (*self.listeners, *own):
             await listener.start()
         self._signals(drain, runtime, access_log, operations)
         runtime.start(FileSource() if self._path is not None else None)
@@ -343,10 +393,10 @@ class Worker:
         self.listening.set()
         self._say_that_it_listens()
         await drain.run()
-        if self.metrics_listener is not None:
-            self.metrics_listener.stop()
-            self.metrics_listener.server.abort()
-            await self.metrics_listener.server.wait_closed()
+        for listener in own:
+            listener.stop()
+            listener.server.abort()
+            await listener.server.wait_closed()
 
     # ---- parts
     def _families(self, config: Config) -> Families:
@@ -382,11 +432,45 @@ class Worker:
         stack.push_async_callback(_stop_shipper, shipper)
         families.ledger_lag.reads(lambda: shipper.lag, "sqlite")
         families.journal_bytes.reads(lambda: float(journal.size), "journal")
-        families.ledger_records.reads(lambda: float(shipper.shipped), "usage", "sqlite")
+        families.ledger_records.reads(lambda: float(shipper.shipped - shipper.audits), "usage", "sqlite")
+        families.ledger_records.reads(lambda: float(shipper.audits), "audit", "sqlite")
         families.ledger_errors.reads(lambda: float(shipper.rejected), "rejected", "sqlite")
         families.ledger_errors.reads(lambda: float(shipper.damaged), "damaged", "journal")
         families.ledger_errors.reads(lambda: float(journal.failures), "failed", "journal")
         return journal
+
+    async def _chain(self, config: Config, journal: Journal | None, stack: AsyncExitStack) -> Chain | None:
+        """The chain of this process's audit records, which is ended before its journal."""
+        if journal is None:
+            return None
+        chain = await asyncio.to_thread(chain_of, config, journal)
+
+        def end() -> None:
+            try:
+                chain.end()
+            except Failure as failure:
+                log.error("the audit's chain could not be ended: %s", failure.detail)
+
+        stack.callback(end)
+        return chain
+
+    def _issued(self, config: Config, stack: AsyncExitStack) -> KeyFollower | None:
+        """The keys in the ledger; followed once a configuration takes them."""
+        if config.ledger is None:
+            return None
+        follower = KeyFollower(KeyLedger(ledger_path(config.ledger)))
+        stack.push_async_callback(asyncio.to_thread, follower.stop)
+        return follower
+
+    async def _revocations(self, state: State, clock: Clock, stack: AsyncExitStack) -> Revocations:
+        revocations = Revocations(state, clock)
+        try:
+            await revocations.load()
+        except Failure as failure:  # it follows them as soon as the state is there
+            log.error("revocations cannot be read: %s", failure.detail)
+        revocations.start()
+        stack.push_async_callback(revocations.close)
+        return revocations
 
     def _access_log(self, config: Config, clock: Clock, families: Families, stack: AsyncExitStack) -> AccessLog | None:
         spec = config.telemetry.access_log
@@ -443,8 +527,31 @@ class Worker:
         limits = Limits(connections=256, body=4096)
         return Listener(Server(operations.serve_metrics, clock, limits, name=name_of(address, sockets)), sockets)
 
+    def _admin_listener(
+        self, spec: AdminSpec, admin: Admin, fixtures: Fixtures, builder: Builder, stack: AsyncExitStack
+    ) -> Listener:
+        address = spec.address if self._shared is None else self._shared.admin or spec.address
+        sockets = sockets_at(address, "server.admin", shared=self._shared is not None)
+        for sock in sockets:
+            stack.callback(sock.close)
+        runtime, revocations = self.runtime, fixtures.revocations
+        assert runtime is not None
+        assert revocations is not None
+        premises = Premises(
+            spec,
+            name_of(address, sockets),
+            lambda: runtime.config,
+            fixtures.state,
+            revocations,
+            lambda: builder.signing_keys,
+            lambda: builder.audit,
+        )
+        return admin_listener(admin, premises, sockets, fixtures.clock, self._certificates)
+
     # ---- while it runs
     def _say_that_it_listens(self) -> None:
+        if self.admin_listener is not None:
+            log.info("admin API on %s://%s", self.admin_listener.server.scheme, self.admin_listener.server.name)
         if self._shared is not None:
             log.info("worker %d listens", self._index)
             _tell(_LISTENS, "", self._shared)

@@ -13,7 +13,7 @@ import os
 import re
 from collections import deque
 from threading import Condition, Thread
-from time import gmtime, strftime
+from time import gmtime, strftime, time
 from typing import Any, Literal
 from urllib.parse import unquote_plus
 
@@ -24,7 +24,8 @@ __all__ = ["AccessLine", "AccessLog", "LineLabels", "Shared", "redact", "stamp"]
 
 class AccessLine(msgspec.Struct, gc=False, omit_defaults=True):
     """What is one request's own. Durations in milliseconds. peer: the client's address. tried: the targets of a model
-    that were asked, in their order, once one has failed. integrity: what is wrong with the tool.
+    that were asked, in their order, once one has failed. approver: who was asked to approve it, or has kept an
+    approval. shadow: the rule that would have denied it. integrity: what is wrong with the tool.
 
     What every request has comes first, so that it can be given by position, to `tokens_out`."""
 
@@ -50,6 +51,8 @@ class AccessLine(msgspec.Struct, gc=False, omit_defaults=True):
     fallback: str = ""
     tried: str = ""
     rule: str = ""
+    approver: str = ""
+    shadow: str = ""
     integrity: str = ""
     gone: bool = False
     error: str = ""
@@ -164,6 +167,7 @@ class AccessLog:
         self._lines = lines
         self._size = size
         self._bound = bound
+        self._stamp = stamp()
         self._encode_into = msgspec.json.Encoder().encode_into
         self._encode = msgspec.json.Encoder(enc_hook=str).encode
         self._buffer = bytearray()
@@ -203,6 +207,18 @@ class AccessLog:
             return
         self._count += 1
         if self._count >= self._lines or len(buffer) >= self._size:
+            self.flush()
+
+    def add_record(self, chain: str, body: bytes) -> None:
+        """Take an audit record as a line: its JSON, and the chain that it stands in as `audit`."""
+        now = self._stamp(time())
+        if self._text:
+            words = (f"{name}={_word(value)}" for name, value in msgspec.json.decode(body).items())
+            self._buffer += f"{now} audit={chain} {' '.join(words)}\n".encode()
+        else:
+            self._buffer += b'{"time":"%b","audit":"%b",%b\n' % (now.encode(), chain.encode(), body[1:])
+        self._count += 1
+        if self._count >= self._lines or len(self._buffer) >= self._size:
             self.flush()
 
     def flush(self) -> None:

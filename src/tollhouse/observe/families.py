@@ -180,6 +180,19 @@ class Families:
             "mcp_integrity_findings_total", "What scans found in tools that they act on.", ("server", "rule")
         )
 
+        # Auth provider
+        self.issuer_tokens: Family[Count] = counter(
+            "issuer_tokens_total",
+            "What the token endpoint has answered, by grant, and by the error where it was one.",
+            ("grant", "result"),
+        )
+        self.issuer_reuse: Family[Count] = counter(
+            "issuer_refresh_reuse_total", "Refresh tokens that came again and ended their grant.", ()
+        )
+        self.exchanges: Family[Count] = counter(
+            "exchanges_total", "Tokens for upstreams: made, cached, refused to callers, failed.", ("result",)
+        )
+
         # Connections
         self.connections: Family[Count] = counter("downstream_connections_total", "Connections of clients.", CONNECTION)
         self.received_bytes: Family[Count] = counter(

@@ -1,7 +1,7 @@
 """The policies, and their order: place in these tuples is place in the chain, outermost first.
 
 Config switches a policy on and sets it, and cannot reorder it. The gateway puts what records a request before the first
-of REQUEST and what meters a call before the first of CALL.
+of REQUEST, what meters a call before the first of CALL, and what audits before either.
 """
 
 from typing import Final
@@ -13,18 +13,39 @@ from tollhouse.core.http import Request, Response
 from tollhouse.core.reply import Reply
 from tollhouse.core.spec import Spec
 from tollhouse.policies.address import ADDRESS, AddressSpec
-from tollhouse.policies.authenticate import AUTHENTICATE, AuthenticateSpec
-from tollhouse.policies.authorize import AUTHORIZE, AUTHORIZE_ROUTE, AuthorizeSpec
+from tollhouse.policies.authenticate import (
+    ACCESS,
+    ACCESS_ROUTE,
+    AUTHENTICATE,
+    REQUIRES,
+    REQUIRES_ENDPOINT,
+    REQUIRES_ROUTE,
+    AuthenticateSpec,
+    ScopeWord,
+)
+from tollhouse.policies.authorize import (
+    APPROVE,
+    APPROVE_ROUTE,
+    AUTHORIZE,
+    AUTHORIZE_ROUTE,
+    AuthorizeSpec,
+    GuardSpec,
+)
 from tollhouse.policies.base import Kind
 from tollhouse.policies.cors import CORS, CorsSpec
+from tollhouse.policies.exchange import EXCHANGE, EXCHANGE_ROUTE
+from tollhouse.policies.exchange_spec import ExchangeSetting
 from tollhouse.policies.headers import HEADERS, RESPONSE_HEADERS, HeadersSpec
+from tollhouse.policies.identity_headers import IDENTITY, IDENTITY_ROUTE, IdentitySetting
 from tollhouse.policies.limits import LIMITS, LIMITS_ROUTE, LimitSpec
 from tollhouse.policies.origin import ORIGIN
 from tollhouse.policies.retry import RETRY, RetrySpec
 from tollhouse.policies.timeout import TIMEOUT, TimeoutSpec
 from tollhouse.policies.transform import TRANSFORM, Steps
 
-__all__ = ["CALL", "REQUEST", "CallScope", "EntranceScope", "ModelScope", "RuledScope", "Scope"]
+__all__ = [
+    "CALL", "REQUEST", "CallScope", "EntranceScope", "ModelScope", "RouteScope", "RuledScope", "Scope", "ServerScope",
+]  # fmt: skip
 
 REQUEST: Final[tuple[Kind[Request, Response], ...]] = (
     RESPONSE_HEADERS,  # first: no answer is without them, preflights and refusals included
@@ -32,17 +53,28 @@ REQUEST: Final[tuple[Kind[Request, Response], ...]] = (
     ADDRESS,  # before anything that costs: what comes from outside the allowed networks is not looked at
     AUTHENTICATE,  # before all that asks who it is
     ORIGIN,  # behind it: whoever has said who he is, is asked no further, except by MCP
+    ACCESS_ROUTE,  # before rules: what a key may not be used for
+    REQUIRES_ENDPOINT,  # before the body is read: who must get another token need not send it
+    REQUIRES_ROUTE,
     AUTHORIZE_ROUTE,  # before limits: what is forbidden must not use up anybody's share
-    LIMITS_ROUTE,  # before the deadline begins to matter, and before the upstream is touched
+    LIMITS_ROUTE,  # before the deadline begins to matter, and before anybody is asked or the upstream is touched
     TIMEOUT,
+    APPROVE_ROUTE,  # last of those that refuse: nobody is asked for what would be refused anyway
+    EXCHANGE_ROUTE,  # behind all that refuses: no token is made for what is not sent
+    IDENTITY_ROUTE,
     HEADERS,  # last: rules see the request as it came, the upstream sees it as it was changed
 )
 
 CALL: Final[tuple[Kind[Call, Reply], ...]] = (
-    AUTHORIZE,  # first: what is forbidden must not use up anybody's share
+    ACCESS,  # first: what a key may not be used for, no rule can permit
+    REQUIRES,  # before rules: a caller who can get another token is told so
+    AUTHORIZE,  # before limits: what is forbidden must not use up anybody's share
     LIMITS,  # outside retries: a call counts once, however often it is tried
+    APPROVE,  # behind both: nobody is asked for what would be refused anyway, and nobody can flood those who approve
     TRANSFORM,  # behind both: rules and limits see the request as it came
-    RETRY,  # innermost: only the backend is asked again
+    RETRY,  # outside of what makes tokens, and of nothing else: only the backend is asked again
+    IDENTITY,
+    EXCHANGE,  # innermost: what is asked again goes out with a token that is good then
 )
 
 
@@ -51,12 +83,22 @@ class RuledScope(Spec):
 
     authorize: AuthorizeSpec | None = Field(default=None, description="who may do what: rules in CEL")
     limits: tuple[LimitSpec, ...] | None = Field(default=None, min_length=1, description="rate limits")
+    requires: tuple[ScopeWord, ...] | None = Field(
+        default=None, min_length=1, description="scopes that a caller's token must have"
+    )
 
 
 class CallScope(RuledScope):
     """What may be set on a model, an MCP server or one of its tools."""
 
     retry: RetrySpec | None = Field(default=None, description="when a failed call to a model or tool is made again")
+
+
+class ServerScope(CallScope):
+    """What may be set on an MCP server that is reached over HTTP."""
+
+    exchange: ExchangeSetting | None = Field(default=None, description="whether calls go out with tokens made for them")
+    identity: IdentitySetting | None = Field(default=None, description="a header that says who calls, signed")
 
 
 class ModelScope(CallScope):
@@ -74,7 +116,25 @@ class EntranceScope(RuledScope):
     headers: HeadersSpec | None = Field(default=None, description="header fields set, added and removed")
 
 
+class RouteScope(EntranceScope):
+    """What may be set on a route to plain HTTP services."""
+
+    exchange: ExchangeSetting | None = Field(
+        default=None, description="whether requests go out with tokens made for them; absent: they do not"
+    )
+    identity: IdentitySetting | None = Field(default=None, description="a header that says who calls, signed")
+
+
 class Scope(EntranceScope, ModelScope):
     """What may be set at the top, for everything."""
 
+    authorize: GuardSpec | None = Field(
+        default=None, description="who may do what: rules in CEL, policies in Rego, and how calls are approved"
+    )
     timeout: TimeoutSpec | None = Field(default=None, description="how long a request may take")
+    exchange: ExchangeSetting | None = Field(
+        default=None, description="a token for each call to an MCP server over HTTP, and how it is made"
+    )
+    identity: IdentitySetting | None = Field(
+        default=None, description="a header that tells plain services and MCP servers over HTTP who calls, signed"
+    )

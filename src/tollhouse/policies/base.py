@@ -7,21 +7,25 @@ is asked of `Parts.shared` by a key that holds everything it was made from.
 
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
+from tollhouse.core.call import Principal
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import ConfigError, Failure, Problem
 from tollhouse.core.forwarded import Forwarding
 from tollhouse.core.handler import Policy
 from tollhouse.core.http import Request, Response
+from tollhouse.core.identity import Exchanger, Minted, RevocationView
 from tollhouse.core.spec import Spec
+from tollhouse.ledger.key_follower import KeyFollower
 from tollhouse.net.client import Client
 from tollhouse.observe.families import Families
-from tollhouse.store.base import Counter
+from tollhouse.store.base import Counter, State
+from tollhouse.wire.jose import Keys, Token
 
 __all__ = [
-    "ENTRANCES", "EVERYWHERE", "Entrance", "Kind", "Layer", "Level", "Parts", "Shared", "one_or_several", "several",
-    "shown", "wrong",
+    "ENTRANCES", "EVERYWHERE", "Entrance", "Exchangers", "Kind", "Layer", "Level", "OwnIssuer", "Parts", "Shared",
+    "on_or_off", "one_or_several", "several", "shown", "wrong",
 ]  # fmt: skip
 
 Level = Literal["top", "model", "server", "tool", "endpoint", "route"]
@@ -57,10 +61,43 @@ class Layer:
         return f"{self.level} {self.name}" if self.name else self.level
 
 
+class OwnIssuer(NamedTuple):
+    """The auth provider in this process. url: as in its tokens' `iss`. keys: those that verify now, the same object as
+    long as they are the same. algorithms: that it signs with. find: those to verify a token with; where none is it,
+    another node may have made it, and the state is asked first. Raises Failure 503, as `keys` does."""
+
+    url: str
+    keys: Callable[[], Keys]
+    algorithms: tuple[str, ...]
+    find: Callable[[Token], Awaitable[Keys]]
+
+
+class Exchangers(Protocol):
+    """Who makes tokens for upstreams. generation: the same object in one configuration, another one in the next.
+    identity: makes a statement of who a principal is, for an audience and so many seconds; None where nobody can."""
+
+    @property
+    def generation(self) -> object: ...
+
+    @property
+    def identity(self) -> Callable[[Principal, str, float], Minted] | None: ...
+
+    def of(self, who: Any) -> Exchanger | None:
+        """who: the Spec that names an issuer elsewhere; None for the one in this process, if there is one. Raises
+        ConfigError."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What policies may use. entrance: what the chain stands before. public_url: of the gateway, as clients see it,
-    without a slash at the end. forwarding: which proxies are trusted, None for none."""
+    without a slash at the end. hosts: by which names it may be called besides. forwarding: which proxies are trusted,
+    None for none. resource: canonical URI of what stands behind the chain, which tokens for it have as `aud`; "" for
+    the gateway as a whole. scopes: that every call behind the chain needs. state: what workers share, None where
+    nothing is. revocations: None where nothing is ever revoked. issuer: the auth provider in this process. issued: API
+    keys that live in the ledger. spool: directory in which calls wait for approval where the state is this process's
+    own; "" for none. upstream: canonical URI of what the chain leads to, "" where that takes no tokens
+    made for it. exchangers: who makes those."""
 
     clock: Clock
     families: Families
@@ -69,7 +106,17 @@ class Parts:
     shared: Shared
     entrance: Entrance = "http"
     public_url: str = ""
+    hosts: tuple[str, ...] = ()
     forwarding: Forwarding | None = None
+    resource: str = ""
+    state: State | None = None
+    revocations: RevocationView | None = None
+    issuer: OwnIssuer | None = None
+    issued: KeyFollower | None = None
+    scopes: tuple[str, ...] = ()
+    spool: str = ""
+    upstream: str = ""
+    exchangers: Exchangers | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +141,15 @@ class Kind(Generic[Q, R]):
         if parts.entrance not in self.entrances or not (layers or self.always):
             return None
         return self.build(layers, parts)
+
+
+def on_or_off(value: Any) -> Any:
+    """For a setting that `on` and `off` may stand for: {} and {mode: off}."""
+    if isinstance(value, str):
+        if value not in ("on", "off"):
+            raise ValueError("write on, off, or its settings as a mapping")
+        return {} if value == "on" else {"mode": "off"}
+    return value
 
 
 def several(value: Any) -> Any:

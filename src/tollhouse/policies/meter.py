@@ -27,7 +27,7 @@ from tollhouse.ledger.records import Outcome, UsageFacts, UsageRecord, labels
 from tollhouse.observe.families import Bounded, Families
 from tollhouse.observe.metrics import OTHER, Count, Spread
 
-__all__ = ["Meter", "outcome_of"]
+__all__ = ["Meter", "outcome_at_end", "outcome_of"]
 
 _REMEMBERED, _SMALL = 10_000, 2048  # rows, and the bytes of one
 _ASKED, _LONGEST = 256, 128  # names of models under a `*`, and characters of any name
@@ -80,15 +80,15 @@ def outcome_of(reason: str) -> Outcome:
     return Outcome.UPSTREAM_ERROR if reason in _UPSTREAM else Outcome.ERROR
 
 
-def _outcome_at_end(ending: Ending) -> Outcome:
-    """How a call that was answered ended."""
+def outcome_at_end(ending: Ending, mcp: str = "") -> Outcome:
+    """How a call that was answered ended. mcp: what is known of an MCP call's answer (`Context.mcp_outcome`)."""
     if ending.gone:
         return Outcome.CLIENT_GONE
     failure = ending.failure
     if failure is not None:
         return Outcome.CUT if failure.reason in _UPSTREAM else outcome_of(failure.reason)
     if ending.status < 400:
-        return Outcome.OK
+        return _MCP_OUTCOMES.get(mcp, _OK) if mcp else _OK
     if ending.status < 500 and ending.reason == _ANSWERED and ending.status not in _TOLD:
         return Outcome.INVALID  # the provider says that the request makes no sense
     return outcome_of(ending.reason)
@@ -208,7 +208,7 @@ class Meter:
         failure = ending.failure
         status = ending.status
         reason = ending.reason if failure is None else failure.reason
-        outcome = _OK if status < 400 and failure is None else _outcome_at_end(ending)
+        outcome = _OK if status < 400 and failure is None else outcome_at_end(ending)
         row = self._row(call, outcome, status, reason)
         usage = call.context.usage
         if usage is not None:
@@ -228,9 +228,7 @@ class Meter:
 
     def _tool_ended(self, call: Call, began: float, ending: Ending) -> None:
         now = monotonic()
-        outcome = _outcome_at_end(ending)
-        if outcome is _OK:
-            outcome = _MCP_OUTCOMES.get(call.context.mcp_outcome, outcome)
+        outcome = outcome_at_end(ending, call.context.mcp_outcome)
         if isinstance(call, ToolCall):
             self._tool(call, now - began, outcome)
         if self._journal is not None:

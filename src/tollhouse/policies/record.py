@@ -229,6 +229,10 @@ class Record:
             line.tried = context.tried[:_LONGEST]
         if context.rule:
             line.rule = context.rule
+        if context.approver:
+            line.approver = context.approver
+        if context.shadow:
+            line.shadow = context.shadow
         if context.integrity:
             line.integrity = context.integrity
         failure = ending.failure
