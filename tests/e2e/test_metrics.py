@@ -26,14 +26,23 @@ models:
 mcp: {{servers: {{demo: {{command: {python}, args: [-m, tollhouse.demo]}}}}}}
 authorize: {{rules: [{{deny: 'request.path == "/none"'}}]}}
 limits: [{{per: ip, requests: 1000, window: 1h}}]
+issuer:
+  url: http://127.0.0.1:1
+  resources: [{{uri: "https://api.example.com"}}]
+  clients: [{{id: agent-1, secret: 0123456789abcdef0123456789abcdef, grants: [client_credentials]}}]
 """
+TOKEN = (
+    b"grant_type=client_credentials&client_id=agent-1&client_secret=0123456789abcdef0123456789abcdef"
+    b"&resource=https%3A%2F%2Fapi.example.com"
+)
 INITIALIZE = (
     b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{}}}'
 )
 CALL = b'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"echo","arguments":{"message":"x"}}}'
 
 ELSEWHERE = {
-    "tollhouse_gen_ai_cost_usd_total",  # which needs prices
+    "tollhouse_exchanges_total",  # which needs callers with tokens: test_exchange
+    "tollhouse_gen_ai_cost_usd_total",  # prices
     "tollhouse_mcp_integrity_tools",  # and these, with pins: test_tool_integrity
     "tollhouse_mcp_integrity_findings_total",
     "tollhouse_mcp_integrity_refusals_total",
@@ -54,6 +63,8 @@ async def test_each_family_has_a_sample(tmp_path: Path) -> None:
         opened = await once(gateway.url, "POST", "/mcp", INITIALIZE, headers)
         session = {"mcp-session-id": opened.headers["mcp-session-id"], "mcp-protocol-version": "2025-11-25"}
         assert b'"result"' in (await once(gateway.url, "POST", "/mcp", CALL, headers | session)).body
+        form = {"content-type": "application/x-www-form-urlencoded"}
+        assert b'"access_token"' in (await once(gateway.url, "POST", "/oauth/token", TOKEN, form)).body
         await gateway.change(config.replace("1000", "1001"))
         scraped = await once(gateway.metrics_url, "GET", "/metrics")
         sample = re.compile(r"^(tollhouse_\w+?)(?:_bucket|_sum|_count)?[{ ]", re.MULTILINE)

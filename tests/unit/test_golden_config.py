@@ -61,6 +61,8 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("api.json", "shop.json"):
         (where / name).write_text(json.dumps({**api, "servers": servers}))
     (where / "platform.token").write_text("a-token")
+    (where / "policy.rego").write_text("package tollhouse\nallow if input.principal.user in data.staff\n")
+    (where / "roles.json").write_text(json.dumps({"staff": ["ada"]}))
     return where
 
 
@@ -70,6 +72,7 @@ def there(tmp_path: Path, named: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(named, tmp_path, dirs_exist_ok=True)
     for name in ENVIRONMENT:
         monkeypatch.setenv(name, f"secret-of-{name}")
+    monkeypatch.setenv("OPERATOR_KEY", "0123456789abcdef0123456789abcdef")
     monkeypatch.setenv("GOOGLE_CREDENTIALS", (named / "account.json").read_text())
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -153,7 +156,7 @@ def test_check_takes_every_key(there: Path, capsys: pytest.CaptureFixture[str]) 
 # ---- the documentation
 
 AROUND = {
-    ("authentication.md", "claims"): "authenticate:\n  jwt:\n    - issuer: a\n      audiences: [b]\n"
+    ("authenticate.md", "claims"): "authenticate:\n  jwt:\n    - issuer: a\n      audiences: [b]\n"
     "      jwks: https://127.0.0.1/jwks\n",
     ("README.md", "github"): "mcp:\n  servers:\n",
     ("routes.md", "- name"): "routes:\n",

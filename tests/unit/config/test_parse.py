@@ -60,7 +60,7 @@ EVERYTHING = """\
 server:
   listen: 0.0.0.0:80
   workers: true
-  admin: 127.0.0.1:15000
+  admin: 15000
   metrics: 8080
   shutdown: {min: 10s, max: 5s}
   max_body: 10 monkeys
@@ -109,7 +109,7 @@ state: redis:/127.0.0.1
 SAID = """\
 2:11: server.listen: everybody who reaches 0.0.0.0:80 could call; say who may with `authenticate` (`mode: optional` lets everybody in), or listen on 127.0.0.1
 3:12: server.workers: should be a whole number, not true or false
-4:10: server.admin: the admin API is not available in this version; write null, or leave it out
+4:10: server.admin: not an address; write host:port, like 127.0.0.1:15000, or {address, keys, hosts, tls}
 5:12: server.metrics: should be text, not a number; put it in quotes
 6:13: server.shutdown: `max` is shorter than `min`; it counts from the same moment
 7:13: server.max_body: not a size: '10 monkeys'; write bytes or a number and a unit, like 64KiB or 10MiB
@@ -153,9 +153,9 @@ SAID = """\
 43:3: telemetry.traces: traces are not available in this version; leave `traces` out
 44:10: limits[0].window: required, but not there
 44:32: limits[0].requests: should be a whole number, not text
-45:39: authorize.rego: Rego policies are not available in this version; leave `rego` out
+45:45: authorize.rego.file: required, but not there
 46:1: authorize: the key `authorize` stands twice; keep one
-47:8: state: not a place for state; write `memory`, redis://host:6379/0, rediss://host:6379/0 (TLS) or redis+cluster://host:6379,host:6379. What a password has of / @ ? # % is written as %2F %40 %3F %23 %25
+47:8: state: not a place for state; write `memory`, file:PATH, redis://host:6379/0, rediss://host:6379/0 (TLS) or redis+cluster://host:6379,host:6379. What a password has of / @ ? # % is written as %2F %40 %3F %23 %25
 """
 
 

@@ -23,13 +23,14 @@ def config(where: Path, server: str) -> Path:
 
 def test_addresses_are_held_for_all_workers(tmp_path: Path) -> None:
     loaded = load_config(
-        config(tmp_path, "{listen: ['127.0.0.1:0', '127.0.0.1:0'], metrics: '127.0.0.1:0', workers: 2}")
+        config(tmp_path, "{listen: ['127.0.0.1:0'], metrics: '127.0.0.1:0', admin: '127.0.0.1:0', workers: 2}")
     )
     with ExitStack() as stack:
-        addresses, metrics = _reserve(loaded.config, stack)
+        addresses, metrics, admin = _reserve(loaded.config, stack)
         assert metrics is not None
-        assert len({*addresses, metrics}) == 3
-        for address in (*addresses, metrics):
+        assert admin is not None
+        assert len({*addresses, metrics, admin}) == 3
+        for address in (*addresses, metrics, admin):
             assert not address.endswith(":0")
             # Every worker gets it, and a stranger does not.
             workers = [sock for _ in range(2) for sock in bind(Address.parse(address), shared=True)]

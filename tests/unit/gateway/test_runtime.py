@@ -243,6 +243,24 @@ def test_what_is_fixed_depends_on_the_workers(tmp_path: Path) -> None:
         assert [problem.path for problem in fixed(*configs)] == expected
 
 
+@pytest.mark.parametrize(
+    ("state", "problems"), [("memory", ["issuer"]), ("{url: 'redis://h', encryption_key: KEY}", [])]
+)
+def test_an_issuer_whose_state_has_a_file_is_there_from_the_start(
+    tmp_path: Path, state: str, problems: list[str]
+) -> None:
+    path = tmp_path / "a.yaml"
+    without = f"server: {{listen: '127.0.0.1:8080'}}\nstate: {state.replace('KEY', 'k' * 32)}\n"
+    configs = []
+    for text in (without, without + "issuer: {url: 'http://127.0.0.1:8080'}\n"):
+        path.write_text(text)
+        configs.append(load(str(path), {}).config)
+    old, new = configs
+    assert [problem.path for problem in fixed(old, new)] == problems
+    assert fixed(new, old) == []
+    assert fixed(new, new) == []
+
+
 async def test_models_of_a_configuration_that_was_refused_are_not_used_again() -> None:
     """They hold providers that ended with it: a `local` one would never answer again."""
     clock = Clock()

@@ -327,3 +327,23 @@ def test_stamp() -> None:
     assert say(1_795_315_331.5) == "2026-11-22T02:42:11.500Z"
     assert say(1_795_315_331.9999) == "2026-11-22T02:42:11.999Z"
     assert say(1_795_315_332.0) == "2026-11-22T02:42:12.000Z"
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_an_audit_record_is_a_line(path: Path, text: bool) -> None:
+    log = AccessLog(str(path), format="text" if text else "json")
+    log.start()
+    log.add(*line())
+    log.add_record("abcd", b'{"n":1,"user":"ada\\n\\"x","scopes":["a","b"]}')
+    log.add(*line(1))
+    log.close()
+    found = path.read_text().splitlines()
+    assert len(found) == 3
+    if text:
+        when, rest = found[1].split(" ", 1)
+        assert rest == 'audit=abcd n=1 user="ada\\n\\"x" scopes="[\'a\', \'b\']"'
+    else:
+        record = json.loads(found[1])
+        when = record.pop("time")
+        assert record == {"audit": "abcd", "n": 1, "user": 'ada\n"x', "scopes": ["a", "b"]}
+    assert when.endswith("Z")

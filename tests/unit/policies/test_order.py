@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from tests.unit.policies.floor import layer, parts
 
-from tollhouse.policies import CALL, REQUEST, CallScope, EntranceScope, ModelScope, Scope
+from tollhouse.policies import CALL, REQUEST, EntranceScope, ModelScope, RouteScope, Scope, ServerScope
 from tollhouse.policies.authenticate import AUTHENTICATE
 from tollhouse.policies.base import ENTRANCES, EVERYWHERE, Kind
 from tollhouse.policies.origin import ORIGIN
@@ -15,9 +15,12 @@ KINDS: tuple[Kind[Any, Any], ...] = (*REQUEST, *CALL)
 
 def test_the_order() -> None:
     assert [kind.name for kind in REQUEST] == [
-        "headers", "cors", "address", "authenticate", "cors", "authorize", "limits", "timeout", "headers",
+        "headers", "cors", "address", "authenticate", "cors", "authenticate", "requires", "requires", "authorize",
+        "limits", "timeout", "authorize", "exchange", "identity", "headers",
     ]  # fmt: skip
-    assert [kind.name for kind in CALL] == ["authorize", "limits", "transform", "retry"]
+    assert [kind.name for kind in CALL] == [
+        "authenticate", "requires", "authorize", "limits", "authorize", "transform", "retry", "identity", "exchange",
+    ]  # fmt: skip
 
 
 def test_every_policy_can_be_written_at_the_top_and_nothing_else() -> None:
@@ -25,7 +28,13 @@ def test_every_policy_can_be_written_at_the_top_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    "scope, levels", [(CallScope, ("server", "tool")), (ModelScope, ("model",)), (EntranceScope, ("route", "endpoint"))]
+    "scope, levels",
+    [
+        (ServerScope, ("server",)),
+        (ModelScope, ("model",)),
+        (RouteScope, ("route",)),
+        (EntranceScope, ("endpoint",)),
+    ],
 )
 def test_what_can_be_written_elsewhere_has_an_effect_there(scope: Any, levels: tuple[Any, ...]) -> None:
     for name in scope.model_fields:
@@ -39,12 +48,12 @@ def test_what_can_be_written_elsewhere_has_an_effect_there(scope: Any, levels: t
 
 
 def test_one_name_has_one_policy_for_each_entrance() -> None:
-    # But for two that stand in two places: who may call is asked elsewhere than a page is told, and answers are
-    # changed elsewhere than requests.
+    # But for some that stand in two places: who may call is asked elsewhere than a page is told, answers are changed
+    # elsewhere than requests, what a key is for is asked where it is known what is called, and people are asked last.
     for entrance in ENTRANCES:
         names = [kind.name for kind in KINDS if entrance in kind.entrances]
         twice = {name for name in names if names.count(name) > 1}
-        assert twice <= {"cors", "headers"}
+        assert twice <= {"authenticate", "authorize", "cors", "headers", "requires"}
         assert all(names.count(name) <= 2 for name in names)
 
 
