@@ -56,7 +56,7 @@ def ada(**more: Any) -> Principal:
     values: dict[str, Any] = {
         "issuer": ISSUER, "subject": "ada", "client": "agent-1", "email": "ada@example.com", "org": "acme",
         "groups": ("dev", "\r\nx: y"),
-        "scopes": frozenset(("b", "a")), "expires": time() + 600, "claims": {"exp": time() + 600},
+        "scopes": frozenset(("b", "a")), "expires": time() + 86_400, "claims": {"exp": time() + 86_400},
     }  # fmt: skip
     return who("jwt", "ada", **(values | more))
 

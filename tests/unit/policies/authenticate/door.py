@@ -33,7 +33,7 @@ def issuer(**more: Any) -> dict[str, Any]:
 
 
 def token(key: Any = KEY, header: dict[str, Any] | None = None, **claims: Any) -> bytes:
-    values = {"iss": ISSUER, "aud": "tollhouse", "sub": "ada", "exp": int(time()) + 600} | claims
+    values = {"iss": ISSUER, "aud": "tollhouse", "sub": "ada", "exp": int(time()) + 86_400} | claims
     values = {name: value for name, value in values.items() if value is not None}
     fields = {"alg": "ES256", "kid": key.kid} | (header or {})
     return jose.encode(fields, values, key, algorithms=[fields["alg"]]).encode()
