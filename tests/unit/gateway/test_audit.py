@@ -190,7 +190,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(verify) == 0
     assert capsys.readouterr().out == "3 records in 1 chains: all there, as they were written\n"
     with sqlite3.connect(tmp_path / "t.db") as db:
-        db.execute("UPDATE audit SET body = replace(body, 'ada', 'eve')")
+        db.execute("UPDATE audit SET body = replace(body, '\"ada\"', '\"eve\"')")
     db.close()
     assert main(verify) == 1
     told = capsys.readouterr()
