@@ -55,7 +55,7 @@ def pinned(file: str) -> dict[str, str]:
     return {line.split("==")[0]: line for line in text.splitlines() if line and not line.startswith("#")}
 
 
-@pytest.mark.parametrize("file", ["build.txt", "dev.txt", "local-weights.txt", "local.txt", "runtime.txt"])
+@pytest.mark.parametrize("file", ["build.txt", "dev.txt", "local-weights.txt", "runtime.txt", "serve.txt"])
 def test_requirements_are_pinned_and_hashed(file: str) -> None:
     lines = pinned(file)
     assert lines
