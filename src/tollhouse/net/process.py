@@ -74,25 +74,20 @@ async def spawn(
     reaped = reaped and _can_reap()
     if reaped:
         keeper = None
+    above: tuple[str, ...] = ()
     try:
         if reaped:
             _look_for(command[0], env, cwd)
-            _, child = await loop.subprocess_exec(
-                lambda: Child(listener, max_line, stderr, reaped=True),
-                *(sys.executable, "-I", "-S", reaper.__file__, str(os.getpid()), *command),
-                env=dict(env),
-                cwd=cwd,
-                start_new_session=True,
-            )
-        else:
-            _, child = await loop.subprocess_exec(
-                lambda: Child(listener, max_line, stderr, keeper),
-                *command,
-                env=dict(env),
-                cwd=cwd,
-                start_new_session=True,
-                preexec_fn=_die_with_parent(),
-            )
+            above = (sys.executable, "-I", "-S", reaper.__file__, str(os.getpid()))
+        _, child = await loop.subprocess_exec(
+            lambda: Child(listener, max_line, stderr, keeper, reaped=reaped),
+            *above,
+            *command,
+            env=dict(env),
+            cwd=cwd,
+            start_new_session=True,
+            preexec_fn=None if reaped else _die_with_parent(),  # a reaper sees to that itself
+        )
     except (OSError, ValueError) as error:
         raise Failure(
             503,

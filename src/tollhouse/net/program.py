@@ -110,12 +110,12 @@ class _Share:
 
 
 class Programs:
-    """Those of one worker. limit: run at once; a few more wait for their turn, and others are refused. each: of one
-    caller run or wait at once, so that one alone never keeps the others from theirs."""
+    """Those of one worker. limit: run at once; a few more wait for their turn, and others are refused. Of one caller
+    half as many run at once, so that one alone never keeps the others from theirs."""
 
-    def __init__(self, limit: int = 4, each: int | None = None) -> None:
+    def __init__(self, limit: int = 4) -> None:
         self._running_each = max(1, limit // 2)
-        self._each = each if each is not None else self._running_each + _WAITING_EACH
+        self._each = self._running_each + _WAITING_EACH
         self._of: dict[str, _Share] = {}
         self._turns = asyncio.Semaphore(limit)
         self._waiting = 0
@@ -136,34 +136,22 @@ class Programs:
             raise Failure(429, Reason.RATE_LIMIT, f"this caller has {self._each} programs running or waiting already")
         share.count += 1
         try:
-            async with asyncio.timeout(_LONGEST_WAIT):
-                await share.turns.acquire()
-        except TimeoutError:
-            self._done(caller, share)
-            raise _busy() from None
-        except BaseException:
-            self._done(caller, share)
-            raise
-        try:
-            return await self._in_turn(code, limits, host)
+            await _turn(share.turns)
+            try:
+                return await self._in_turn(code, limits, host)
+            finally:
+                share.turns.release()
         finally:
-            share.turns.release()
-            self._done(caller, share)
-
-    def _done(self, caller: str, share: "_Share") -> None:
-        share.count -= 1
-        if not share.count:
-            del self._of[caller]
+            share.count -= 1
+            if not share.count:
+                del self._of[caller]
 
     async def _in_turn(self, code: str, limits: Limits, host: Host) -> Outcome:
         if self._turns.locked() and self._waiting >= _WAITING:
             raise _busy()
         self._waiting += 1
         try:
-            async with asyncio.timeout(_LONGEST_WAIT):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise _busy() from None
+            await _turn(self._turns)
         finally:
             self._waiting -= 1
         try:
@@ -240,6 +228,15 @@ class Programs:
         for child in list(self._running):
             await child.close(1.0)
         self._keeper.close()
+
+
+async def _turn(turns: asyncio.Semaphore) -> None:
+    """Have one of `turns`. Raises Failure 503 when that takes long."""
+    try:
+        async with asyncio.timeout(_LONGEST_WAIT):
+            await turns.acquire()
+    except TimeoutError:
+        raise _busy() from None
 
 
 def _tell(child: Child, what: dict[str, Any]) -> None:

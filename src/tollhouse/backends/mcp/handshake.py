@@ -39,7 +39,7 @@ class Server(Protocol):
 
 
 class Stranger(Protocol):
-    """A session that is being opened (`mcp_session.Session`). new: how its requests are written just now. features:
+    """A session that is being opened (`session.Session`). new: how its requests are written just now. features:
     the outcome."""
 
     profile: int

@@ -26,7 +26,7 @@ __all__ = ["hear", "listen"]
 log = logging.getLogger("tollhouse.backends.mcp")
 
 
-async def hear(session: Exchanging, known: "asyncio.Future[None] | None" = None) -> None:
+async def hear(session: Exchanging, known: "asyncio.Future[None]") -> None:
     """Hold the GET stream of `session` open while the server offers one. known: done once it is open, or it is known
     that it is not to be had now."""
     try:
@@ -35,12 +35,12 @@ async def hear(session: Exchanging, known: "asyncio.Future[None] | None" = None)
         _settle(known)
 
 
-def _settle(known: "asyncio.Future[None] | None") -> None:
-    if known is not None and not known.done():
+def _settle(known: "asyncio.Future[None]") -> None:
+    if not known.done():
         known.set_result(None)
 
 
-async def _hear(session: Exchanging, known: "asyncio.Future[None] | None") -> None:
+async def _hear(session: Exchanging, known: "asyncio.Future[None]") -> None:
     pause = RETRY
     deaf = False  # a stream was lost that cannot be taken up where it ended
     while not session.lost:

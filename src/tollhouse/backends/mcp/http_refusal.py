@@ -12,7 +12,7 @@ from tollhouse.net.client import Exchange
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import revisions
 
-__all__ = ["NOT_OURS", "error_in", "is_modern", "may_have_forgotten", "refusal"]
+__all__ = ["NOT_OURS", "bad_credentials", "error_in", "is_modern", "may_have_forgotten", "refusal"]
 
 NOT_OURS = frozenset((400, 404, 405, 406, 415))
 """Statuses with which a server of another era, or of another transport, refuses a request."""
@@ -39,17 +39,22 @@ def is_modern(data: bytes) -> bool:
     return jsonrpc.error_fields(jsonrpc.decode(data).error).code in _MODERN
 
 
+def bad_credentials(name: str, status: int) -> Failure:
+    """What 401 or 403 of the server `name` means."""
+    return Failure(
+        502,
+        Reason.UPSTREAM_FAILURE,
+        f"{name}: the server refused the gateway's credentials ({status})",
+        code="upstream_credentials",
+        sent=status != 401,  # who does not know who asks has done nothing
+    )
+
+
 def refusal(name: str, exchange: Exchange, data: bytes, error: msgspec.Raw | None, id: int) -> bytes:
     """The answer to our request `id` in a refusal of the server `name`. Raises Failure where it is none for agents."""
     status = exchange.status
     if status in (401, 403):
-        raise Failure(
-            502,
-            Reason.UPSTREAM_FAILURE,
-            f"{name}: the server refused the gateway's credentials ({status})",
-            code="upstream_credentials",
-            sent=status != 401,  # who does not know who asks has done nothing
-        )
+        raise bad_credentials(name, status)
     if status == 429:
         raise Failure(
             429,

@@ -47,7 +47,7 @@ class Memory:
 
 
 class Told(Protocol):
-    """A session, as `replay` needs it (`mcp_session.Session`)."""
+    """A session, as `replay` needs it (`session.Session`)."""
 
     level: str
     uris: dict[str, set[Any]]

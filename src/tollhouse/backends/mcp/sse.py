@@ -14,6 +14,7 @@ from tollhouse.backends.mcp.channel import Channel
 from tollhouse.backends.mcp.handshake import OPEN_TIMEOUT, handshake
 from tollhouse.backends.mcp.heal import call_lost
 from tollhouse.backends.mcp.http import HttpPlace
+from tollhouse.backends.mcp.http_refusal import bad_credentials
 from tollhouse.backends.mcp.session import Owner
 from tollhouse.core.clock import FOREVER
 from tollhouse.core.errors import Failure, Reason
@@ -107,8 +108,7 @@ class SseSession(Channel):
         status = exchange.status
         exchange.close()
         if status == 401:
-            why = f"{self.upstream.name}: the server refused the gateway's credentials (401)"
-            self._unsent(id, Failure(502, Reason.UPSTREAM_FAILURE, why, code="upstream_credentials"))
+            self._unsent(id, bad_credentials(self.upstream.name, status))
         elif status >= 400:
             self._unsent(
                 id,

@@ -65,7 +65,7 @@ class Speaking(Protocol):
 
 
 class Hearing:
-    """A session, as far as it hears (`mcp_session.Session`). active: calls that run in it."""
+    """A session, as far as it hears (`session.Session`). active: calls that run in it."""
 
     upstream: Speaking
     key: Key

@@ -163,7 +163,7 @@ class Bridge:
             return held.begin(reply)
         return reply
 
-    def wrapped(self, call: ToolCall, endpoint: str, round: int, result: msgspec.Raw) -> msgspec.Raw:
+    def wrapped(self, call: ToolCall, endpoint: str, result: msgspec.Raw) -> msgspec.Raw:
         """A stateless server's result for a stateless agent: its state goes into ours. Raises Malformed, and Refused
         when it asks what the agent cannot be asked."""
         need = mrtr.need_input(call.method, result)
@@ -173,38 +173,15 @@ class Bridge:
             return self._consenting(call, call.asks, endpoint, need)
         must_allow(call.profile, need.requests, f"{call.server}: the server")
         fields: dict[str, Any] = dict(jsonrpc.decode_fields(result))
-        fields["requestState"] = self._seal(
-            _id(call.principal),
-            mrtr.RequestState(
-                endpoint=endpoint,
-                server=call.server,
-                owner="",
-                call="",
-                round=round + 1,
-                nonce=secrets.token_urlsafe(9),
-                expires=0,
-                principal=b"",
-                bound=_bound(call),
-                inner=need.state,
-                instead=call.instead.name if call.instead is not None else "",
-            ),
-        )
+        state = _unheld(call, endpoint, "", need.state)
+        if call.instead is not None:
+            state.instead = call.instead.name
+        fields["requestState"] = self._seal(_id(call.principal), state)
         return msgspec.Raw(jsonrpc.encode_fields(fields))
 
     def _consenting(self, call: ToolCall, asks: Asks, endpoint: str, need: mrtr.NeedInput) -> msgspec.Raw:
         """A question of ours whether the call may be made: what is answered counts once, and in time."""
-        state = mrtr.RequestState(
-            endpoint=endpoint,
-            server=call.server,
-            owner="",
-            call=_CONSENT,
-            round=call.round + 1,
-            nonce=secrets.token_urlsafe(9),
-            expires=0,
-            principal=b"",
-            bound=_bound(call),
-            inner=str(int(self._now() + asks.timeout)),
-        )
+        state = _unheld(call, endpoint, _CONSENT, str(int(self._now() + asks.timeout)))
         return msgspec.Raw(mrtr.render(need.requests, self._seal(_id(call.principal), state, asks.timeout)))
 
     def _consent(self, state: mrtr.RequestState, answers: dict[str, msgspec.Raw]) -> Retry:
@@ -249,19 +226,8 @@ class Bridge:
         requests = {f"url-{number}": request for number, (_, request) in enumerate(wanted, 1)}
         must_allow(call.profile, requests, f"{call.server}: the server")
         ids = msgspec.json.encode([id for id, _ in wanted]).decode()
-        state = mrtr.RequestState(
-            endpoint=endpoint,
-            server=call.server,
-            owner="",
-            call=_URLS,
-            round=call.round + 1,
-            nonce=secrets.token_urlsafe(9),
-            expires=0,
-            principal=b"",
-            bound=_bound(call),
-            questions=dict.fromkeys(requests, b""),
-            inner=ids,
-        )
+        state = _unheld(call, endpoint, _URLS, ids)
+        state.questions = dict.fromkeys(requests, b"")
         return mrtr.render(requests, self._seal(_id(call.principal), state))
 
     async def _after_urls(
@@ -434,7 +400,7 @@ class Bridge:
         raise failure
 
     async def _here(self, id: str, round: int, nonce: str, answers: dict[str, msgspec.Raw]) -> Reply | None:
-        """`mcp_handover.Resume` of this worker."""
+        """`handover.Resume` of this worker."""
         held = self._held.get(id)
         if nonce in self._spent:
             raise Refusal
@@ -553,6 +519,22 @@ async def _astray(call: ToolCall) -> Reply:
 
 
 _GRACE = 300.0  # seconds after its time in which a late answer is told that it is late
+
+
+def _unheld(call: ToolCall, endpoint: str, kind: str, inner: str | None) -> mrtr.RequestState:
+    """With what a call goes on that nobody holds. kind: whose question it is, "" for the server's."""
+    return mrtr.RequestState(
+        endpoint=endpoint,
+        server=call.server,
+        owner="",
+        call=kind,
+        round=call.round + 1,
+        nonce=secrets.token_urlsafe(9),
+        expires=0,
+        principal=b"",
+        bound=_bound(call),
+        inner=inner,
+    )
 
 
 def _bound(call: ToolCall) -> bytes:

@@ -28,7 +28,7 @@ from tollhouse.wire.mcp.catalogue import Kind
 from tollhouse.wire.mcp.messages import Translation
 from tollhouse.wire.mcp.mrtr import METHODS
 
-__all__ = ["begin", "interrupted", "over", "put"]
+__all__ = ["begin", "interrupted", "put"]
 
 
 async def put(

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import msgspec
 
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.endpoints.mcp.call import begin, interrupted, over
+from tollhouse.endpoints.mcp.call import begin, interrupted
+from tollhouse.endpoints.mcp.carried import over
 from tollhouse.endpoints.mcp.lists import Lists
 from tollhouse.endpoints.mcp.request import Asking, Refused
 from tollhouse.endpoints.mcp.search import FIND, Many, text_result

@@ -38,7 +38,7 @@ class Patient(Source, Protocol):
 
 
 class Holder(Protocol):
-    """Where held calls are found again (`mcp_bridge.Bridge`)."""
+    """Where held calls are found again (`bridge.Bridge`)."""
 
     def hold(self, held: "HeldCall") -> bytes | None:
         """The `input_required` result of the call's open questions, under a new round. None: no room for it."""

@@ -57,9 +57,9 @@ class Refused(Exception):
 
 
 class Wraps(Protocol):
-    """What makes a server's question one of ours (`mcp_bridge.Bridge`)."""
+    """What makes a server's question one of ours (`bridge.Bridge`)."""
 
-    def wrapped(self, call: ToolCall, endpoint: str, round: int, result: msgspec.Raw) -> msgspec.Raw: ...
+    def wrapped(self, call: ToolCall, endpoint: str, result: msgspec.Raw) -> msgspec.Raw: ...
 
     def urls(self, call: ToolCall, endpoint: str, error: msgspec.Raw) -> bytes | None: ...
 
@@ -168,7 +168,7 @@ class Asking:
                 elif not len(message.error):
                     if self.inner and b"input_required" in data:
                         asks = True
-                        message.result = bridge.wrapped(call, self.endpoint, call.round, message.result)
+                        message.result = bridge.wrapped(call, self.endpoint, message.result)
                 elif not self.inner and b"-32042" in data:
                     needed = bridge.urls(call, self.endpoint, message.error)
                     if needed is not None:

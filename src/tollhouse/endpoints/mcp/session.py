@@ -80,8 +80,8 @@ class Sessions:
         self._ids = SessionIds(seals or Seals(), max_age=max_age)
         self._records = Records(state.values) if state is not None else None
         self._elsewhere: Elsewhere | None = None
-        if state is not None and state.shared:
-            self._elsewhere = Elsewhere(self, state, Records(state.values))
+        if state is not None and self._records is not None and state.shared:
+            self._elsewhere = Elsewhere(self, state, self._records)
         self._open: dict[str, Session] = {}
         self._of: dict[str, dict[str, Session]] = {}
         self._keys: dict[str, Session] = {}  # by their key, by which others know them
