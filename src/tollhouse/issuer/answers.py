@@ -22,7 +22,6 @@ ErrorPage = Callable[[Request, int, str, str], Response]
 NO_STORE = ((b"cache-control", b"no-store"), (b"pragma", b"no-cache"))
 _JSON = ((b"content-type", b"application/json"), *NO_STORE, (b"x-content-type-options", b"nosniff"))
 _OPEN = ((b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", b"www-authenticate, dpop-nonce"))
-_FORM = b"application/x-www-form-urlencoded"
 _MAX_JSON = 16 << 10
 _REASONS = {401: Reason.JWT_AUTH, 403: Reason.AUTHORIZATION, 429: Reason.RATE_LIMIT, 503: Reason.OVERLOADED}
 
@@ -36,19 +35,21 @@ async def form_of(request: Request) -> Form:
     """The parameters in a request's body. Raises OAuthError `invalid_request`; a query is none (RFC 6749 3.2)."""
     if request.query:
         raise OAuthError("invalid_request", "parameters are sent in the body, not in the query")
-    kinds = request.headers.get_all(b"content-type")
-    if len(kinds) != 1 or kinds[0].partition(b";")[0].strip().lower() != _FORM:
-        raise OAuthError("invalid_request", "the body must be application/x-www-form-urlencoded")
+    _must_be(request, b"application/x-www-form-urlencoded")
     whole = request.whole(MAX_FORM)
     return Form.parse(whole if whole is not None else await request.read(MAX_FORM))
 
 
 async def json_body(request: Request) -> bytes:
     """The body of a request that sends JSON. Raises OAuthError `invalid_request`."""
-    kinds = request.headers.get_all(b"content-type")
-    if len(kinds) != 1 or kinds[0].partition(b";")[0].strip().lower() != b"application/json":
-        raise OAuthError("invalid_request", "the body must be application/json")
+    _must_be(request, b"application/json")
     return await request.read(_MAX_JSON)
+
+
+def _must_be(request: Request, kind: bytes) -> None:
+    kinds = request.headers.get_all(b"content-type")
+    if len(kinds) != 1 or kinds[0].partition(b";")[0].strip().lower() != kind:
+        raise OAuthError("invalid_request", f"the body must be {kind.decode()}")
 
 
 def answering(served: Served, page: ErrorPage) -> Handler[Request, Response]:

@@ -90,7 +90,6 @@ def read(parts: Parts, target: Target, form: Form) -> Interaction:
         prompt=_prompt(form),
         max_age=_max_age(form),
         login_hint=form.get("login_hint")[:256],
-        acr_values=tuple(form.get("acr_values")[:_LONGEST].split()),
         dpop_jkt=jkt,
     )
 

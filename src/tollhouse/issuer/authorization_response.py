@@ -10,11 +10,10 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from tollhouse.core.http import Response
 from tollhouse.issuer.browser import Browser, redirect_host
-from tollhouse.issuer.pages.layout import answer, page
 from tollhouse.issuer.pages.onward import SCRIPT_HASH, form_post, onward, refresh, stopped
 from tollhouse.wire.oauth import OAuthError
 
-__all__ = ["Way", "failed", "leave", "stay"]
+__all__ = ["Way", "failed", "leave", "stay", "with_parameters"]
 
 
 class Way(NamedTuple):
@@ -32,40 +31,33 @@ def failed(error: OAuthError) -> list[tuple[str, str]]:
     return [("error", error.error), ("error_description", error.description)]
 
 
-def leave(
-    browser: Browser,
-    way: Way,
-    parameters: list[tuple[str, str]],
-    *,
-    after_form: bool,
-    headers: list[tuple[bytes, bytes]] | None = None,
-) -> Response:
+def leave(browser: Browser, way: Way, parameters: list[tuple[str, str]], *, after_form: bool) -> Response:
     """The answer with `parameters`, `state` and `iss`. after_form: the browser may have come by a form."""
-    said = [*parameters]
-    if way.state is not None:
-        said.append(("state", way.state))
-    said.append(("iss", way.issuer))
+    said = _said(way, parameters)
     if way.mode == "form_post":
         # Their own redirects after it are theirs to choose, but none leads to a script.
         schemes = "https:" if way.redirect_uri.startswith("https:") else "http: https:"
         body = form_post(way.redirect_uri, way.name, said)
-        return browser.page("One moment", body, form_action=schemes, script=SCRIPT_HASH, headers=headers or ())
-    location = _location(way.redirect_uri, said)
+        return browser.page("One moment", body, form_action=schemes, script=SCRIPT_HASH)
+    location = with_parameters(way.redirect_uri, said)
     if not after_form:
-        return browser.see_other(location, headers or ())
-    document = page(
-        "One moment", onward(location, way.name), base=browser.base, host=browser.host, head=refresh(location)
-    )
-    return answer(200, document, form_action="'none'", headers=headers or ())
+        return browser.see_other(location)
+    return browser.page("One moment", onward(location, way.name), head=refresh(location), form_action="'none'")
 
 
 def stay(browser: Browser, way: Way, parameters: list[tuple[str, str]]) -> Response:
     """A page that says what is wrong, and has a link with the answer."""
-    said = [*parameters, *([("state", way.state)] if way.state is not None else []), ("iss", way.issuer)]
-    body = stopped(_location(way.redirect_uri, said), way.name, redirect_host(way.redirect_uri), parameters[-1][1])
+    location = with_parameters(way.redirect_uri, _said(way, parameters))
+    body = stopped(location, way.name, redirect_host(way.redirect_uri), parameters[-1][1])
     return browser.page("That did not work", body, 400, form_action="'none'")
 
 
-def _location(uri: str, parameters: list[tuple[str, str]]) -> str:
+def with_parameters(uri: str, parameters: list[tuple[str, str]]) -> str:
+    """An application's address with parameters in its query, besides those it has."""
     query = urlencode(parameters, quote_via=quote)
     return f"{uri}{'&' if urlsplit(uri).query else '' if uri.endswith('?') else '?'}{query}"
+
+
+def _said(way: Way, parameters: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    state = [("state", way.state)] if way.state is not None else []
+    return [*parameters, *state, ("iss", way.issuer)]

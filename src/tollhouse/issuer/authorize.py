@@ -16,9 +16,10 @@ from tollhouse.issuer.answers import form_of
 from tollhouse.issuer.authorization_request import Target, must_login, read, target_of
 from tollhouse.issuer.authorization_response import Way, failed, leave, stay
 from tollhouse.issuer.browser import Browser, application
-from tollhouse.issuer.consent import Consent
+from tollhouse.issuer.consent import Consent, is_local
 from tollhouse.issuer.hint import subject_of
 from tollhouse.issuer.login_throttle import LoginThrottle
+from tollhouse.issuer.par import PREFIX, form_of_pairs
 from tollhouse.issuer.parts import Parts
 from tollhouse.issuer.throttle import address_of
 from tollhouse.wire.oauth import Form, OAuthError
@@ -26,7 +27,6 @@ from tollhouse.wire.oauth import Form, OAuthError
 __all__ = ["Authorize"]
 
 _LONGEST_QUERY = 12 << 10
-_PUSHED = "urn:ietf:params:oauth:request_uri:"
 
 
 class Authorize:
@@ -51,7 +51,7 @@ class Authorize:
         reference = form.get("request_uri")
         if reference:
             client_id = form.need("client_id")
-            pushed = await self._parts.tables.pushed.take(reference) if reference.startswith(_PUSHED) else None
+            pushed = await self._parts.tables.pushed.take(reference) if reference.startswith(PREFIX) else None
             if pushed is None:
                 id = await self._browser.interactions.again(request, reference)
                 if id:
@@ -61,7 +61,7 @@ class Authorize:
                 )
             if pushed.client_id != client_id:
                 raise OAuthError("invalid_request", "the request was pushed by another application")
-            form = _form(pushed.params, pushed.dpop_jkt)
+            form = form_of_pairs(pushed.params, pushed.dpop_jkt)
         target = await target_of(self._parts, form)
         way = Way(target.redirect_uri, target.mode, target.state, self._parts.url, application(target.client).name)
         try:
@@ -100,7 +100,7 @@ class Authorize:
     async def _is_known(self, request: Request, target: Target) -> bool:
         """Whether somebody has vouched for where the answer goes: the operator, or the user; or it goes to a program on
         the user's own machine."""
-        if target.client.verified or not target.redirect_uri.lower().startswith("https:"):
+        if target.client.verified or is_local(target.redirect_uri):
             return True
         held = await self._browser.sessions.current(request)
         return held is not None and await self._consent.knows(target.client, held.value)
@@ -111,13 +111,3 @@ class Authorize:
         if len(query) > _LONGEST_QUERY:
             raise OAuthError("invalid_request", "the request is too long; push it instead", 413)
         return self._browser.see_other(f"{self._parts.path('authorize')}?{query}")
-
-
-def _form(params: tuple[tuple[str, str], ...], jkt: str) -> Form:
-    """A pushed request as the form it came as."""
-    values: dict[str, tuple[str, ...]] = {}
-    for name, value in params:
-        values[name] = (*values.get(name, ()), value)
-    if jkt:
-        values.setdefault("dpop_jkt", (jkt,))
-    return Form(values)

@@ -18,12 +18,12 @@ from tollhouse.issuer.pages.message import message
 from tollhouse.issuer.parts import Parts
 from tollhouse.issuer.records import Interaction, Session
 from tollhouse.issuer.session import Sessions
-from tollhouse.issuer.spec import UserSpec
+from tollhouse.issuer.spec import LOOPBACK_HOSTS, UserSpec
+from tollhouse.issuer.subject import is_federated
 
 __all__ = ["Browser", "application", "name_of", "password_id", "redirect_host"]
 
 _NONE = Markup("")
-_HERE = ("127.0.0.1", "::1", "localhost")
 
 
 class Browser:
@@ -120,12 +120,12 @@ def password_id(user: UserSpec) -> str:
 
 def _is_foreign(session: Session) -> bool:
     """Whether an upstream vouches for somebody whom it alone knows (`subject.federated`)."""
-    return bool(session.upstream) and session.sub.startswith("u_")
+    return bool(session.upstream) and is_federated(session.sub)
 
 
 def application(client: Client) -> Application:
     """A client as people see it."""
-    host = "" if client.host in _HERE else client.host
+    host = "" if client.host in LOOPBACK_HOSTS else client.host
     return Application(client.name or client.id, host, client.verified)
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from tollhouse.core.depth import decode
 from tollhouse.core.errors import Failure
-from tollhouse.issuer.spec import GRANTS, RegistrationSpec
+from tollhouse.issuer.spec import BY_USERS, GRANTS, RegistrationSpec
 from tollhouse.net.client import Client as Fetcher
 from tollhouse.net.client import Fetched
 from tollhouse.wire.client_metadata import ClientMetadata
@@ -32,9 +32,7 @@ _BAD: Final = 30.0  # seconds that a document is not asked for again
 _LIMIT: Final = 1000
 _FLIGHTS: Final = 32
 _MAX_AGE = re.compile(rb"(?:\A|[,\s])max-age\s*=\s*\"?(\d{1,9})")
-_GRANTS: Final = frozenset(
-    (GRANTS["authorization_code"], GRANTS["refresh_token"], GRANTS["device_code"], GRANTS["jwt_bearer"])
-)
+_GRANTS: Final = BY_USERS | {GRANTS["jwt_bearer"]}
 
 
 class Documents:

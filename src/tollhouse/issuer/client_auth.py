@@ -82,13 +82,11 @@ class ClientAuth:
                 429,
                 ((b"retry-after", b"%d" % (int(wait) + 1)),),
             )
-        client = self._clients.configured(shown.client_id)
-        if client is None:
-            try:
-                client = await self._clients.find(shown.client_id)
-            except OAuthError:  # a document that cannot be used
-                self._failed(keys, address)
-                raise
+        try:
+            client = await self._clients.find(shown.client_id)
+        except OAuthError:  # a document that cannot be used
+            self._failed(keys, address)
+            raise
         flaw = await self._flaw(client, shown, request)
         if flaw or client is None:
             self._failed(keys, address)

@@ -7,26 +7,31 @@ the configuration is that; what we made ourselves begins as we make it; a URL is
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from hashlib import sha256
-from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
 
 from tollhouse.issuer.cimd import Documents
 from tollhouse.issuer.records import Registration
-from tollhouse.issuer.spec import GRANTS, REGISTERED, ClientSpec, ExchangeTargetSpec, RegistrationSpec
+from tollhouse.issuer.spec import (
+    BY_USERS,
+    GRANTS,
+    REGISTERED,
+    ClientSpec,
+    ExchangeTargetSpec,
+    RegistrationSpec,
+    are_native,
+)
 from tollhouse.issuer.table import Held, Table
 from tollhouse.net.client import Client as Fetcher
 from tollhouse.net.jwks import FixedKeys, KeySource, key_source
 from tollhouse.store.base import KeyValue
 from tollhouse.wire.client_metadata import ClientMetadata
-from tollhouse.wire.oauth import OAuthError, is_loopback_redirect, scope_of
+from tollhouse.wire.oauth import OAuthError, scope_of
 
 __all__ = ["Client", "Clients", "ExchangeTarget", "is_native"]
 
 _DAY = 86400.0
-_SELF: Final = frozenset((GRANTS["authorization_code"], GRANTS["refresh_token"], GRANTS["device_code"]))
-"""Grants that clients may have that nobody has configured: each of them ends at a user who consents."""
 
 
 class ExchangeTarget(msgspec.Struct, frozen=True):
@@ -81,6 +86,11 @@ class Client(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     def may_target(self, audience: str) -> bool:
         """Whether its tokens may be for that resource."""
         return self.audiences is None or audience in self.audiences
+
+    def must_target(self, audience: str) -> None:
+        """Raises OAuthError `invalid_target` where they may not."""
+        if not self.may_target(audience):
+            raise OAuthError("invalid_target", "this client may not have tokens for that resource")
 
 
 class Clients:
@@ -140,8 +150,8 @@ class Clients:
             await self._registered.swap(
                 held, msgspec.structs.replace(record, at=self._now()), self._registration.unused
             )
-        key = (record.secret_hash, msgspec.json.encode(record.metadata))
-        return self._remembered(held.id, key, lambda: self._of_registration(held.id, record))
+        made_of = (record.secret_hash, record.metadata)
+        return self._remembered(held.id, made_of, lambda: self._of_registration(held.id, record))
 
     def _remembered(self, client_id: str, made_of: object, make: Callable[[], Client]) -> Client:
         """A client has a key source that is to be kept while the client stays what it is."""
@@ -204,7 +214,7 @@ class Clients:
         # only later what their calls need.
         named = scope_of(metadata.scope) if metadata.scope else None
         place = metadata.jwks if metadata.jwks is not None else metadata.jwks_uri
-        grants = _SELF
+        grants = BY_USERS  # what those may have that nobody has configured
         method = metadata.token_endpoint_auth_method or "none"
         if source == "document" and method == "private_key_jwt":
             grants |= {GRANTS["jwt_bearer"]}  # enterprise-managed authorization: an issuer that we trust vouches
@@ -232,9 +242,7 @@ def is_native(metadata: ClientMetadata) -> bool:
     """Whether it is a program on people's own machines."""
     if metadata.application_type:
         return metadata.application_type == "native"
-    return bool(metadata.redirect_uris) and all(
-        is_loopback_redirect(uri) or not uri.lower().startswith(("http:", "https:")) for uri in metadata.redirect_uris
-    )
+    return are_native(metadata.redirect_uris)
 
 
 def _host(uris: tuple[str, ...]) -> str:

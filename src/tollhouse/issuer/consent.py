@@ -25,7 +25,7 @@ from tollhouse.issuer.resources import Resources
 from tollhouse.issuer.table import Held
 from tollhouse.wire.oauth import Form, OAuthError, redirect_fits
 
-__all__ = ["Consent", "wishes_of"]
+__all__ = ["Consent", "is_local", "wishes_of"]
 
 _CODE_TTL = 60.0
 _ACTION = "consent"
@@ -44,7 +44,7 @@ class Consent:
     async def missing(self, interaction: Interaction, client: Client, session: Session) -> Asked:
         """What the user must be asked, by resource; empty where nothing."""
         asked = by_resource(self._parts.resources, interaction.resources, interaction.scopes)
-        if client.public and _is_local(interaction.redirect_uri):
+        if client.public and is_local(interaction.redirect_uri):
             return asked
         if "consent" in interaction.prompt:
             return asked
@@ -104,7 +104,6 @@ class Consent:
             await browser.interactions.finish(held.id)
             error = OAuthError("login_required", "somebody else is logged in")
             return leave(browser, way, failed(error), after_form=True)
-        missing = await self.missing(interaction, client, session)
         if request.method == b"POST":
             secrets = (login.id, browser.interactions.browser(request), held.id)
             check(request, browser.origin, form, _ACTION, *secrets)
@@ -124,7 +123,7 @@ class Consent:
                 audience=" ".join(interaction.resources),
                 session=session.sid,
             )
-        elif missing:
+        elif missing := await self.missing(interaction, client, session):
             return self._ask(request, held, login, client, missing)
         else:
             await browser.interactions.finish(held.id)
@@ -144,14 +143,14 @@ class Consent:
             user=name_of(login.value),
             application=application(client),
             redirect=redirect_host(interaction.redirect_uri),
-            is_local=_is_local(interaction.redirect_uri),
+            is_local=is_local(interaction.redirect_uri),
             asked=wishes_of(parts.resources, missing),
             is_difference=missing != whole,
         )
         return browser.page(f"{application(client).name} wants access", body)
 
 
-def _is_local(redirect_uri: str) -> bool:
+def is_local(redirect_uri: str) -> bool:
     """Whether an answer goes to a program on the user's machine: others are https."""
     return not redirect_uri.lower().startswith("https:")
 

@@ -14,10 +14,13 @@ from tollhouse.issuer.resources import STANDARD, Resources
 from tollhouse.issuer.table import Table
 from tollhouse.store.base import unavailable
 
-__all__ = ["Asked", "Consents", "by_resource"]
+__all__ = ["DEVICE", "Asked", "Consents", "by_resource"]
 
 Asked = dict[str, tuple[str, ...]]
 """Scopes by resource; "" is what is asked about the user, and what belongs to no resource."""
+
+DEVICE = "device:"
+"""In the place of a host, for a device: answers go to none."""
 
 _TRIES = 8
 _MOST_ENTRIES = 64
@@ -34,11 +37,10 @@ def by_resource(resources: Resources, uris: Iterable[str], scopes: Iterable[str]
     asked: Asked = {}
     if about_user or not named:
         asked[""] = about_user if named else (*about_user, *others)
-    for uri in named:
-        found = resources.find(uri)
-        own = found.scopes if found is not None else {}
-        elsewhere = {scope for other in named if (at := resources.find(other)) is not None for scope in at.scopes}
-        asked[uri] = tuple(scope for scope in others if not own or scope in own or scope not in elsewhere)
+    own = {uri: found.scopes if (found := resources.find(uri)) is not None else {} for uri in named}
+    known = {scope for has in own.values() for scope in has}
+    for uri, has in own.items():
+        asked[uri] = tuple(scope for scope in others if not has or scope in has or scope not in known)
     return asked
 
 
@@ -76,12 +78,8 @@ class Consents:
         for _ in range(_TRIES):
             held = await self._table.get(id)
             entries = self._merged(held.value if held is not None else Consent(), host, asked, now)
-            consent = Consent(entries, client_id, sub)
-            if held is None:
-                done = await self._table.add(id, consent, self._ttl)
-            else:
-                done = await self._table.swap(held, consent, self._ttl)
-            if done:
+            consent = Consent(entries, client_id)
+            if await self._table.write(id, held, consent, self._ttl):
                 return await self._listed(sub, lambda clients: (*(c for c in clients if c != client_id), client_id))
         raise unavailable(f"a consent was written {_TRIES} times while it was to be changed")
 
@@ -123,10 +121,9 @@ class Consents:
         for _ in range(_TRIES):
             held = await self._index.get(sub)
             clients = change(held.value.clients if held is not None else ())[-_MOST_CLIENTS:]
-            if held is None:
-                if not clients or await self._index.add(sub, Allowance(clients), self._ttl):
-                    return
-            elif await self._index.swap(held, Allowance(clients), self._ttl):
+            if held is None and not clients:
+                return
+            if await self._index.write(sub, held, Allowance(clients), self._ttl):
                 return
         raise unavailable(f"the list of a user's consents was written {_TRIES} times while it was to be changed")
 

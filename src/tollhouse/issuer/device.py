@@ -11,9 +11,9 @@ from tollhouse.core.http import Request, Response
 from tollhouse.issuer.answers import form_of
 from tollhouse.issuer.browser import Browser, application, name_of
 from tollhouse.issuer.consent import wishes_of
-from tollhouse.issuer.consents import Consents, by_resource
+from tollhouse.issuer.consents import DEVICE, Consents, by_resource
 from tollhouse.issuer.forgery import check, token
-from tollhouse.issuer.grants.device_code import typed
+from tollhouse.issuer.grants.device_code import shown, typed
 from tollhouse.issuer.login_throttle import LoginThrottle
 from tollhouse.issuer.pages.device import ask_code, confirm
 from tollhouse.issuer.pages.message import message
@@ -31,13 +31,6 @@ VERIFY = "verify"
 
 _ASK = "device"
 _TRIES = 8
-_HOST = "device:"
-"""Where answers go, for consent: not to any host."""
-
-
-def _shown(code: str) -> str:
-    """A code as people see it: BCDF-GHJK."""
-    return f"{code[:4]}-{code[4:]}" if code else ""
 
 
 class DevicePage:
@@ -65,7 +58,7 @@ class DevicePage:
                 request, Interaction("", "", (), (), "", then="device", device=code), after_form=is_post
             )
         if not is_post:
-            return self._ask(login, _shown(code))
+            return self._ask(login, shown(code))
         do = form.get("do")
         if do == "find":
             check(request, browser.origin, form, _ASK, login.id)
@@ -102,7 +95,7 @@ class DevicePage:
             action=browser.path(VERIFY),
             csrf=token(_ASK, login.id, code),
             user=name_of(login.value),
-            code=_shown(code),
+            code=shown(code),
             application=application(client),
             asked=wishes_of(parts.resources, by_resource(parts.resources, device.resources, device.scopes)),
         )
@@ -127,7 +120,7 @@ class DevicePage:
             body = message("Denied", "The device gets no access. You can close this page.")
             return self._browser.page("Denied", body)
         asked = by_resource(self._parts.resources, device.resources, device.scopes)
-        await self._consents.allow(login.value.sub, device.client_id, _HOST, asked)
+        await self._consents.allow(login.value.sub, device.client_id, DEVICE, asked)
         body = message("All done here", "The device goes on by itself in a moment. You can close this page.")
         return self._browser.page("All done here", body)
 

@@ -10,9 +10,10 @@ from typing import Any, Final
 import msgspec
 
 from tollhouse.core.http import Request, Response
+from tollhouse.issuer.authorization_request import PROMPTS, RESPONSE_MODES
 from tollhouse.issuer.parts import Parts
 from tollhouse.issuer.served import Served
-from tollhouse.issuer.spec import AUTH_METHODS, GRANTS
+from tollhouse.issuer.spec import AUTH_METHODS, BY_USERS, GRANTS
 
 __all__ = ["discovery", "enabled_grants", "metadata"]
 
@@ -21,18 +22,19 @@ _ALGORITHMS: Final = ("ES256", "ES384", "ES512", "RS256", "PS256", "EdDSA")
 _MAX_AGE: Final = 300
 
 
-def enabled_grants(parts: Parts, trusts_jwt: bool) -> tuple[str, ...]:
+def enabled_grants(parts: Parts, *, can_log_in: bool, trusts_jwt: bool) -> tuple[str, ...]:
     """The `grant_type`s that some client could use, in a fixed order."""
     spec = parts.spec
-    used = {grant for client in spec.clients for grant in client.grants}
-    people = bool(spec.users or spec.upstream)
-    if people and (spec.registration.dynamic != "off" or spec.registration.metadata_documents == "on"):
-        used |= {"authorization_code", "refresh_token", "device_code"}
-    if trusts_jwt and spec.registration.metadata_documents == "on":
-        used.add("jwt_bearer")
+    used = {GRANTS[grant] for client in spec.clients for grant in client.grants}
+    if not can_log_in:
+        used -= BY_USERS
+    elif spec.registration.dynamic != "off" or spec.registration.metadata_documents == "on":
+        used |= BY_USERS
     if not trusts_jwt:
-        used.discard("jwt_bearer")
-    return tuple(grant_type for name, grant_type in GRANTS.items() if name in used)
+        used.discard(GRANTS["jwt_bearer"])
+    elif spec.registration.metadata_documents == "on":
+        used.add(GRANTS["jwt_bearer"])
+    return tuple(grant_type for grant_type in GRANTS.values() if grant_type in used)
 
 
 def metadata(parts: Parts, grants: Iterable[str], *, id_jag: bool, pages: frozenset[str]) -> dict[str, Any]:
@@ -67,10 +69,10 @@ def metadata(parts: Parts, grants: Iterable[str], *, id_jag: bool, pages: frozen
     if "authorize" in pages:
         document |= {
             "authorization_endpoint": at("authorize"),
-            "response_modes_supported": ["query", "form_post"],
+            "response_modes_supported": RESPONSE_MODES,
             "authorization_response_iss_parameter_supported": True,
             "client_id_metadata_document_supported": spec.registration.metadata_documents == "on",
-            "prompt_values_supported": ["none", "login", "consent", "select_account"],
+            "prompt_values_supported": PROMPTS,
             "claims_supported": [
                 "sub", "iss", "aud", "exp", "iat", "auth_time", "acr", "amr", "sid", "name", "email", "email_verified",
                 "groups", "org",

@@ -137,9 +137,8 @@ class Families:
                 return Refreshed(id, following, self._written(id, n + 1, client_id))
         raise unavailable("a family was written again and again while its token was to be used")
 
-    async def find(self, token: str, client_id: str | None = None) -> tuple[str, Family] | None:
-        """The family a refresh token is of, whether or not it is still the good one; None where there is none. A token
-        of another client than `client_id` is told from none by its family only."""
+    async def find(self, token: str) -> tuple[str, Family] | None:
+        """The family a refresh token is of, whether or not it is still the good one; None where there is none."""
         match = _TOKEN.fullmatch(token)
         if match is None:
             return None

@@ -10,7 +10,7 @@ from tollhouse.core.http import Request, Response
 from tollhouse.issuer.answers import form_of
 from tollhouse.issuer.browser import Browser, application, name_of
 from tollhouse.issuer.consent import wishes_of
-from tollhouse.issuer.consents import Consents
+from tollhouse.issuer.consents import DEVICE, Consents
 from tollhouse.issuer.forgery import check, token
 from tollhouse.issuer.login_throttle import LoginThrottle
 from tollhouse.issuer.pages.consent import Application
@@ -23,7 +23,6 @@ from tollhouse.wire.oauth import Form, OAuthError
 __all__ = ["GrantsPage"]
 
 _ACTION = "grants"
-_OWN = ("device:",)
 
 
 class GrantsPage:
@@ -80,7 +79,7 @@ class GrantsPage:
             known = asked.get(entry.resource, ())
             asked[entry.resource] = (*known, *(scope for scope in entry.scopes if scope not in known))
         since = min(entry.at for entry in consent.entries)
-        redirects = dict.fromkeys(e.redirect_host for e in consent.entries if e.redirect_host not in _OWN)
+        redirects = dict.fromkeys(e.redirect_host for e in consent.entries if e.redirect_host != DEVICE)
         return Allowed(
             consent.client_id,
             shown,

@@ -214,11 +214,7 @@ class SigningKeys:
             if held is not None and changed is held.value and not anew:
                 self._take(changed)
                 return result
-            if held is None:
-                written = await self._table.add(_ID, changed, _TTL)
-            else:
-                written = await self._table.swap(held, changed, _TTL)
-            if written:
+            if await self._table.write(_ID, held, changed, _TTL):
                 self._take(changed)
                 return result
         raise _unavailable("the signing keys in the state cannot be read, or are written all the time")

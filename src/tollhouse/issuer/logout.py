@@ -8,11 +8,11 @@ by it.
 """
 
 import hmac
-from urllib.parse import quote, urlencode, urlsplit
 
 from tollhouse.core.http import Request, Response
 from tollhouse.core.identity import Event
 from tollhouse.issuer.answers import form_of
+from tollhouse.issuer.authorization_response import with_parameters
 from tollhouse.issuer.browser import Browser, name_of
 from tollhouse.issuer.forgery import check, token
 from tollhouse.issuer.hint import hint_of
@@ -68,9 +68,7 @@ class Logout:
         if client is None or uri not in client.post_logout_redirect_uris:
             return ""
         state = form.get("state")
-        if not state:
-            return uri
-        return f"{uri}{'&' if urlsplit(uri).query else '?'}{urlencode({'state': state}, quote_via=quote)}"
+        return with_parameters(uri, [("state", state)]) if state else uri
 
     def _ask(self, held: Held[Session], form: Form, client_id: str, hint: str) -> Response:
         browser = self._browser

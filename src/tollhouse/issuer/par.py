@@ -4,6 +4,8 @@ Rule: the client proves who it is, as at the token endpoint, and the request mus
 browser; the application hears at once what is wrong.
 """
 
+from collections.abc import Iterable
+
 from tollhouse.core.http import Request, Response
 from tollhouse.issuer.answers import form_of, json
 from tollhouse.issuer.authorization_request import read, target_of
@@ -16,7 +18,7 @@ from tollhouse.issuer.records import Pushed
 from tollhouse.issuer.throttle import address_of
 from tollhouse.wire.oauth import Form, OAuthError
 
-__all__ = ["PREFIX", "PushedRequests"]
+__all__ = ["PREFIX", "PushedRequests", "form_of_pairs"]
 
 PREFIX = "urn:ietf:params:oauth:request_uri:"
 TTL = 60.0
@@ -47,7 +49,7 @@ class PushedRequests:
             params.append(("client_id", client.id))
         if sum(len(name) + len(value) for name, value in params) > _LARGEST:
             raise OAuthError("invalid_request", "a pushed request has 16 KiB at most", 413)
-        named = Form({name: tuple(v for n, v in params if n == name) for name, _ in params})
+        named = form_of_pairs(params)
         target = await target_of(self._parts, named)
         read(self._parts, target, named)
         jkt = ""
@@ -58,3 +60,13 @@ class PushedRequests:
         uri = PREFIX + fresh()
         await self._parts.tables.pushed.put(uri, Pushed(tuple(params), client.id, jkt), TTL)
         return json({"request_uri": uri, "expires_in": int(TTL)}, 201)
+
+
+def form_of_pairs(params: Iterable[tuple[str, str]], jkt: str = "") -> Form:
+    """A pushed request as the form it came as. jkt: of the key that it was proved with."""
+    values: dict[str, tuple[str, ...]] = {}
+    for name, value in params:
+        values[name] = (*values.get(name, ()), value)
+    if jkt:
+        values.setdefault("dpop_jkt", (jkt,))
+    return Form(values)

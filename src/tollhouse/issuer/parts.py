@@ -15,7 +15,6 @@ from tollhouse.issuer.records import Code, Consent, Device, Interaction, Pushed,
 from tollhouse.issuer.resources import Resources
 from tollhouse.issuer.spec import IssuerSpec
 from tollhouse.issuer.table import Table
-from tollhouse.issuer.throttle import Throttle
 from tollhouse.net.client import Client as Fetcher
 from tollhouse.store.base import KeyValue, State
 from tollhouse.store.revocation import Revocations
@@ -41,7 +40,7 @@ class Tables:
 @dataclass(frozen=True, slots=True)
 class Parts:
     """url: the issuer. base: the path of that, "" or "/tenant". now: unix seconds. fetcher: for documents from
-    outside. peer: the address of who asks, as throttles know it."""
+    outside."""
 
     spec: IssuerSpec
     url: str
@@ -57,7 +56,6 @@ class Parts:
     clients: Clients
     families: Families
     revocations: Revocations
-    throttle: Throttle
 
     def at(self, name: str) -> str:
         """The URL of an endpoint: `token`, `authorize`."""

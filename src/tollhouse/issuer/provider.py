@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure
-from tollhouse.core.http import Request, Response
+from tollhouse.core.http import Request
 from tollhouse.issuer.access_tokens import LEEWAY, AccessTokens
-from tollhouse.issuer.answers import answering, rendering
+from tollhouse.issuer.answers import ErrorPage, answering, rendering
 from tollhouse.issuer.client_auth import ClientAuth
 from tollhouse.issuer.clients import Clients
 from tollhouse.issuer.device import VERIFY
@@ -65,7 +65,7 @@ class Address:
 
     __slots__ = ("_page", "_served", "exact", "handler", "methods", "open", "path", "render")
 
-    def __init__(self, served: Served, page: Callable[[Request, int, str, str], Response]) -> None:
+    def __init__(self, served: Served, page: ErrorPage) -> None:
         self._served = served
         self._page = page
         self.open = served.open
@@ -139,13 +139,12 @@ class Issuer:
             clients=clients,
             families=families,
             revocations=revocations,
-            throttle=Throttle(now),
         )
         self._trusted = TrustedIssuers(spec.trusted, client, tables.replays, now, own=spec.url)
         auth = ClientAuth(
             clients,
             tables.replays,
-            parts.throttle,
+            Throttle(now),
             now,
             issuer=spec.url,
             token_endpoint=parts.at("token"),
@@ -156,9 +155,8 @@ class Issuer:
         proofs = Proofs(tables.replays, nonces, now, root=root, certificate=certificate)
         tokens = self.tokens = AccessTokens(spec.url, keys, revocations, now)
         front = self._front = Front(parts, auth, tokens, proofs)
-        enabled = enabled_grants(parts, self._trusted.takes("id_jag") or self._trusted.takes("jwt_bearer"))
-        if not front.can_log_in:
-            enabled = tuple(grant for grant in enabled if grant not in _BY_USERS)
+        trusts_jwt = self._trusted.takes("id_jag") or self._trusted.takes("jwt_bearer")
+        enabled = enabled_grants(parts, can_log_in=front.can_log_in, trusts_jwt=trusts_jwt)
         made = self._grants(parts, tokens)
         endpoint = TokenEndpoint(auth, proofs, {name: made[name] for name in enabled}, self.mint, ttl, now, counted)
         served = [
@@ -168,9 +166,7 @@ class Issuer:
             *front.served(),
         ]
         if GRANTS["device_code"] in enabled:
-            device = DeviceAuthorization(
-                tables.devices, auth, parts.resources, now, parts.at(VERIFY), counter=state.counter
-            )
+            device = DeviceAuthorization(tables.devices, auth, parts.resources, now, parts.at(VERIFY), state.counter)
             served.append(Served(parts.path("device"), _POST, device.handle, open=True))
         if spec.registration.dynamic != "off" and front.can_log_in:
             registration = Registration(spec.registration, clients, state.counter, now)
@@ -183,7 +179,7 @@ class Issuer:
 
     def _grants(self, parts: Parts, tokens: AccessTokens) -> dict[str, Grant]:
         families, resources, now = parts.families, parts.resources, parts.now
-        exchange = TokenExchange(tokens, self._trusted, self.mint, resources, now, ttl=parts.spec.ttl.exchanged)
+        exchange = TokenExchange(tokens, self._trusted, self.mint, resources, ttl=parts.spec.ttl.exchanged)
         return {
             GRANTS["authorization_code"]: AuthorizationCode(parts.tables.codes, families, resources).grant,
             GRANTS["refresh_token"]: RefreshToken(families, resources, _known(parts.spec)).grant,
@@ -244,6 +240,3 @@ def _known(spec: IssuerSpec) -> Callable[[Family], UserInfo | None]:
         return local.get(family.sub) if not family.upstream or links[family.upstream] else None
 
     return known
-
-
-_BY_USERS: Final = frozenset((GRANTS["authorization_code"], GRANTS["refresh_token"], GRANTS["device_code"]))

@@ -65,8 +65,8 @@ class Code(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class Family(msgspec.Struct, frozen=True, omit_defaults=True):
     """All refresh tokens that come from one grant, and the grant. generation: number of the one that is good now; until
-    `grace_until` the one before it gets the same successor. offline: it outlives the session. jkt: thumbprint of the
-    DPoP key (or certificate) that the tokens are bound to. upstream: the provider that vouched for the user."""
+    `grace_until` the one before it gets the same successor. sid: "" where it outlives the session. jkt: thumbprint of
+    the DPoP key (or certificate) that the tokens are bound to. upstream: the provider that vouched for the user."""
 
     client_id: str
     sub: str
@@ -78,18 +78,15 @@ class Family(msgspec.Struct, frozen=True, omit_defaults=True):
     acr: str = ""
     amr: tuple[str, ...] = ()
     sid: str = ""
-    offline: bool = False
     jkt: str = ""
     began: float = 0.0
     grace_until: float = 0.0
-    nonce: str = ""
     upstream: str = ""
 
 
 class Session(msgspec.Struct, frozen=True, omit_defaults=True):
     """A browser's login. browser: SHA-256 of the cookie that binds it to one. sid: what tokens call it. upstream: the
-    provider it was made at, "" for a local user; upstream_id_token_sid: the session's name there. password: a digest of
-    the hash that it was made with."""
+    provider it was made at, "" for a local user. password: a digest of the hash that it was made with."""
 
     sub: str
     user: UserInfo
@@ -98,7 +95,6 @@ class Session(msgspec.Struct, frozen=True, omit_defaults=True):
     amr: tuple[str, ...] = ()
     sid: str = ""
     upstream: str = ""
-    upstream_id_token_sid: str = ""
     began: float = 0.0
     seen: float = 0.0
     browser: str = ""
@@ -132,13 +128,11 @@ class Interaction(msgspec.Struct, frozen=True, omit_defaults=True):
     prompt: tuple[str, ...] = ()
     max_age: int | None = None
     login_hint: str = ""
-    acr_values: tuple[str, ...] = ()
     dpop_jkt: str = ""
     browser: str = ""
     began: float = 0.0
     login: UpstreamLogin | None = None
     logged_in: bool = False
-    consented: bool = False
     device: str = ""
     then: Literal["authorize", "device", "grants"] = "authorize"
     subject: str = ""
@@ -158,7 +152,6 @@ class Consent(msgspec.Struct, frozen=True, omit_defaults=True):
 
     entries: tuple[Agreed, ...] = ()
     client_id: str = ""
-    sub: str = ""
 
 
 class Allowance(msgspec.Struct, frozen=True, omit_defaults=True):

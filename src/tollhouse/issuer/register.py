@@ -19,7 +19,7 @@ from tollhouse.core.http import Request, Response
 from tollhouse.core.identity import Event
 from tollhouse.issuer.answers import json, json_body
 from tollhouse.issuer.clients import Clients, is_native
-from tollhouse.issuer.spec import GRANTS, REGISTERED, RegistrationSpec
+from tollhouse.issuer.spec import BY_USERS, GRANTS, REGISTERED, RegistrationSpec
 from tollhouse.issuer.throttle import address_of
 from tollhouse.store.base import Charge, Counter, Rate, unavailable
 from tollhouse.wire.client_metadata import ClientMetadata
@@ -30,7 +30,6 @@ __all__ = ["Registration"]
 
 _HOUR: Final = 3600.0
 _METHODS: Final = ("none", "client_secret_basic", "client_secret_post", "private_key_jwt")
-_GRANTS: Final = (GRANTS["authorization_code"], GRANTS["refresh_token"], GRANTS["device_code"])
 
 
 class Registration:
@@ -102,7 +101,7 @@ class Registration:
         self._check_keys(metadata)
         if "code" not in metadata.response_types:
             raise _bad("`response_types` has no code")
-        grants = tuple(grant for grant in metadata.grant_types if grant in _GRANTS)
+        grants = tuple(grant for grant in metadata.grant_types if grant in BY_USERS)
         if not frozenset(grants) & {GRANTS["authorization_code"], GRANTS["device_code"]}:
             raise _bad("`grant_types` has none that a client which registers itself can have")
         if GRANTS["authorization_code"] in grants and not metadata.redirect_uris:

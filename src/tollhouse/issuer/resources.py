@@ -99,21 +99,24 @@ class Resources:
         """Whether a scope makes sense for one of these resources (none: for any of ours)."""
         if scope in self._common:
             return True
-        named = [self._found[uri] for uri in uris if uri in self._found] or list(self._found.values())
+        named = self._named(uris) or list(self)
         return any(scope in resource.scopes for resource in named)
 
     def own_scopes(self, uris: Iterable[str]) -> tuple[str, ...]:
         """Those that who asks for none gets at these resources (none: at all of ours), sorted."""
-        named = [self._found[uri] for uri in uris if uri in self._found] or list(self._found.values())
+        named = self._named(uris) or list(self)
         chosen = [resource.scopes if resource.baseline is None else resource.baseline for resource in named]
         return tuple(sorted({scope for scopes in chosen for scope in scopes}))
 
     def restricts(self, uris: Iterable[str]) -> bool:
         """Whether every one of these resources says which scopes it has, so that others mean nothing there."""
-        named = [self._found[uri] for uri in uris if uri in self._found]
+        named = self._named(uris)
         return bool(named) and all(resource.scopes for resource in named)
 
     @property
     def scopes(self) -> tuple[str, ...]:
         """All there are, sorted."""
         return tuple(sorted({*self._common, *(scope for one in self._found.values() for scope in one.scopes)}))
+
+    def _named(self, uris: Iterable[str]) -> list[Resource]:
+        return [self._found[uri] for uri in uris if uri in self._found]

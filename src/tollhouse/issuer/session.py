@@ -67,10 +67,6 @@ class Sessions:
         _name(request, session)
         return held
 
-    def _may_go_on(self, session: Session) -> bool:
-        """Whether tokens may go on to call it the same."""
-        return bool(session.sid) and self._is_good(session)
-
     def _is_here(self, request: Request, session: Session) -> bool:
         browser = self._cookies.read(request, self._cookies.browser)
         return bool(browser) and hmac.compare_digest(session.browser, digest(browser))
@@ -81,16 +77,16 @@ class Sessions:
         now = self._now()
         cookie = fresh()
         before = await self._table.get(self._cookies.read(request, self._cookies.session))
-        goes_on = before is not None and before.value.sub == session.sub and self._may_go_on(before.value)
-        if before is not None and goes_on:
-            session = msgspec.structs.replace(session, sid=before.value.sid)
-        else:
-            session = msgspec.structs.replace(session, sid=secrets.token_urlsafe(16))
+        sid = ""
+        if before is not None and before.value.sub == session.sub and self._is_good(before.value):
+            sid = before.value.sid
         browser = digest(self._cookies.read(request, self._cookies.browser))
-        session = msgspec.structs.replace(session, began=now, seen=now, browser=browser)
+        session = msgspec.structs.replace(
+            session, sid=sid or secrets.token_urlsafe(16), began=now, seen=now, browser=browser
+        )
         await self._table.put(cookie, session, min(self._idle, self._absolute))
         if before is not None:
-            if not goes_on:
+            if not sid:
                 await self._revoke(before.value)
             await self._table.remove(before.id)
         _name(request, session)

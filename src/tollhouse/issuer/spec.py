@@ -5,7 +5,7 @@ built.
 """
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 import msgspec
@@ -19,7 +19,9 @@ from tollhouse.wire.password_hash import checked
 
 __all__ = [
     "AUTH_METHODS",
+    "BY_USERS",
     "GRANTS",
+    "LOOPBACK_HOSTS",
     "REGISTERED",
     "ClientSpec",
     "ExchangeTargetSpec",
@@ -33,6 +35,7 @@ __all__ = [
     "UpstreamClaimsSpec",
     "UpstreamSpec",
     "UserSpec",
+    "are_native",
 ]
 
 Grant = Literal[
@@ -48,6 +51,9 @@ GRANTS: dict[str, str] = {
 }
 """What a configuration calls a grant, and its `grant_type`."""
 
+BY_USERS = frozenset((GRANTS["authorization_code"], GRANTS["refresh_token"], GRANTS["device_code"]))
+"""Each of them ends at a user who consents."""
+
 AuthMethod = Literal[
     "client_secret_basic",
     "client_secret_post",
@@ -56,14 +62,7 @@ AuthMethod = Literal[
     "self_signed_tls_client_auth",
     "none",
 ]
-AUTH_METHODS: tuple[str, ...] = (
-    "client_secret_basic",
-    "client_secret_post",
-    "private_key_jwt",
-    "tls_client_auth",
-    "self_signed_tls_client_auth",
-    "none",
-)
+AUTH_METHODS: tuple[str, ...] = get_args(AuthMethod)
 
 REGISTERED = "dyn_"
 """What the ids of clients that registered themselves begin with."""
@@ -71,7 +70,7 @@ REGISTERED = "dyn_"
 SHORTEST_SECRET = 32
 _SCOPE = r"^[!#-\[\]-~]{1,256}$"
 _HASH = r"^[0-9a-f]{64}$"
-_LOOPBACK_HOSTS = frozenset(("127.0.0.1", "::1", "localhost"))
+LOOPBACK_HOSTS = frozenset(("127.0.0.1", "::1", "localhost"))
 
 
 def _issuer_url(value: str) -> str:
@@ -85,7 +84,7 @@ def _issuer_url(value: str) -> str:
         raise ValueError(wrong)
     if url.scheme not in ("https", "http") or value.endswith("/") or "//" in url.path or "/." in url.path:
         raise ValueError(wrong)
-    if url.scheme == "http" and url.hostname not in _LOOPBACK_HOSTS:
+    if url.scheme == "http" and url.hostname not in LOOPBACK_HOSTS:
         raise ValueError(
             "an issuer's URL is https, unless it is on 127.0.0.1, [::1] or localhost: tokens and passwords go there"
         )
@@ -114,6 +113,13 @@ def _redirect(value: str) -> str:
     if flaw:
         raise ValueError(f"{value} {flaw}")
     return value
+
+
+def are_native(uris: tuple[str, ...]) -> bool:
+    """Whether all these redirects lead to a program on people's own machines."""
+    return bool(uris) and all(
+        is_loopback_redirect(uri) or not uri.lower().startswith(("http:", "https:")) for uri in uris
+    )
 
 
 def _secret(value: SecretStr) -> SecretStr:
@@ -351,11 +357,7 @@ class ClientSpec(Spec):
 
     @property
     def is_native(self) -> bool:
-        if self.native is not None:
-            return self.native
-        return bool(self.redirect_uris) and all(
-            is_loopback_redirect(uri) or not uri.lower().startswith(("http:", "https:")) for uri in self.redirect_uris
-        )
+        return are_native(self.redirect_uris) if self.native is None else self.native
 
 
 class RegistrationSpec(Spec):

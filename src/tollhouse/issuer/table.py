@@ -70,6 +70,10 @@ class Table(Generic[T]):
         """Put `value` in the place of what was read as `held`: whether that was still there."""
         return await self._values.swap(self._must(held.id), held.raw, self._encoder.encode(value), ttl)
 
+    async def write(self, id: str, held: Held[T] | None, value: T, ttl: float) -> bool:
+        """`swap` what was read under this id, or `add` where nothing was: whether that was still so."""
+        return await (self.add(id, value, ttl) if held is None else self.swap(held, value, ttl))
+
     async def take(self, id: str) -> T | None:
         """Get and remove. Of several who take one id, one gets it."""
         key = self._key(id)

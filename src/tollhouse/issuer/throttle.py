@@ -5,8 +5,8 @@ a dict and no trip to a store. Beyond its bound what was refused longest ago is 
 """
 
 from collections.abc import Callable, Iterable
-from ipaddress import IPv6Address, ip_address
 
+from tollhouse.core.forwarded import network_of
 from tollhouse.core.http import Request
 
 __all__ = ["Throttle", "address_of"]
@@ -47,13 +47,4 @@ class Throttle:
 
 def address_of(request: Request) -> str:
     """Who asks, as limits know it: an IPv4 address, or the /64 that an IPv6 one is in, which is one household's."""
-    text = request.context.client or request.peer
-    try:
-        address = ip_address(text.partition("%")[0])
-    except ValueError:
-        return text
-    if not isinstance(address, IPv6Address):
-        return text
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return f"{IPv6Address(int(address) >> 64 << 64)}/64"
+    return network_of(request.context.client or request.peer)

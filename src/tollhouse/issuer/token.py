@@ -73,13 +73,12 @@ class TokenEndpoint:
     ) -> Response:
         minted = granted.minted
         if minted is None:
-            ttl = granted.ttl if granted.ttl is not None else client.access_ttl or self._ttl.access
             minted = self._mint.access(
                 sub=granted.sub,
                 aud=granted.audience,
                 client_id=client.id,
                 scopes=granted.scopes,
-                ttl=ttl,
+                ttl=client.access_ttl or self._ttl.access,
                 user=granted.user,
                 auth_time=granted.auth_time,
                 acr=granted.acr,

@@ -53,10 +53,12 @@ class TrustedIssuers:
 
     async def subject(self, token: bytes, client_id: str) -> Principal | None:
         """Whom an access token of another issuer speaks for; None for one that is not taken. Raises Failure 503."""
-        found = await self._read(token, client_id, "token_exchange", None)
-        if found is None:
+        parsed = parse(token)
+        if not isinstance(parsed, Token):
             return None
-        spec, parsed = found
+        spec = await self._verified(parsed, client_id, "token_exchange", None)
+        if spec is None:
+            return None
         claims = parsed.claims
         if "nonce" in claims or "at_hash" in claims:
             return None  # an id_token: it tells its client who has logged in, and lets nobody do anything
@@ -98,10 +100,9 @@ class TrustedIssuers:
         what = {ID_JAG: "id_jag", "jwt": "jwt_bearer"}.get(typ)
         if what is None:
             return None
-        found = await self._read(token, client_id, what, (typ,) if parsed.typ is not None else None)
-        if found is None:
+        spec = await self._verified(parsed, client_id, what, (typ,) if parsed.typ is not None else None)
+        if spec is None:
             return None
-        spec, parsed = found
         claims, now = parsed.claims, self._now()
         if claims.get("aud") not in (self._own, [self._own]):
             return None
@@ -112,12 +113,10 @@ class TrustedIssuers:
             return None
         return what, claims
 
-    async def _read(
-        self, token: bytes, client_id: str, what: str, types: tuple[str, ...] | None
-    ) -> tuple[TrustedIssuerSpec, Token] | None:
-        parsed = parse(token)
-        if not isinstance(parsed, Token):
-            return None
+    async def _verified(
+        self, parsed: Token, client_id: str, what: str, types: tuple[str, ...] | None
+    ) -> TrustedIssuerSpec | None:
+        """The issuer that a token is of, if it is good."""
         issuer = parsed.claims.get("iss")
         found = self._issuers.get(issuer) if isinstance(issuer, str) else None
         if found is None or what not in found[0].grants:
@@ -130,7 +129,7 @@ class TrustedIssuers:
             return None
         if verify(parsed, await source.keys(parsed), spec.algorithms) is not None:
             return None
-        return spec, parsed
+        return spec
 
 
 def _scopes(claims: dict[str, Any]) -> frozenset[str]:

@@ -18,7 +18,7 @@ import msgspec
 from tollhouse.core.errors import Failure
 from tollhouse.issuer.cookies import fresh
 from tollhouse.issuer.records import Interaction, Session, UpstreamLogin, UserInfo
-from tollhouse.issuer.spec import UpstreamSpec, UserSpec
+from tollhouse.issuer.spec import LOOPBACK_HOSTS, UpstreamSpec, UserSpec
 from tollhouse.issuer.subject import federated
 from tollhouse.net.client import Client
 from tollhouse.net.issuer_metadata import read_metadata, same_origin
@@ -39,7 +39,6 @@ _JSON: Final = ((b"accept", b"application/json"),)
 _LARGEST: Final = 256 << 10
 _TEXT: Final = re.compile(r"[^\x00-\x1f\x7f]{1,256}")
 _MOST_GROUPS: Final = 200
-_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 
 class LoginFailed(Exception):
@@ -79,11 +78,11 @@ class Upstream:
         info: Callable[[UserSpec], UserInfo],
     ) -> None:
         where = urlsplit(spec.issuer)
-        if where.scheme != "https" and (where.scheme != "http" or where.hostname not in _LOOPBACK):
+        if where.scheme != "https" and (where.scheme != "http" or where.hostname not in LOOPBACK_HOSTS):
             raise ValueError("the issuer of an upstream is https, unless it is on this machine: secrets go there")
         self.issuer = spec.issuer
         self.name = spec.name or host_label(spec.issuer)
-        self.label = spec.label or urlsplit(spec.issuer).netloc
+        self.label = spec.label or where.netloc
         self.start_name = f"login/{self.name}"
         self.callback_name = f"callback/{self.name}"
         self._base = base
@@ -324,7 +323,6 @@ class Upstream:
             acr=_text(claims.get("acr")),
             amr=_texts(claims.get("amr"))[:16],
             upstream=self.issuer,
-            upstream_id_token_sid=_text(claims.get("sid")),
         )
 
     def _linked(self, email: str) -> UserSpec | None:

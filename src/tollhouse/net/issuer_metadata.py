@@ -5,7 +5,7 @@ else whoever can have one served could put his own keys in another issuer's plac
 word; where the document leads to another origin, the egress guard looks first.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
@@ -108,8 +108,7 @@ def from_metadata(client: Client, metadata: Metadata) -> Load:
     async def load() -> Document:
         url = await metadata.endpoint("jwks_uri")
         try:
-            read: Awaitable[Document] = from_url(client, url, guarded=not same_origin(url, metadata.issuer))()
-            return await read
+            return await from_url(client, url, guarded=not same_origin(url, metadata.issuer))()
         except (Failure, ValueError):
             metadata.forget()  # it may be elsewhere by now
             raise

@@ -154,9 +154,13 @@ def _key_of(segment: bytes) -> _Key | DpopFlaw:
     alone decides."""
     try:
         document = decode(from_base64url(segment), 8)
+    except (ValueError, RecursionError):
+        return DpopFlaw.MALFORMED
+    try:
         header = msgspec.convert(document, _Header)
     except (msgspec.ValidationError, ValueError, RecursionError):
-        return DpopFlaw.KEY if _is_without_key(segment) else DpopFlaw.MALFORMED
+        is_without_key = isinstance(document, dict) and not isinstance(document.get("jwk"), dict)
+        return DpopFlaw.KEY if is_without_key else DpopFlaw.MALFORMED
     if header.typ.lower().removeprefix("application/") != "dpop+jwt":
         return DpopFlaw.TYPE
     if header.alg not in ALGORITHMS:
@@ -169,15 +173,6 @@ def _key_of(segment: bytes) -> _Key | DpopFlaw:
     if made is None or made[0] != ALGORITHMS[header.alg]:
         return DpopFlaw.KEY
     return _Key(header.alg, thumbprint(made[1]), checker(header.alg, made[1]))
-
-
-def _is_without_key(segment: bytes) -> bool:
-    """Whether all that is wrong with a header is its key."""
-    try:
-        document = decode(from_base64url(segment), 8)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(document, dict) and not isinstance(document.get("jwk"), dict)
 
 
 def access_token_hash(token: bytes) -> str:

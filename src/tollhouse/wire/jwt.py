@@ -8,7 +8,7 @@ in errors. They are made in the process that signs, never before a fork.
 import os
 from binascii import b2a_base64
 from collections.abc import Callable, Mapping
-from hashlib import sha256, sha512
+from hashlib import sha256, sha384, sha512
 from typing import Any
 
 import msgspec
@@ -40,6 +40,7 @@ SIGNING = ("ES256", "RS256", "EdDSA")
 
 _RSA_BITS = 2048
 _URL = bytes.maketrans(b"+/", b"-_")
+_HASHES = {"256": sha256, "384": sha384}
 _POOL = 256
 """Ids made of one reading of the system's random numbers: 4 KiB."""
 
@@ -201,6 +202,6 @@ class Minter:
 
 def half_hash(alg: str, value: bytes) -> str:
     """`at_hash` and `c_hash` (OpenID Connect Core section 3.1.3.6): the left half of a token's or code's hash, by the
-    hash of the id_token's algorithm."""
-    digest = sha512(value).digest() if alg == "EdDSA" else sha256(value).digest()
+    hash of the id_token's algorithm, which may be any that is verified."""
+    digest = _HASHES.get(alg[2:], sha512)(value).digest()
     return to_base64url(digest[: len(digest) // 2]).decode()

@@ -6,13 +6,14 @@ with a fragment. Descriptions of errors are fixed texts and never what was sent.
 """
 
 import re
-from base64 import b64decode, b64encode, urlsafe_b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Iterable
 from hashlib import sha256
 from typing import Literal, NamedTuple
 from urllib.parse import parse_qsl, quote_plus, unquote_to_bytes, urlsplit
 
 from tollhouse.wire.jose import Token, parse
+from tollhouse.wire.jwt import to_base64url
 
 __all__ = [
     "ASSERTION_TYPE",
@@ -199,7 +200,7 @@ def certificate_thumbprint(der: bytes) -> str:
 
 
 def _sha256(octets: bytes) -> str:
-    return urlsafe_b64encode(sha256(octets).digest()).rstrip(b"=").decode()
+    return to_base64url(sha256(octets).digest()).decode()
 
 
 def unauthenticated(description: str, detail: str = "") -> OAuthError:

@@ -4,19 +4,17 @@ answer (OpenID Connect Core section 3.1; RFC 7636; RFC 9207).
 Rule: an ID token counts for the one client and the one login that it names, and for nobody and nothing else.
 """
 
-from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Mapping
-from hashlib import sha256, sha384, sha512
 from hmac import compare_digest
 from typing import Final
 from urllib.parse import quote, urlencode, urlsplit
 
 from tollhouse.wire.jose import Token, check_claims
+from tollhouse.wire.jwt import half_hash
 from tollhouse.wire.oauth import basic_credentials, code_challenge
 
 __all__ = ["authorization_url", "code_form", "id_token_flaw"]
 
-_HASHES: Final = {"256": sha256, "384": sha384, "512": sha512}
 _TYPES: Final = frozenset(("jwt",))
 _LONGEST_SUB: Final = 255
 
@@ -85,12 +83,7 @@ def id_token_flaw(
         return "it is of another login (`nonce`)"
     if not isinstance(sub, str) or not 0 < len(sub) <= _LONGEST_SUB or "iat" not in claims:
         return "it does not say whom it is about (`sub`), or when (`iat`)"
-    if "at_hash" in claims and claims["at_hash"] != _half_hash(token.algorithm, access_token):
+    sent = access_token.encode("utf-8", "surrogatepass")
+    if "at_hash" in claims and claims["at_hash"] != half_hash(token.algorithm, sent):
         return "the access token beside it is not its own (`at_hash`)"
     return ""
-
-
-def _half_hash(algorithm: str, access_token: str) -> str:
-    """`at_hash` (section 3.1.3.6)."""
-    digest = _HASHES.get(algorithm[2:], sha512)(access_token.encode("utf-8", "surrogatepass")).digest()
-    return urlsafe_b64encode(digest[: len(digest) // 2]).rstrip(b"=").decode()

@@ -9,6 +9,7 @@ from joserfc.jwk import ECKey, RSAKey
 from tests.fixtures.auth_provider import ADA, APP, BOB, MCP, Browser, Flow, Provider, providing
 from tests.fixtures.openid_provider import SECRET, OpenIdProvider, basic, openid_provider
 
+from tollhouse.issuer.records import Session
 from tollhouse.issuer.subject import federated
 
 pytestmark = pytest.mark.anyio
@@ -27,6 +28,14 @@ async def come_back(browser: Browser, asked: dict[str, str], **answer: str | Non
     query = urlencode({name: value for name, value in said.items() if value is not None})
     headers = {"sec-fetch-site": "cross-site"}
     await browser.get(f"{asked['redirect_uri']}?{query}", headers)
+
+
+async def session_from(browser: Browser, provider: Provider, idp: OpenIdProvider) -> Session:
+    """What a login at the upstream makes here."""
+    await come_back(browser, await begin(browser, provider, idp))
+    held = await provider.parts.tables.sessions.get(browser.cookie())
+    assert held is not None
+    return held.value
 
 
 async def test_somebody_logs_in_there_and_is_somebody_of_his_own_here() -> None:
@@ -250,11 +259,9 @@ async def test_an_address_is_verified_by_who_names_it() -> None:
         idp.metadata = {"userinfo_endpoint": f"{idp.url}/userinfo"}
         idp.claims = {"name": None, "email": "ada@example.com", "email_verified": None}
         idp.userinfo = {"name": "Grace", "email": "grace@example.com", "email_verified": True}
-        await come_back(browser, await begin(browser, provider, idp))
-        held = await provider.parts.tables.sessions.get(browser.cookie())
-    assert held is not None
-    assert held.value.sub.startswith("u_")
-    assert not held.value.user.email_verified
+        session = await session_from(browser, provider, idp)
+    assert session.sub.startswith("u_")
+    assert not session.user.email_verified
 
 
 @pytest.mark.parametrize(
@@ -277,12 +284,10 @@ async def test_nobody_is_linked_by_address_unless_the_operator_says_so(
         upstream = [idp.spec(link_by_email=linked)]
         async with providing(upstream=upstream) as provider, Browser(provider) as browser:
             idp.claims = claims
-            await come_back(browser, await begin(browser, provider, idp))
-            held = await provider.parts.tables.sessions.get(browser.cookie())
-    assert held is not None
-    assert held.value.sub.startswith(sub)
+            session = await session_from(browser, provider, idp)
+    assert session.sub.startswith(sub)
     if sub == "ada":
-        assert held.value.user.groups == ("dev",)
+        assert session.user.groups == ("dev",)
 
 
 async def test_two_local_users_with_one_address_are_linked_to_by_nobody() -> None:
@@ -293,10 +298,8 @@ async def test_two_local_users_with_one_address_are_linked_to_by_nobody() -> Non
             Browser(provider) as browser,
         ):
             idp.claims = {"email": "ada@example.com"}
-            await come_back(browser, await begin(browser, provider, idp))
-            held = await provider.parts.tables.sessions.get(browser.cookie())
-    assert held is not None
-    assert held.value.sub.startswith("u_")
+            session = await session_from(browser, provider, idp)
+    assert session.sub.startswith("u_")
 
 
 async def test_claims_that_could_break_a_header_or_a_log_are_left_out() -> None:
@@ -308,10 +311,7 @@ async def test_claims_that_could_break_a_header_or_a_log_are_left_out() -> None:
             "groups": ["ops", "a\nb", 5, "x" * 300],
             "acr": "a\tb",
         }
-        await come_back(browser, await begin(browser, provider, idp))
-        held = await provider.parts.tables.sessions.get(browser.cookie())
-    assert held is not None
-    session = held.value
+        session = await session_from(browser, provider, idp)
     assert (session.user.name, session.user.email, session.user.groups, session.acr) == ("", "", ("ops",), "")
     assert not session.user.email_verified
 
@@ -373,10 +373,8 @@ async def test_a_letter_that_becomes_another_in_lower_case_makes_nobody_else() -
             Browser(provider) as browser,
         ):
             idp.claims = {"email": "\u212aim@example.com"}
-            await come_back(browser, await begin(browser, provider, idp))
-            held = await provider.parts.tables.sessions.get(browser.cookie())
-    assert held is not None
-    assert held.value.sub.startswith("u_")
+            session = await session_from(browser, provider, idp)
+    assert session.sub.startswith("u_")
 
 
 async def test_what_is_verified_is_the_claim_email_and_no_other() -> None:
@@ -385,11 +383,9 @@ async def test_what_is_verified_is_the_claim_email_and_no_other() -> None:
         upstream = [idp.spec(link_by_email=True, claims={"email": "preferred_username"})]
         async with providing(upstream=upstream) as provider, Browser(provider) as browser:
             idp.claims = {"preferred_username": "ada@example.com", "email": "eve@example.com", "email_verified": True}
-            await come_back(browser, await begin(browser, provider, idp))
-            held = await provider.parts.tables.sessions.get(browser.cookie())
-    assert held is not None
-    assert held.value.sub.startswith("u_")
-    assert not held.value.user.email_verified
+            session = await session_from(browser, provider, idp)
+    assert session.sub.startswith("u_")
+    assert not session.user.email_verified
 
 
 async def test_what_comes_of_a_login_there_says_so_and_when() -> None:

@@ -93,6 +93,12 @@ def without(name: str) -> dict[str, Any]:
     return {key: value for key, value in CLAIMS.items() if key != name}
 
 
+def flipped(proof: bytes) -> bytes:
+    """With another signature, whatever it was."""
+    signed, _, signature = proof.rpartition(b".")
+    return signed + b"." + (b"B" if signature[:1] == b"A" else b"A") + signature[1:]
+
+
 REFUSED: list[tuple[str, bytes, DpopFlaw]] = [
     ("no token", b"", DpopFlaw.MALFORMED),
     ("two parts", b"a.b", DpopFlaw.MALFORMED),
@@ -114,7 +120,7 @@ REFUSED: list[tuple[str, bytes, DpopFlaw]] = [
     ("jku", made(jku="http://127.0.0.1:1/"), DpopFlaw.KEY),
     ("x5c", made(x5c=["x"]), DpopFlaw.KEY),
     ("crit", made(crit=["b64"]), DpopFlaw.KEY),
-    ("signature flipped", made()[:-2] + b"AA", DpopFlaw.SIGNATURE),
+    ("signature flipped", flipped(made()), DpopFlaw.SIGNATURE),
     ("claims changed", b".".join([made().split(b".")[0], b64({**CLAIMS, "jti": "two"}), made().split(b".")[2]]),
      DpopFlaw.SIGNATURE),
     ("claims no object", made([1]), DpopFlaw.CLAIMS),

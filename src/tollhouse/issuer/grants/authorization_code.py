@@ -51,8 +51,7 @@ class AuthorizationCode:
             await self._codes.remove(presented)
             raise _bad()
         audience = one_resource(self._resources, form.all("resource"), code.resources, code.scopes)
-        if not client.may_target(audience):
-            raise OAuthError("invalid_target", "this client may not have tokens for that resource")
+        client.must_target(audience)
         id = new_family_id()
         if not await self._codes.swap(held, msgspec.structs.replace(code, redeemed=id), _TOMBSTONE):
             # Somebody was faster with the same code: one of the two is not who it should be.

@@ -45,9 +45,9 @@ class Asked(NamedTuple):
 
 
 class Granted(msgspec.Struct, kw_only=True):
-    """sub, audience, scopes: of the access token. user: who stands behind it, None for none. gid: the family. ttl:
-    seconds, None for the usual ones. openid: an id_token goes with it. minted: the token, where the grant has made it.
-    issued_token_type: where the answer names one (RFC 8693)."""
+    """sub, audience, scopes: of the access token. user: who stands behind it, None for none. gid: the family.
+    openid: an id_token goes with it. minted: the token, where the grant has made it. issued_token_type: where the
+    answer names one (RFC 8693)."""
 
     sub: str
     audience: str
@@ -59,7 +59,6 @@ class Granted(msgspec.Struct, kw_only=True):
     sid: str = ""
     gid: str = ""
     nonce: str = ""
-    ttl: float | None = None
     minted: Minted | None = None
     refresh_token: str = ""
     openid: bool = False

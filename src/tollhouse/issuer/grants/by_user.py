@@ -16,9 +16,7 @@ async def by_user(families: Families, asked: Asked, allowed: Code | Device, audi
     client = asked.client
     if families.ended_since(allowed):
         raise OAuthError("invalid_grant", "what the user has allowed was revoked meanwhile")
-    offline = "offline_access" in allowed.scopes
-    sid = "" if offline else allowed.sid
-    nonce = allowed.nonce if isinstance(allowed, Code) else ""
+    sid = "" if "offline_access" in allowed.scopes else allowed.sid
     refresh_token = ""
     if GRANTS["refresh_token"] in client.grants:
         family = Family(
@@ -32,10 +30,8 @@ async def by_user(families: Families, asked: Asked, allowed: Code | Device, audi
             acr=allowed.acr,
             amr=allowed.amr,
             sid=sid,
-            offline=offline,
             # Others prove who they are at each refresh (RFC 9449 section 5).
             jkt=asked.proof.jkt if client.public else "",
-            nonce=nonce,
             upstream=allowed.upstream,
         )
         refresh_token = await families.begin(id, family)
@@ -49,7 +45,7 @@ async def by_user(families: Families, asked: Asked, allowed: Code | Device, audi
         amr=allowed.amr,
         sid=sid,
         gid=id,
-        nonce=nonce,
+        nonce=allowed.nonce if isinstance(allowed, Code) else "",
         refresh_token=refresh_token,
         openid="openid" in allowed.scopes,
     )

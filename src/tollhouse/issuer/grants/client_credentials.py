@@ -41,6 +41,5 @@ def target_for(client: Client, resources: Resources, form: Form) -> str:
         audience = next(iter(client.audiences))
     else:
         audience = resources.chosen((), ())
-    if not client.may_target(audience):
-        raise OAuthError("invalid_target", "this client may not have tokens for that resource")
+    client.must_target(audience)
     return audience

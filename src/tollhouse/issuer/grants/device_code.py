@@ -28,7 +28,7 @@ from tollhouse.issuer.throttle import address_of
 from tollhouse.store.base import Charge, Counter, Rate, unavailable
 from tollhouse.wire.oauth import OAuthError
 
-__all__ = ["DeviceAuthorization", "DeviceCode", "typed"]
+__all__ = ["DeviceAuthorization", "DeviceCode", "shown", "typed"]
 
 LIFE: Final = 600.0
 _INTERVAL: Final = 5
@@ -44,6 +44,11 @@ def typed(code: str) -> str:
     return code if len(code) == _LENGTH and all(letter in _LETTERS for letter in code) else ""
 
 
+def shown(code: str) -> str:
+    """A user code as people see it: BCDF-GHJK; "" for none."""
+    return f"{code[:4]}-{code[4:]}" if code else ""
+
+
 class DeviceAuthorization:
     """Where a device begins. verification: the URL of the page. now: unix seconds."""
 
@@ -56,8 +61,7 @@ class DeviceAuthorization:
         resources: Resources,
         now: Callable[[], float],
         verification: str,
-        *,
-        counter: Counter | None = None,
+        counter: Counter,
     ) -> None:
         self._devices = devices
         self._auth = auth
@@ -71,8 +75,8 @@ class DeviceAuthorization:
         client = await self._auth.authenticate(request, form)
         client.must(GRANTS["device_code"])
         uris = self._resources.asked(form.all("resource")) or self._resources.unsaid(form.get("scope").split())
-        if any(not client.may_target(uri) for uri in uris):
-            raise OAuthError("invalid_target", "this client may not have tokens for that resource")
+        for uri in uris:
+            client.must_target(uri)
         scopes = scopes_for(client, self._resources, form.get("scope"), uris)
         await self._admit(request)
         for _ in range(8):
@@ -91,13 +95,12 @@ class DeviceAuthorization:
                 break
         else:
             raise unavailable("user codes are taken, one after the other")
-        shown = f"{code[:4]}-{code[4:]}"
         return json(
             {
                 "device_code": f"{code}.{secret}",
-                "user_code": shown,
+                "user_code": shown(code),
                 "verification_uri": self._verification,
-                "verification_uri_complete": f"{self._verification}?user_code={shown}",
+                "verification_uri_complete": f"{self._verification}?user_code={shown(code)}",
                 "expires_in": int(LIFE),
                 "interval": _INTERVAL,
             }
@@ -105,8 +108,6 @@ class DeviceAuthorization:
 
     async def _admit(self, request: Request) -> None:
         """Raises OAuthError 429: a client that anybody can be must not fill the state with what nobody answers."""
-        if self._counter is None:
-            return
         verdict = await self._counter.admit(os.urandom(12).hex(), [Charge(_RATE, address_of(request), 1)])
         if verdict.refused >= 0:
             wait = (b"retry-after", b"%d" % (int(verdict.wait) + 1))
@@ -152,8 +153,7 @@ class DeviceCode:
                 raise OAuthError("slow_down", "wait five seconds longer between two requests")
             raise OAuthError("authorization_pending", "the user has not decided yet")
         audience = one_resource(self._resources, asked.form.all("resource"), device.resources, device.scopes)
-        if not client.may_target(audience):
-            raise OAuthError("invalid_target", "this client may not have tokens for that resource")
+        client.must_target(audience)
         id = new_family_id()
         if not await self._devices.swap(held, msgspec.structs.replace(device, status="redeemed", redeemed=id), left):
             raise OAuthError("invalid_grant", "the device code is not valid, or was used")

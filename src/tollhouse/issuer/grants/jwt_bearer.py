@@ -48,11 +48,10 @@ class JwtBearer:
             if not isinstance(said, str | None):
                 raise _bad()
             allowed = None if said is None else scope_of(said)
+            client.must_target(audience)
         else:
             audience = target_for(client, self._resources, form)
             allowed = None
-        if not client.may_target(audience):
-            raise OAuthError("invalid_target", "this client may not have tokens for that resource")
         scopes = self._scopes(asked, audience, allowed)
         return Granted(sub=federated(claims["iss"], sub), audience=audience, scopes=scopes, user=_user(claims))
 

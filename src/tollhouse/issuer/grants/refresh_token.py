@@ -35,8 +35,7 @@ class RefreshToken:
             if not set(wanted) <= set(family.scopes):
                 raise OAuthError("invalid_scope", "a scope was not granted")
             audience = one_resource(self._resources, form.all("resource"), family.resources, family.scopes)
-            if not client.may_target(audience):
-                raise OAuthError("invalid_target", "this client may not have tokens for that resource")
+            client.must_target(audience)
 
         used = await self._families.refresh(form.need("refresh_token"), client.id, asked.proof.jkt, check)
         family = used.family

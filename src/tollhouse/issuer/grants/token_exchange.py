@@ -7,7 +7,6 @@ wrong with the subject or the actor is `invalid_request` (section 2.2.2).
 """
 
 import re
-from collections.abc import Callable
 from typing import Final
 
 from tollhouse.core.call import Actor, Principal
@@ -31,7 +30,7 @@ _TOOL: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 class TokenExchange:
     """A grant. ttl: seconds, where no target says another."""
 
-    __slots__ = ("_issuer", "_mint", "_now", "_resources", "_tokens", "_trusted", "_ttl")
+    __slots__ = ("_issuer", "_mint", "_resources", "_tokens", "_trusted", "_ttl")
 
     def __init__(
         self,
@@ -39,7 +38,6 @@ class TokenExchange:
         trusted: TrustedIssuers,
         mint: Mint,
         resources: Resources,
-        now: Callable[[], float],
         *,
         ttl: float,
     ) -> None:
@@ -48,7 +46,6 @@ class TokenExchange:
         self._mint = mint
         self._resources = resources
         self._issuer = mint.issuer
-        self._now = now
         self._ttl = ttl
 
     async def grant(self, asked: Asked) -> Granted:
@@ -139,7 +136,7 @@ class TokenExchange:
             raise OAuthError("invalid_target", "a resource has no fragment; name a tool by `audience`")
         uri, mark, tool = named[0].partition("#")
         try:
-            audience = canonical_resource(uri)
+            whole = audience = canonical_resource(uri)
         except ValueError:
             raise OAuthError("invalid_target", "the target is not an absolute URI") from None
         if mark:
@@ -147,9 +144,8 @@ class TokenExchange:
                 raise OAuthError("invalid_target", "after # stands the name of a tool")
             audience += f"#{tool}"
         for target in client.token_exchange:
-            if target.audience == audience or (tool and target.audience == f"{audience.partition('#')[0]}#*"):
+            if target.audience == audience or (tool and target.audience == f"{whole}#*"):
                 return audience, target
-        whole = audience.partition("#")[0]
         is_free = not client.token_exchange and self._resources.find(whole) is not None
         if is_free and (client.may_target(audience) or client.may_target(whole)):
             return audience, ExchangeTarget(audience, None, None, True)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tollhouse.issuer.pages.layout import Markup, fill, join
 
-__all__ = ["Application", "Wish", "consent", "wishes"]
+__all__ = ["Application", "Wish", "comes_from", "consent", "tag", "wishes"]
 
 
 class Application(NamedTuple):
@@ -65,6 +65,16 @@ _FORM = """<form method="post" action="{action}">
 """
 
 
+def tag(application: Application) -> Markup:
+    """What stands after the name that nobody vouches for."""
+    return Markup("" if application.verified else _UNVERIFIED)
+
+
+def comes_from(application: Application) -> Markup:
+    """Its host, where there is one to show."""
+    return fill(_HOST, host=application.host) if application.host else Markup("")
+
+
 def wishes(asked: Sequence[Wish], *, below: bool = False) -> Markup:
     """What is asked, resource by resource. below: under a heading of its own."""
     return join(
@@ -101,8 +111,8 @@ def consent(
         fill(
             _ABOUT,
             name=name,
-            tag=none if application.verified else Markup(_UNVERIFIED),
-            host=fill(_HOST, host=application.host) if application.host not in ("", redirect) else none,
+            tag=tag(application),
+            host=comes_from(application) if application.host != redirect else none,
             where=fill(_WHERE, redirect=redirect) if redirect else none,
         ),
     ]

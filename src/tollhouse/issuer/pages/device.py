@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from tollhouse.issuer.pages.consent import Application, Wish, wishes
-from tollhouse.issuer.pages.layout import Markup, fill, join
+from tollhouse.issuer.pages.consent import Application, Wish, comes_from, tag, wishes
+from tollhouse.issuer.pages.layout import Markup, fill
 
 __all__ = ["ask_code", "confirm"]
 
@@ -19,7 +19,6 @@ _ASK = """<h1>Connect a device</h1>
 </form>
 """
 _NOTICE = '<p class="note bad" role="alert">{notice}</p>\n'
-_UNVERIFIED = ' <span class="tag">unverified</span>'
 _CONFIRM = """<h1>{name} wants access</h1>
 <p class="muted">Signed in as <strong>{user}</strong>.</p>
 <p class="note warn">Allow this only if you started it yourself, and the device in front of you shows this very code.
@@ -37,7 +36,6 @@ Who sends you a code and asks you to type it in wants to act in your name.</p>
 </div>
 </form>
 """
-_HOST = "<dt>Comes from</dt><dd><code>{host}</code></dd>\n"
 
 
 def ask_code(*, action: str, csrf: str, user: str, code: str, notice: str = "") -> Markup:
@@ -47,19 +45,14 @@ def ask_code(*, action: str, csrf: str, user: str, code: str, notice: str = "") 
 
 
 def confirm(*, action: str, csrf: str, user: str, code: str, application: Application, asked: Sequence[Wish]) -> Markup:
-    none = Markup("")
-    return join(
-        [
-            fill(
-                _CONFIRM,
-                action=action,
-                csrf=csrf,
-                user=user,
-                code=code,
-                name=application.name,
-                tag=none if application.verified else Markup(_UNVERIFIED),
-                host=fill(_HOST, host=application.host) if application.host else none,
-                asked=wishes(asked),
-            )
-        ]
+    return fill(
+        _CONFIRM,
+        action=action,
+        csrf=csrf,
+        user=user,
+        code=code,
+        name=application.name,
+        tag=tag(application),
+        host=comes_from(application),
+        asked=wishes(asked),
     )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tollhouse.issuer.pages.consent import Application, Wish, wishes
+from tollhouse.issuer.pages.consent import Application, Wish, tag, wishes
 from tollhouse.issuer.pages.layout import Markup, fill, join
 
 __all__ = ["Allowed", "grants"]
@@ -34,7 +34,6 @@ _GRANT = """<section class="grant">
 </form>
 </section>
 """
-_UNVERIFIED = ' <span class="tag">unverified</span>'
 
 
 def grants(*, action: str, logout: str, csrf: str, user: str, notice: str, allowed: Sequence[Allowed]) -> Markup:
@@ -51,7 +50,7 @@ def grants(*, action: str, logout: str, csrf: str, user: str, notice: str, allow
                 csrf=csrf,
                 client_id=one.client_id,
                 name=one.application.name,
-                tag=none if one.application.verified else Markup(_UNVERIFIED),
+                tag=tag(one.application),
                 since=one.since,
                 host=f", from {one.application.host}" if one.application.host else "",
                 where=f", answers to {redirects}" if redirects else "",

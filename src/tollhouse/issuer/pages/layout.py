@@ -9,12 +9,12 @@ to somebody else (`pages.onward`).
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from html import escape
 
 from tollhouse.core.http import Response
 
-__all__ = ["STYLE", "Markup", "answer", "fill", "join", "page"]
+__all__ = ["STYLE", "Markup", "answer", "fill", "hidden", "join", "page"]
 
 # Controls, and letters that nobody sees but that turn the others round: a host's name must read as it is.
 _UNSEEN = re.compile(
@@ -31,31 +31,25 @@ class Markup(str):
     __slots__ = ()
 
 
-class _Escaping(Mapping[str, str]):
-    __slots__ = ("_values",)
-
-    def __init__(self, values: Mapping[str, str]) -> None:
-        self._values = values
-
-    def __getitem__(self, name: str) -> str:
-        value = self._values[name]
-        return value if isinstance(value, Markup) else escape(_UNSEEN.sub("", value), quote=True)
-
-    def __iter__(self) -> "Iterable[str]":  # type: ignore[override]
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-
 def fill(template: str, **values: str) -> Markup:
     """`template` with each `{name}` replaced by the value of that name, escaped unless it is Markup."""
-    return Markup(template.format_map(_Escaping(values)))
+    return Markup(template.format_map({name: _escaped(value) for name, value in values.items()}))
 
 
 def join(parts: Iterable[Markup]) -> Markup:
     return Markup("".join(parts))
 
+
+def hidden(fields: Iterable[tuple[str, str]]) -> Markup:
+    """What a form sends without showing it."""
+    return join(fill(_HIDDEN, name=name, value=value) for name, value in fields)
+
+
+def _escaped(value: str) -> str:
+    return value if isinstance(value, Markup) else escape(_UNSEEN.sub("", value), quote=True)
+
+
+_HIDDEN = '<input type="hidden" name="{name}" value="{value}">\n'
 
 _PAGE = """<!doctype html>
 <html lang="en">

@@ -1,6 +1,6 @@
 """The page that asks whether to sign out."""
 
-from tollhouse.issuer.pages.layout import Markup, fill, join
+from tollhouse.issuer.pages.layout import Markup, fill, hidden
 
 __all__ = ["confirm_logout"]
 
@@ -12,10 +12,8 @@ doing so.</p>
 {fields}<button name="do" value="logout">Sign out</button>
 </form>
 """
-_FIELD = '<input type="hidden" name="{name}" value="{value}">\n'
 
 
 def confirm_logout(*, action: str, csrf: str, user: str, fields: list[tuple[str, str]]) -> Markup:
     """fields: of the request, that go on with the answer."""
-    hidden = join(fill(_FIELD, name=name, value=value) for name, value in fields)
-    return fill(_BODY, action=action, csrf=csrf, user=user, fields=hidden)
+    return fill(_BODY, action=action, csrf=csrf, user=user, fields=hidden(fields))

@@ -9,7 +9,7 @@ applications expect that form to send itself (OAuth 2.0 Form Post Response Mode,
 from base64 import b64encode
 from hashlib import sha256
 
-from tollhouse.issuer.pages.layout import Markup, fill, join
+from tollhouse.issuer.pages.layout import Markup, fill, hidden
 
 __all__ = ["SCRIPT_HASH", "form_post", "onward", "refresh", "stopped"]
 
@@ -35,7 +35,6 @@ _FORM = """<h1>One moment</h1>
 </form>
 <script>{script}</script>
 """
-_FIELD = '<input type="hidden" name="{name}" value="{value}">\n'
 
 
 def refresh(url: str) -> Markup:
@@ -57,5 +56,4 @@ def stopped(url: str, name: str, host: str, why: str) -> Markup:
 
 def form_post(url: str, name: str, fields: list[tuple[str, str]]) -> Markup:
     """A form that posts `fields` to `url` by itself."""
-    hidden = join(fill(_FIELD, name=key, value=value) for key, value in fields)
-    return fill(_FORM, url=url, name=name, fields=hidden, script=Markup(_SCRIPT))
+    return fill(_FORM, url=url, name=name, fields=hidden(fields), script=Markup(_SCRIPT))
