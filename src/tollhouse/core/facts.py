@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import msgspec
+from msgspec.structs import asdict
 
 from tollhouse.core.call import Call, Context, ModelCall, Principal, ToolCall
 from tollhouse.core.cel_engine import cel
@@ -162,10 +163,7 @@ def _annotations(call: ToolCall) -> Any:
             hints = _definition.decode(call.definition).annotations or _UNSAID
         except msgspec.DecodeError as error:
             raise ValueError(f"what the server says of the tool cannot be read: {error}") from None
-    return {name: getattr(hints, name) for name in _HINTS}
-
-
-_HINTS = _Annotations.__struct_fields__
+    return asdict(hints)
 
 
 def _unambiguous(members: list[tuple[str, Any]]) -> None:

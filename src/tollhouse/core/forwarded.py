@@ -7,11 +7,11 @@ only that one passes the other on as the client wrote it.
 
 import re
 from collections.abc import Iterable
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 
 from tollhouse.core.http import Request
 
-__all__ = ["Forwarding", "is_provenance"]
+__all__ = ["Forwarding", "is_provenance", "network_of"]
 
 _REMEMBERED = 4096  # peers
 _FOR = re.compile(rb'(?:\A|[;,])[ \t]*for[ \t]*=[ \t]*("[^"\\]*(?:\\.[^"\\]*)*"|[^;,"\s]*)', re.IGNORECASE)
@@ -30,6 +30,19 @@ def is_provenance(name: bytes) -> bool:
     if b"_" in name:
         name = name.replace(b"_", b"-")
     return name[:12] == b"x-forwarded-" or name in _PROVENANCE
+
+
+def network_of(client: str) -> str:
+    """By what a client's address is counted: an IPv4 address is itself, also in IPv6's clothes, and an IPv6 one the /64
+    that it is in, since one customer has a whole one. What is no address is itself."""
+    if ":" not in client:
+        return client
+    try:
+        address = IPv6Address(client.partition("%")[0])
+    except ValueError:
+        return client
+    mapped = address.ipv4_mapped
+    return str(mapped) if mapped is not None else f"{int(address) >> 64:016x}/64"
 
 
 class Forwarding:

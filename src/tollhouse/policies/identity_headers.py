@@ -19,7 +19,7 @@ from tollhouse.core.identity import Minted
 from tollhouse.core.reply import Reply
 from tollhouse.core.spec import Duration, Spec
 from tollhouse.policies.base import Kind, Layer, Parts, on_or_off, wrong
-from tollhouse.policies.exchange import MOST
+from tollhouse.policies.exchange import remember
 
 __all__ = ["IDENTITY", "IDENTITY_ROUTE", "Identity", "IdentitySetting", "IdentitySpec"]
 
@@ -112,8 +112,8 @@ class Identity:
         """The header line; b"" for nobody."""
         if principal is None or principal.source == "anonymous":
             return b""
-        known, now = principal.minted, self._now()
-        said: _Said | None = known.get(self._for)
+        now = self._now()
+        said: _Said | None = principal.minted.get(self._for)
         if (
             said is None
             or now >= said.until
@@ -125,10 +125,7 @@ class Identity:
             except Failure as failure:
                 raise failure.with_traceback(None) from None
             said = _Said(minted, now, self._generation, self._own.version)
-            known.pop(self._for, None)
-            if len(known) >= MOST:
-                del known[next(iter(known))]
-            known[self._for] = said
+            remember(principal, self._for, said)
         return self._line % said.value
 
 

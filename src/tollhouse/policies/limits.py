@@ -14,7 +14,6 @@ floor. Both are this one class.
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from ipaddress import IPv6Address
 from math import ceil, inf
 from random import random
 from secrets import token_hex
@@ -25,6 +24,7 @@ from pydantic import AfterValidator, Field, model_validator
 from tollhouse.core.call import Call, Context, ModelCall, Principal, ToolCall
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.expr import Expression, Undecided
+from tollhouse.core.forwarded import network_of
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import End, Ending, Request, Response
 from tollhouse.core.reply import Reply
@@ -85,18 +85,7 @@ def _server(call: Call) -> str | None:
 
 
 def _ip(call: Call) -> str | None:
-    client: str = call.context.client or call.request.peer
-    return client if ":" not in client else _prefix(client)  # one customer has a whole /64 of IPv6 addresses
-
-
-def _prefix(address: str) -> str:
-    """The /64 of an IPv6 address; an IPv4 address in IPv6's clothes is itself."""
-    try:
-        ip = IPv6Address(address.partition("%")[0])
-    except ValueError:
-        return address
-    mapped = ip.ipv4_mapped
-    return str(mapped) if mapped is not None else f"{int(ip) >> 64:016x}/64"
+    return network_of(call.context.client or call.request.peer)
 
 
 def _tokens(call: Call) -> int:

@@ -1,8 +1,12 @@
 """Who the client is behind proxies, and what is believed."""
 
-import pytest
+import ipaddress
 
-from tollhouse.core.forwarded import Forwarding, is_provenance
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tollhouse.core.forwarded import Forwarding, is_provenance, network_of
 from tollhouse.core.http import Headers, Request
 
 TRUSTED = Forwarding(["10.0.0.0/8", "2001:db8::/32", "192.0.2.7"])
@@ -118,3 +122,23 @@ def test_provenance(name: bytes) -> None:
 @pytest.mark.parametrize("name", [b"x-request-id", b"from", b"via", b"x-forwarded", b"client-id"])
 def test_no_provenance(name: bytes) -> None:
     assert not is_provenance(name)
+
+
+@given(st.ip_addresses(v=6), st.ip_addresses(v=6))
+def test_an_ipv6_client_is_its_network(one: ipaddress.IPv6Address, other: ipaddress.IPv6Address) -> None:
+    for address in (one, other):
+        texts = (str(address), address.exploded, f"{address}%eth0", str(address).upper())
+        assert len({network_of(text) for text in texts}) == 1
+    if one.ipv4_mapped is None and other.ipv4_mapped is None:
+        same = int(one) >> 64 == int(other) >> 64
+        assert (network_of(str(one)) == network_of(str(other))) is same
+
+
+def test_addresses_of_one_network_are_one() -> None:
+    assert network_of("2001:db8::1") == network_of("2001:db8:0:0:ffff::") == "20010db800000000/64"
+    assert network_of("2001:db8:0:1::1") != network_of("2001:db8::1")
+
+
+def test_an_ipv4_client_in_ipv6s_clothes_is_itself() -> None:
+    assert network_of("::ffff:192.0.2.7") == network_of("::ffff:c000:207") == "192.0.2.7"
+    assert network_of("unix:/x") == "unix:/x"

@@ -1,15 +1,12 @@
 """Limits: whose bucket, all or nothing, tokens reserved and settled, and what a refusal says."""
 
 import gc
-import ipaddress
 from asyncio import sleep
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tests.unit.policies.floor import Time, answer, counted, end, layer, model, request, respond, tool, who
 from tests.unit.policies.floor import parts as near_parts
 
@@ -19,7 +16,7 @@ from tollhouse.core.handler import Handler, compose
 from tollhouse.core.http import Ending, finish
 from tollhouse.core.reply import Reply
 from tollhouse.policies.base import Layer, Parts
-from tollhouse.policies.limits import LIMITS, LIMITS_ROUTE, LimitSpec, _prefix
+from tollhouse.policies.limits import LIMITS, LIMITS_ROUTE, LimitSpec
 from tollhouse.store.base import Charge, Counter, Rate, Verdict, unavailable
 
 pytestmark = pytest.mark.anyio
@@ -365,26 +362,6 @@ def test_nor_on_routes(parts: Make) -> None:
 def test_bad_limits_are_refused(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         LimitSpec.model_validate({"window": "1m"} | wrong)
-
-
-@given(st.ip_addresses(v=6), st.ip_addresses(v=6))
-def test_an_ipv6_client_is_its_network(one: ipaddress.IPv6Address, other: ipaddress.IPv6Address) -> None:
-    for address in (one, other):
-        written = {_prefix(text) for text in (str(address), address.exploded, f"{address}%eth0", str(address).upper())}
-        assert len(written) == 1
-    if one.ipv4_mapped is None and other.ipv4_mapped is None:
-        same = int(one) >> 64 == int(other) >> 64
-        assert (_prefix(str(one)) == _prefix(str(other))) is same
-
-
-def test_addresses_of_one_network_are_one() -> None:
-    assert _prefix("2001:db8::1") == _prefix("2001:db8:0:0:ffff::") == "20010db800000000/64"
-    assert _prefix("2001:db8:0:1::1") != _prefix("2001:db8::1")
-
-
-def test_an_ipv4_client_in_ipv6s_clothes_is_itself() -> None:
-    assert _prefix("::ffff:192.0.2.7") == _prefix("::ffff:c000:207") == "192.0.2.7"
-    assert _prefix("unix:/x") == "unix:/x"
 
 
 async def test_no_cycles(parts: Make) -> None:

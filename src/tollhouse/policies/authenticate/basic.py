@@ -21,6 +21,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from tollhouse.core.call import Principal
 from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.forwarded import network_of
 from tollhouse.core.http import Request
 from tollhouse.core.spec import Spec
 from tollhouse.net.passwords import Passwords
@@ -66,7 +67,8 @@ class BasicSpec(Spec):
     failures: int = Field(
         default=10,
         ge=1,
-        description="wrong passwords in a minute, of an address; of all together ten times as many for a name",
+        description="wrong passwords in a minute, of an address (IPv6: its /64); of all together ten times as "
+        "many for a name",
     )
 
     @model_validator(mode="after")
@@ -114,7 +116,7 @@ class Basic:
         if right is not None and right[0] > now:
             return right[1]
         name, password = _taken_apart(credential)
-        keys = (f"address:{request.context.client or request.peer}", f"name:{name[:256]}")
+        keys = (f"address:{network_of(request.context.client or request.peer)}", f"name:{name[:256]}")
         for key in keys:
             wait = work.blocked.get(key, 0.0) - now
             if wait > 0.0:

@@ -89,7 +89,7 @@ class Challenges:
         self, reason: Reason, message: str, error: str = "", *, scheme: str = "Bearer", detail: str = "",
         extra: tuple[tuple[bytes, bytes], ...] = (),
     ) -> Failure:  # fmt: skip
-        """401; 400 for `invalid_request` (RFC 6750 section 3.1)."""
+        """401, with what is wrong in the challenge; `malformed` makes the 400 of RFC 6750 section 3.1."""
         if not error:
             code = "credential_required"
         else:
@@ -137,11 +137,11 @@ def metadata_document(
     name: str = "",
     documentation: str = "",
     algorithms: tuple[str, ...] = (),
-    bound: tuple[str, ...] = (),
+    bound: bool = False,
 ) -> Handler[Request, Response]:
     """The Handler of a protected resource's metadata (RFC 9728 section 2). It is public, also for web pages.
 
-    servers: authorization servers. algorithms: of DPoP proofs. bound: how tokens must be bound: "dpop", "mtls".
+    servers: authorization servers. algorithms: of DPoP proofs. bound: tokens must be, by DPoP.
     """
     document: dict[str, Any] = {
         "resource": resource,
@@ -156,10 +156,8 @@ def metadata_document(
         document["resource_documentation"] = documentation
     if algorithms:
         document["dpop_signing_alg_values_supported"] = list(algorithms)
-    if "dpop" in bound:
+    if bound:
         document["dpop_bound_access_tokens_required"] = True
-    if "mtls" in bound:
-        document["tls_client_certificate_bound_access_tokens"] = True
     body = msgspec.json.encode(document)
 
     async def handle(request: Request) -> Response:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from tollhouse.policies.authenticate.claims import ClaimsSpec
 
-__all__ = ["IdpKind", "audiences_of", "issuers_of", "names_of", "typical_claims"]
+__all__ = ["IdpKind", "audiences_of", "issuers_of", "names_of"]
 
 IdpKind = Literal["generic", "entra", "okta", "auth0", "keycloak"]
 
@@ -38,11 +38,6 @@ _NAMES: dict[str, dict[str, Any]] = {
         "client": "azp",
     },
 }
-
-
-def typical_claims(kind: IdpKind) -> dict[str, Any]:
-    """The settings of `claims` that differ for this kind."""
-    return dict(_NAMES[kind])
 
 
 def names_of(kind: IdpKind, written: ClaimsSpec) -> ClaimsSpec:

@@ -202,10 +202,6 @@ class Issuers:
     def __len__(self) -> int:
         return len(self._issuers)
 
-    def names(self) -> list[str]:
-        """Whose tokens are accepted, the gateway's own issuer first."""
-        return list(self._issuers)
-
     def speaks_for(self, token: bytes) -> bool:
         """Whether one of these issuers is named as the token's."""
         parsed = parse(token)

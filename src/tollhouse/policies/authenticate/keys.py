@@ -80,7 +80,8 @@ class ApiKeys:
             twin = self._principals.get(digest[:_FOUND_BY])
             if twin is not None:
                 raise ValueError(f"the keys `{twin[1].key}` and `{spec.name}` are the same key")
-            self._principals[digest[:_FOUND_BY]] = (digest, _of_config(spec), spec.expires is not None)
+            expires = None if spec.expires is None else _unix(spec.expires)
+            self._principals[digest[:_FOUND_BY]] = (digest, _holder(spec, expires), expires is not None)
 
     def __len__(self) -> int:
         return len(self._principals)
@@ -137,7 +138,7 @@ class IssuedKeys:
         row = self._follower.find(digest)
         if row is None or not row.is_good(self._now()) or row.name in self._taken:
             return None
-        principal = _of_ledger(row)
+        principal = _holder(row, row.expires_at, jti=f"{PREFIX}{row.id}", issued=float(row.created_at))
         epoch = self._revocations.epoch if self._revocations is not None else 0
         if self._revocations is not None and self._revocations.revoked(principal):
             return None
@@ -147,42 +148,24 @@ class IssuedKeys:
         return principal
 
 
-def _of_config(spec: KeySpec) -> Principal:
+def _holder(key: KeySpec | IssuedKey, expires: float | None, *, jti: str = "", issued: float = 0.0) -> Principal:
     # `claims` of a key are its metadata; `core.facts` shows them as `key.metadata`, never as `jwt`.
     principal = Principal(
-        f"key:{spec.name}",
+        f"key:{key.name}",
         source="key",
-        user=spec.user,
-        org=spec.org,
-        key=spec.name,
-        agent=spec.agent,
-        email=spec.email,
-        groups=spec.groups,
-        claims=dict(spec.metadata),
-        scopes=frozenset(spec.scopes),
-        expires=1e18 if spec.expires is None else _unix(spec.expires),
+        user=key.user,
+        org=key.org,
+        key=key.name,
+        agent=key.agent,
+        email=key.email,
+        groups=key.groups,
+        claims=dict(key.metadata),
+        scopes=frozenset(key.scopes),
+        expires=1e18 if expires is None else float(expires),
+        jti=jti,
+        issued=issued,
     )
-    principal.access = access_of(spec.models, spec.servers, spec.tools, spec.routes)
-    return principal
-
-
-def _of_ledger(row: IssuedKey) -> Principal:
-    principal = Principal(
-        f"key:{row.name}",
-        source="key",
-        user=row.user,
-        org=row.org,
-        key=row.name,
-        agent=row.agent,
-        email=row.email,
-        groups=row.groups,
-        claims=row.metadata,
-        scopes=frozenset(row.scopes),
-        expires=1e18 if row.expires_at is None else float(row.expires_at),
-        jti=f"{PREFIX}{row.id}",
-        issued=float(row.created_at),
-    )
-    principal.access = access_of(row.models, row.servers, row.tools, row.routes)
+    principal.access = access_of(key.models, key.servers, key.tools, key.routes)
     return principal
 
 

@@ -7,7 +7,6 @@ trusted by its address. A field with a certificate from anybody else is as if it
 import re
 from base64 import b64decode
 from collections.abc import Callable
-from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from hashlib import sha256
 from time import time
@@ -66,7 +65,7 @@ def reader(spec: MtlsSpec | None, parts: Parts) -> Callable[[Request], bytes]:
     if spec is None or spec.header is None:
         return lambda request: request.certificate
     if not parts.forwarding:
-        raise ValueError("mtls: `header` is believed from proxies of `server.trusted_proxies` only; name some")
+        raise ValueError("mtls: `header` is believed from trusted proxies only; name them in `server.trusted_proxies`")
     header, trusts = spec.header.encode(), parts.forwarding.trusts
     return lambda request: _told(request, header, trusts)
 
@@ -94,10 +93,6 @@ class Certificates:
     """Whose certificates are. now: unix seconds."""
 
     def __init__(self, spec: MtlsSpec, parts: Parts, now: Callable[[], float] = time) -> None:
-        if spec.header is not None and not parts.forwarding:
-            raise ValueError(
-                "mtls: `header` is believed from trusted proxies only; name them in `server.trusted_proxies`"
-            )
         self._spec = spec
         self._now = now
         self._certificate = reader(spec, parts)
@@ -130,8 +125,8 @@ class Certificates:
             if spec.org:
                 oid = NameOID.ORGANIZATION_NAME if spec.org == "subject_o" else NameOID.ORGANIZATIONAL_UNIT_NAME
                 org = _first(certificate.subject, oid)
-            begins = _unix(certificate.not_valid_before_utc)
-            ends = _unix(certificate.not_valid_after_utc)
+            begins = certificate.not_valid_before_utc.timestamp()
+            ends = certificate.not_valid_after_utc.timestamp()
         except (ValueError, TypeError):  # not a certificate, or one with extensions that are none
             return 0.0, None
         if not 0 < len(name) <= _LONGEST or _CONTROL.search(name) or (spec.issuer and issuer != spec.issuer):
@@ -171,7 +166,3 @@ def _name(certificate: x509.Certificate, kind: str) -> str:
 def _first(name: x509.Name, oid: x509.ObjectIdentifier) -> str:
     values = name.get_attributes_for_oid(oid)
     return str(values[0].value) if values else ""
-
-
-def _unix(moment: datetime) -> float:
-    return moment.astimezone(UTC).timestamp()

@@ -5,8 +5,7 @@ afterwards are cookies that only this gateway can make and read; so every worker
 that one browser began, no other can finish. Only the way back within this gateway is a way back.
 """
 
-import os
-from base64 import urlsafe_b64encode
+import secrets
 from collections.abc import Callable
 from hashlib import sha256
 from hmac import compare_digest
@@ -143,15 +142,15 @@ class Login:
             return None
         spec = self._spec
         url = await self._endpoint("authorization_endpoint")
-        state, verifier = _random(), _random()
-        flow = _Flow(state, _random(), verifier, _back(request), self._now() + _FLOW_LIFE, self._place)
+        state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
+        flow = _Flow(state, nonce, verifier, _back(request), self._now() + _FLOW_LIFE, self._place)
         location = authorization_url(
             url,
             client_id=spec.client_id,
             redirect_uri=self._redirect,
             scopes=spec.scopes,
             state=state,
-            nonce=flow.nonce,
+            nonce=nonce,
             verifier=verifier,
         )
         cookie = self._set_cookie(self._flow_cookie(state), self._seals.seal("flow", flow), _FLOW_LIFE)
@@ -319,10 +318,6 @@ class Login:
 
 def _is_secure(url: str) -> bool:
     return urlsplit(url).scheme == "https"
-
-
-def _random() -> str:
-    return urlsafe_b64encode(os.urandom(32)).rstrip(b"=").decode()
 
 
 def _cookie(request: Request, name: str) -> str:

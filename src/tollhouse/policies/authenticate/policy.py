@@ -184,7 +184,7 @@ class Authenticate:
                 return found
             principal = found
         if principal is None and self._ext is not None:
-            principal = await self._asked(request)
+            principal = await self._ext.ask(request)
         if principal is None:
             if self._strict:
                 if self._login is not None and (page := await self._login.page(request)) is not None:
@@ -209,7 +209,7 @@ class Authenticate:
         else:
             principal = None
         if principal is None and self._ext is not None:
-            principal = await self._asked(request)
+            principal = await self._ext.ask(request)
         if principal is None:
             raise self._challenges.refused(
                 self._reason(), "only `Authorization: Bearer` and `x-api-key` are understood", "invalid_request"
@@ -263,9 +263,7 @@ class Authenticate:
         if isinstance(found, Principal):
             return found
         if self._ext is not None:
-            principal = await self._asked(request)
-            if principal is not None:
-                return principal
+            return await self._ext.ask(request)
         message = found if isinstance(found, str) else str(found.value)
         raise self._challenges.refused(reason, message, "invalid_token", scheme=scheme)
 
@@ -274,10 +272,6 @@ class Authenticate:
         if opaque is None or (len(self._issuers) and token.count(b".") == 2 and self._issuers.speaks_for(token)):
             return await self._issuers.verify(token, digest)
         return await opaque.verify(token, digest)
-
-    async def _asked(self, request: Request) -> Principal | None:
-        assert self._ext is not None
-        return await self._ext.ask(request)
 
     def _reason(self) -> Reason:
         return (
@@ -335,7 +329,7 @@ def resource_metadata(spec: AuthenticateSpec, parts: Parts) -> Handler[Request, 
         name=told.name,
         documentation=told.documentation,
         algorithms=spec.dpop.algorithms if spec.dpop.advertised else (),
-        bound=("dpop",) if spec.dpop.required else (),
+        bound=spec.dpop.required,
     )
 
 

@@ -112,8 +112,6 @@ class Proofs:
         self._certificate = certificate
         self._url = parts.public_url
         self._now = now
-        self.algorithms: tuple[str, ...] = spec.algorithms
-        self.required = spec.required
         state = parts.state
         keys = tuple(hmac.digest(key, b"tollhouse dpop nonces", "sha256") for key in state.keys) if state else ()
         self._nonces = Nonces(lambda: keys, now) if keys else None
@@ -153,7 +151,7 @@ class Proofs:
             bound_to=principal.proof,
             nonces=nonces,
             must_have_nonce=must,
-            algorithms=self.algorithms,
+            algorithms=self._spec.algorithms,
             window=self._spec.max_age,
         )
         if isinstance(proof, DpopFlaw):

@@ -96,12 +96,8 @@ class Remembered:
 
         return find
 
-    def find(self, digest: bytes, endpoint: str) -> Principal | None:
-        """The same, once."""
-        return self.finder(endpoint)(digest)
-
     def entry(self, digest: bytes) -> Entry | None:
-        """The same, whatever endpoint it was for; `find` has looked whether it is still good."""
+        """What is known of a token, whatever endpoint it was for; a finder has looked whether it is still good."""
         return self._entries.get(digest)
 
     def put(self, digest: bytes, entry: Entry) -> None:

@@ -106,7 +106,7 @@ class Shared:
         raw = await self._values.get(_INDEX)
         now = self._now()
         found = []
-        for id, until in _decoded(raw, dict[str, float], {}).items():
+        for id, until in _ids(raw).items():
             if until > now and (value := await self._values.get(_entry(id))) is not None:
                 found.append(msgspec.msgpack.decode(value, type=Entry))
         return sorted(found, key=lambda entry: entry.asked)
@@ -136,7 +136,7 @@ class Shared:
         for _ in range(_TRIES):
             raw = await self._values.get(_INDEX)
             now = self._now()
-            ids = {id: until for id, until in _decoded(raw, dict[str, float], {}).items() if until > now}
+            ids = {id: until for id, until in _ids(raw).items() if until > now}
             changed = change(ids)
             if len(changed) > _MOST:
                 raise _full()
@@ -251,8 +251,8 @@ def _reply(id: str) -> str:
     return f"approval:{id}:answer"
 
 
-def _decoded(raw: bytes | None, kind: type[T], default: T) -> T:
-    return default if raw is None else msgspec.msgpack.decode(raw, type=kind)
+def _ids(raw: bytes | None) -> dict[str, float]:
+    return {} if raw is None else msgspec.msgpack.decode(raw, type=dict[str, float])
 
 
 def _nothing() -> None: ...

@@ -25,7 +25,7 @@ from tollhouse.policies.authorize.opa import Opa
 from tollhouse.policies.authorize.queue import Queue
 from tollhouse.policies.authorize.rego import BadPolicy, InThread, Rego, compiled
 from tollhouse.policies.authorize.rules import Parted, Refusal, Rules, Step, rules_of, steps
-from tollhouse.policies.authorize.spec import ApprovalsSpec, GuardSpec
+from tollhouse.policies.authorize.spec import ApprovalsSpec, AuthorizeSpec, GuardSpec
 from tollhouse.policies.base import EVERYWHERE, Kind, Layer, Parts, wrong
 from tollhouse.store.memory import MemoryValues
 
@@ -70,7 +70,6 @@ class Authorize:
         # A listing depends on names only, whatever the rules name; but what servers say may change.
         fickle = any(e.reads_listed for scope in rules for e in scope.expressions)
         self._listed: Memo | None = None if fickle else Memo(())
-        self._lists_engines = any(scope.engines for scope in rules)
         engines = {e.name for scope in rules for e in scope.engines} | {r.name for r in remotes if not r.shadow}
         if any(scope.expressions for scope in rules) or not engines:
             engines.add("cel")
@@ -227,7 +226,7 @@ def _make(layers: tuple[Layer, ...], parts: Parts, *, lists: bool = False) -> Au
     whole: list[Rules] = []
     remotes: list[Remote] = []
     hidden = False
-    for layer, rules in zip(layers, rules_of(layers), strict=True):
+    for layer in layers:
         engines: list[Rego] = []
         if isinstance(layer.spec, GuardSpec):
             rego = _rego(layer, parts)
@@ -240,7 +239,7 @@ def _make(layers: tuple[Layer, ...], parts: Parts, *, lists: bool = False) -> Au
             opa = _opa(layer, parts)
             if opa is not None and not lists:
                 remotes.append(opa)
-        of_calls = [rule for rule in rules if rule.effect != "approve"]
+        of_calls = [rule for rule in rules_of(layer) if rule.effect != "approve"]
         real_rules, real_engines = [r for r in of_calls if not r.shadow], [e for e in engines if not e.shadow]
         in_force = Rules(layer.where, real_rules, real_engines)
         every = Rules(layer.where, of_calls, engines)
@@ -311,8 +310,7 @@ def desk_of(parts: Parts) -> Desk | None:
 
 
 def _approvals(layers: tuple[Layer, ...], parts: Parts, *, users: bool) -> Approvals | None:
-    found = [(layer, rule) for layer, rules in zip(layers, rules_of(layers), strict=True) for rule in rules]
-    found = [(layer, rule) for layer, rule in found if rule.effect == "approve"]
+    found = [(layer, rule) for layer in layers for rule in rules_of(layer) if rule.effect == "approve"]
     if not found:
         return None
     spec = next((la.spec.approvals for la in layers if isinstance(la.spec, GuardSpec)), ApprovalsSpec())
@@ -371,10 +369,10 @@ def unasked(layers: tuple[Layer, ...], parts: Parts) -> Any:
 
 def described(layers: Sequence[Layer]) -> bool:
     """Whether anything of this asks what servers say of their tools."""
-    for layer, rules in zip(layers, rules_of(layers), strict=True):
-        if any(rule.expression.reads_listed for rule in rules):
+    for layer in layers:
+        spec: AuthorizeSpec = layer.spec
+        if any(rule.expression.reads_listed for rule in spec.rules):
             return True
-        spec = layer.spec
         if isinstance(spec, GuardSpec) and (
             spec.opa is not None or (spec.rego is not None and reads(list(spec.rego.modules.values())).described)
         ):
@@ -389,8 +387,8 @@ async def explained(layers: Sequence[Layer], parts: Parts, call: Call) -> tuple[
     """What each rule and each policy says of a call, in the order of the scopes, and the Failure that it would get;
     None where it may be made. Whether it waits for approval, the steps say. Raises ConfigError."""
     told: list[Step] = []
-    for layer, rules in zip(layers, rules_of(layers), strict=True):
-        told += steps(rules, call)
+    for layer in layers:
+        told += steps(rules_of(layer), call)
         if isinstance(layer.spec, GuardSpec):
             for engine in (_rego(layer, parts), _opa(layer, parts)):
                 if engine is not None:

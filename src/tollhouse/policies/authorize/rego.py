@@ -50,30 +50,29 @@ class _Broken(ValueError):
     """The policy fails whatever it is asked."""
 
 
-class _Decision(msgspec.Struct):
+class Decision(msgspec.Struct):
+    """What a policy may answer in place of true or false. reason: why not."""
+
     allow: bool = False
     reason: str = ""
 
 
 class _Answer(msgspec.Struct):
-    expressions: list[bool | _Decision] = []
+    expressions: list[bool | Decision] = []
 
 
 _answer = msgspec.json.Decoder(_Answer)
 
 
-def said(value: "bool | _Decision | None", what: str) -> str:
+def said(value: bool | Decision | None, what: str) -> str:
     """Why a policy's answer refuses, "" where it is a yes. what: was asked."""
     if value is True:
         return ""
-    if isinstance(value, _Decision):
+    if isinstance(value, Decision):
         if value.allow:
             return ""
         return f"{what}: {value.reason[:_LONGEST_REASON]}" if value.reason else what
     return what if value is False else f"{what} (undefined)"
-
-
-Decision = _Decision
 
 
 class Rego:
@@ -139,7 +138,7 @@ class Rego:
                 hint = "`in_thread: true` lets others go on"
                 log.warning("rego: a decision of %s took %.0f ms: %s", self.query, took * 1e3, hint)
 
-    def decide(self, document: Mapping[str, Any]) -> "bool | _Decision | None":
+    def decide(self, document: Mapping[str, Any]) -> bool | Decision | None:
         """What the policy says of an input, None for nothing. Raises ValueError where it fails, or says something else;
         TypeError for an input that is no JSON."""
         lib = self._lib
@@ -159,7 +158,7 @@ class Rego:
             finally:
                 lib.regoFreeOutput(output)
 
-    def _read(self, output: Any) -> "bool | _Decision | None":
+    def _read(self, output: Any) -> bool | Decision | None:
         lib = self._lib
         if not lib.regoOutputOk(output):
             raise ValueError("the policy failed: do two of its rules contradict each other?")

@@ -67,18 +67,15 @@ class Rule:
         self.where = where
         self.spec = spec
         self.effect = spec.effect
-        self.expression = Expression(spec.source)
+        self.expression = spec.expression
         self.name = f"{where}: {spec.name or f'rule {number}'}"
         self.shadow = shadow or spec.shadow
 
 
-def rules_of(layers: Sequence[Layer]) -> list[list[Rule]]:
-    """All rules of each layer."""
-    found = []
-    for layer in layers:
-        spec: AuthorizeSpec = layer.spec
-        found.append([Rule(layer.where, n, rule, shadow=spec.shadow) for n, rule in enumerate(spec.rules, 1)])
-    return found
+def rules_of(layer: Layer) -> list[Rule]:
+    """All rules of one scope."""
+    spec: AuthorizeSpec = layer.spec
+    return [Rule(layer.where, n, rule, shadow=spec.shadow) for n, rule in enumerate(spec.rules, 1)]
 
 
 def names_something(call: Call) -> bool:

@@ -3,13 +3,14 @@
 Rule: engines and approvals stand at the top alone, where they see every call; narrower scopes have rules.
 """
 
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, field_validator, model_validator
 
-from tollhouse.core.expr import Cel
+from tollhouse.core.expr import Cel, Expression
 from tollhouse.core.spec import Duration, File, Spec
 from tollhouse.net.client import Origin, OriginError
 
@@ -57,6 +58,11 @@ class RuleSpec(Spec):
         """The expression."""
         text: str = getattr(self, self.effect)
         return text
+
+    @cached_property
+    def expression(self) -> Expression:
+        """The same for every chain that the rule is in force for: there are as many as models, servers and tools."""
+        return Expression(self.source)
 
 
 def _several(value: Any) -> Any:

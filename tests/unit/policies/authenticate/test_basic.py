@@ -117,22 +117,30 @@ async def test_a_failure_of_the_state_lets_nobody_in() -> None:
     assert (await door.enter(shown("ada", "correct horse"))).user == "ada"
 
 
+async def _from(door: Door, peer: str, password: str) -> int:
+    asked = request(b"POST", b"/mcp", shown("ada", password))
+    asked.peer = peer
+    try:
+        return (await door.send(asked)).status
+    except Failure as failure:
+        return failure.status
+
+
 async def test_who_guesses_elsewhere_does_not_lock_a_name() -> None:
     door = Door({"basic": {"users": USERS, "failures": 3}})
-
-    async def from_address(peer: str, password: str) -> int:
-        asked = request(b"POST", b"/mcp", shown("ada", password))
-        asked.peer = peer
-        try:
-            return (await door.send(asked)).status
-        except Failure as failure:
-            return failure.status
-
     for n in range(9):
-        assert [await from_address(f"10.0.0.{n}", "wrong") for _ in range(3)] == [401] * 3
-        assert await from_address(f"10.0.0.{n}", "wrong") == 429
-    assert await from_address("10.0.0.99", "correct horse") == 200
+        assert [await _from(door, f"10.0.0.{n}", "wrong") for _ in range(3)] == [401] * 3
+        assert await _from(door, f"10.0.0.{n}", "wrong") == 429
+    assert await _from(door, "10.0.0.99", "correct horse") == 200
     for n in range(10, 12):  # all together get further, but not far
         for _ in range(3):
-            await from_address(f"10.0.0.{n}", "wrong")
-    assert await from_address("10.0.0.50", "wrong") == 429
+            await _from(door, f"10.0.0.{n}", "wrong")
+    assert await _from(door, "10.0.0.50", "wrong") == 429
+
+
+async def test_one_who_has_a_whole_network_is_one_who_guesses() -> None:
+    door = Door({"basic": {"users": USERS, "failures": 3}})
+    found = [await _from(door, f"2001:db8:0:1::{n}", "wrong") for n in range(1, 5)]
+    assert found == [401, 401, 401, 429]
+    assert await _from(door, "2001:db8:0:1:ffff::1", "correct horse") == 429
+    assert await _from(door, "2001:db8:0:2::1", "correct horse") == 200

@@ -28,17 +28,17 @@ def test_it_is_known_where_it_was_shown_until_it_expires_or_its_keys_change() ->
     now, keys = [100.0], Keys()
     tokens = Remembered(None, lambda: now[0])
     tokens.put(b"a", entry(keys))
-    assert tokens.find(b"a", "here") is ADA
-    assert tokens.find(b"a", "there") is None
+    assert tokens.finder("here")(b"a") is ADA
+    assert tokens.finder("there")(b"a") is None
     assert tokens.entry(b"a") is not None  # still good, elsewhere
-    assert tokens.find(b"b", "here") is None
+    assert tokens.finder("here")(b"b") is None
     now[0] = 1000.0
-    assert tokens.find(b"a", "here") is None
+    assert tokens.finder("here")(b"a") is None
     assert len(tokens) == 0
     tokens.put(b"a", entry(keys, 2000.0))
-    assert tokens.find(b"a", "here") is ADA
+    assert tokens.finder("here")(b"a") is ADA
     keys.current = object()
-    assert tokens.find(b"a", "here") is None
+    assert tokens.finder("here")(b"a") is None
     assert len(tokens) == 0
 
 
@@ -50,11 +50,11 @@ async def test_a_revocation_is_seen_at_the_next_look() -> None:
     for n, jti in enumerate(("one", "two", "three")):
         tokens.put(b"%d" % n, entry(keys, 1000.0, Principal("x", source="jwt", subject="ada", jti=jti, issued=50.0)))
     await revocations.revoke("jti", "one", 1000.0)
-    assert tokens.find(b"0", "here") is None
-    assert tokens.find(b"1", "here") is not None
+    assert tokens.finder("here")(b"0") is None
+    assert tokens.finder("here")(b"1") is not None
     await revocations.revoke("sub", "ada", 1000.0)
-    assert tokens.find(b"1", "here") is None
-    assert tokens.find(b"2", "here") is None
+    assert tokens.finder("here")(b"1") is None
+    assert tokens.finder("here")(b"2") is None
     assert len(tokens) == 0
 
 
@@ -68,9 +68,9 @@ def test_there_are_no_more_than_so_many_and_those_go_that_nobody_shows() -> None
     for n in range(100, 400):
         tokens.put(b"%d" % n, entry(keys))
         for kept in range(5):
-            assert tokens.find(b"%d" % kept, "here") is ADA, n
+            assert tokens.finder("here")(b"%d" % kept) is ADA, n
         assert len(tokens) <= 100
-    assert tokens.find(b"7", "here") is None
+    assert tokens.finder("here")(b"7") is None
 
 
 def test_refusals_are_forgotten_after_ten_seconds_and_with_other_keys() -> None:

@@ -134,7 +134,7 @@ def decided(scopes: list[dict[str, Any]]) -> bool:
 @given(st.lists(scope_, min_size=1, max_size=2))
 def test_the_steps_tell_the_decision(scopes: list[dict[str, Any]]) -> None:
     call = tool("t", caller(), n=5)
-    told = [step for rules in rules_of(layers_of(scopes)) for step in steps(rules, call)]
+    told = [step for layer in layers_of(scopes) for step in steps(rules_of(layer), call)]
     assert [step.source for step in told] == [r["source"] for s in scopes for r in s["rules"]]
     assert any(step.refuses for step in told) is of(scopes, "call", shadow=False)
 
@@ -142,8 +142,8 @@ def test_the_steps_tell_the_decision(scopes: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("source", sorted(SAYS))
 def test_what_the_expressions_say(source: str) -> None:
     """The table that the model stands on."""
-    policy = rules_of(layers_of([{"rules": [{"effect": "deny", "source": source, "shadow": False}], "shadow": False}]))
-    expression = policy[0][0].expression
+    [layer] = layers_of([{"rules": [{"effect": "deny", "source": source, "shadow": False}], "shadow": False}])
+    expression = rules_of(layer)[0].expression
     said = expression.ask(tool("t", caller(), n=5)).value
     listed = expression.ask(tool("t", caller()), listing=True).value
     bare = expression.ask(tool("", caller(), method="tools/list")).value
