@@ -51,6 +51,7 @@ _HEAD = (
     "INSERT INTO audit_chains VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE "
     "SET n = excluded.n, hash = excluded.hash, at = excluded.at WHERE excluded.n > n"
 )
+_OF_CHAIN = "SELECT n, at, body FROM audit WHERE journal = (SELECT number FROM journals WHERE journal = ?)"
 _PAGE = 1000
 
 
@@ -140,22 +141,17 @@ class AuditReader:
 
     def rows(self, chain: str, after: int = 0) -> Iterator[Row]:
         """The records of a chain, by number."""
-        query = (
-            "SELECT n, at, body FROM audit WHERE journal = (SELECT number FROM journals WHERE journal = ?) AND n > ? "
-            "ORDER BY n LIMIT ?"
-        )
         while True:  # by the page: no transaction is held open that would keep the file's log from being cut
-            page = self._ask(query, chain, after, _PAGE)
-            for n, at, body in page:
-                yield Row(n, at, body.encode() if isinstance(body, str) else b"")
+            page = self._ask(f"{_OF_CHAIN} AND n > ? ORDER BY n LIMIT ?", chain, after, _PAGE)
+            yield from map(_row, page)
             if len(page) < _PAGE:
                 return
             after = page[-1][0]
 
     def at(self, chain: str, n: int) -> Row | None:
         """One record."""
-        row = next(self.rows(chain, n - 1), None)
-        return row if row is not None and row.n == n else None
+        found = self._ask(f"{_OF_CHAIN} AND n = ?", chain, n)
+        return _row(found[0]) if found else None
 
     def rejected(self) -> int:
         """Records that could not be put away, and lie among the rejected."""
@@ -190,3 +186,8 @@ class AuditReader:
             return self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise LedgerError(f"{self._path}: {error}") from error
+
+
+def _row(found: tuple[Any, ...]) -> Row:
+    n, at, body = found
+    return Row(n, at, body.encode() if isinstance(body, str) else b"")

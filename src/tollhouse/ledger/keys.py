@@ -140,8 +140,7 @@ class KeyLedger:
             now = int(self._now())
             found = _rows(db, "(name = ?1 OR id = ?1) AND revoked_at IS NULL", (name_or_id,))
             for key in found:
-                key.revoked_at, key.changed = now, _next(db)
-                db.execute("UPDATE api_keys SET revoked_at = ?, changed = ? WHERE id = ?", (now, key.changed, key.id))
+                _end(db, key, now)
         return found
 
     def end(self, id: str) -> tuple[IssuedKey, bool] | None:
@@ -154,10 +153,7 @@ class KeyLedger:
             [key] = found
             if key.revoked_at is not None:
                 return key, False
-            key.revoked_at, key.changed = int(self._now()), _next(db)
-            db.execute(
-                "UPDATE api_keys SET revoked_at = ?, changed = ? WHERE id = ?", (key.revoked_at, key.changed, id)
-            )
+            _end(db, key, int(self._now()))
         return key, True
 
     def find(self, id: str) -> IssuedKey | None:
@@ -229,6 +225,11 @@ class KeyLedger:
 
 def _next(db: sqlite3.Connection) -> int:
     return int(db.execute("SELECT coalesce(max(changed), 0) + 1 FROM api_keys").fetchone()[0])
+
+
+def _end(db: sqlite3.Connection, key: IssuedKey, now: int) -> None:
+    key.revoked_at, key.changed = now, _next(db)
+    db.execute("UPDATE api_keys SET revoked_at = ?, changed = ? WHERE id = ?", (now, key.changed, key.id))
 
 
 def _rows(db: sqlite3.Connection, where: str, values: Sequence[Any]) -> list[IssuedKey]:

@@ -26,7 +26,7 @@ from tollhouse.core.spec import Size, Spec
 from tollhouse.ledger.audit import AuditFacts, Chain, Seal
 from tollhouse.ledger.records import Outcome
 from tollhouse.observe.families import Families
-from tollhouse.policies.meter import outcome_at_end, outcome_of
+from tollhouse.policies.meter import how_it_failed, outcome_at_end
 
 __all__ = ["Audit", "AuditSetting", "AuditSpec", "Deed"]
 
@@ -147,14 +147,8 @@ class Audit:
             self._may_begin()
         try:
             reply = await next(call)
-        except Failure as failure:
-            self._failed(call, began, outcome_of(failure.reason), failure.status, failure.reason)
-            raise
-        except BaseException as error:  # cancelled, because the client left, or a bug: recorded like any end
-            if isinstance(error, Exception):
-                self._failed(call, began, Outcome.ERROR, 500, Reason.INTERNAL)
-            else:
-                self._failed(call, began, Outcome.CLIENT_GONE, 499, Reason.CLIENT_GONE)
+        except BaseException as error:  # also a bug, or cancelled: recorded like any end
+            self._failed(call, began, *how_it_failed(error))
             raise
         reply.ends.append(partial(self._tool_ended, call, began))
         return reply
@@ -211,7 +205,7 @@ class Audit:
         text = raw[: self._keep].decode("utf-8", "replace")
         if len(raw) > self._keep:
             text += "…"
-        return f'{hashed},"arguments":{msgspec.json.encode(text).decode()}'
+        return f'{hashed},"arguments":{_json(text)}'
 
     # ---- the request floor
     def service(self, request: Request, next: Handler[Request, Response]) -> Awaitable[Response]:
@@ -251,7 +245,7 @@ class Audit:
         if self._nobody(context, outcome):
             return
         target = f"{request.method.decode('latin-1')} {request.path[:_LONGEST].decode('latin-1')}"
-        own = f',"target":{msgspec.json.encode(target).decode()}'  # its own: paths are too many to be remembered
+        own = f',"target":{_json(target)}'  # its own: paths are too many to be remembered
         self._end(request, ending, outcome, "http", began, own)
 
     def _door_ended(self, request: Request, began: float, ending: Ending) -> None:

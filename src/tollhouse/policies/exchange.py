@@ -24,7 +24,7 @@ from tollhouse.policies.base import Kind, Layer, Parts, wrong
 from tollhouse.policies.exchange_spec import HOW, ExchangeSpec, ToolExchangeSpec
 from tollhouse.policies.passthrough import Passthrough
 
-__all__ = ["EXCHANGE", "EXCHANGE_ROUTE", "MOST", "Exchange", "exchange"]
+__all__ = ["EXCHANGE", "EXCHANGE_ROUTE", "MOST", "Exchange", "exchange", "remember"]
 
 MOST = 64
 """Tokens that are remembered with one Principal."""
@@ -77,7 +77,7 @@ class Exchange:
         self._delegation = wanted.mode == "delegation"
         named = wanted.audience not in ("server", "tool")
         self._by_tool = wanted.audience == "tool"
-        self._server = self._base = wanted.audience if named else parts.upstream
+        self._server = wanted.audience if named else parts.upstream
         self._offered = tuple((scope, frozenset(needs)) for scope, needs in sorted(wanted.scopes.items()))
         self._needs: frozenset[str] = frozenset()
         self._scopes: tuple[str, ...] | None = () if not wanted.scopes else None
@@ -198,7 +198,7 @@ class Exchange:
             return target
         scopes = self._scopes if self._scopes is not None else self._held(principal)
         if by_tool and isinstance(call, ToolCall):
-            return self._target_for(f"{self._base}#{quote(call.name[:256], safe='')}", scopes, call.name)
+            return self._target_for(f"{self._server}#{quote(call.name[:256], safe='')}", scopes, call.name)
         return self._target_for(self._server, scopes)
 
     def _target_for(self, audience: str, scopes: tuple[str, ...], tool: str = "") -> Target:
@@ -238,11 +238,7 @@ class Exchange:
         epoch = 0 if revocations is None else revocations.epoch
         kept = _Kept(made, self._now(), self._generation, self._exchanger.version, epoch)
         if self._reuse:
-            minted = principal.minted
-            minted.pop(target, None)
-            if len(minted) >= MOST:
-                del minted[next(iter(minted))]
-            minted[target] = kept
+            remember(principal, target, kept)
         return kept
 
     async def _afresh(self, principal: Principal, target: Target, request: Request) -> _Kept:
@@ -256,7 +252,7 @@ class Exchange:
     def _forget(self, principal: Principal) -> None:
         """Nothing that was made for this server is used again."""
         minted = principal.minted
-        for known in [known for known in minted if known.audience.partition("#")[0] == self._base]:
+        for known in [known for known in minted if known.audience.partition("#")[0] == self._server]:
             del minted[known]
 
     # ---- what goes wrong
@@ -295,6 +291,15 @@ class Exchange:
             return ""
         path = plain_path(request)
         return metadata_url(self._public_url + path) if path else ""
+
+
+def remember(principal: Principal, what: object, kept: object) -> None:
+    """Keep it with the Principal, in the place of what was kept there; among too many the oldest goes."""
+    minted = principal.minted
+    minted.pop(what, None)
+    if len(minted) >= MOST:
+        del minted[next(iter(minted))]
+    minted[what] = kept
 
 
 def exchange(layers: tuple[Layer, ...], parts: Parts) -> Exchange | None:

@@ -27,7 +27,7 @@ from tollhouse.ledger.records import Outcome, UsageFacts, UsageRecord, labels
 from tollhouse.observe.families import Bounded, Families
 from tollhouse.observe.metrics import OTHER, Count, Spread
 
-__all__ = ["Meter", "outcome_at_end", "outcome_of"]
+__all__ = ["Meter", "how_it_failed", "outcome_at_end", "outcome_of"]
 
 _REMEMBERED, _SMALL = 10_000, 2048  # rows, and the bytes of one
 _ASKED, _LONGEST = 256, 128  # names of models under a `*`, and characters of any name
@@ -78,6 +78,15 @@ def outcome_of(reason: str) -> Outcome:
     if reason in _INVALID:
         return Outcome.INVALID
     return Outcome.UPSTREAM_ERROR if reason in _UPSTREAM else Outcome.ERROR
+
+
+def how_it_failed(error: BaseException) -> tuple[Outcome, int, str]:
+    """Outcome, status and reason of a call that this ended before there was an answer."""
+    if isinstance(error, Failure):
+        return outcome_of(error.reason), error.status, error.reason
+    if isinstance(error, Exception):
+        return Outcome.ERROR, 500, Reason.INTERNAL
+    return Outcome.CLIENT_GONE, 499, Reason.CLIENT_GONE  # cancelled, because the client left
 
 
 def outcome_at_end(ending: Ending, mcp: str = "") -> Outcome:
@@ -190,14 +199,8 @@ class Meter:
         began = monotonic()
         try:
             reply = await next(call)
-        except Failure as failure:
-            self._failed(call, began, outcome_of(failure.reason), failure.status, failure.reason)
-            raise
-        except BaseException as error:  # cancelled, because the client left, or a bug: recorded like any end
-            if isinstance(error, Exception):
-                self._failed(call, began, Outcome.ERROR, 500, Reason.INTERNAL)
-            else:
-                self._failed(call, began, Outcome.CLIENT_GONE, 499, Reason.CLIENT_GONE)
+        except BaseException as error:  # also a bug, or cancelled: recorded like any end
+            self._failed(call, began, *how_it_failed(error))
             raise
         reply.ends.append(partial(self._tool_ended, call, began))
         return reply

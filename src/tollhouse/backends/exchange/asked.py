@@ -5,11 +5,11 @@ who acts, or is none, is not sent to anybody.
 """
 
 import base64
-import binascii
 import re
 from collections.abc import Collection
 from typing import Any, Final, NamedTuple, Protocol
 
+from tollhouse.backends.token import members
 from tollhouse.core.call import Principal
 from tollhouse.core.depth import decode
 from tollhouse.core.errors import Failure, Reason
@@ -161,12 +161,9 @@ def forbidden(message: str, detail: str = "") -> Failure:
 
 def _members(body: bytes) -> dict[str, Any]:
     try:
-        value = decode(body)
-    except ValueError:
-        raise Unusable("it is not JSON") from None
-    if not isinstance(value, dict):
-        raise Unusable("it is not a JSON object")
-    return value
+        return members(body, "it")
+    except ValueError as error:
+        raise Unusable(str(error)) from None
 
 
 def _seconds(value: Any) -> float:
@@ -189,7 +186,7 @@ def _claims(token: str) -> dict[str, Any] | None:
         return None
     try:
         value = decode(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except (ValueError, binascii.Error):
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None
 
