@@ -16,8 +16,8 @@ from argon2 import PasswordHasher
 
 from tollhouse.cli import main
 from tollhouse.cli.command import since_of
+from tollhouse.config.load import demo_path
 from tollhouse.config.schema import schema
-from tollhouse.gateway.serve import demo_path
 from tollhouse.ledger.base import BY
 from tollhouse.ledger.journal import Journal
 from tollhouse.ledger.records import UsageRecord

@@ -136,6 +136,9 @@ class Api:
         except CancelledError:
             log.warning("%s by %s from %s: %s: has left before the answer; it may have been done", *who)
             raise
+        except BaseException:  # a bug, which is told in full where it is answered
+            log.error("%s by %s from %s: %s: has failed; it may have been done", *who)
+            raise
         deed.target = answer.said
         log.info("%s by %s from %s: %s", operation.name, operator, request.peer, answer.said)
         return answer

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from tollhouse.admin.operation import Answer, Asked, Moment, Operation, cursor, missing, moment, refused, started
+from tollhouse.admin.operation import Answer, Asked, Moment, Operation, cursor, missing, moment, started, unconfigured
 from tollhouse.core.errors import ConfigError
 from tollhouse.gateway import approvals
 from tollhouse.gateway.approvals import Entry
@@ -107,7 +107,7 @@ class Approvals:
         try:
             return approvals.desk_of(self._config(), self._state)
         except ConfigError as error:
-            raise refused("; ".join(problem.message for problem in error.problems)) from None
+            raise unconfigured(error) from None
 
 
 def _place(entry: Entry) -> tuple[float, str]:

@@ -7,6 +7,7 @@ the state hear of keys that have ended. The ledger's file is used in threads.
 import asyncio
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -22,6 +23,7 @@ from tollhouse.admin.operation import (
     missing,
     refused,
     started,
+    unconfigured,
 )
 from tollhouse.core.errors import ConfigError, Failure, Reason
 from tollhouse.gateway import issued_keys
@@ -34,6 +36,12 @@ __all__ = ["Keys"]
 T = TypeVar("T")
 
 Texts = Annotated[tuple[Short, ...], msgspec.Meta(max_length=1000)]
+
+_Second = Annotated[int, msgspec.Meta(ge=-1, le=(1 << 63) - 1)]
+"""As the ledger's file can compare it."""
+
+_LAST = datetime.max.replace(tzinfo=UTC)
+"""What is later, by its offset, has no year in UTC, and could be shown to nobody."""
 
 
 class KeyAsked(msgspec.Struct, forbid_unknown_fields=True):
@@ -106,7 +114,7 @@ class Keys:
         ]
 
     async def page(self, asked: Asked) -> Answer:
-        after: tuple[int, str] = started(asked.cursor, tuple[int, str]) if asked.cursor else (-1, "")
+        after: tuple[int, str] = started(asked.cursor, tuple[_Second, str]) if asked.cursor else (-1, "")
         found = await self._ledger(lambda ledger: ledger.page(after, asked.limit + 1))
         keys = found[: asked.limit]
         more = cursor(keys[-1].created_at, keys[-1].id) if len(found) > len(keys) else None
@@ -123,6 +131,8 @@ class Keys:
         expires = None if body.expires_at is None else int(body.expires_at.timestamp())
         if expires is not None and expires <= time.time():
             raise invalid("`expires_at` is over")
+        if body.expires_at is not None and body.expires_at > _LAST:
+            raise invalid("`expires_at` is after the year 9999; leave it out for a key that never ends")
         settings = {name: getattr(body, name) for name in KeyAsked.__struct_fields__ if name != "expires_at"}
         new = NewKey(**settings, expires_at=expires)
         try:
@@ -149,7 +159,7 @@ async def _in_thread(use: Callable[[], T]) -> T:
     try:
         return await asyncio.to_thread(use)
     except ConfigError as error:
-        raise refused("; ".join(problem.message for problem in error.problems)) from None
+        raise unconfigured(error) from None
     except LedgerError as error:
         raise Failure(
             503,

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
-from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.errors import ConfigError, Failure, Reason
 
 __all__ = [
     "Answer", "Asked", "Long", "Moment", "Operation", "Short", "cursor", "invalid", "missing", "moment", "refused",
-    "started",
+    "started", "unconfigured",
 ]  # fmt: skip
 
 Short = Annotated[str, msgspec.Meta(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -89,3 +89,8 @@ def missing(message: str) -> Failure:
 def refused(message: str) -> Failure:
     """It cannot be done as the gateway is configured, or as things are."""
     return Failure(409, Reason.INVALID_REQUEST, message, code="conflict")
+
+
+def unconfigured(error: ConfigError) -> Failure:
+    """The same, in the words of the configuration's problems."""
+    return refused("; ".join(problem.message for problem in error.problems))

@@ -4,6 +4,7 @@ Rule: who can read the file is an operator, so only its owner can; a file that o
 that share a ledger share it: the one that comes first makes it, whole or not at all.
 """
 
+import errno
 import os
 import re
 import secrets
@@ -21,9 +22,9 @@ _MOST = 1024
 
 def token_file(config: Config) -> Path:
     """Where it is: beside the ledger, else where the gateway was started."""
-    if config.ledger is None:
+    if config.ledger_file is None:
         return Path("tollhouse.admin-token").absolute()
-    ledger = Path(config.ledger.removeprefix("sqlite:")).absolute()
+    ledger = config.ledger_file.absolute()
     return ledger.with_name(f"{ledger.name}.admin-token")
 
 
@@ -58,13 +59,15 @@ def _read(path: Path) -> str:
 
 def _make(path: Path) -> None:
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    text = f"tha_{secrets.token_urlsafe(32)}\n".encode()
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        os.write(descriptor, f"tha_{secrets.token_urlsafe(32)}\n".encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    try:
+        try:
+            if os.write(descriptor, text) != len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         os.link(fresh, path)
     except FileExistsError:  # another gateway was faster
         return

@@ -12,8 +12,8 @@ from typing import Final
 
 from tollhouse.cli import approvals, audit, check, credentials, init, keys, serve, tools, usage
 from tollhouse.cli.command import Command, Commands
+from tollhouse.config.load import DEMO
 from tollhouse.core.errors import ConfigError
-from tollhouse.gateway.serve import DEMO
 
 __all__ = ["main"]
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from tollhouse.cli.command import Commands, config_option, config_path, seconds_of
+from tollhouse.config.load import load_config
 from tollhouse.core.errors import Failure
 from tollhouse.gateway import approvals
-from tollhouse.gateway.serve import load_config
 from tollhouse.wire.mcp.letters import visible
 
 __all__ = ["add"]

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tollhouse.cli.command import Commands, config_option, config_path, since_of
+from tollhouse.config.load import load_config
 from tollhouse.config.spec import Config
 from tollhouse.gateway import audit
-from tollhouse.gateway.serve import load_config
 from tollhouse.ledger.base import LedgerError
 
 __all__ = ["add"]

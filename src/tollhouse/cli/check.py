@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 from tollhouse.cli.command import Commands, text_of
+from tollhouse.config.load import load_config
 from tollhouse.config.spec import Config
 from tollhouse.core.errors import ConfigError
 from tollhouse.gateway import explain
 from tollhouse.gateway.build import validate
 from tollhouse.gateway.listeners import admin_certificate, certificates
-from tollhouse.gateway.serve import load_config
 
 __all__ = ["add"]
 

@@ -6,8 +6,8 @@ from getpass import getpass
 
 from tollhouse import admin
 from tollhouse.cli.command import Commands, config_option, config_path
+from tollhouse.config.load import load_config
 from tollhouse.gateway import signing_keys
-from tollhouse.gateway.serve import load_config
 from tollhouse.wire.password_hash import hash_password
 
 __all__ = ["add"]

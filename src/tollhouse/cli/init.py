@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tollhouse.backends.local import install_local_model
 from tollhouse.cli.command import DEFAULT, Commands
+from tollhouse.config.load import demo_path
 from tollhouse.config.schema import schema
-from tollhouse.gateway.serve import demo_path
 
 __all__ = ["add"]
 

@@ -6,10 +6,10 @@ import sys
 from datetime import UTC, datetime
 
 from tollhouse.cli.command import Commands, config_option, config_path, until_of
+from tollhouse.config.load import load_config
 from tollhouse.config.spec import Config
 from tollhouse.core.errors import Failure
 from tollhouse.gateway import issued_keys
-from tollhouse.gateway.serve import load_config
 from tollhouse.ledger.base import LedgerError
 from tollhouse.ledger.keys import PREFIX, KeyTaken, NewKey
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from tollhouse.cli.command import Commands, config_path
-from tollhouse.gateway.serve import load_config
+from tollhouse.config.load import load_config
 from tollhouse.gateway.tools import Found, Tool, approve, look
 from tollhouse.wire.mcp.letters import visible
 from tollhouse.wire.mcp.pins import BadPins

@@ -6,9 +6,9 @@ import sys
 from datetime import UTC, datetime
 
 from tollhouse.cli.command import Commands, config_path, since_of
-from tollhouse.gateway.serve import ledger_of, load_config
+from tollhouse.config.load import load_config
+from tollhouse.gateway.ledger import NothingRecorded, caught_up
 from tollhouse.ledger.base import BY, LedgerError
-from tollhouse.ledger.ship import catch_up
 
 __all__ = ["add"]
 
@@ -34,21 +34,15 @@ def _usage(arguments: argparse.Namespace) -> int:
         print(f"not a time: {arguments.since!r}; write 6h, 30d or a date like 2026-11-01", file=sys.stderr)
         return 2
     config = load_config(config_path(arguments.config)).config
+    if config.ledger_file is None:
+        print("this configuration keeps no ledger", file=sys.stderr)
+        return 1
     try:
-        ledger = ledger_of(config)
-        if ledger is None:
-            print("this configuration keeps no ledger", file=sys.stderr)
-            return 1
-        journal = ledger.path.with_name(ledger.path.name + ".journal")
-        if not ledger.path.exists() and not journal.exists():  # asking must not make one
-            print(f"nothing is recorded yet: there is no {ledger.path}", file=sys.stderr)
-            return 1
-        ledger.open()
-        try:
-            catch_up(journal, ledger)  # what a dead process left
+        with caught_up(config.ledger_file) as ledger:
             rows = ledger.usage(int(since.timestamp()), int(now.timestamp()) + 1, by)
-        finally:
-            ledger.close()
+    except NothingRecorded as error:
+        print(error, file=sys.stderr)
+        return 1
     except LedgerError as error:
         print(f"the ledger cannot be read: {error}", file=sys.stderr)
         return 1

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_va
 
 from tollhouse.core.spec import Duration, File, Size, Spec
 from tollhouse.net.listen import Address
+from tollhouse.wire.oauth import canonical_resource
 
 __all__ = [
     "AdminKeySpec", "AdminSpec", "HostPort", "ListenSpec", "ListenTlsSpec", "Network", "ServerSpec", "ShutdownSpec",
@@ -44,12 +45,10 @@ def _url(value: str) -> str:
     wrong = "not a URL of a server; write it like https://gateway.example.com, without query and fragment"
     try:
         url = urlsplit(value.strip())
-        port = url.port
+        canonical_resource(value.strip())  # it is where tokens are for
     except ValueError:
         raise ValueError(wrong) from None
-    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or "@" in url.netloc:
-        raise ValueError(wrong)
-    if port == 0 or re.search(r"[^!-~]", value.strip()):
+    if url.scheme not in ("http", "https") or url.query or url.port == 0:
         raise ValueError(wrong)
     return value.strip().rstrip("/")
 

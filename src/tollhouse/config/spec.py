@@ -5,6 +5,7 @@ different places is in `checks`.
 """
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
@@ -416,3 +417,8 @@ class Config(Scope):
         description="the auth provider (OAuth 2.1, OpenID Connect), in this process: alone, or beside the rest",
     )
     telemetry: TelemetrySpec = Field(default=TelemetrySpec(), description="what can be seen from outside")
+
+    @property
+    def ledger_file(self) -> Path | None:
+        """The file that `ledger` names."""
+        return None if self.ledger is None else Path(self.ledger.removeprefix(_SQLITE))

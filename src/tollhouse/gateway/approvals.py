@@ -5,18 +5,13 @@ Rule: it looks where the gateway's workers look: in the state they share, or in 
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TypeVar
 
 from tollhouse.config.spec import Config
-from tollhouse.core.clock import Clock
 from tollhouse.core.errors import ConfigError, Problem
 from tollhouse.gateway.assembly import spool_of
-from tollhouse.gateway.state import open_state
-from tollhouse.net.timer import Timer
-from tollhouse.observe.families import Families
-from tollhouse.observe.metrics import Metrics
+from tollhouse.gateway.state import opened_state
 from tollhouse.policies.authorize.desk import Answer, Desk, Directory, Entry, Shared
 from tollhouse.store.base import State
 
@@ -42,15 +37,9 @@ def desk_of(config: Config, state: State) -> Desk:
 
 def _at_desk(config: Config, use: Callable[[Desk], Awaitable[T]]) -> T:
     async def run() -> T:
-        async with AsyncExitStack() as stack:
-            if config.state.is_memory:
-                return await use(Directory(Path(_directory(config))))
-            clock = Clock()
-            timer = Timer(clock)
-            timer.start()
-            stack.callback(timer.stop)
-            state = open_state(config.state, clock, Families(Metrics()))
-            stack.push_async_callback(state.close)
+        if config.state.is_memory:
+            return await use(Directory(Path(_directory(config))))
+        async with opened_state(config.state) as (state, _):
             return await use(Shared(state))
 
     return asyncio.run(run())

@@ -31,13 +31,14 @@ from tollhouse.observe.access_log import AccessLog
 from tollhouse.observe.families import ExtraLabels, Families
 from tollhouse.policies import REQUEST
 from tollhouse.policies.audit import Audit
-from tollhouse.policies.authenticate import ACCESS, REQUIRES_ENDPOINT, canonical, is_bounded, scopes_of_layers
+from tollhouse.policies.authenticate import ACCESS, REQUIRES_ENDPOINT, is_bounded, scopes_of_layers
 from tollhouse.policies.authorize import AUTHORIZE, unasked
 from tollhouse.policies.base import Entrance, Exchangers, Kind, Layer, Level, OwnIssuer, Parts
 from tollhouse.policies.limits import LIMITS
 from tollhouse.policies.meter import Meter
 from tollhouse.store.base import State
 from tollhouse.store.revocation import Revocations
+from tollhouse.wire.oauth import canonical_resource
 
 __all__ = ["Assembly", "Fixtures", "Scopes", "call_chain", "retried", "spool_of"]
 
@@ -183,7 +184,7 @@ class Assembly:
     def resource(self, entrance: Entrance, path: str, scopes: Scopes) -> Parts:
         """What policies before the resource at `path` are made with; "" for the gateway as a whole."""
         needed = tuple(sorted(scopes_of_layers(scopes.layers(REQUIRES_ENDPOINT))))
-        resource = canonical(self.public_url + path) if path else ""
+        resource = canonical_resource(self.public_url + path) if path else ""
         return replace(self.parts(entrance), resource=resource, scopes=needed)
 
     @property
@@ -224,11 +225,11 @@ async def _nothing(_: Call) -> Reply:
 def spool_of(config: Config) -> str:
     """The directory in which calls wait for approval, beside the ledger; "" where there is neither that nor a state
     with a server, in which they would wait instead."""
-    if config.ledger is None:
+    if config.ledger_file is None:
         return "" if config.state.is_memory else "approvals"
-    return config.ledger.removeprefix("sqlite:") + ".approvals"
+    return f"{config.ledger_file}.approvals"
 
 
 def _own_url(fixtures: Fixtures) -> str:
     name, protocol = fixtures.listeners[0] if fixtures.listeners else ("127.0.0.1:8080", "http")
-    return f"{protocol}://{name}"
+    return f"{protocol}://localhost{name}" if name.startswith(":") else f"{protocol}://{name}"

@@ -12,13 +12,12 @@ import msgspec
 
 from tollhouse.config.spec import Config
 from tollhouse.core.errors import ConfigError, Problem
+from tollhouse.gateway.ledger import caught_up
 from tollhouse.ledger.audit import Anchor, AuditRecord, Chain, Seal, key_in
 from tollhouse.ledger.audit_sqlite import AuditReader
 from tollhouse.ledger.audit_verify import Verdict, verify
 from tollhouse.ledger.base import LedgerError
 from tollhouse.ledger.journal import Journal
-from tollhouse.ledger.ship import catch_up
-from tollhouse.ledger.sqlite import SqliteLedger
 from tollhouse.policies.audit import AuditSpec
 from tollhouse.wire.mcp.letters import visible
 
@@ -41,14 +40,7 @@ def seal_of(config: Config, spec: AuditSpec) -> Seal:
     """What records are sealed with. Makes the key where there is none yet. Raises ConfigError."""
     if spec.key is not None:
         return Seal(spec.key.get_secret_value().encode())
-    path = _key_file(config)
-    try:
-        return Seal(key_in(path))
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(
-            [Problem(f"the key of the audit in {str(path)!r} cannot be used: {why}", path="audit")]
-        ) from None
+    return _sealed_by(_key_file(config))
 
 
 def chain_of(config: Config, journal: Journal) -> Chain:
@@ -123,21 +115,25 @@ def _seals(config: Config) -> list[Seal]:
     given = [key for key in (spec.key, *spec.former_keys) if key is not None]
     seals = [Seal(key.get_secret_value().encode()) for key in given]
     path = _key_file(config)
+    return [*seals, _sealed_by(path)] if path.exists() else seals
+
+
+def _sealed_by(path: Path) -> Seal:
+    """With the key in that file, which is made where there is none. Raises ConfigError."""
     try:
-        if path.exists():
-            seals.append(Seal(key_in(path)))
+        return Seal(key_in(path))
     except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
-            [Problem(f"the key of the audit in {str(path)!r} cannot be used: {error}", path="audit")]
+            [Problem(f"the key of the audit in {str(path)!r} cannot be used: {why}", path="audit")]
         ) from None
-    return seals
 
 
 def _ledger(config: Config) -> Path:
-    if config.ledger is None:
+    if config.ledger_file is None:
         message = "audit records live in the ledger: name one, like sqlite:tollhouse.db"
         raise ConfigError([Problem(message, path="ledger")])
-    return Path(config.ledger.removeprefix("sqlite:"))
+    return config.ledger_file
 
 
 def _key_file(config: Config) -> Path:
@@ -148,16 +144,8 @@ def _key_file(config: Config) -> Path:
 def _caught_up(config: Config) -> Path:
     """The ledger's file, with what a dead process left. Raises LedgerError."""
     path = _ledger(config)
-    journal = path.with_name(path.name + ".journal")
-    if not path.exists() and not journal.exists():  # asking must not make one
-        raise LedgerError(f"nothing is recorded yet: there is no {path}")
-    ledger = SqliteLedger(path)
-    ledger.open()
-    try:
-        catch_up(journal, ledger)
-    finally:
-        ledger.close()
-    return path
+    with caught_up(path):
+        return path
 
 
 @contextmanager

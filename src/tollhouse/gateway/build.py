@@ -14,16 +14,17 @@ from tollhouse.backends.http import HttpBackend
 from tollhouse.config.spec import Config, RouteSpec
 from tollhouse.core.call import Principal
 from tollhouse.core.clock import Clock
-from tollhouse.core.errors import ConfigError, Failure, Problem, Reason
+from tollhouse.core.errors import ConfigError, Failure, Reason
 from tollhouse.core.expr import Expression
 from tollhouse.core.handler import Handler, compose
 from tollhouse.core.holders import Holders
 from tollhouse.core.http import Request, Response
 from tollhouse.core.match import Predicate
-from tollhouse.gateway.assembly import Assembly, Fixtures, Scopes, retried
+from tollhouse.gateway.assembly import Assembly, Fixtures, retried
 from tollhouse.gateway.exchangers import Exchangers, upstream_uri
 from tollhouse.gateway.issuer_routes import IssuerRoutes
 from tollhouse.gateway.keep import Keep, Tenure
+from tollhouse.gateway.login_routes import login_routes
 from tollhouse.gateway.mcp_routes import KeptServers, McpRoutes
 from tollhouse.gateway.model_routes import KeptModels, ModelRoutes
 from tollhouse.gateway.operate import Operations
@@ -37,7 +38,6 @@ from tollhouse.observe.connections import Connections
 from tollhouse.observe.families import Families
 from tollhouse.observe.metrics import Metrics
 from tollhouse.policies.audit import Audit
-from tollhouse.policies.authenticate import AUTHENTICATE, OidcSpec
 from tollhouse.policies.record import Record
 from tollhouse.store.memory import MemoryState
 from tollhouse.store.revocation import Revocation
@@ -215,46 +215,7 @@ def _service_routes(assembly: Assembly) -> list[Route]:
             scopes = assembly.top.below("route", spec.name, spec)
             handler = assembly.entrance("http", backend.handle, scopes, upstream=upstream_uri(spec))
             routes.append(Route(spec.name, (predicate,), handler, where=where))
-    return routes + _login_routes(assembly)
-
-
-def _login_routes(assembly: Assembly) -> list[Route]:
-    """Where people come back from the providers they log in at."""
-    found: dict[str, Route] = {}
-    providers: dict[str, OidcSpec] = {}
-    for n, spec in enumerate(assembly.config.routes):
-        scopes = assembly.top.below("route", spec.name, spec)
-        layers = scopes.layers(AUTHENTICATE)
-        oidc = layers[-1].spec.oidc if layers else None
-        if oidc is None:
-            continue
-        if providers.setdefault(oidc.callback, oidc) != oidc:
-            message = (
-                f"people of another provider come back to {oidc.callback} already; give this one another `callback`"
-            )
-            assembly.problems.append(Problem(message, path=f"routes[{n}].authenticate.oidc"))
-        elif oidc.callback not in found:
-            with assembly.finding(f"routes[{n}].authenticate"):
-                handler = assembly.entrance(
-                    "http",
-                    _nowhere,
-                    Scopes(
-                        (
-                            "top",
-                            "",
-                            assembly.config.model_copy(
-                                update={"authenticate": layers[-1].spec, "requires": None, "authorize": None}
-                            ),
-                        )
-                    ),
-                )
-                predicate = Predicate(oidc.callback.encode(), exact=True)
-                found[oidc.callback] = Route("login", (predicate,), handler, methods=_GET)
-    return list(found.values())
-
-
-async def _nowhere(_: Request) -> Response:
-    raise Failure(404, Reason.NOT_FOUND, "nothing is here but the end of a login")
+    return routes + login_routes(assembly)
 
 
 def _backend(assembly: Assembly, spec: RouteSpec, predicate: Predicate) -> HttpBackend:

@@ -7,17 +7,13 @@ only is told that a key has ended, and never knew of those that were made elsewh
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from tollhouse.config.spec import Config
-from tollhouse.core.clock import Clock
 from tollhouse.core.errors import ConfigError, Failure, Problem
 from tollhouse.gateway.build import takes_issued_keys
-from tollhouse.gateway.state import open_state
+from tollhouse.gateway.state import opened_state
 from tollhouse.ledger.keys import PREFIX, IssuedKey, KeyLedger, NewKey
-from tollhouse.observe.families import Families
-from tollhouse.observe.metrics import Metrics
 from tollhouse.store.revocation import Revocations
 
 __all__ = ["create", "keys_in", "revoke", "shown", "table", "tell"]
@@ -28,9 +24,9 @@ _KEPT = 380 * 86400.0
 
 def keys_in(config: Config) -> KeyLedger:
     """The keys of the ledger that `config` names. Raises ConfigError without one."""
-    if config.ledger is None:
+    path = config.ledger_file
+    if path is None:
         raise ConfigError([Problem("keys live in the ledger: name one, like sqlite:tollhouse.db", path="ledger")])
-    path = Path(config.ledger.removeprefix("sqlite:"))
     if not path.parent.is_dir():
         raise ConfigError([Problem(f"there is no directory {str(path.parent)!r}", path="ledger")])
     return KeyLedger(path)
@@ -101,9 +97,5 @@ async def tell(revocations: Revocations, ended: Sequence[IssuedKey], *, load: bo
 
 
 async def _tell(config: Config, ended: list[IssuedKey]) -> None:
-    clock = Clock()
-    state = open_state(config.state, clock, Families(Metrics()))
-    try:
+    async with opened_state(config.state) as (state, clock):
         await tell(Revocations(state, clock), ended, load=True)
-    finally:
-        await state.close()

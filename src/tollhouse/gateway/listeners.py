@@ -6,6 +6,7 @@ Rule: every address and every file is tried, so that all that is wrong is said a
 import logging
 import socket
 from collections.abc import Sequence
+from contextlib import AsyncExitStack, ExitStack
 
 from tollhouse.config.server import AdminSpec, ListenSpec, ListenTlsSpec
 from tollhouse.config.spec import Config
@@ -14,7 +15,10 @@ from tollhouse.net.head import Limits
 from tollhouse.net.listen import Address, Listener, bind
 from tollhouse.net.tls import CertificateError, ClientAuth, ServerTLS
 
-__all__ = ["Certificates", "addresses_of", "admin_certificate", "certificates", "limits_of", "name_of", "sockets_at"]
+__all__ = [
+    "Certificates", "addresses_of", "admin_certificate", "certificates", "held_at", "limits_of", "name_of",
+    "sockets_at",
+]  # fmt: skip
 
 log = logging.getLogger("tollhouse")
 
@@ -35,6 +39,14 @@ def sockets_at(address: str, path: str, *, shared: bool = False) -> list[socket.
         return bind(Address.parse(address), shared=shared)
     except OSError as error:
         raise ConfigError([Problem(f"cannot listen on {address}: {error.strerror}", path=path)]) from None
+
+
+def held_at(address: str, path: str, stack: ExitStack | AsyncExitStack, *, shared: bool = False) -> list[socket.socket]:
+    """As `sockets_at`; `stack` closes them."""
+    sockets = sockets_at(address, path, shared=shared)
+    for sock in sockets:
+        stack.callback(sock.close)
+    return sockets
 
 
 def name_of(address: str, sockets: list[socket.socket]) -> str:

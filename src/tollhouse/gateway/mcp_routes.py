@@ -170,15 +170,14 @@ class McpRoutes:
                 self._assembly.starts.append(partial(bearing, upstream, exchanges))
                 tools = {}
                 guards = {}
+                layers = [*scopes.layers(AUTHORIZE)]
                 for tool, own in one.tools.items():
                     below = scopes.below("tool", f"{name}/{tool}", own)
                     more, own_rules = self._tool_floor(below, upstream, own, lasts, one)
                     tools[tool] = call_chain(more, last)
                     if own_rules is not None:
                         guards[tool] = own_rules
-                layers = [*scopes.layers(AUTHORIZE)]
-                for tool, own in one.tools.items():
-                    layers += scopes.below("tool", f"{name}/{tool}", own).layers(AUTHORIZE)
+                    layers += below.layers(AUTHORIZE)
                 chain = call_chain(policies, last)
                 visible = _visible(rules, guards, bounded=self._assembly.bounded)
                 shown = _overrides(one.tools)

@@ -10,20 +10,17 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import tempfile
-from collections.abc import Iterable
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
 import uvloop
 
-from tollhouse.config.parse import Loaded, load, parse
-from tollhouse.config.secrets import digest, digest_of
+from tollhouse.config.load import DEMO, load_config
+from tollhouse.config.parse import Loaded
 from tollhouse.config.server import AdminSpec, ListenSpec
 from tollhouse.config.sources.file import FileSource
 from tollhouse.config.spec import Config
@@ -32,21 +29,22 @@ from tollhouse.core.errors import ConfigError, Failure, Problem
 from tollhouse.gateway.audit import chain_of
 from tollhouse.gateway.build import Builder, Fixtures
 from tollhouse.gateway.drain import Drain
+from tollhouse.gateway.ledger import journal_of
 from tollhouse.gateway.listeners import (
     Certificates,
-    addresses_of,
     admin_certificate,
     certificates,
+    held_at,
     limits_of,
     name_of,
-    sockets_at,
 )
 from tollhouse.gateway.memory import Memory, system_trim
 from tollhouse.gateway.operate import Operations
 from tollhouse.gateway.premises import Admin, Premises, admin_listener
-from tollhouse.gateway.runtime import Runtime, fixed
+from tollhouse.gateway.runtime import Runtime
 from tollhouse.gateway.state import file_of, open_state
-from tollhouse.gateway.supervise import TOLD, Supervisor
+from tollhouse.gateway.supervise import Supervisor
+from tollhouse.gateway.workers import LastGood, Shared, Where, reserve, say_where
 from tollhouse.ledger.audit import Chain
 from tollhouse.ledger.journal import Journal
 from tollhouse.ledger.key_follower import KeyFollower
@@ -67,17 +65,9 @@ from tollhouse.observe.runtime import Runtime as RuntimeMetrics
 from tollhouse.store.base import State
 from tollhouse.store.revocation import Revocations
 
-__all__ = ["DEMO", "Worker", "demo_path", "ledger_of", "load_config", "serve"]
+__all__ = ["Worker", "serve"]
 
 log = logging.getLogger("tollhouse")
-
-DEMO = "built-in demo"
-"""What the built-in configuration is called where a file would be named."""
-
-_SERVED = "served"  # in the workers' directory: what the configuration was made from that one of them serves
-
-
-_LISTENS = "listens"  # in the same directory: one of them has come so far
 
 
 class _Bound(NamedTuple):
@@ -86,44 +76,6 @@ class _Bound(NamedTuple):
     spec: ListenSpec
     name: str
     sockets: list[socket.socket]
-
-
-class _Shared(NamedTuple):
-    """What several workers have in common. directory: where they add up their metrics. addresses: of the listeners, of
-    the metrics and of the admin API, with their ports. supervisor: its process. key: secret, of this start."""
-
-    directory: Path
-    addresses: list[str]
-    metrics: str | None
-    admin: str | None
-    supervisor: int
-    key: bytes
-
-
-def demo_path() -> Path:
-    """The built-in configuration that needs no key, no network and no server."""
-    return Path(str(files("tollhouse.config") / "demo.yaml"))
-
-
-def load_config(path: Path | None, before: Loaded | None = None) -> Loaded:
-    """Read the configuration in `path`, or the built-in demo, whose files are then in the working directory.
-
-    `${TOLLHOUSE_PYTHON}` is this interpreter unless the environment says otherwise. Raises ConfigError.
-    """
-    env = {"TOLLHOUSE_PYTHON": sys.executable, **os.environ}
-    if path is None:
-        return parse(demo_path().read_text(encoding="utf-8"), DEMO, env, before)
-    return load(str(path), env, before)
-
-
-def ledger_of(config: Config) -> SqliteLedger | None:
-    """The ledger that `config` names."""
-    return None if config.ledger is None else SqliteLedger(ledger_path(config.ledger))
-
-
-def ledger_path(url: str) -> Path:
-    """The file of `sqlite:PATH`."""
-    return Path(url.removeprefix("sqlite:"))
 
 
 def serve(path: Path | None, admin: Admin | None = None) -> int:
@@ -142,7 +94,7 @@ def serve(path: Path | None, admin: Admin | None = None) -> int:
 
 def _find_place(config: Config) -> None:
     """Raises ConfigError when the ledger's directory is not there: a misspelt name must not become a tree of them."""
-    if config.ledger is not None and not (directory := ledger_path(config.ledger).parent).is_dir():
+    if config.ledger_file is not None and not (directory := config.ledger_file.parent).is_dir():
         message = f"there is no directory {str(directory)!r}; make it, or name a file in another one"
         raise ConfigError([Problem(message, path="ledger")])
 
@@ -152,13 +104,13 @@ def _several(path: Path | None, loaded: Loaded, admin: Admin | None) -> int:
     with ExitStack() as stack:
         certificates(server.listen)  # what no worker could use is said once, before any of them starts
         admin_certificate(server.admin)
-        addresses, metrics, admin_address = _reserve(loaded.config, stack)
+        addresses, metrics, admin_address = reserve(loaded.config, stack)
         directory = Path(tempfile.mkdtemp(prefix="tollhouse-"))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        shared = _Shared(directory, addresses, metrics, admin_address, os.getpid(), os.urandom(32))
+        shared = Shared(directory, addresses, metrics, admin_address, os.getpid(), os.urandom(32))
         grace = server.shutdown.max + 15.0  # the hard end, then the ledger
-        good = _LastGood(path, loaded, directory)
-        where = _Where(loaded.config, shared)
+        good = LastGood(path, loaded, directory)
+        where = Where(loaded.config, shared)
 
         def told() -> None:
             good.look()
@@ -167,99 +119,7 @@ def _several(path: Path | None, loaded: Loaded, admin: Admin | None) -> int:
         return Supervisor(server.workers, partial(_forked, path, good, shared, admin), grace, told=told).run()
 
 
-class _LastGood:
-    """The supervisor's copy of the configuration that serves: a new worker needs one when the file cannot be used.
-
-    A worker that serves a new configuration leaves the digest of what it was made from, and a signal; the supervisor
-    reads the same files, and takes what it finds only if it is the same. So nothing is handed over that holds a secret.
-    """
-
-    def __init__(self, path: Path | None, loaded: Loaded, directory: Path) -> None:
-        self._path = path
-        self._directory = directory
-        self.loaded = loaded
-
-    def look(self) -> None:
-        """A worker has told."""
-        try:
-            served = (self._directory / _SERVED).read_text()
-            if served != _made_from(self.loaded):
-                fresh = load_config(self._path, self.loaded)
-                if served == _made_from(fresh):
-                    self.loaded = fresh
-        except (OSError, ConfigError):  # the file is another one already; its watchers say what is wrong with that
-            return
-
-    def newest(self) -> Loaded:
-        """The configuration as it is now, where it can be read and serve beside others; else the last good one."""
-        good = self.loaded
-        if all(digest_of(name) == digest for name, digest in good.files.items()):
-            return good
-        try:
-            fresh = load_config(self._path, good)
-        except ConfigError:
-            return good  # the new worker's watcher says what is wrong
-        return good if fixed(good.config, fresh.config) else fresh
-
-
-class _Where:
-    """Says where the gateway can be reached: once for all workers, when the first of them listens."""
-
-    def __init__(self, config: Config, shared: _Shared) -> None:
-        schemes = ("https" if spec.tls else "http" for spec in config.server.listen)
-        self._listeners = list(zip(schemes, shared.addresses, strict=True))
-        self._metrics = shared.metrics
-        self._mark = shared.directory / _LISTENS
-        self._is_said = False
-
-    def look(self) -> None:
-        """A worker has told."""
-        if not self._is_said and self._mark.exists():
-            self._is_said = True
-            _say_where(self._listeners, self._metrics)
-
-
-def _say_where(listeners: Iterable[tuple[str, str]], metrics: str | None) -> None:
-    for scheme, name in listeners:
-        log.info("listening on %s://%s", scheme, name)
-    if metrics is not None:
-        log.info("metrics on http://%s/metrics", metrics)
-
-
-def _tell(what: str, value: str, shared: _Shared) -> None:
-    """The supervisor. what: the name of a file in the workers' directory; value: what it holds then."""
-    fresh = shared.directory / f"{what}.{os.getpid()}"
-    try:
-        fresh.write_text(value)
-        fresh.replace(shared.directory / what)
-    except OSError as error:
-        log.warning("the supervisor cannot be told what is served: %s", error)
-    if os.getppid() == shared.supervisor:
-        os.kill(shared.supervisor, TOLD)
-
-
-def _made_from(loaded: Loaded) -> str:
-    """A digest of the contents of every file that `loaded` was made from."""
-    return digest(repr(sorted(loaded.files.items())).encode())
-
-
-def _reserve(config: Config, stack: ExitStack) -> tuple[list[str], str | None, str | None]:
-    """Hold every address for the workers, so that one that cannot be had is said once, before any of them starts, and
-    port 0 is the same port for all: the addresses of the listeners, that of the metrics, and that of the admin API."""
-    held = []
-    for address, path in addresses_of(config):
-        for sock in sockets_at(address, path):  # alone at first: what is shared would also share with another gateway
-            sock.close()
-        sockets = sockets_at(address, path, shared=True)
-        for sock in sockets:
-            stack.callback(sock.close)
-        held.append(name_of(address, sockets))
-    admin = held.pop() if config.server.admin is not None else None
-    metrics = held.pop() if config.server.metrics is not None else None
-    return held, metrics, admin
-
-
-def _forked(path: Path | None, good: _LastGood, shared: _Shared, admin: Admin | None, index: int) -> int:
+def _forked(path: Path | None, good: LastGood, shared: Shared, admin: Admin | None, index: int) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is listened to: what it would say is read anyway
     newest = good.newest()
     for loaded in (newest, good.loaded) if newest is not good.loaded else (newest,):
@@ -271,7 +131,7 @@ def _forked(path: Path | None, good: _LastGood, shared: _Shared, admin: Admin | 
     return 2
 
 
-def _run(path: Path | None, loaded: Loaded, index: int, shared: _Shared | None, admin: Admin | None) -> int:
+def _run(path: Path | None, loaded: Loaded, index: int, shared: Shared | None, admin: Admin | None) -> int:
     try:
         return uvloop.run(Worker(path, loaded, index, shared, admin).run())
     except ConfigError as error:
@@ -290,7 +150,7 @@ class Worker:
         path: Path | None,
         loaded: Loaded,
         index: int = 0,
-        shared: _Shared | None = None,
+        shared: Shared | None = None,
         admin: Admin | None = None,
     ) -> None:
         self._path = path
@@ -328,9 +188,7 @@ class Worker:
         )
         stack.push_async_callback(client.close)
         keys = (self._shared.key,) if self._shared is not None else ()
-        file = None
-        if config.issuer is not None:
-            file = file_of(config.state, None if config.ledger is None else ledger_path(config.ledger))
+        file = None if config.issuer is None else file_of(config.state, config.ledger_file)
         state = open_state(config.state, clock, families, keys, file)
         stack.push_async_callback(state.close)
         operations = Operations(families.metrics, self._share(families.metrics, clock, stack), journal)
@@ -416,18 +274,17 @@ class Worker:
         return share
 
     def _journal(self, config: Config, families: Families, stack: AsyncExitStack) -> Journal | None:
-        ledger = ledger_of(config)
-        if config.ledger is None or ledger is None:
+        path = config.ledger_file
+        if path is None:
             return None
-        path = ledger_path(config.ledger)
-        journal = Journal(path.with_name(path.name + ".journal"))
+        journal = Journal(journal_of(path))
         try:
             journal.open()
         except OSError as error:
             message = f"the ledger's journal cannot be written in {journal.directory}: {error.strerror}"
             raise ConfigError([Problem(message, path="ledger")]) from None
         stack.callback(journal.close)
-        shipper = Shipper(journal, ledger)
+        shipper = Shipper(journal, SqliteLedger(path))
         shipper.start()
         stack.push_async_callback(_stop_shipper, shipper)
         families.ledger_lag.reads(lambda: shipper.lag, "sqlite")
@@ -456,9 +313,9 @@ class Worker:
 
     def _issued(self, config: Config, stack: AsyncExitStack) -> KeyFollower | None:
         """The keys in the ledger; followed once a configuration takes them."""
-        if config.ledger is None:
+        if config.ledger_file is None:
             return None
-        follower = KeyFollower(KeyLedger(ledger_path(config.ledger)))
+        follower = KeyFollower(KeyLedger(config.ledger_file))
         stack.push_async_callback(asyncio.to_thread, follower.stop)
         return follower
 
@@ -492,9 +349,7 @@ class Worker:
         bound: list[_Bound] = []
         for n, spec in enumerate(config.server.listen):
             address = shared.addresses[n] if shared is not None else spec.address
-            sockets = sockets_at(address, "server.listen", shared=shared is not None)
-            for sock in sockets:
-                stack.callback(sock.close)
+            sockets = held_at(address, "server.listen", stack, shared=shared is not None)
             bound.append(_Bound(spec, name_of(address, sockets), sockets))
         return bound
 
@@ -521,9 +376,7 @@ class Worker:
     def _metrics_listener(self, address: str, operations: Operations, clock: Clock, stack: AsyncExitStack) -> Listener:
         if self._shared is not None and self._shared.metrics is not None:
             address = self._shared.metrics
-        sockets = sockets_at(address, "server.metrics", shared=self._shared is not None)
-        for sock in sockets:
-            stack.callback(sock.close)
+        sockets = held_at(address, "server.metrics", stack, shared=self._shared is not None)
         limits = Limits(connections=256, body=4096)
         return Listener(Server(operations.serve_metrics, clock, limits, name=name_of(address, sockets)), sockets)
 
@@ -531,9 +384,7 @@ class Worker:
         self, spec: AdminSpec, admin: Admin, fixtures: Fixtures, builder: Builder, stack: AsyncExitStack
     ) -> Listener:
         address = spec.address if self._shared is None else self._shared.admin or spec.address
-        sockets = sockets_at(address, "server.admin", shared=self._shared is not None)
-        for sock in sockets:
-            stack.callback(sock.close)
+        sockets = held_at(address, "server.admin", stack, shared=self._shared is not None)
         runtime, revocations = self.runtime, fixtures.revocations
         assert runtime is not None
         assert revocations is not None
@@ -554,10 +405,10 @@ class Worker:
             log.info("admin API on %s://%s", self.admin_listener.server.scheme, self.admin_listener.server.name)
         if self._shared is not None:
             log.info("worker %d listens", self._index)
-            _tell(_LISTENS, "", self._shared)
+            self._shared.tell_listens()
         else:
             metrics = self.metrics_listener.server.name if self.metrics_listener is not None else None
-            _say_where(((one.server.scheme, one.server.name) for one in self.listeners), metrics)
+            say_where(((one.server.scheme, one.server.name) for one in self.listeners), metrics)
 
     def _connections(self) -> int:
         return sum(len(listener.server.connections) for listener in self.listeners)
@@ -574,7 +425,7 @@ class Worker:
     def _applied(self, builder: Builder, config: Config) -> None:
         builder.applied(config)
         if self._shared is not None:
-            _tell(_SERVED, _made_from(self._loaded), self._shared)
+            self._shared.tell_served(self._loaded)
         limits = limits_of(config)
         for listener in self.listeners:
             listener.server.limits = limits

@@ -8,16 +8,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 
 from tollhouse.config.spec import Config
-from tollhouse.core.clock import Clock
 from tollhouse.core.errors import ConfigError, Failure, Problem
-from tollhouse.gateway.state import file_of, open_state
+from tollhouse.gateway.state import file_of, opened_state
 from tollhouse.issuer.keys import SigningKeys
 from tollhouse.issuer.spec import IssuerSpec
-from tollhouse.observe.families import Families
-from tollhouse.observe.metrics import Metrics
 from tollhouse.store.revocation import Revocations
 
 __all__ = ["longest_token", "run"]
@@ -59,17 +55,12 @@ async def _opened(config: Config) -> AsyncIterator[SigningKeys]:
     spec = config.issuer
     if spec is None:
         raise ConfigError([Problem("there is no auth provider here, and so there are no signing keys", path="issuer")])
-    ledger = None if config.ledger is None else Path(config.ledger.removeprefix("sqlite:"))
-    clock = Clock()
-    state = open_state(config.state, clock, Families(Metrics()), (), file_of(config.state, ledger))
-    try:
+    async with opened_state(config.state, file_of(config.state, config.ledger_file)) as (state, clock):
         revocations = Revocations(state, clock)
         await revocations.load()
         keys = SigningKeys(state.values, spec.keys, revocations=revocations, longest=longest_token(spec))
         await keys.load()
         yield keys
-    finally:
-        await state.close()
 
 
 def _shown(moment: float) -> str:

@@ -1,19 +1,22 @@
-"""The `state` of a worker: made of what the configuration says."""
+"""The `state` of a worker, and of a command: made of what the configuration says."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import ConfigError, Problem
+from tollhouse.net.timer import Timer
 from tollhouse.observe.families import Families
+from tollhouse.observe.metrics import Metrics
 from tollhouse.store.base import State
 from tollhouse.store.file import FileState
 from tollhouse.store.memory import MemoryState
 from tollhouse.store.spec import StateSpec
 
-__all__ = ["KEPT", "check_state", "file_of", "open_state"]
+__all__ = ["KEPT", "check_state", "file_of", "open_state", "opened_state"]
 
 log = logging.getLogger("tollhouse")
 
@@ -61,6 +64,22 @@ def open_state(
             spec.place,
         )
     return RedisState(spec, clock, keys, partial(_observe, families))
+
+
+@asynccontextmanager
+async def opened_state(spec: StateSpec, file: Path | None = None) -> AsyncIterator[tuple[State, Clock]]:
+    """The state as a command has it while it runs, and the clock that it goes by. Raises ConfigError."""
+    clock = Clock()
+    timer = Timer(clock)
+    timer.start()
+    try:
+        state = open_state(spec, clock, Families(Metrics()), (), file)
+        try:
+            yield state, clock
+        finally:
+            await state.close()
+    finally:
+        timer.stop()
 
 
 def _observe(families: Families, operation: str, outcome: str, seconds: float) -> None:

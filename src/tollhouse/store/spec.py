@@ -178,8 +178,7 @@ class StateSpec(Spec):
     @property
     def is_memory(self) -> bool:
         """Whether it is in the process's own memory, which nobody shares."""
-        url = self.url.get_secret_value()
-        return url == MEMORY or url.startswith(_FILE)
+        return self.url.get_secret_value() == MEMORY or self.file is not None
 
     @property
     def file(self) -> Path | None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,17 @@ async def test_who_leaves_while_it_is_done_is_logged(
             await asked
         db.execute("ROLLBACK")
     assert "keys.create by eve from 127.0.0.1: -: has left before the answer" in caplog.text
+
+
+async def test_what_fails_as_nobody_thought_is_logged(
+    house: House, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, made, _ = await house.ask("POST", "/api/keys", {"name": "ci"})
+    with closing(sqlite3.connect(tmp_path / "keys.db")) as db, db:
+        db.execute("UPDATE api_keys SET expires_at = ?", (1 << 60,))  # a time that no calendar has
+    with pytest.raises((ValueError, OSError)):
+        await house.ask("DELETE", f"/api/keys/{made['id']}")
+    assert f"keys.revoke by eve from 127.0.0.1: {made['id']}: has failed; it may have been done" in caplog.text
 
 
 async def test_every_write_has_its_audit_record(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from tests.unit.admin.house import House
 
+from tollhouse.admin.operation import cursor
 from tollhouse.core.call import Principal
 from tollhouse.ledger.key_follower import KeyFollower
 from tollhouse.ledger.keys import KeyLedger, NewKey
@@ -88,3 +89,19 @@ async def test_what_cannot_be_made(house: House, tmp_path: Path) -> None:
     status, why = await said(house, {"name": "other"})
     assert (status, "name one" in why) == (409, True)
     assert (await house.ask("GET", "/api/keys"))[0] == 409
+
+
+async def test_a_time_that_has_no_year_makes_no_key(house: House) -> None:
+    """Else the key would be in the ledger, and no list could be shown any more."""
+    status, told, _ = await house.ask("POST", "/api/keys", {"name": "ci", "expires_at": "9999-12-31T23:59:59-12:00"})
+    assert (status, told["code"]) == (400, "invalid_request")
+    assert "after the year 9999" in told["title"]
+    assert (await house.ask("GET", "/api/keys"))[1] == {"keys": [], "next": None}
+    status, told, _ = await house.ask("POST", "/api/keys", {"name": "ci", "expires_at": "9999-12-31T23:59:59Z"})
+    assert (status, told["expires_at"]) == (201, "9999-12-31T23:59:59Z")
+
+
+@pytest.mark.parametrize("second", [1 << 63, -(1 << 63) - 1, 10**30])
+async def test_a_cursor_beyond_what_the_ledger_compares_is_none(house: House, second: int) -> None:
+    status, told, _ = await house.ask("GET", f"/api/keys?cursor={cursor(second, 'a')}")
+    assert (status, told["title"]) == (400, "`cursor` is none that this list has given")

@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,6 +50,23 @@ def test_what_is_no_token_is_refused(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(ConfigError, match="has no token in it"):
         token_in(path)
+
+
+@pytest.mark.parametrize("room", [0, 20, 40])
+def test_a_disk_without_room_leaves_nothing(tmp_path: Path, room: int) -> None:
+    """Neither half a token, which would be taken for one or stand in the way, nor files that nobody wants."""
+    script = (
+        "import resource, sys; from pathlib import Path; from tollhouse.admin.token import token_in\n"
+        "from tollhouse.core.errors import ConfigError\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n"
+        "try: token_in(Path(sys.argv[1]))\n"
+        "except ConfigError as error: print(error.problems[0].message)\n"
+    )
+    path = tmp_path / "t.db.admin-token"
+    command = [sys.executable, "-B", "-c", script, str(path)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "which keeps its token, cannot be used: " in told
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o666])

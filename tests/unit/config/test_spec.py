@@ -45,8 +45,12 @@ def test_public_urls(written: str, meant: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "written", ["gateway", "https://", "https://u:p@x", "https://x?q", "https://x#f", "https://x:0", "https://x:99999"]
-)
+    "written",
+    [
+        "gateway", "https://", "https://u:p@x", "https://x?q", "https://x#f", "https://x:0", "https://x:99999",
+        "https://x/a{b", "https://x/a b", "https://x/é",
+    ],
+)  # fmt: skip
 def test_what_is_no_public_url(written: str) -> None:
     with pytest.raises(ValueError, match="not a URL of a server"):
         Config.model_validate({"server": {"public_url": written}})

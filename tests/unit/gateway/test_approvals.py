@@ -10,11 +10,7 @@ from tests.fixtures.valkey import Valkey
 
 from tollhouse.cli import main
 from tollhouse.config.parse import parse
-from tollhouse.core.clock import Clock
-from tollhouse.gateway.state import open_state
-from tollhouse.net.timer import Timer
-from tollhouse.observe.families import Families
-from tollhouse.observe.metrics import Metrics
+from tollhouse.gateway.state import opened_state
 from tollhouse.policies.authorize.desk import Answer, Directory, Entry, Shared
 
 ROUTE = "routes: [{name: a, path: /, to: 'http://127.0.0.1:9'}]\n"
@@ -88,14 +84,10 @@ def test_in_a_state_on_the_network(there: Path, capsys: pytest.CaptureFixture[st
         config = parse(text, str(there / "tollhouse.yaml"), {}).config
 
         async def wait() -> tuple[Answer | None, bool]:
-            clock = Clock()
-            timer = Timer(clock)
-            timer.start()
-            state = open_state(config.state, clock, Families(Metrics()))
-            desk = Shared(state)
-            told = asyncio.Event()
-            stop = desk.on_answer(told.set)
-            try:
+            async with opened_state(config.state) as (state, _):
+                desk = Shared(state)
+                told = asyncio.Event()
+                stop = desk.on_answer(told.set)
                 await state.bus.ready()
                 await desk.put(entry())
                 assert await asyncio.to_thread(main, ["approvals", "approve", "abcd2345", "--by", "eve"]) == 0
@@ -103,11 +95,9 @@ def test_in_a_state_on_the_network(there: Path, capsys: pytest.CaptureFixture[st
                     await told.wait()  # nobody has to look again and again
                 answer = await desk.answered("abcd2345")
                 await desk.drop("abcd2345")
-                return answer, await desk.entries() == []
-            finally:
+                none_left = await desk.entries() == []
                 stop()
-                await state.close()
-                timer.stop()
+                return answer, none_left
 
         assert asyncio.run(wait()) == (Answer(True, "eve"), True)
         assert main(["approvals", "list"]) == 0

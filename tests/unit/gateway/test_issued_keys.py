@@ -9,14 +9,10 @@ from tests.fixtures.valkey import valkey
 from tollhouse.config.parse import parse
 from tollhouse.config.spec import Config
 from tollhouse.core.call import Principal
-from tollhouse.core.clock import Clock
 from tollhouse.core.errors import ConfigError, Failure
-from tollhouse.gateway.build import validate
 from tollhouse.gateway.issued_keys import create, keys_in, revoke, shown, table
-from tollhouse.gateway.state import open_state
+from tollhouse.gateway.state import opened_state
 from tollhouse.ledger.keys import NewKey
-from tollhouse.observe.families import Families
-from tollhouse.observe.metrics import Metrics
 from tollhouse.store.revocation import Revocations
 
 
@@ -32,16 +28,12 @@ def test_a_gateway_that_has_only_the_state_is_told(tmp_path: Path) -> None:
         assert [ended.id for ended in revoke(shared, "thk_" + key.id)] == [key.id]
 
         async def heard() -> bool:
-            clock = Clock()
-            state = open_state(shared.state, clock, Families(Metrics()))
-            revocations = Revocations(state, clock)
-            await revocations.load()
-            try:
+            async with opened_state(shared.state) as (state, clock):
+                revocations = Revocations(state, clock)
+                await revocations.load()
                 holder = Principal("key:ci", source="key", key="ci", jti=f"thk_{key.id}")
                 other = Principal("key:ci", source="key", key="ci", jti="thk_another1")
                 return revocations.revoked(holder) and not revocations.revoked(other)
-            finally:
-                await state.close()
 
         assert asyncio.run(heard())
 
@@ -76,17 +68,3 @@ def test_how_they_are_shown(tmp_path: Path) -> None:
     assert head.split() == ["id", "name", "user", "org", "state", "created", "for"]
     assert any("models: gpt-*; tools: a, b" in line for line in lines)
     assert secret not in "".join(lines)
-
-
-def test_two_providers_need_two_ways_back(tmp_path: Path) -> None:
-    route = (
-        "{{name: {0}, path: /{0}, to: 'http://127.0.0.1:1', "
-        "authenticate: {{oidc: {{issuer: 'https://{1}', client_id: x{2}}}}}}}"
-    )
-    both = [route.format("a", "one", ""), route.format("b", "two", "")]
-    with pytest.raises(ConfigError, match="give this one another `callback`"):
-        validate(parse(f"routes: [{', '.join(both)}]\n", "t.yaml", {}).config)
-    both[1] = route.format("b", "two", ", callback: /.login/two")
-    validate(parse(f"routes: [{', '.join(both)}]\n", "t.yaml", {}).config)
-    same = [route.format("a", "one", ""), route.format("b", "one", "")]
-    validate(parse(f"routes: [{', '.join(same)}]\n", "t.yaml", {}).config)

@@ -3,9 +3,18 @@
 import pytest
 
 from tollhouse.config.parse import parse
+from tollhouse.core.clock import Clock
 from tollhouse.core.errors import ConfigError
+from tollhouse.gateway.assembly import Assembly, Fixtures
 from tollhouse.gateway.build import validate
 from tollhouse.gateway.issuer_routes import resources_of
+from tollhouse.gateway.keep import Keep
+from tollhouse.gateway.operate import Operations
+from tollhouse.ledger.catalogue import Catalogue
+from tollhouse.net.client import Client
+from tollhouse.observe.families import Families
+from tollhouse.observe.metrics import Metrics
+from tollhouse.store.memory import MemoryState
 
 SECRET = "0123456789abcdef0123456789abcdef"
 URL = "https://gateway.example.com"
@@ -50,6 +59,21 @@ def test_every_endpoint_is_a_resource_with_the_scopes_that_its_calls_need() -> N
     assert found[f"{URL}/mcp"].scopes["mcp"] == "Use tools"
     assert found[f"{URL}/mcp"].name == "Tools"
     assert found["https://api.example.com"].scopes == {"read": "Read all"}
+
+
+@pytest.mark.parametrize(
+    ("url", "listener"), [("https://GATEWAY.example.com:443/ai", "127.0.0.1:1"), (None, "[::1]:80"), (None, ":8080")]
+)
+def test_what_an_endpoint_asks_for_is_what_is_issued(url: str | None, listener: str) -> None:
+    public = HEAD.replace(URL, url) if url else HEAD.replace(f"public_url: {URL}, ", "")
+    config = parse(public + ISSUER, "t.yaml", {}).config
+    clock, families = Clock(), Families(Metrics())
+    operations = Operations(families.metrics)
+    fixtures = Fixtures(clock, families, Client(clock), MemoryState(clock), operations, listeners=((listener, "http"),))
+    assembly = Assembly(fixtures, config, Keep().tenure(), [], Catalogue.load)
+    issued = {one.uri for one in resources_of(config, assembly.public_url)}
+    for path in ("/mcp", "/mcp/one", "/mcp/chosen", "/tools"):
+        assert assembly.resource("mcp", path, assembly.top).resource in issued
 
 
 def test_it_is_built_beside_the_rest() -> None:

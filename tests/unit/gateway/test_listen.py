@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tollhouse.config.load import load_config
 from tollhouse.core.errors import ConfigError
 from tollhouse.gateway.listeners import limits_of
-from tollhouse.gateway.serve import Worker, _reserve, load_config
+from tollhouse.gateway.serve import Worker
+from tollhouse.gateway.workers import reserve
 from tollhouse.net.listen import Address, bind
 
 pytestmark = pytest.mark.anyio
@@ -26,7 +28,7 @@ def test_addresses_are_held_for_all_workers(tmp_path: Path) -> None:
         config(tmp_path, "{listen: ['127.0.0.1:0'], metrics: '127.0.0.1:0', admin: '127.0.0.1:0', workers: 2}")
     )
     with ExitStack() as stack:
-        addresses, metrics, admin = _reserve(loaded.config, stack)
+        addresses, metrics, admin = reserve(loaded.config, stack)
         assert metrics is not None
         assert admin is not None
         assert len({*addresses, metrics, admin}) == 3
@@ -51,7 +53,7 @@ def test_an_address_in_use_is_told_with_its_setting_and_nothing_stays_open(tmp_p
         loaded = load_config(config(tmp_path, f"{{listen: '127.0.0.1:0', metrics: '127.0.0.1:{port}', workers: 2}}"))
         before = len(os.listdir("/proc/self/fd"))
         with pytest.raises(ConfigError) as refused, ExitStack() as stack:
-            _reserve(loaded.config, stack)
+            reserve(loaded.config, stack)
         assert len(os.listdir("/proc/self/fd")) == before
     (problem,) = refused.value.problems
     assert problem.path == "server.metrics"

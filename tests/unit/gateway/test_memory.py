@@ -10,9 +10,10 @@ from time import perf_counter
 
 import pytest
 
+from tollhouse.config.load import load_config
 from tollhouse.core.clock import Clock
 from tollhouse.gateway.memory import Memory, system_trim
-from tollhouse.gateway.serve import Worker, load_config
+from tollhouse.gateway.serve import Worker
 
 pytestmark = pytest.mark.anyio
 
