@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 import trustme
 from joserfc import jwt
 from joserfc.jwk import ECKey
-from tests.fixtures.gateway import Gateway, serving, until
+from tests.fixtures.gateway import Gateway, serving, until, within
 from tests.fixtures.valkey import valkey
 
 pytestmark = pytest.mark.anyio
@@ -59,22 +59,10 @@ class Operator:
         return status, json.loads(data)
 
 
-@pytest.fixture
-def within() -> Callable[[float, Callable[[], bool]], None]:
-    def wait(seconds: float, ask: Callable[[], bool]) -> None:
-        end = time.monotonic() + seconds
-        while not ask():
-            assert time.monotonic() < end
-            time.sleep(0.02)
-
-    return wait
-
-
 MCP = """
 mcp:
   servers: {shop: {base_url: "http://127.0.0.1:1", rest: [{name: look, path: /look, description: l}]}}
 """
-Within = Callable[[float, Callable[[], bool]], None]
 
 
 def lets_in(gateway: Gateway, credential: str) -> bool:
@@ -91,7 +79,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Gateway]]:
         yield made
 
 
-def test_a_key_counts_and_ends_on_every_node_within_a_second(nodes: list[Gateway], within: Within) -> None:
+def test_a_key_counts_and_ends_on_every_node_within_a_second(nodes: list[Gateway]) -> None:
     one, other = (Operator(node) for node in nodes)
     assert one.key == other.key
     status, made = one.ask("POST", "/api/keys", {"name": "ci", "user": "bob"})
@@ -231,7 +219,7 @@ async def test_one_of_several_workers_serves_it_and_is_replaced(tmp_path: Path) 
         assert (status, "share no memory" in told["title"]) == (409, True)
 
 
-def test_a_revocation_counts_on_every_node_of_a_state(tmp_path: Path, within: Within) -> None:
+def test_a_revocation_counts_on_every_node_of_a_state(tmp_path: Path) -> None:
     (tmp_path / "jwks.json").write_text(json.dumps({"keys": [SIGNER.as_dict(private=False)]}))
     with valkey(tmp_path) as store:
         config = f"""

@@ -6,7 +6,7 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey
-from tests.fixtures.gateway import Gateway
+from tests.fixtures.gateway import Gateway, within
 from tests.unit.policies.authenticate.door import idp
 
 from tollhouse.cli import main
@@ -95,13 +95,6 @@ def tools(answer: Answer) -> list[str]:
     status, _, body = answer
     assert status == 200, body
     return sorted(tool["name"] for tool in body["result"]["tools"])
-
-
-def within(seconds: float, ask: Callable[[], bool]) -> None:
-    end = time.monotonic() + seconds
-    while not ask():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 # ---- keys

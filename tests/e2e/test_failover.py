@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.fixtures.gateway import Gateway, free_port, serving, until
-from tests.fixtures.provider import Provider
+from tests.fixtures.provider import Provider, provider
 from tests.fixtures.wire import Answer, once
 
 pytestmark = pytest.mark.anyio
@@ -45,36 +45,12 @@ models:
 """
 
 
-class Mortal(Provider):
-    """A Provider that can be killed."""
-
-    server: asyncio.Server | None = None
-
-    def kill(self) -> None:
-        """Nobody listens any more, and who is connected is cut."""
-        if self.server is not None:
-            self.server.close()
-        for writer in list(self.connections):
-            writer.transport.abort()
-
-
-@asynccontextmanager
-async def mortal() -> AsyncIterator[Mortal]:
-    one = Mortal()
-    one.server = await asyncio.start_server(one.connected, "127.0.0.1", 0)
-    one.port = one.server.sockets[0].getsockname()[1]
-    try:
-        yield one
-    finally:
-        one.kill()
-
-
 @dataclass
 class Running:
     gateway: Gateway
-    a: Mortal
-    b: Mortal
-    c: Mortal
+    a: Provider
+    b: Provider
+    c: Provider
 
     async def ask(self, model: str, path: str = "/v1/chat/completions", **fields: Any) -> Answer:
         headers = {"content-type": "application/json", **fields.pop("headers", {})}
@@ -87,7 +63,7 @@ class Running:
 @asynccontextmanager
 async def running(where: Path) -> AsyncIterator[Running]:
     async with AsyncExitStack() as stack:
-        a, b, c = [await stack.enter_async_context(mortal()) for _ in range(3)]
+        a, b, c = [await stack.enter_async_context(provider()) for _ in range(3)]
         config = CONFIG.format(a=a.port, b=b.port, c=c.port, gone=free_port())
         yield Running(await stack.enter_async_context(serving(config, where)), a, b, c)
 

@@ -11,7 +11,6 @@ import json
 import re
 import secrets
 from collections.abc import Iterator
-from hashlib import sha256
 from typing import Any
 from urllib.parse import parse_qsl, quote_plus, urlencode, urlsplit
 
@@ -21,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.fixtures.auth_provider import HASH, PASSWORD, Page
 from tests.fixtures.gateway import Gateway, free_port
+from tests.fixtures.issuer import challenge_of
 
 SECRET = "a-secret-of-more-than-thirty-two-characters"
 REDIRECT = "https://app.example.com/cb?tenant=1"
@@ -66,7 +66,7 @@ class House:
         self.url = gateway.url
         self.turn = 0
         self.verifier = "v" * 43
-        challenge = base64.urlsafe_b64encode(sha256(self.verifier.encode()).digest()).decode().rstrip("=")
+        challenge = challenge_of(self.verifier)
         self.request = {
             "response_type": "code", "client_id": "app", "redirect_uri": REDIRECT, "code_challenge": challenge,
             "code_challenge_method": "S256", "scope": "openid email read", "resource": API, "state": "s-1",

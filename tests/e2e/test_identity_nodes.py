@@ -22,6 +22,7 @@ from joserfc import jwt
 from joserfc.jwk import ECKey
 from tests.fixtures.auth_provider import HASH, PASSWORD, Page
 from tests.fixtures.gateway import Gateway, free_port, serving, until
+from tests.fixtures.issuer import challenge_of
 from tests.fixtures.mcp_gateway import http_server
 from tests.fixtures.valkey import Valkey, valkey
 
@@ -80,7 +81,7 @@ class House:
     @property
     def asked(self) -> dict[str, str]:
         """An authorization request."""
-        challenge = base64.urlsafe_b64encode(sha256(self.verifier.encode()).digest()).decode().rstrip("=")
+        challenge = challenge_of(self.verifier)
         return {
             "response_type": "code", "client_id": "app", "redirect_uri": REDIRECT, "scope": "openid offline_access",
             "resource": self.resource, "code_challenge": challenge, "code_challenge_method": "S256",

@@ -2,12 +2,10 @@
 logs people in there and gives them tokens of its own."""
 
 import asyncio
-import base64
 import json
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urljoin, urlsplit
@@ -16,7 +14,7 @@ import httpx
 import pytest
 from tests.fixtures.auth_provider import Page
 from tests.fixtures.gateway import free_port, serving
-from tests.fixtures.issuer import claims_of
+from tests.fixtures.issuer import challenge_of, claims_of
 from tests.fixtures.mcp_gateway import http_server
 from tests.fixtures.mcp_suite import NODE, NODE_FILES, needs_node
 
@@ -132,7 +130,7 @@ issuer:
 
             async def login(**more: str) -> tuple[dict[str, str], dict[str, Any]]:
                 verifier = secrets.token_urlsafe(32)
-                challenge = base64.urlsafe_b64encode(sha256(verifier.encode()).digest()).decode().rstrip("=")
+                challenge = challenge_of(verifier)
                 asked = {
                     "response_type": "code", "client_id": "app", "redirect_uri": REDIRECT, "state": "s",
                     "scope": "openid email profile", "code_challenge": challenge,

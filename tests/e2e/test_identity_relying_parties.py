@@ -83,18 +83,16 @@ def user(gateway: Gateway) -> User:
     return User(Browser(cast("Provider", SimpleNamespace(url=gateway.url))))
 
 
+def settings(gateway: Gateway) -> dict[str, Any]:
+    """What each program is told."""
+    return {"issuer": gateway.url, "resource": f"{gateway.url}/mcp", "redirect": REDIRECT, "secret": SECRET}
+
+
 async def test_openid_client(tmp_path: Path) -> None:
     async with house(tmp_path) as gateway:
         ada = user(gateway)
         async with ada.browser:
-            settings = {
-                "issuer": gateway.url,
-                "resource": f"{gateway.url}/mcp",
-                "redirect": REDIRECT,
-                "bye": BYE,
-                "secret": SECRET,
-            }
-            found = await run("openid_client.mjs", settings, ada)
+            found = await run("openid_client.mjs", {**settings(gateway), "bye": BYE}, ada)
         assert found["start"] == ["client_id", "request_uri"]
         assert found["mixed"] == "OAUTH_INVALID_RESPONSE"
         assert found["without"] == "OAUTH_INVALID_RESPONSE"
@@ -116,14 +114,7 @@ async def test_oauth4webapi(tmp_path: Path) -> None:
     async with house(tmp_path) as gateway:
         ada = user(gateway)
         async with ada.browser:
-            settings = {
-                "issuer": gateway.url,
-                "resource": f"{gateway.url}/mcp",
-                "redirect": REDIRECT,
-                "secret": SECRET,
-                "key": KEY.as_dict(private=True),
-            }
-            found = await run("oauth4webapi.mjs", settings, ada)
+            found = await run("oauth4webapi.mjs", {**settings(gateway), "key": KEY.as_dict(private=True)}, ada)
         assert found["servers"] == [gateway.url]
         assert found["same"] is True
         assert found["scope"] == "mcp"

@@ -3,7 +3,6 @@
 import base64
 import json
 import signal
-import socket
 import subprocess
 import sys
 import urllib.parse
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fixtures.gateway import Gateway
+from tests.fixtures.gateway import Gateway, free_port
 
 SECRET = "0123456789abcdef0123456789abcdef"
 RESOURCE = "https://api.example.com"
@@ -25,12 +24,6 @@ issuer:
   clients:
     - {{id: robot, secret: {secret}, grants: [client_credentials], serves: [https://api.example.com]}}
 """
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def post(gateway: Gateway, name: str, **form: str) -> Any:

@@ -1,8 +1,6 @@
 """A person in a browser before a plain route of a gateway that runs: to the provider, back, and to the page."""
 
 import json
-from base64 import urlsafe_b64encode
-from hashlib import sha256
 from pathlib import Path
 from time import time
 from typing import Any
@@ -11,6 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 from tests.fixtures.gateway import Gateway, free_port
+from tests.fixtures.issuer import challenge_of
 from tests.unit.policies.authenticate.door import KEY, idp, jwks, token
 
 pytestmark = pytest.mark.anyio
@@ -25,8 +24,7 @@ async def test_from_the_page_to_the_provider_and_back(tmp_path: Path) -> None:
 
         def give(head: bytes, body: bytes) -> Any:
             form = parse_qs(body.decode())
-            digest = urlsafe_b64encode(sha256(form["code_verifier"][0].encode()).digest()).rstrip(b"=").decode()
-            assert digest == asked["code_challenge"]
+            assert challenge_of(form["code_verifier"][0]) == asked["code_challenge"]
             said = {"iss": it.url, "aud": "gate", "nonce": asked["nonce"], "iat": int(time())}
             return {"id_token": token(**said, email="ada@example.com").decode()}
 

@@ -1,7 +1,6 @@
 """People at the login pages, in a real browser, with scripts and without: they log in, consent, and land where they
 came from."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +12,7 @@ from authlib.integrations.httpx_client import OAuth2Client
 from playwright.sync_api import Browser, Page, expect
 from tests.fixtures.chromium import chromium
 from tests.fixtures.gateway import Gateway, free_port, gateway
+from tests.fixtures.http_thread import in_thread
 
 from tollhouse.wire.password_hash import hash_password
 
@@ -65,14 +65,8 @@ def application() -> Iterator[Application]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     app = Application(server)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with in_thread(server):
         yield app
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 CONFIG = """

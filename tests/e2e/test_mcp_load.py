@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import yaml
 from tests.fixtures.gateway import Gateway, rss, until
+from tests.fixtures.http_thread import in_thread
 
 pytestmark = [
     pytest.mark.anyio,
@@ -198,15 +198,8 @@ class _Tools(BaseHTTPRequestHandler):
 @contextmanager
 def tool_servers() -> Iterator[int]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Tools)
-    server.daemon_threads = True
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with in_thread(server):
         yield server.server_address[1]
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def cpu_ms(pid: int) -> float:

@@ -4,7 +4,6 @@ import json
 import lzma
 import sqlite3
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -17,6 +16,7 @@ import pytest
 import yaml
 from tests.e2e.test_mcp_endpoints import ask
 from tests.fixtures.gateway import Gateway
+from tests.fixtures.http_thread import in_thread
 
 CHILD = str(Path(__file__).parents[1] / "fixtures/mcp_child.py")
 SERVER = {"command": sys.executable, "args": [CHILD]}
@@ -45,14 +45,8 @@ class _Embeddings(BaseHTTPRequestHandler):
 @contextmanager
 def embeddings() -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Embeddings)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with in_thread(server):
         yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def shown(url: str) -> list[str]:

@@ -20,7 +20,8 @@ from tests.fixtures.provider import Provider, provider
 from tests.fixtures.service import Service, frame, read_frame, service
 from tests.fixtures.wire import Wire
 
-from tollhouse.gateway.serve import Worker, load_config
+from tollhouse.config.load import load_config
+from tollhouse.gateway.serve import Worker
 
 pytestmark = pytest.mark.anyio
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.fixtures.gateway import Gateway, serving, until
-from tests.fixtures.provider import WORDS, Provider, Seen
+from tests.fixtures.provider import WORDS, Provider, Seen, begun
 from tests.fixtures.wire import Answer, Wire, once, request
 
 pytestmark = pytest.mark.anyio
@@ -26,7 +26,6 @@ class Late(Provider):
     """A Provider that takes its time before it answers, and goes on with an answer that was begun. delay: seconds."""
 
     delay = 0.0
-    server: asyncio.Server
 
     async def _answer(self, asked: Seen, writer: asyncio.StreamWriter) -> bool:
         await asyncio.sleep(self.delay)
@@ -41,27 +40,11 @@ class Late(Provider):
             return True
         return await super()._answer(asked, writer)
 
-    def kill(self) -> None:
-        self.server.close()
-        for writer in list(self.connections):
-            writer.transport.abort()
-
-
-@asynccontextmanager
-async def late() -> AsyncIterator[Late]:
-    one = Late()
-    one.server = await asyncio.start_server(one.connected, "127.0.0.1", 0)
-    one.port = one.server.sockets[0].getsockname()[1]
-    try:
-        yield one
-    finally:
-        one.kill()
-
 
 @asynccontextmanager
 async def between(where: Path, model: dict[str, Any], **more: Any) -> AsyncIterator[tuple[Gateway, Late, Late]]:
     """A gateway with one model, and its providers `a` and `b`."""
-    async with late() as a, late() as b:
+    async with begun(Late()) as a, begun(Late()) as b:
         providers = {
             name: {"kind": "openai", "base_url": f"http://127.0.0.1:{one.port}/v1", "api_key": "k", "continues": True}
             for name, one in (("a", a), ("b", b))
