@@ -17,7 +17,9 @@ class Spec(BaseModel):
     Its repr names the settings that were given, not their values: any of them may be a secret.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, hide_input_in_errors=True)
+    # Only the whole configuration is ever read: a validator for each of its parts besides costs 5 MB and a tenth of a
+    # second at every start.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, hide_input_in_errors=True, defer_build=True)
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         for name in sorted(self.model_fields_set):
