@@ -165,7 +165,7 @@ def call(port: int, path: str, headers: dict[str, str], body: bytes) -> tuple[in
 
 def raw_call(port: int, path: str, headers: dict[str, str], body: bytes) -> tuple[int, int, bytes]:
     """One request on a connection of its own: status, bytes received, and these bytes (chunked or not)."""
-    lines = [f"POST {path} HTTP/1.1", "Host: bench", "Connection: close", f"Content-Length: {len(body)}"]
+    lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", "Connection: close", f"Content-Length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     with socket.create_connection(("127.0.0.1", port), 60) as connection:
         connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)

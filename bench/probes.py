@@ -28,7 +28,7 @@ _WRITTEN = re.compile(rb'"fp_(\d+)"')
 
 
 def _request(headers: dict[str, str], body: bytes) -> bytes:
-    lines = [f"POST {CHAT} HTTP/1.1", "Host: bench", f"Content-Length: {len(body)}"]
+    lines = [f"POST {CHAT} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
