@@ -46,7 +46,10 @@ CREATE VIEW audit_records AS SELECT j.journal AS chain, a.n, a.at,
 """  # noqa: S608
 
 _THERE = "SELECT body FROM audit WHERE journal = ? AND n = ?"
+_AT_ONCE: Final = 64
+"""Rows in a statement: while SQLite takes them the interpreter is free for the event loop (as `sqlite._AT_ONCE`)."""
 _PUT = "INSERT INTO audit VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_PUT_MANY = f"INSERT INTO audit VALUES {', '.join(['(?, ?, ?, ?)'] * _AT_ONCE)} ON CONFLICT DO NOTHING"  # noqa: S608
 _HEAD = (
     "INSERT INTO audit_chains VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE "
     "SET n = excluded.n, hash = excluded.hash, at = excluded.at WHERE excluded.n > n"
@@ -67,6 +70,9 @@ class Placed(msgspec.Struct, gc=False):
     anchors: tuple[Anchor, ...] = ()
 
 
+_placed = msgspec.json.Decoder(Placed).decode
+
+
 class Row(NamedTuple):
     """A record as it is stored."""
 
@@ -78,15 +84,28 @@ class Row(NamedTuple):
 def put_away(db: sqlite3.Connection, journal: int, entries: Sequence[Entry]) -> tuple[int, list[tuple[Entry, str]]]:
     """Store these, within the transaction that is open: how many are new, and those that cannot be, with why. One that
     is there already, byte for byte, is neither."""
-    stored, wrong = 0, []
+    stored = 0
+    wrong: list[tuple[Entry, str]] = []
+    found: list[tuple[Entry, Placed, str]] = []
     head: Placed | None = None
     for entry in entries:
         try:
-            placed = msgspec.json.decode(entry.body, type=Placed)
-            text = entry.body.decode()
+            found.append((entry, _placed(entry.body), entry.body.decode()))
+        except ValueError as error:
+            wrong.append((entry, _why(error)))
+    many = len(found) - len(found) % _AT_ONCE
+    for first in range(0, many, _AT_ONCE):
+        rows = found[first : first + _AT_ONCE]
+        if not _put_many(db, journal, rows):
+            many = first  # one of these is there already, or cannot be: which, is seen one by one
+            break
+        stored += _AT_ONCE
+        head = rows[-1][1]
+    for entry, placed, text in found[many:]:
+        try:
             new = db.execute(_PUT, (journal, placed.n, placed.at, text)).rowcount == 1
-        except (ValueError, OverflowError, sqlite3.IntegrityError, sqlite3.DataError) as error:
-            wrong.append((entry, f"{type(error).__name__}: {error}"[:500]))
+        except (OverflowError, sqlite3.IntegrityError, sqlite3.DataError) as error:
+            wrong.append((entry, _why(error)))
             continue
         if new:
             stored += 1
@@ -96,6 +115,24 @@ def put_away(db: sqlite3.Connection, journal: int, entries: Sequence[Entry]) -> 
     if head is not None:
         db.execute(_HEAD, (journal, head.n, head.hash, head.at))
     return stored, wrong
+
+
+def _put_many(db: sqlite3.Connection, journal: int, rows: Sequence[tuple[Entry, Placed, str]]) -> bool:
+    """Store these in one statement, if none of them is there: whether all are stored. Else none is."""
+    values = [value for _, placed, text in rows for value in (journal, placed.n, placed.at, text)]
+    db.execute("SAVEPOINT rows")
+    try:
+        whole = db.execute(_PUT_MANY, values).rowcount == len(rows)
+    except (OverflowError, sqlite3.IntegrityError, sqlite3.DataError):
+        whole = False
+    if not whole:
+        db.execute("ROLLBACK TO rows")
+    db.execute("RELEASE rows")
+    return whole
+
+
+def _why(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
 
 
 class AuditReader:
