@@ -4,11 +4,13 @@ import asyncio
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.fixtures.gateway import Gateway, until
+from tests.unit.policies.authorize.test_opa import server
 
 pytestmark = pytest.mark.anyio
 
@@ -98,7 +100,8 @@ def models(gateway: Gateway) -> list[str]:
 
 
 async def test_a_policy_is_read_again_when_its_file_changes(tmp_path: Path) -> None:
-    pytest.importorskip("regopy")
+    if find_spec("regopy") is None:
+        pytest.skip("the extra `rego` is not installed")
     policy = tmp_path / "policy.rego"
     policy.write_text(POLICY % "small")
     with Gateway(config(REGO), tmp_path) as gateway:
@@ -115,3 +118,24 @@ async def test_a_policy_is_read_again_when_its_file_changes(tmp_path: Path) -> N
         fresh.replace(policy)
         await gateway.logged(r"authorize\.rego: .*this is unclosed", since)
         assert models(gateway) == ["dear", "small"]  # the last good one serves
+
+
+async def test_lists_show_what_a_policy_server_lets_be_listed(tmp_path: Path) -> None:
+    def says(asked: Any) -> Any:
+        if asked.get("llm"):
+            return {"result": asked["llm"]["model"] == "dear"}
+        return {"result": asked.get("mcp", {}).get("tool", {}).get("name", "echo") == "echo"}
+
+    async with server() as opa:
+        opa.says = says
+        with Gateway(config(f'  opa: {{url: "{opa.url}", cache: 60s}}'), tmp_path) as gateway:
+            for _ in range(2):
+                assert await asyncio.to_thread(models, gateway) == ["dear"]
+            status, _ = await asyncio.to_thread(gateway.get, "/v1/models/small")
+            assert status == 404
+            agent = await asyncio.to_thread(session, gateway)
+            body = {"jsonrpc": "2.0", "id": 2, "method": "tools/list", "params": {}}
+            _, listed = await asyncio.to_thread(gateway.ask, "POST", "/mcp", body, agent)
+            assert [tool["name"] for tool in json.loads(listed)["result"]["tools"]] == ["echo"]
+            refused = await asyncio.to_thread(call, gateway, agent, "env", "")
+            assert refused["error"]["data"]["reason"] == "permission_denied"

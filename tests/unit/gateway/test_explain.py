@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,8 @@ def test_every_rule_says_something_in_order() -> None:
 
 
 def test_a_policy_in_rego_is_asked(tmp_path: Path) -> None:
-    pytest.importorskip("regopy")
+    if find_spec("regopy") is None:
+        pytest.skip("the extra `rego` is not installed")
     (tmp_path / "p.rego").write_text('package tollhouse\nallow if input.mcp.tool.name == "x"\n')
     text = "mcp: {servers: {a: {url: 'http://127.0.0.1:1/'}}}\n"
     text += f"authorize: {{rego: {{file: {tmp_path / 'p.rego'}}}}}\n"

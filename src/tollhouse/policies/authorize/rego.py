@@ -11,27 +11,31 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import Future
 from ctypes import create_string_buffer
+from importlib.util import find_spec
 from json.encoder import encode_basestring as quoted
 from math import isfinite
-from threading import Lock
+from queue import SimpleQueue
+from threading import Lock, Thread
 from time import monotonic
 from typing import Any
 
 import msgspec
 
 from tollhouse.core.call import Call
+from tollhouse.core.errors import Failure, Reason
 from tollhouse.policies.authorize.document import reads
 from tollhouse.policies.authorize.spec import RegoSpec
 
-__all__ = ["BadPolicy", "Decision", "InThread", "Rego", "compiled", "said"]
+__all__ = ["BadPolicy", "Decision", "InThread", "Rego", "compiled", "said", "unavailable"]
 
 log = logging.getLogger("tollhouse.policies.authorize")
 
 _SLOW = 0.02  # seconds of a decision, during which nothing else is served
 _QUIET = 60.0
+_LONGEST = 10.0  # seconds that a call waits for a decision in a thread
 _LONGEST_REASON = 200
 _INT = 1 << 63
 _LARGEST = 4 << 20  # bytes of an answer
@@ -63,6 +67,9 @@ class _Answer(msgspec.Struct):
 
 _answer = msgspec.json.Decoder(_Answer)
 
+_Decided = Future[bool | Decision | None]
+_Question = tuple[Mapping[str, Any], _Decided]
+
 
 def said(value: bool | Decision | None, what: str) -> str:
     """Why a policy's answer refuses, "" where it is a yes. what: was asked."""
@@ -82,6 +89,10 @@ class Rego:
     def __init__(
         self, modules: Mapping[str, str], documents: Mapping[str, str], query: str, *, shadow: bool = False
     ) -> None:
+        # RE2's own library must be there before regopy's, which has one of its own inside: loaded behind it, its first
+        # longer pattern aborts the process.
+        if find_spec("re2") is not None:
+            import re2  # noqa: PLC0415, F401 - the extra `guard`
         import regopy  # type: ignore[import-untyped]  # noqa: PLC0415 - the extra `rego`
         from regopy import rego_shared  # noqa: PLC0415
 
@@ -249,28 +260,81 @@ def _first(text: str) -> str:
 
 
 class InThread:
-    """A policy that is asked in a thread of its own: for calls. Lists ask it where they are made."""
+    """A policy that is asked in a thread of its own: for calls. Lists ask it where they are made.
 
-    def __init__(self, rego: Rego) -> None:
+    lists: the same once more, for lists, so that they do not wait until the thread is done with `rego`. longest:
+    seconds that a call waits for its decision. A decision that takes longer than that cannot be ended, and until it
+    ends by itself every call is refused at once, so that nothing piles up behind it.
+    """
+
+    def __init__(self, rego: Rego, lists: Rego | None = None, longest: float = _LONGEST) -> None:
         self.name = rego.name
         self.shadow = rego.shadow
         self.rego = rego
-        self._thread = ThreadPoolExecutor(1, "rego")
+        self.lists = lists if lists is not None else rego
+        self._longest = longest
+        self._asked: SimpleQueue[_Question | None] = SimpleQueue()
+        self._thread: Thread | None = None
+        self._now: _Decided | None = None
+        self._endless: _Decided | None = None
 
     async def refusal(self, call: Call) -> str:
-        """As that of `Rego`. The document is made here: a call belongs to the loop."""
+        """As that of `Rego`. The document is made here: a call belongs to the loop. Raises Failure 503."""
         rego = self.rego
-        decide: Callable[[], Any]
         try:
             document = rego.reads.document(call)
-            decide = lambda: rego.decide(document)  # noqa: E731
-            return said(await asyncio.get_running_loop().run_in_executor(self._thread, decide), rego.query)
+            if self._endless is None or self._endless.done():
+                decided = self._ask(document)
+                try:
+                    if (await asyncio.wait((decided,), timeout=self._longest))[0]:
+                        return said(decided.result(), rego.query)
+                    self._endless = self._now
+                finally:
+                    decided.cancel()
         except (ValueError, TypeError, RecursionError, OverflowError) as error:
             log.warning("rego: %s cannot be decided, which refuses the call: %s", rego.query, error)
             return f"{rego.query} (in doubt)"
+        if self.shadow:
+            return f"{rego.query} (not decided)"
+        raise unavailable(f"{rego.query} (not decided)", f"rego: no decision within {self._longest:g} seconds", call)
+
+    def _ask(self, document: Mapping[str, Any]) -> "asyncio.Future[bool | Decision | None]":
+        if self._thread is None:
+            # At the end nobody waits for it: its decision may have none.
+            self._thread = Thread(target=self._decide, name="rego", daemon=True)
+            self._thread.start()
+        decided = _Decided()
+        self._asked.put((document, decided))
+        return asyncio.wrap_future(decided)
+
+    def _decide(self) -> None:
+        """The thread."""
+        while (question := self._asked.get()) is not None:
+            document, decided = question
+            if not decided.set_running_or_notify_cancel():
+                continue  # who asked has left
+            self._now = decided
+            try:
+                decided.set_result(self.rego.decide(document))
+            except Exception as error:  # noqa: BLE001 - the thread's root: it is raised to who asked
+                decided.set_exception(error)
+            self._now = None
 
     async def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._asked.put(None)
+
+
+def unavailable(rule: str, detail: str, call: Call) -> Failure:
+    """Nobody can say whether the call is permitted, and so it is not. rule: whose answer is missing."""
+    call.context.rule, call.context.decision = rule, "deny"
+    return Failure(
+        503,
+        Reason.AUTHORIZATION,
+        "whether this is permitted cannot be decided at the moment; try again in a second",
+        code="authorization_unavailable",
+        detail=detail,
+        retry_after=1.0,
+    )
 
 
 def compiled(spec: RegoSpec, *, shadow: bool = False) -> Rego:

@@ -1,7 +1,11 @@
 """Policies in Rego: real ones, asked of the real engine."""
 
+import asyncio
 import json
 import logging
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,12 @@ from tollhouse.core.errors import ConfigError, Failure
 from tollhouse.core.handler import compose
 from tollhouse.policies.authorize import AUTHORIZE, GuardSpec, permitted
 from tollhouse.policies.authorize.document import reads
-from tollhouse.policies.authorize.rego import BadPolicy, Rego
+from tollhouse.policies.authorize.rego import BadPolicy, InThread, Rego
 
-pytest.importorskip("regopy")
-pytestmark = pytest.mark.anyio
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(find_spec("regopy") is None, reason="the extra `rego` is not installed"),
+]
 
 ROLES = """
 package tollhouse
@@ -83,6 +89,93 @@ async def test_lists_are_filtered(tmp_path: Path, in_thread: bool) -> None:
     await shelf.close()
 
 
+# As long as the caller wants.
+LONG = """
+package tollhouse
+allow if input.listing
+allow if count([x | some x in numbers.range(1, input.mcp.arguments.n); x % 7 == 3]) > 0
+"""
+
+
+async def test_a_decision_that_does_not_end_holds_nobody_up(caplog: pytest.LogCaptureFixture) -> None:
+    rego, lists = (Rego({"p": LONG}, {}, "data.tollhouse.allow") for _ in range(2))
+    policy = InThread(rego, lists, longest=0.05)
+    assert await policy.refusal(tool("x", dev(), n=10)) == ""
+    slow = [asyncio.ensure_future(policy.refusal(tool("x", dev(), n=n))) for n in (200_000, 5)]
+    await asyncio.sleep(0.01)
+    assert lists.refusal(tool("x", dev()), True) == ""  # a list waits for neither
+    for asked in slow:
+        with pytest.raises(Failure) as caught:
+            await asked
+        assert (caught.value.status, caught.value.code) == (503, "authorization_unavailable")
+    policy._longest = 30.0  # further ones do not wait at all
+    for _ in range(20):
+        call = tool("x", dev(), n=5)
+        with pytest.raises(Failure):
+            await policy.refusal(call)
+        assert (call.context.decision, call.context.rule) == ("deny", "data.tollhouse.allow (not decided)")
+    policy.shadow = True
+    assert await policy.refusal(tool("x", dev(), n=5)) == "data.tollhouse.allow (not decided)"
+    while (why := await policy.refusal(tool("x", dev(), n=5))) != "":  # until it has ended after all
+        assert why.endswith("(not decided)")
+        await asyncio.sleep(0.01)
+    assert await policy.refusal(tool("x", dev(), n=2**70)) == "data.tollhouse.allow (in doubt)"
+    await policy.close()
+    assert not [one for one in caplog.records if one.name == "asyncio"]
+
+
+@pytest.mark.parametrize(("policy", "apart"), [(LONG, True), (LONG.replace("allow if input.listing", ""), False)])
+async def test_lists_have_an_engine_of_their_own(tmp_path: Path, policy: str, apart: bool) -> None:
+    """Where they ask at all: an engine works for one at a time, and who waits for it in the loop holds up everybody."""
+    p = parts(entrance="mcp")
+    assert await passes(tool("x", n=8), guard(tmp_path, policy, in_thread=True), p=p)
+    made = permitted((guard(tmp_path, policy, in_thread=True),), p)
+    assert made is not None
+    assert made.permitted(tool("x"))
+    shelf = p.shared
+    assert isinstance(shelf, Shelf)
+    [threaded] = [part for part in shelf.parts.values() if isinstance(part, InThread)]
+    [scope] = made._rules
+    assert scope.engines == (threaded.lists,)
+    assert (threaded.lists is not threaded.rego) is apart
+    await shelf.close()
+
+
+ENDING = """
+import asyncio, sys
+from tests.unit.policies.authorize.test_rego import LONG
+from tests.unit.policies.floor import tool
+from tollhouse.core.errors import Failure
+from tollhouse.policies.authorize.rego import InThread, Rego
+
+async def ask():
+    policy = InThread(Rego({"p": LONG}, {}, "data.tollhouse.allow"), longest=0.05)
+    try:
+        await policy.refusal(tool("x", n=30_000_000))
+    except Failure:
+        print("refused", flush=True)
+    await policy.close()
+
+asyncio.run(ask())
+"""
+
+
+def test_a_process_ends_whatever_is_being_decided() -> None:
+    command = [sys.executable, "-c", ENDING]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "refused\n"), ended.stderr
+
+
+async def test_who_leaves_before_the_decision_ends_nothing() -> None:
+    policy = InThread(Rego({"p": LONG}, {}, "data.tollhouse.allow"))
+    leaving = [asyncio.ensure_future(policy.refusal(tool("x", dev(), n=100_000))) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    for one in leaving:
+        one.cancel()
+    assert await policy.refusal(tool("x", dev(), n=5)) == ""
+    await policy.close()
+
+
 async def test_rules_and_the_policy_must_agree(tmp_path: Path) -> None:
     both = guard(tmp_path, more={"rules": [{"deny": 'mcp.server == "closed"'}]})
     assert await passes(tool("search", dev()), both)
@@ -96,6 +189,26 @@ async def test_in_shadow(tmp_path: Path) -> None:
     assert await passes(call, guard(tmp_path, shadow=True), p=p)
     assert call.context.shadow == "top: data.tollhouse.allow"
     assert counted(p, "authorization_decisions_total") == {("cel", "allow"): 1, ("rego", "shadow_deny"): 1}
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+async def test_a_policy_that_leaves_the_shadow_decides(tmp_path: Path, in_thread: bool) -> None:
+    """What is compiled is kept from one configuration to the next, and in one is not what it was in the other."""
+    p = parts(entrance="mcp")
+    for _ in range(2):
+        assert await passes(tool("delete", dev()), guard(tmp_path, shadow=True, in_thread=in_thread), p=p)
+        assert not await passes(tool("delete", dev()), guard(tmp_path, in_thread=in_thread), p=p)
+        block = guard(tmp_path, in_thread=in_thread, more={"shadow": True})
+        assert await passes(tool("delete", dev()), block, p=p)
+    made = permitted((guard(tmp_path, in_thread=in_thread),), p)
+    assert made is not None
+    assert not made.permitted(tool("delete", dev()))
+    for hidden in (guard(tmp_path, shadow=True, in_thread=in_thread), block):
+        made = permitted((hidden,), p)
+        assert made is None or made.permitted(tool("delete", dev()))
+    shelf = p.shared
+    assert isinstance(shelf, Shelf)
+    await shelf.close()
 
 
 async def test_what_depends_on_names_is_remembered(tmp_path: Path) -> None:
@@ -301,3 +414,26 @@ def test_the_input_is_what_is_read() -> None:
 def test_a_bad_policy_says_where() -> None:
     with pytest.raises(BadPolicy, match=r"^p\.rego: "):
         Rego({"p.rego": "package e\nallow if ("}, {}, "data.e.allow")
+
+
+@pytest.mark.skipif(find_spec("re2") is None, reason="the extra `guard` is not installed")
+@pytest.mark.parametrize("order", [("rego", "guard", "rego"), ("guard", "rego", "guard")])
+def test_policies_and_guards_live_in_one_process(order: tuple[str, ...]) -> None:
+    """Each of the two packages has a copy of RE2 inside, and of two copies one may free what the other has taken."""
+    program = r"""
+import sys
+from tollhouse.policies.authorize.rego import Rego
+from tollhouse.wire.guard.engine import compiled
+
+LONG = "a-text-that-no-string-keeps-inside-of-itself[0-9]+"
+for what in sys.argv[1:]:
+    if what == "guard":
+        text = b"a-text-that-no-string-keeps-inside-of-itself17"
+        assert compiled(LONG)(text, 0, len(text))
+    else:
+        Rego({"a.rego": f"package tollhouse\nallow if regex.match(`{LONG}`, input.path)"}, {}, "data.tollhouse.allow")
+print("done")
+"""
+    command = [sys.executable, "-c", program, *order]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout) == (0, "done\n"), ran.stderr[-2000:]
