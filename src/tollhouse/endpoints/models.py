@@ -7,7 +7,7 @@ every request.
 
 from base64 import b64decode, urlsafe_b64encode
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -22,10 +22,13 @@ from tollhouse.core.reply import Reply
 from tollhouse.wire.llm import CHAT, GENERATE, MESSAGES
 from tollhouse.wire.llm.dialect import Dialect
 
-__all__ = ["Admit", "Model", "Models", "ModelsEndpoint", "Permitted", "refusal_of", "unknown_model"]
+__all__ = ["Admit", "Model", "Models", "ModelsEndpoint", "Permitted", "Shown", "refusal_of", "unknown_model"]
 
 Permitted = Callable[[Principal | None, str], bool]
 """Whether this principal may ask for a model by that name."""
+
+Shown = Callable[[Principal | None, Sequence[str]], Awaitable[Sequence[bool]]]
+"""The same of many that are permitted so far, in their order, where somebody has to be waited for."""
 
 Admit = Callable[[Call], Awaitable[None]]
 """Asked before what reaches no model: rules and limits of the top. Raises Failure."""
@@ -60,13 +63,14 @@ class Models:
     """Finds the Model for a name: the exact one, else the wildcard with the longest prefix, then suffix.
 
     Exact names are one dict lookup. Wildcards are grouped by the length of their prefix: one slice and one lookup for
-    each length there is, however many wildcards.
+    each length there is, however many wildcards. shown: asked before names are told, None where nobody is.
     """
 
-    __slots__ = ("_exact", "_names", "_own", "_prefixes", "_sizes")
+    __slots__ = ("_exact", "_names", "_own", "_prefixes", "_sizes", "shown")
 
-    def __init__(self, models: Iterable[Model]) -> None:
+    def __init__(self, models: Iterable[Model], *, shown: Shown | None = None) -> None:
         """Raises ValueError for a name with several `*`, and for one that comes twice."""
+        self.shown = shown
         self._exact: dict[str, Model] = {}  # aliases among them
         self._own: dict[str, str] = {}
         self._prefixes: dict[str, list[tuple[str, Model]]] = {}
@@ -161,10 +165,13 @@ def apart(request: Request) -> ModelCall:
     )
 
 
-def unknown_model(models: Models, name: str, permitted: Callable[[str], bool]) -> Failure:
+async def unknown_model(models: Models, name: str, permitted: Permitted, principal: Principal | None) -> Failure:
     """404 for a name that is not there, with those that may have been meant."""
     shown = name if len(name) <= 100 else name[:100] + "..."
-    near = models.nearest(name, permitted)
+    near = models.nearest(name, lambda n: permitted(principal, n))
+    if near and models.shown is not None:
+        told = await models.shown(principal, [models.own(n) for n in near])
+        near = [n for n, may in zip(near, told, strict=True) if may]
     if near:
         hint = "did you mean " + " or ".join(map(repr, near)) + "?"
     else:
@@ -179,8 +186,7 @@ async def refusal_of(name: str, models: Models, request: Request, permitted: Per
     context.model_asked = name[:LONGEST]
     if admit is not None:
         await admit(apart(request))
-    principal = context.principal
-    return unknown_model(models, name, lambda n: permitted(principal, n))
+    return await unknown_model(models, name, permitted, context.principal)
 
 
 class ModelsEndpoint:
@@ -220,33 +226,45 @@ class ModelsEndpoint:
         rest = request.path[len(self._path) :].strip(b"/")
         if rest:
             name = unquote_to_bytes(rest).decode("utf-8", "replace")
-            content = self._one(name, request.context.principal, dialect)
+            content = await self._one(name, request.context.principal, dialect)
         else:
-            content = self._list(request, dialect)
+            models = self._permitted_to(request.context.principal)
+            if self._models.shown is not None:
+                own = self._models.own
+                told = await self._models.shown(request.context.principal, [own(m.name) for m in models])
+                models = [m for m, may in zip(models, told, strict=True) if may]
+            content = _list(models, request, dialect)
         return Response(200, Headers([(b"content-type", b"application/json")]), _encode(content))
 
-    def _one(self, name: str, principal: Principal | None, dialect: Dialect) -> dict[str, object]:
-        model = self._models.find(name)
-        if model is None or not self._permitted(principal, self._models.own(name)):
-            raise unknown_model(self._models, name, lambda n: self._permitted(principal, n))
+    async def _one(self, name: str, principal: Principal | None, dialect: Dialect) -> dict[str, object]:
+        models = self._models
+        model = models.find(name)
+        own = models.own(name)
+        may = model is not None and self._permitted(principal, own)
+        if may and models.shown is not None:
+            (may,) = await models.shown(principal, (own,))
+        if model is None or not may:
+            raise await unknown_model(models, name, self._permitted, principal)
         return _shape(model, name, dialect)
 
-    def _list(self, request: Request, dialect: Dialect) -> dict[str, object]:
-        principal = request.context.principal
+    def _permitted_to(self, principal: Principal | None) -> list[Model]:
         own = self._models.own
-        models = [m for m in self._models.all() if self._permitted(principal, own(m.name))]
-        if dialect is CHAT:
-            return {"object": "list", "data": [_shape(m, m.name, dialect) for m in models]}
-        if dialect is GENERATE:
-            page, token = _google_page(models, request)
-            return {"models": [_shape(m, m.name, dialect) for m in page], **token}
-        page, more = _page(models, request)
-        return {
-            "data": [_shape(m, m.name, dialect) for m in page],
-            "has_more": more,
-            "first_id": page[0].name if page else None,
-            "last_id": page[-1].name if page else None,
-        }
+        return [m for m in self._models.all() if self._permitted(principal, own(m.name))]
+
+
+def _list(models: list[Model], request: Request, dialect: Dialect) -> dict[str, object]:
+    if dialect is CHAT:
+        return {"object": "list", "data": [_shape(m, m.name, dialect) for m in models]}
+    if dialect is GENERATE:
+        page, token = _google_page(models, request)
+        return {"models": [_shape(m, m.name, dialect) for m in page], **token}
+    page, more = _page(models, request)
+    return {
+        "data": [_shape(m, m.name, dialect) for m in page],
+        "has_more": more,
+        "first_id": page[0].name if page else None,
+        "last_id": page[-1].name if page else None,
+    }
 
 
 def _asked(request: Request) -> Dialect:

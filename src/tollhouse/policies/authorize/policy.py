@@ -1,7 +1,8 @@
 """Authorization: the policies that refuse calls, and what filters lists.
 
 Rule: scopes add up: every scope that has rules must agree, so a narrow scope can forbid more and never permit more. The
-same rules filter lists (`permitted`), where only what is surely refused is left out. What is in shadow is decided
+same rules filter lists (`permitted`), where only what is surely refused is left out, and what a policy server does not
+let be listed (`shown`). What is in shadow is decided
 besides, counted and logged, and refuses nothing.
 """
 
@@ -50,7 +51,7 @@ class Authorize:
     """The rules that are in force for one chain.
 
     rules: of each scope, those in force; parted: the same, to be asked about calls; shadow: the same with those in
-    shadow, None where there are none. remotes: asked when the rules have let a call pass.
+    shadow, None where there are none. remotes: asked when the rules have let a call pass. servers: asked for lists.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class Authorize:
         shadow: Sequence[Rules] | None,
         remotes: Sequence[Remote],
         decisions: "Decisions",
+        servers: Sequence[Opa] = (),
     ) -> None:
+        self._servers = tuple(servers)
         self._rules = tuple(rules)
         self._parted = tuple(parted)
         self._shadow = None if shadow is None else tuple(shadow)
@@ -178,6 +181,18 @@ class Authorize:
                 listed.put(probe, verdict)
         return verdict
 
+    @property
+    def asks(self) -> bool:
+        """Whether a policy server has a say in lists: what is `permitted` is then put to `shown`."""
+        return bool(self._servers)
+
+    async def shown(self, probes: Sequence[Call]) -> list[bool]:
+        """Which of these probes of one caller the policy servers let be listed, in their order."""
+        told = [True] * len(probes)
+        for server in self._servers:
+            told = [a and b for a, b in zip(told, await server.shown(probes), strict=True)]
+        return told
+
     def _refusal(self, rules: Sequence[Rules], call: Call, listing: bool) -> Refusal | None:
         for scope in rules:
             refusal = scope.refusal(call, listing)
@@ -215,7 +230,8 @@ def _memo(rules: Sequence[Rules]) -> Memo:
 
 
 def permitted(layers: Sequence[Layer], parts: Parts) -> "Authorize | None":
-    """The rules that filter a list, or None when there are none; its `permitted` is asked for each entry."""
+    """The rules that filter a list, or None when there are none; its `permitted` is asked for each entry, and where it
+    `asks`, `shown` for those that are left."""
     return _make(tuple(layers), parts, lists=True) if layers else None
 
 
@@ -225,6 +241,7 @@ def _make(layers: tuple[Layer, ...], parts: Parts, *, lists: bool = False) -> Au
     parted: list[Parted] = []
     whole: list[Rules] = []
     remotes: list[Remote] = []
+    servers: list[Opa] = []
     hidden = False
     for layer in layers:
         engines: list[Rego] = []
@@ -235,10 +252,12 @@ def _make(layers: tuple[Layer, ...], parts: Parts, *, lists: bool = False) -> Au
             elif rego is not None:
                 remotes.append(rego)
                 if lists and not rego.shadow:
-                    engines.append(rego.rego)
+                    engines.append(rego.lists)
             opa = _opa(layer, parts)
             if opa is not None and not lists:
                 remotes.append(opa)
+            elif opa is not None and not opa.shadow:
+                servers.append(opa)
         of_calls = [rule for rule in rules_of(layer) if rule.effect != "approve"]
         real_rules, real_engines = [r for r in of_calls if not r.shadow], [e for e in engines if not e.shadow]
         in_force = Rules(layer.where, real_rules, real_engines)
@@ -249,10 +268,10 @@ def _make(layers: tuple[Layer, ...], parts: Parts, *, lists: bool = False) -> Au
             parted.append(Parted(layer.where, real_rules, real_engines))
         if every:
             whole.append(every)
-    if not (real or (whole and not lists) or remotes):
+    if not (real or (whole and not lists) or remotes or servers):
         return None
     shadow = whole if hidden and not lists else None
-    return Authorize(real, parted, shadow, [] if lists else remotes, Decisions(parts))
+    return Authorize(real, parted, shadow, [] if lists else remotes, Decisions(parts), servers)
 
 
 def _rego(layer: Layer, parts: Parts) -> Rego | InThread | None:
@@ -267,7 +286,11 @@ def _rego(layer: Layer, parts: Parts) -> Rego | InThread | None:
         raise wrong(layer, "authorize.rego", str(error)) from None
     if not spec.in_thread:
         return rego
-    threaded: InThread = parts.shared(("in thread", *key), partial(InThread, rego), InThread.close)
+
+    def make() -> InThread:
+        return InThread(compiled(spec, shadow=shadow) if rego.reads.lists else rego, rego)
+
+    threaded: InThread = parts.shared(("in thread", *key), make, InThread.close)
     return threaded
 
 
