@@ -315,6 +315,9 @@ class HttpTools:
     async def handle(self, call: ToolCall) -> Reply:
         """The terminal Handler. Raises Failure, with code "api_failed" for what the API says of itself."""
         context = call.context
+        if call.resume is not None:  # it is under way, with a server that stood here before
+            resumed: Reply = await call.resume(call)
+            return resumed
         if call.method != "tools/call":
             return _reply(jsonrpc.error(1, jsonrpc.METHOD_NOT_FOUND, f"{self.name} has tools only"))
         now = monotonic()

@@ -5,11 +5,14 @@ refers to nothing that refers back to it.
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
 __all__ = [
+    "ACCOUNT",
+    "APPROVAL",
+    "CONNECTING",
     "Actor",
     "Asks",
     "Call",
@@ -254,20 +257,35 @@ class ModelCall(Call, kw_only=True, eq=False):
         return reserve
 
 
-class Consent(NamedTuple):
-    """What the agent's user said to the question whether a call may be made. action: accept | decline | cancel. claim:
-    whether it is used for the first time; awaited before it counts. Raises Failure 503."""
+APPROVAL: Final = "approval"
+"""What a question of ours is about: whether the call may be made."""
 
+ACCOUNT: Final = "account"
+"""The same: the user is to connect an account of his at the server, and the call goes on then."""
+
+CONNECTING: Final = "connecting"
+"""The same, where that is all that the call is for."""
+
+
+class Consent(NamedTuple):
+    """What the agent's user said to a question of ours. about: APPROVAL | ACCOUNT | CONNECTING. action: accept |
+    decline | cancel, or "" for nothing in time. claim: whether it is used for the first time; awaited before an
+    approval counts. Raises Failure 503. left: seconds that the question still has."""
+
+    about: str
     action: str
     claim: Callable[[], Awaitable[bool]]
+    left: float = 0.0
 
 
 class Asks(Protocol):
-    """A question of ours to the agent's user, in the place of a call's answer. timeout: seconds to answer it."""
+    """A question of ours to the agent's user, in the place of a call's answer. about: as in Consent. timeout: seconds
+    to answer it."""
 
+    about: str
     timeout: float
     carry: Callable[[Any], Any] | None
-    """Makes the Reply that follows once the call is approved what this agent can have; set by the endpoint."""
+    """Makes the Reply that follows once that is settled what this agent can have; set by the endpoint."""
 
 
 class Movable(Protocol):
@@ -310,10 +328,12 @@ class ToolCall(Call, kw_only=True, eq=False):
     set by the backend at the commit, where another worker may be able to take the answer over. extensions: what the
     agent declares beside the profile, raw JSON of an object, for a stateless server. definition: what the server says
     of the tool, raw JSON, b"" while that is not known. consent: what the agent's user said of it, in the round that
-    brings that. asks: the Reply is a question of ours whether the call may be made. instead: who answered in the
+    brings that. asks: the Reply is a question of ours to the agent's user. instead: who answered in the
     server's place. onward: the name of who did in an earlier round, and is to go on. decoded: arguments, raw and as
     they are, once somebody needed them. child: which of its
     caller's sessions with the server it was put to, set by the backend, and is to be put to where it is about a task.
+    connects: the tool is ours (`core.identity.CONNECT`), by which the agent's user connects an account at the server;
+    it is answered before the server.
     """
 
     server: str
@@ -338,6 +358,7 @@ class ToolCall(Call, kw_only=True, eq=False):
     asks: Asks | None = None
     decoded: tuple[Any, Any] | None = None
     child: int = 0
+    connects: bool = False
 
     @property
     def arguments(self) -> msgspec.Raw | bytes:

@@ -43,9 +43,14 @@ class Failure(Exception):
     only. retry: another attempt (on another target) may help. retry_after: seconds. headers: lower-case names.
     sent: True once bytes of the request may have been acted upon, so that only idempotent work may be repeated.
     reached: False where it is known that nothing of the request left: no connection, no process, no place in a pool.
+    url: where the caller's user can put it right, "" for nowhere; it goes into no log. scopes: that the upstream wants
+    the token to have which the call went out with.
     """
 
-    __slots__ = ("code", "detail", "headers", "message", "reached", "reason", "retry", "retry_after", "sent", "status")
+    __slots__ = (
+        "code", "detail", "headers", "message", "reached", "reason", "retry", "retry_after", "scopes", "sent",
+        "status", "url",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -60,6 +65,8 @@ class Failure(Exception):
         headers: tuple[tuple[bytes, bytes], ...] = (),
         sent: bool = False,
         reached: bool = True,
+        url: str = "",
+        scopes: tuple[str, ...] = (),
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -72,6 +79,8 @@ class Failure(Exception):
         self.headers = headers
         self.sent = sent
         self.reached = reached
+        self.url = url
+        self.scopes = scopes
 
     def copy(self) -> "Failure":
         """The same, for somebody else to raise: one that was raised refers to the frames it went through."""
@@ -86,6 +95,8 @@ class Failure(Exception):
             headers=self.headers,
             sent=self.sent,
             reached=self.reached,
+            url=self.url,
+            scopes=self.scopes,
         )
 
 

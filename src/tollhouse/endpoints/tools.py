@@ -116,16 +116,16 @@ class ToolsEndpoint:
             await self._ask(request, "tools/call")
             context.mcp_outcome = "protocol_error"
             raise _unknown(place, name)
-        server, original = found
+        server, original, ours = found
         try:
-            call, entry = call_of(server, original, arguments, request, context)
+            call, entry = call_of(server, original, arguments, request, context, ours=ours)
         except jsonrpc.Malformed as problem:
             await self._ask(request, "tools/call")
             context.mcp_outcome = "protocol_error"
             raise Failure(400, Reason.INVALID_REQUEST, problem.message) from None
         upstream = server.upstream
         if entry is not None and entry.as_task and not upstream.new:
-            call.resume = self._bridge.as_task(upstream.handle)
+            call.resume = self._bridge.as_task(server)
         message = await carried_out(server, call)
         structured = entry is not None and b'"outputSchema"' in entry.raw
         if len(message.error):

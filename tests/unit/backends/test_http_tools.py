@@ -475,3 +475,16 @@ async def test_calls_leave_nothing_for_the_collector() -> None:
             for _ in range(5):
                 await as_tool_error(call("t"), tools.handle)
             assert gc.collect() == 0
+
+
+async def test_a_call_that_is_under_way_is_not_made_again() -> None:
+    """It may have begun at a server of that name that was another one."""
+
+    async def ended(_: ToolCall) -> Any:
+        raise Failure(503, Reason.MCP, "it is lost", code="call_lost", sent=True)
+
+    async with place() as (one, api):
+        tools = one.get(rest(api, tool()))
+        with pytest.raises(Failure, match="it is lost"):
+            await tools.handle(call("t", resume=ended))
+        assert not api.asked

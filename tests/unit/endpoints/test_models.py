@@ -1,6 +1,6 @@
 """Finding a model by name, suggestions, and `/v1/models` in both shapes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -125,11 +125,11 @@ def test_near_names_among_many() -> None:
     assert all(name.startswith("model-12") for name in near)
 
 
-def test_what_an_unknown_model_is_told() -> None:
-    failure = unknown_model(models("smart"), "smrt", everything)
+async def test_what_an_unknown_model_is_told() -> None:
+    failure = await unknown_model(models("smart"), "smrt", lambda p, n: True, None)
     assert (failure.status, failure.code) == (404, "model_not_found")
     assert failure.message == "the model 'smrt' is not there: did you mean 'smart'?"
-    failure = unknown_model(models("smart"), "x" * 1000, everything)
+    failure = await unknown_model(models("smart"), "x" * 1000, lambda p, n: True, None)
     assert "GET /v1/models" in failure.message
     assert len(failure.message) < 250
 
@@ -361,3 +361,35 @@ async def test_aliases_are_listed_to_who_may_use_the_model() -> None:
         else:
             with pytest.raises(Failure, match="not there"):
                 await it.handle(one)
+
+
+# ---- names that somebody else has a say in
+async def test_what_is_shown_is_asked_for_what_is_permitted() -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    async def shown(principal: Principal | None, names: Sequence[str]) -> list[bool]:
+        assert principal is not None
+        asked.append((principal.id, list(names)))
+        return [name != "zest" and not (name == "smart" and principal.id == "eve") for name in names]
+
+    all_models = (Model("smart", nobody, aliases=("clever",)), Model("secret", nobody), Model("zest", nobody))
+    it = ModelsEndpoint(Models(all_models, shown=shown), lambda _, name: name != "secret")
+
+    async def ask(target: bytes, id: str) -> Any:
+        request = Request(b"GET", target, Headers())
+        request.context.principal = Principal(id, source="key")
+        return msgspec.json.decode((await it.handle(request)).body)
+
+    for id, names in (("ada", ["clever", "smart"]), ("eve", [])):
+        assert [model["id"] for model in (await ask(b"/v1/models", id))["data"]] == names
+        assert asked.pop() == (id, ["smart", "smart", "zest"])  # by the model's own name, and not the secret one
+    assert (await ask(b"/v1/models/clever", "ada"))["id"] == "clever"
+    for id, name in (("ada", "zest"), ("eve", "clever"), ("eve", "smart"), ("ada", "secret")):
+        with pytest.raises(Failure) as refused:
+            await ask(b"/v1/models/" + name.encode(), id)
+        assert (refused.value.status, refused.value.code) == (404, "model_not_found")
+    for id, hint in (("ada", "'smart'"), ("eve", "GET /v1/models")):
+        for misspelt in (b"smrt", b"zst"):
+            with pytest.raises(Failure) as refused:
+                await ask(b"/v1/models/" + misspelt, id)
+            assert (hint if misspelt == b"smrt" else "GET /v1/models") in refused.value.message

@@ -20,6 +20,7 @@ from tollhouse.backends.mcp.spec import McpServerSpec
 from tollhouse.core.call import Principal
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.identity import ACCOUNT_NEEDED
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import revisions, tasks
 from tollhouse.wire.mcp.catalogue import KINDS, Entry, Kind, Listing, Page, parse_page
@@ -37,6 +38,7 @@ _LIST_TIMEOUT = 60.0  # seconds for one page that is waited for behind
 _MAX_ENTRIES = 10_000
 _MAX_PAGES = 100
 _MAX_LISTINGS = 1024
+_NOT_HIS = (ACCOUNT_NEEDED, "access_denied")
 _LARGE = 256 << 10  # bytes of a page that would hold up everybody while it is read
 _LARGE_TOOLS = 16 << 10  # bytes of tools that would while they are examined
 _CHANGES, _CHANGES_EVERY = 10, 10.0
@@ -88,6 +90,8 @@ class Catalogue:
         self._trusted = upstream.spec.trusted()
         self._on_change = on_change
         self._listings: dict[_Slot, Listing] = {}
+        self._asked_by: dict[_Slot, Principal] = {}  # where a list is its own caller's
+        self._forgotten = 0  # times
         self._fetching: dict[_Slot, asyncio.Task[Listing]] = {}
         self._missing: dict[_Slot, Kind] = {}  # lists that agents were told are not there
         self._retries = 0
@@ -122,6 +126,9 @@ class Catalogue:
             wait = 0.0 if behind else upstream.spec.list_timeout
             listing: Listing = await upstream.patiently(task, now + wait, f"no answer to {kind.method} in time")
         except Failure as failure:
+            if failure.code in _NOT_HIS:  # it is not missing
+                self._drop(slot)
+                raise
             self._miss(slot, kind, failure)
             if known is not None and now - known.at < STALE:
                 return known
@@ -155,6 +162,7 @@ class Catalogue:
     async def _fetch(
         self, kind: Kind, key: Key, slot: _Slot, agent: Agent | None, principal: Principal | None = None
     ) -> Listing:
+        forgotten = self._forgotten
         try:
             listing, private = await self._ask_list(kind, key, agent, principal)
             if self.examines and kind is _TOOLS:
@@ -168,8 +176,12 @@ class Catalogue:
         before = self._listings.get(slot)
         self._listings.pop(slot, None)
         self._listings[slot] = listing
+        if self._upstream.bears is not None and principal is not None:
+            self._asked_by[slot] = principal
+            if forgotten != self._forgotten:
+                listing.until = 0.0  # it may be an earlier account's
         if len(self._listings) > _MAX_LISTINGS:
-            self._listings.pop(next(iter(self._listings)))
+            self._drop(next(iter(self._listings)))
         same = 3 if self._alone else 2  # else it is back for all who miss it
         back = [missing for missing in self._missing if missing[:same] == slot[:same]]
         for missing in back:
@@ -177,6 +189,16 @@ class Catalogue:
         if back or (before is not None and before.version != listing.version and before.until):
             self._changed(kind.changed)
         return listing
+
+    def _drop(self, slot: _Slot) -> None:
+        self._listings.pop(slot, None)
+        self._asked_by.pop(slot, None)
+
+    def forget(self, whose: Callable[[Principal], bool]) -> None:
+        """What was read for these callers is not theirs any more."""
+        self._forgotten += 1
+        for slot in [slot for slot, principal in self._asked_by.items() if whose(principal)]:
+            self._drop(slot)
 
     def _miss(self, slot: _Slot, kind: Kind, failure: Failure) -> None:
         """A list was not to be had: ask for it again before anybody does, so that they are told when it is back."""

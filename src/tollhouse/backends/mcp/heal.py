@@ -5,12 +5,14 @@ and else its caller is told so (`call_lost`). Who shakes hands passes one `Gate`
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
 from tollhouse.core.backoff import Backoff
 from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.identity import ACCOUNT_NEEDED
 
 __all__ = [
     "CALL_LOST",
@@ -26,6 +28,7 @@ __all__ = [
     "Restarts",
     "call_lost",
     "is_callers",
+    "level_of",
     "may_resend",
     "named",
     "said",
@@ -81,6 +84,11 @@ def is_callers(failure: Failure) -> bool:
     if failure.code == "upstream_credentials":
         return True
     return failure.reason not in (Reason.UPSTREAM_FAILURE, Reason.TIMEOUT)
+
+
+def level_of(failure: Failure) -> int:
+    """Of a line in the log about what `is_callers`. That somebody has no account is how accounts begin."""
+    return logging.DEBUG if failure.code == ACCOUNT_NEEDED else logging.INFO
 
 
 def named(name: str, failure: Failure) -> Failure:

@@ -5,6 +5,7 @@ of exchanges need is here: their heads, and how a broken one is told.
 """
 
 import logging
+from collections.abc import Awaitable
 from time import monotonic
 
 from tollhouse.backends.mcp.agent import Key
@@ -55,13 +56,17 @@ class Exchanging(Session):
         self, body: bytes, more: bytes, deadline: float, resend: bool = True, credential: bytes = b""
     ) -> Exchange:
         """more: header lines. resend: it does no harm when the server gets it twice. credential: that a call goes out
-        with; what is no call, with that of whom the session serves."""
+        with; what is no call, with that of whom the session serves, and once more with another where the server does
+        not take it: then it has done nothing."""
         if credential:
             more += b"authorization: %b\r\n" % credential
         elif self.upstream.bears is not None:
-            more += await self.borne()
+            return await self.bearing(lambda line: self._post(body, more + line, deadline, resend))
+        return await self._post(body, more, deadline, resend)
+
+    def _post(self, body: bytes, more: bytes, deadline: float, resend: bool) -> Awaitable[Exchange]:
         timeout = self.upstream.spec.timeout
-        return await self.http.calls.exchange(
+        return self.http.calls.exchange(
             b"%b%bcontent-length: %d\r\n\r\n" % (self.head, more, len(body)),
             body,
             method=b"POST",
@@ -75,17 +80,20 @@ class Exchanging(Session):
     async def get(self, event: bytes, deadline: float, first_byte: float, idle: float) -> Exchange:
         """A stream by GET, from after the event of that id, if it is one."""
         after = b"last-event-id: %b\r\n" % event if event else b""
-        after += await self.borne()
-        return await self.http.streams.exchange(
-            b"%b%b%b\r\n" % (self.http.get, self._fields, after),
-            b"",
-            method=b"GET",
-            until=Until.HEAD,
-            deadline=deadline,
-            first_byte=first_byte,
-            idle=idle,
-            resend=True,
-        )
+
+        def send(line: bytes) -> Awaitable[Exchange]:
+            return self.http.streams.exchange(
+                b"%b%b%b%b\r\n" % (self.http.get, self._fields, after, line),
+                b"",
+                method=b"GET",
+                until=Until.HEAD,
+                deadline=deadline,
+                first_byte=first_byte,
+                idle=idle,
+                resend=True,
+            )
+
+        return await self.bearing(send)
 
     def cancel(self, id: int) -> None:
         """Nobody waits for `id`. To a stateless server the closed stream has said so."""

@@ -4,6 +4,8 @@ Rule: what a server says in a JSON-RPC error of a 4xx reaches the agent; its wor
 does not, and becomes a Failure of ours.
 """
 
+from collections.abc import Iterable
+
 import msgspec
 
 from tollhouse.backends.retry_after import retry_after
@@ -11,6 +13,8 @@ from tollhouse.core.errors import Failure, Reason
 from tollhouse.net.client import Exchange
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import revisions
+from tollhouse.wire.oauth import OAuthError, scope_of
+from tollhouse.wire.oauth_client import bearer_challenge
 
 __all__ = ["NOT_OURS", "bad_credentials", "error_in", "is_modern", "may_have_forgotten", "refusal"]
 
@@ -39,22 +43,32 @@ def is_modern(data: bytes) -> bool:
     return jsonrpc.error_fields(jsonrpc.decode(data).error).code in _MODERN
 
 
-def bad_credentials(name: str, status: int) -> Failure:
-    """What 401 or 403 of the server `name` means."""
+def bad_credentials(name: str, status: int, challenges: Iterable[bytes] = ()) -> Failure:
+    """What 401 or 403 of the server `name` means. challenges: its fields `www-authenticate`."""
     return Failure(
         502,
         Reason.UPSTREAM_FAILURE,
         f"{name}: the server refused the gateway's credentials ({status})",
         code="upstream_credentials",
         sent=status != 401,  # who does not know who asks has done nothing
+        scopes=_lacking(challenges) if status == 403 else (),
     )
+
+
+def _lacking(challenges: Iterable[bytes]) -> tuple[str, ...]:
+    """The scopes that this request needs (MCP authorization, Runtime Insufficient Scope Errors)."""
+    said = bearer_challenge(challenges)
+    try:
+        return scope_of(said.get("scope", "")) if said.get("error") == "insufficient_scope" else ()
+    except OAuthError:
+        return ()
 
 
 def refusal(name: str, exchange: Exchange, data: bytes, error: msgspec.Raw | None, id: int) -> bytes:
     """The answer to our request `id` in a refusal of the server `name`. Raises Failure where it is none for agents."""
     status = exchange.status
     if status in (401, 403):
-        raise bad_credentials(name, status)
+        raise bad_credentials(name, status, exchange.headers.get_all(b"www-authenticate"))
     if status == 429:
         raise Failure(
             429,

@@ -17,7 +17,7 @@ import msgspec
 
 from tollhouse.backends.mcp.agent import SHARED, Agent, Key
 from tollhouse.backends.mcp.handshake import OPEN_TIMEOUT, Features
-from tollhouse.backends.mcp.heal import EXPIRED, RESTART, Gate, is_callers, said
+from tollhouse.backends.mcp.heal import EXPIRED, RESTART, Gate, is_callers, level_of, said
 from tollhouse.backends.mcp.lost import Lost, Memory, recalled, replay
 from tollhouse.backends.mcp.messages import Rescue
 from tollhouse.backends.mcp.place import Place
@@ -199,7 +199,7 @@ class Pool(Working):
                 self.later(self._records.over(place, turn))
         if failed is not None:
             if callers or self.news(failed):
-                log.log(logging.INFO if callers else logging.WARNING, "mcp server %s: %s", self.name, said(failed))
+                log.log(level_of(failed) if callers else logging.WARNING, "mcp server %s: %s", self.name, said(failed))
             raise failed
         return self._opened(session, key, memory)
 

@@ -21,6 +21,7 @@ from tollhouse.backends.mcp.spec import McpServerSpec
 from tollhouse.backends.mcp.unasked import Hearing, Speaking
 from tollhouse.core.call import Principal, ToolCall
 from tollhouse.core.reply import Reply
+from tollhouse.net.client import Exchange
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import capabilities, revisions
 from tollhouse.wire.mcp.catalogue import Kind, Listing
@@ -28,8 +29,14 @@ from tollhouse.wire.mcp.messages import LEVELS
 
 __all__ = ["Bears", "Elsewhere", "Expired", "Owner", "Session", "bearer"]
 
-Bears = Callable[[Principal | None], bytes | Awaitable[bytes]]
-"""The field `authorization` of what a principal's session asks of the server beside calls. Raises Failure."""
+_BEARS = b"authorization: "
+
+
+class Bears(Protocol):
+    """The field `authorization` of what a principal's session asks of the server beside calls. refused: what it was
+    before, if the server has not taken that. Raises Failure."""
+
+    def __call__(self, principal: Principal | None, refused: bytes = b"", /) -> bytes | Awaitable[bytes]: ...
 
 
 def bearer(principal: Principal | None) -> str:
@@ -173,14 +180,26 @@ class Session(Hearing):
         """What is spoken in it, "" before the handshake."""
         return self.features.revision if self.features is not None else ""
 
-    async def borne(self) -> bytes:
-        """The header line that says on whose behalf a message of our own is sent; b"" where that is not said. Raises
-        Failure."""
+    async def borne(self, refused: bytes = b"") -> bytes:
+        """The header line that says on whose behalf a message of our own is sent; b"" where that is not said. refused:
+        the one before, if the server has not taken it. Raises Failure."""
         bears = self.upstream.bears
         if bears is None:
             return b""
-        made = bears(self.principal)
-        return b"authorization: %b\r\n" % (made if isinstance(made, bytes) else await made)
+        made = bears(self.principal, refused[len(_BEARS) : -2]) if refused else bears(self.principal)
+        return b"%b%b\r\n" % (_BEARS, made if isinstance(made, bytes) else await made)
+
+    async def bearing(self, send: Callable[[bytes], Awaitable[Exchange]]) -> Exchange:
+        """The answer to a message of our own. Where the server does not take who asks it has done nothing, and is asked
+        once more by another credential, if there is one. send: given the header line. Raises Failure."""
+        borne = await self.borne()
+        exchange = await send(borne)
+        if exchange.status == 401 and borne:
+            other = await self.borne(borne)
+            if other != borne:
+                exchange.close()
+                exchange = await send(other)
+        return exchange
 
     # ---- requests
     def next_id(self) -> int:

@@ -6,6 +6,7 @@ Rule: the stream is the session. When it ends, all that was in flight is lost, a
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 from time import monotonic
 from urllib.parse import urljoin
 
@@ -44,16 +45,7 @@ class SseSession(Channel):
         place, name = self._place, self.upstream.name
         self._named = asyncio.get_running_loop().create_future()
         try:
-            self._exchange = exchange = await place.streams.exchange(
-                place.get + await self.borne() + b"\r\n",
-                b"",
-                method=b"GET",
-                until=Until.HEAD,
-                deadline=FOREVER,
-                first_byte=OPEN_TIMEOUT,
-                idle=FOREVER,
-                resend=True,
-            )
+            self._exchange = exchange = await self.bearing(self._stream)
             if exchange.status != 200 or not exchange.event_stream:
                 raise Failure(
                     502,
@@ -79,6 +71,19 @@ class SseSession(Channel):
         if self.upstream.new is None:
             self.upstream.new = False  # no server of the new era has this transport
         await handshake(self)
+
+    def _stream(self, line: bytes) -> Awaitable[Exchange]:
+        """line: of its head, that says who asks."""
+        return self._place.streams.exchange(
+            self._place.get + line + b"\r\n",
+            b"",
+            method=b"GET",
+            until=Until.HEAD,
+            deadline=FOREVER,
+            first_byte=OPEN_TIMEOUT,
+            idle=FOREVER,
+            resend=True,
+        )
 
     # ---- Channel
     def _usable(self) -> bool:

@@ -39,6 +39,7 @@ from tollhouse.backends.mcp.spec import McpServerSpec
 from tollhouse.core.call import Principal, ToolCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.handler import Handler
 from tollhouse.core.reply import Reply
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp.capabilities import ASKABLE
@@ -59,6 +60,7 @@ _SUBSCRIBING = frozenset(("resources/subscribe", "resources/unsubscribe"))
 class Upstream(Pool):
     """A configured server. `handle` is the end of its call chain; `listing` reads its catalogue.
 
+    again: what a call that was lost under its stream is put to, which is to end here; None for `handle`.
     limit: sessions open at once. own_sessions: every old-era agent gets one (HTTP), not only those that can be asked.
     on_change: called with (server, notification) when one of its lists is another.
     """
@@ -84,6 +86,7 @@ class Upstream(Pool):
             client=client, limit=limit, on_sessions=on_sessions, on_recovery=on_recovery, records=records, mark=mark,
         )  # fmt: skip
         self.catalogue = Catalogue(self, http=own_sessions, on_change=on_change)
+        self.again: Handler[ToolCall, Reply] | None = None
         self._own = spec.session == "exclusive" or (own_sessions and spec.session == "auto")
         self._elicited: dict[str, asyncio.Future[None]] = {}
         self._listening = Listening(self, partial(self.session, SHARED))
@@ -252,8 +255,13 @@ class Upstream(Pool):
 
     async def _rescue(self, call: ToolCall, rescue: Rescue) -> None:
         lost = Failure(502, Reason.UPSTREAM_FAILURE, "", code=CALL_LOST, retry=True, sent=True)
+        again = self.again
         try:
-            reply = await self.handle(call, lost)
+            if again is None:
+                reply = await self.handle(call, lost)
+            else:
+                call.resume = partial(self._resent, lost)
+                reply = await again(call)
         except Failure as failure:
             rescue.end(failure.with_traceback(None))
         except asyncio.CancelledError:
@@ -262,6 +270,10 @@ class Upstream(Pool):
             raise
         else:
             rescue.follow(reply)
+
+    async def _resent(self, lost: Failure, call: ToolCall) -> Reply:
+        call.resume = None
+        return await self.handle(call, lost)
 
     # ---- elicitations out of band
     def elicited(self, params: msgspec.Raw) -> None:
@@ -322,6 +334,24 @@ class Upstream(Pool):
 
     def changed(self, notification: str) -> None:
         self.catalogue.changed(notification)
+
+    def forget(self, whose: Callable[[Principal], bool]) -> None:
+        """These callers are somebody else to the server from now on: what was listed for them is used no more, and what
+        is open for them takes no new calls."""
+        self.catalogue.forget(whose)
+        for session in list(self._sessions.values()):
+            if session.principal is None or not whose(session.principal):
+                continue
+            if session.place and self._records is not None:
+                self.later(self._records.forget(session.place))
+            session.kept = True  # there is no token any more to say goodbye with that is its own
+            if session.active:
+                del self._sessions[session.key]
+                self._superseded.add(session)
+                session.leaving = True
+                session.detach()
+            else:
+                self.discard(session)
 
     def reopened(self, session: Session) -> None:
         self.catalogue.look_again()

@@ -17,10 +17,9 @@ from typing import Any
 
 import msgspec
 
-from tollhouse.core.call import Asks, Consent, Principal, ToolCall
+from tollhouse.core.call import ACCOUNT, APPROVAL, CONNECTING, Asks, Consent, Principal, ToolCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.core.handler import Handler
 from tollhouse.core.holders import Holders
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp.handover import Gone, HandOver, Refusal
@@ -50,7 +49,7 @@ _LOOK = 0.1
 _CARRIED = 8 << 10  # bytes of questions that it carries for a worker that takes the call over
 _SPENT = 4096
 _URLS = "urls"
-_CONSENT = "consent"
+_OURS = frozenset((ACCOUNT, APPROVAL, CONNECTING))
 _ELICITED = 20.0  # seconds that a call waits for the server to say that what was done at a URL is complete
 _CALL_LOST = "call_lost"
 _TOOLS = KINDS["tools/list"]
@@ -111,6 +110,7 @@ class Bridge:
         self._node = state.node if state is not None and shared else secrets.token_urlsafe(9)
         self._hand_over = HandOver(state.bus, self._node, clock, self._here) if state is not None and shared else None
         self._peers = Peers(state) if state is not None and shared else None
+        self._values = state.values if state is not None else None
         self.tasks = Tasks(clock, seals, state, node=self._node, timeout=self._patience)
         self._limit = limit
         self._limit_each = limit_each
@@ -140,7 +140,7 @@ class Bridge:
             if new and not waits and (reply.source is not None or b"input_required" in reply.first):
                 return Rounds.of(
                     reply,
-                    server.upstream.handle if who is None else who.again,
+                    server.again if who is None else who.again,
                     self.clock,
                     call=call,
                     revision=session.revision,
@@ -180,31 +180,34 @@ class Bridge:
         return msgspec.Raw(jsonrpc.encode_fields(fields))
 
     def _consenting(self, call: ToolCall, asks: Asks, endpoint: str, need: mrtr.NeedInput) -> msgspec.Raw:
-        """A question of ours whether the call may be made: what is answered counts once, and in time."""
-        state = _unheld(call, endpoint, _CONSENT, str(int(self._now() + asks.timeout)))
+        """A question of ours: what is answered counts once, and in time."""
+        state = _unheld(call, endpoint, asks.about, str(int(self._now() + asks.timeout)))
+        state.questions = dict.fromkeys(need.requests, b"")
         return msgspec.Raw(mrtr.render(need.requests, self._seal(_id(call.principal), state, asks.timeout)))
 
     def _consent(self, state: mrtr.RequestState, answers: dict[str, msgspec.Raw]) -> Retry:
-        """What came back. A late answer is none."""
-        said = next(iter(answers.values()), msgspec.Raw(b""))
-        action = jsonrpc.decode_string(jsonrpc.decode_fields(said).get("action")) or "cancel"
-        retry = Retry(state.round)
-        retry.consent = Consent(
-            action if self._now() <= float(state.inner or 0) else "", partial(self._claimed, state.nonce)
-        )
+        """What came back to a question of ours. A late answer is none."""
+        action = "accept" if state.call != APPROVAL else "cancel"  # in a round without a question: it was agreed before
+        for key in state.questions:
+            said = answers.get(key, msgspec.Raw(b""))
+            action = jsonrpc.decode_string(jsonrpc.decode_fields(said).get("action")) or "cancel"
+        left = float(state.inner or 0) - self._now()
+        claim = partial(self._first, state.nonce, left)
+        retry = Retry(state.round, first=None if state.call == APPROVAL else claim)
+        retry.consent = Consent(state.call, action if left >= 0 else "", claim, left)
         return retry
 
-    def as_task(self, handle: Handler[ToolCall, Reply]) -> Callable[[ToolCall], Any]:
+    def as_task(self, server: Server) -> Callable[[ToolCall], Any]:
         """For `ToolCall.resume`: call a tool that can only be called as a task (2025-11-25), and wait for its result.
         A server of the new era may answer at once whatever the agent declared, so that is what we do in its place."""
-        return partial(self._run_task, handle)
+        return partial(self._run_task, server)
 
-    async def _run_task(self, handle: Handler[ToolCall, Reply], call: ToolCall) -> Reply:
+    async def _run_task(self, server: Server, call: ToolCall) -> Reply:
         method, name, params = call.method, call.name, call.params
         call.resume = None
         try:
             call.params = {**params, "task": msgspec.Raw(b"{}")}
-            message = await final(call, await handle(call))
+            message = await final(call, await server.upstream.handle(call))
             task = tasks.created(message.result) if len(message.result) else None
             id = tasks.task_id(task) if task is not None else None
             if id is None:  # an error, or a result after all
@@ -212,7 +215,7 @@ class Bridge:
                 return Reply(200, [JSON], told)
             call.method, call.name = "tasks/result", id
             call.params = {"taskId": msgspec.Raw(msgspec.json.encode(id))}
-            return await handle(call)
+            return await server.again(call)
         finally:
             call.method, call.name, call.params = method, name, params
 
@@ -240,7 +243,7 @@ class Bridge:
         ids = msgspec.json.decode(state.inner or "[]", type=list[str])
         await server.upstream.wait_elicited(ids, _ELICITED)
         call.resume = None
-        return await server.upstream.handle(call)
+        return await server.again(call)
 
     # ---- what agents bring back
     def retry(
@@ -264,11 +267,11 @@ class Bridge:
                 params["inputResponses"] = responses
             return None
         state = self._open(token, principal, endpoint, server.name, method, name, params)
-        if state.call == _CONSENT:
+        if state.call in _OURS:
             return self._consent(state, answers)
         if state.call == _URLS:
             opened = partial(self._after_urls, state, answers, server)
-            return Retry(state.round, opened, first=partial(self._claimed, state.nonce))
+            return Retry(state.round, opened, first=partial(self._first, state.nonce))
         if not state.owner:
             if new is False and not state.instead:
                 return None  # the server is another than it was: the call begins again
@@ -277,7 +280,7 @@ class Bridge:
             if responses is not None:
                 params["inputResponses"] = responses
             astray = _astray if state.instead else None
-            return Retry(state.round, astray, onward=state.instead, first=partial(self._claimed, state.nonce))
+            return Retry(state.round, astray, onward=state.instead, first=partial(self._first, state.nonce))
         return Retry(state.round, partial(self._resume, state, answers, server), _known(state, answers))
 
     def _open(
@@ -295,7 +298,7 @@ class Bridge:
                 raise Unsealed("it is another caller's")
             if state.bound != mrtr.binding(method, server, name, params.get("arguments", b"")):
                 raise Unsealed("it is of another request")
-            if (state.owner or state.call == _CONSENT) and state.nonce in self._spent:
+            if (state.owner or state.call == APPROVAL) and state.nonce in self._spent:
                 raise Unsealed("it was used before")
         except Unsealed as unsealed:
             log.info("mcp: a requestState was refused at %s for %s: %s", endpoint, server, unsealed.why)
@@ -361,9 +364,9 @@ class Bridge:
         self, state: mrtr.RequestState, answers: dict[str, msgspec.Raw], server: Server, call: ToolCall
     ) -> Reply:
         """The server works at the call, or has ended it: take its answer over. Nothing runs twice."""
-        call.resume = None
+        call.resume = partial(_adopted, server, state.place)
         try:
-            reply = await server.upstream.adopt(call, state.place)
+            reply = await server.again(call)  # it may have taken long to find out that nobody else goes on with it
         except Failure as failure:
             return await self._again(state, server, call, failure)
         held = HeldCall(
@@ -394,7 +397,7 @@ class Bridge:
                 call.idempotent = entry is not None and entry.repeatable
         if call.idempotent:
             call.resume = None
-            return await server.upstream.handle(call)
+            return await server.again(call)
         if self._now() > state.expires - _GRACE:
             raise Failure(503, Reason.MCP, "the answer came too late", code="input_timeout", sent=True)
         raise failure
@@ -418,6 +421,17 @@ class Bridge:
         if self._held.get(id) is not held or held.round != round or not held.held:
             return None
         return held.resume(answers)
+
+    async def _first(self, nonce: str, left: float = 0.0) -> bool:
+        """Whether the round comes for the first time to any worker, those that have died and this one's former lives
+        included: what was approved or counted was one call. left: seconds that it can be brought, where these may be
+        more than `timeout`. Raises Failure 503."""
+        if nonce in self._spent:
+            return False
+        ttl = max(self.timeout, left) + 2 * _GRACE
+        first = self._values is None or await self._values.add(f"mcp.f.{nonce}", b"1", ttl)
+        self._spend(nonce)
+        return first
 
     async def _claimed(self, nonce: str) -> bool:
         """Whether the round is ours to go on with; once. Raises Failure 503 while other workers cannot be asked."""
@@ -511,6 +525,12 @@ class Bridge:
         if self._hand_over is not None:
             await self._hand_over.closed()
         await self.tasks.closed()
+
+
+async def _adopted(server: Server, place: bytes, call: ToolCall) -> Reply:
+    """In the place of a server that is at work on the call already."""
+    call.resume = None
+    return await server.upstream.adopt(call, place)
 
 
 async def _astray(call: ToolCall) -> Reply:

@@ -13,6 +13,7 @@ from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.holders import Holders
 from tollhouse.core.http import Ending, Response
+from tollhouse.core.identity import ACCOUNT_NEEDED
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp.bridge import Bridge, Retry
 from tollhouse.endpoints.mcp.carried import Carried, over
@@ -24,7 +25,7 @@ from tollhouse.endpoints.mcp.stream import Answer
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import revisions, tasks
 from tollhouse.wire.mcp.capabilities import TASKS
-from tollhouse.wire.mcp.catalogue import Kind
+from tollhouse.wire.mcp.catalogue import Entry, Kind
 from tollhouse.wire.mcp.messages import Translation
 from tollhouse.wire.mcp.mrtr import METHODS
 
@@ -56,8 +57,10 @@ async def put(
     entry = known.index.get(original) if known is not None else None
     if asking.method == "tools/call":
         context.tool = original
-        if entry is None and server.described:
-            entry = (await upstream.listing(kind, session, context.principal, asking.lists)).index.get(original)
+        if asking.connects:
+            entry = server.connect.entry if server.connect is not None else None
+        elif entry is None and server.described:
+            entry = await _described(asking, server, kind, original)
     call = asking.call = ToolCall(
         request,
         context,
@@ -73,15 +76,17 @@ async def put(
         profile=asking.profile if upstream.new else asking.profile & ~TASKS,
         extensions=asking.extensions,
         definition=entry.raw if entry is not None else b"",
+        connects=asking.connects,
     )
     retry = asking.retry
     if retry is not None:
-        call.resume, call.consent = retry.resume, retry.consent
-        call.round = retry.round if retry.first is None or await retry.first() else 0
+        call.resume, call.consent, call.round = retry.resume, retry.consent, retry.round
+        if retry.first is not None and not await retry.first():
+            call.consent, call.round = None, 0
         call.onward = retry.onward
     elif asking.resume is not None:
         call.resume, asking.resume = asking.resume, None
-    if asking.method == "tools/call":
+    if asking.method == "tools/call" and not asking.connects:
         if asking.profile & TASKS or (session is not None and "task" in asking.fields):
             bridge.tasks.begin(asking, call, server, entry, wrap=wrap)
         elif call.resume is not None:
@@ -92,9 +97,9 @@ async def put(
                 and (features := upstream.features) is not None
                 and tasks.offers(features.capabilities)
             ):
-                call.resume = partial(bridge.tasks.new.driven, upstream.handle, session.revision)
+                call.resume = partial(bridge.tasks.new.driven, server, session.revision)
         elif entry is not None and entry.as_task and (session is None or not revisions.has_tasks(session.revision)):
-            call.resume = bridge.as_task(upstream.handle)
+            call.resume = bridge.as_task(server)
     arguments = call.arguments
     if len(arguments):
         context.arguments = arguments
@@ -149,6 +154,17 @@ async def put(
     finally:
         if not streams:
             over(asking, in_flight)
+
+
+async def _described(asking: Asking, server: Server, kind: Kind, name: str) -> Entry | None:
+    """What the server says of a tool that is about to be called. Raises Failure."""
+    try:
+        listing = await server.upstream.listing(kind, asking.session, asking.request.context.principal, asking.lists)
+    except Failure as failure:
+        if failure.code != ACCOUNT_NEEDED:
+            raise
+        return None  # rules that ask for it are in doubt, and the call itself says what it needs
+    return listing.index.get(name)
 
 
 _SAME = 8  # requests of one id, which agents must not use twice

@@ -122,8 +122,9 @@ class Code:
         found = await self._lists.owner(_TOOLS, name, session, context, asking.lists)
         if found is None:
             return _error(f"Unknown tool: {name}; {FIND} knows which there are")
-        server, original = found
-        call, _ = call_of(server, original, arguments, request, context, session=session, profile=asking.lists)
+        server, original, ours = found
+        profile = asking.lists
+        call, _ = call_of(server, original, arguments, request, context, session=session, profile=profile, ours=ours)
         message = await carried_out(server, call)
         if len(message.error):
             return _error(jsonrpc.error_fields(message.error).message)

@@ -317,7 +317,7 @@ class McpEndpoint(Methods):
         pending = Pending.read(left.place)
         params = pending.params if pending is not None else left.params
         asking.fields = jsonrpc.decode_fields(params) if params else {}
-        asking.retry = Retry(1, partial(_read_on, server.upstream, left))
+        asking.retry = Retry(1, partial(_read_on, server, left))
         request.context.mcp_method = left.method
         return as_stream(await self._put(asking, server, kind, left.name))
 
@@ -378,8 +378,9 @@ class McpEndpoint(Methods):
         asking.meta = revisions.passing_meta(meta)
 
 
-async def _read_on(upstream: Upstream, left: Left, call: ToolCall) -> Reply:
+async def _read_on(server: Server, left: Left, call: ToolCall) -> Reply:
     call.resume = None
+    upstream = server.upstream
     call.idempotent = bool(left.params)
     pending = Pending.read(left.place)
     if pending is not None:
@@ -395,7 +396,7 @@ async def _read_on(upstream: Upstream, left: Left, call: ToolCall) -> Reply:
         if not left.params:
             raise
         log.info("mcp: %s: a call is made again: %s", call.server, failure.message)
-    return await upstream.handle(call)
+    return await server.again(call)
 
 
 def _version(headers: dict[bytes, bytes]) -> str:

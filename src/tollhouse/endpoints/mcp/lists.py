@@ -6,7 +6,7 @@ see is a string of bits, and the encoded page is remembered for those bits and t
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from time import monotonic
 from typing import Any, Literal, Protocol
 
@@ -16,13 +16,15 @@ from tollhouse.core.call import Context, Principal, ToolCall
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import Request
+from tollhouse.core.identity import ACCOUNT_NEEDED, CONNECT
 from tollhouse.core.reply import Reply
+from tollhouse.endpoints.mcp.connect import Connect
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import names
 from tollhouse.wire.mcp.catalogue import KINDS, Cursors, Kind, Listing, select
 from tollhouse.wire.mcp.overrides import Overrides, Selection
 
-__all__ = ["Guard", "Lists", "Permitted", "Server", "Upstream"]
+__all__ = ["Found", "Guard", "Lists", "Permitted", "Server", "Shown", "Upstream"]
 
 log = logging.getLogger("tollhouse.endpoints.mcp")
 
@@ -35,6 +37,8 @@ UNAVAILABLE = "dev.tollhouse/unavailable"
 Permitted = Callable[[ToolCall], bool]
 """Whether this caller may do what the call would do: the rules that guard the call itself."""
 
+Shown = Callable[[Sequence[ToolCall]], Awaitable[Sequence[bool]]]
+"""The same of many that are permitted so far, in their order, where somebody has to be waited for."""
 
 Own = Callable[[Sequence[tuple["Server", Listing]], Sequence[bytes]], tuple[bytes, bool]]
 """The endpoint's own tools in a caller's list, and whether the servers' stand there too. Told each server's listing,
@@ -91,12 +95,16 @@ class Guard(Protocol):
 
 class Server:
     """A server behind an endpoint. chain: policies and backend; tools: the same for tools with policies of their own.
-    permitted: None when nothing is ever refused. bridged: it may ask agents of the other era. overrides: of its tools,
-    None for none. guard: None where nobody asks what its tools are. described: its rules ask what the server says of a
-    tool that is called."""
+    last, lasts: the ends of these chains, behind all that is asked once for a call; None for the backend alone.
+    vouches: what goes out says in whose name, by tokens made for that. connect: what it lists for users who have no
+    account there, None where they need none.
+    permitted: None when nothing is ever refused. shown: None where nobody is waited for. bridged: it may ask agents of
+    the other era. overrides: of its tools, None for none. guard: None where nobody asks what its tools are. described:
+    its rules ask what the server says of a tool that is called."""
 
     __slots__ = (
-        "__weakref__", "bridged", "chain", "described", "guard", "name", "overrides", "permitted", "tools", "upstream",
+        "__weakref__", "_last", "_lasts", "bridged", "chain", "connect", "described", "guard", "name", "overrides",
+        "permitted", "shown", "tools", "upstream", "vouches",
     )  # fmt: skip
 
     def __init__(
@@ -107,11 +115,20 @@ class Server:
         *,
         tools: Mapping[str, Handler[ToolCall, Reply]] | None = None,
         permitted: Permitted | None = None,
+        shown: Shown | None = None,
         bridged: bool = True,
         overrides: Overrides | None = None,
         guard: Guard | None = None,
         described: bool = False,
+        last: Handler[ToolCall, Reply] | None = None,
+        lasts: Mapping[str, Handler[ToolCall, Reply]] | None = None,
+        vouches: bool = False,
+        connect: Connect | None = None,
     ) -> None:
+        self.connect = connect
+        self.vouches = vouches
+        self._last = last if last is not None else upstream.handle
+        self._lasts = dict(lasts) if lasts else {}
         self.bridged = bridged
         self.described = described
         self.guard = guard
@@ -121,11 +138,23 @@ class Server:
         self.chain = chain
         self.tools = dict(tools) if tools else {}
         self.permitted = permitted
+        self.shown = shown
+
+    def again(self, call: ToolCall) -> Awaitable[Reply]:
+        """Ask the server once more, or for something about it, within a call that its chain has let through: with
+        credentials that are good now, past no guard, and without what is asked or counted once. Raises Failure."""
+        last = self._lasts.get(call.name) if self._lasts and call.method == "tools/call" else None
+        return (last or self._last)(call)
 
     def exposed(self, kind: Kind, listing: Listing) -> Listing:
         """What agents see of a listing, before anybody's rules."""
         overrides = self.overrides
         return listing if overrides is None or kind is not _TOOLS else overrides.exposed(listing)
+
+
+Found = tuple[Server, str, bool]
+"""What an exposed name means: a server, its own name, and whether that is the tool which the server has of us
+(`core.identity.CONNECT`)."""
 
 
 class Lists:
@@ -189,11 +218,15 @@ class Lists:
             for server, answer in zip(missing, answers, strict=True):
                 if isinstance(answer, Listing):
                     found[server.name] = server.exposed(kind, answer)
+                elif server.connect is not None and isinstance(answer, Failure) and answer.code == ACCOUNT_NEEDED:
+                    found[server.name] = server.connect.listing(kind)
                 elif not isinstance(answer, Failure) or self._failure == "closed":
                     raise answer
                 else:
                     unavailable.append(server.name)
         if unavailable and not found:
+            if len(servers) == 1 and isinstance(answer, Failure) and answer.status == 403:
+                raise answer  # it is about who asks
             raise Failure(503, Reason.UPSTREAM_FAILURE, f"no server answers: {', '.join(unavailable)}", retry=True)
         return [(server, found[server.name]) for server in servers if server.name in found], unavailable
 
@@ -203,7 +236,15 @@ class Lists:
         """Each server's entries, one byte for each: 1 where this caller may use it, and the servers that have no list.
         Raises Failure."""
         parts, unavailable = await self.catalogue(kind, agent, request.context, profile)
-        return parts, [self._visible(kind, server, li, request, agent) for server, li in parts], unavailable
+        visible = [self._visible(kind, server, li, request, agent) for server, li in parts]
+        if any(server.shown is not None for server, _ in parts):
+            async with asyncio.TaskGroup() as group:
+                left = [
+                    group.create_task(_left(kind, server, listing, bits, request, agent))
+                    for (server, listing), bits in zip(parts, visible, strict=True)
+                ]
+            visible = [task.result() for task in left]
+        return parts, visible, unavailable
 
     async def result(
         self, kind: Kind, request: Request, agent: Any, cursor: str | None, *, new: bool, profile: int = 0
@@ -249,6 +290,8 @@ class Lists:
         """Say once which names belong to several servers: the first in the configuration has them."""
         owners: dict[str, str] = {}
         for server, listing in parts:
+            if server.connect is not None and server.connect.made(listing):
+                continue
             for entry in listing.entries:
                 owner = owners.setdefault(entry.name, server.name)
                 conflict = (entry.name, server.name)
@@ -262,14 +305,17 @@ class Lists:
     def _visible(self, kind: Kind, server: Server, listing: Listing, request: Request, agent: Any) -> bytes:
         selection = self._selection if kind is _TOOLS else None
         withheld: Collection[str] = ()
-        if server.guard is not None and kind is _TOOLS:
+        if server.connect is not None and server.connect.made(listing):
+            selection = None  # it is there as long as the server is
+        elif server.guard is not None and kind is _TOOLS:
             withheld = server.guard.withheld(listing.source or listing)
-        if server.permitted is None and selection is None and not withheld:
+        permitted = server.permitted
+        if permitted is None and selection is None and not withheld:
             return b"\1" * len(listing.entries)
         return bytes(
             entry.original not in withheld
             and (selection is None or selection.has(server.name, entry.name, entry.original))
-            and self.permits(server, kind, entry.original, request, agent, entry.raw)
+            and (permitted is None or permitted(_probe(server, kind, entry.original, request, agent, entry.raw)))
             for entry in listing.entries
         )
 
@@ -278,25 +324,15 @@ class Lists:
     ) -> bool:
         """Whether the rules show `name` (the server's own) to this caller. definition: what the server says of it."""
         permitted = server.permitted
-        return permitted is None or permitted(
-            ToolCall(
-                request,
-                request.context,
-                server=server.name,
-                method=kind.asked_by,
-                name=name,
-                params={},
-                session=agent,
-                definition=definition,
-            )
-        )
+        return permitted is None or permitted(_probe(server, kind, name, request, agent, definition))
 
     def sees(self, server: Server, request: Request, agent: Any) -> bool:
         """Whether anything that the server is known to offer may be used by this caller."""
-        if server.permitted is None:
+        if server.permitted is None and server.connect is None:
             return True
+        principal = request.context.principal
         for kind in KINDS.values():
-            listing = server.upstream.known(kind, agent) or server.upstream.known(kind, None)
+            listing = server.upstream.known(kind, agent, None, principal) or server.upstream.known(kind, None)
             if listing is not None and any(
                 self.permits(server, kind, entry.name, request, agent, entry.raw) for entry in listing.entries
             ):
@@ -328,19 +364,29 @@ class Lists:
         return jsonrpc.encode_fields(fields)
 
     # ---- names
-    async def owner(
-        self, kind: Kind, name: str, agent: Any, context: Context, profile: int = 0
-    ) -> tuple[Server, str] | None:
+    async def owner(self, kind: Kind, name: str, agent: Any, context: Context, profile: int = 0) -> Found | None:
         """The server of an exposed name (a URI for resources), and the name there; None when nobody has it."""
         found = await self._found(kind, name, agent, context, profile)
-        if found is None or kind is not _TOOLS:
-            return found
+        if found is None:
+            return None
         server, exposed = found
+        if kind is not _TOOLS:
+            return server, exposed, False
+        if exposed == CONNECT and server.connect is not None and await self._is_ours(server, agent, context, profile):
+            return server, CONNECT, True
         overrides, selection = server.overrides, self._selection
         original = exposed if overrides is None else overrides.original(exposed)
         if original is None or (selection is not None and not selection.has(server.name, exposed, original)):
             return None
-        return server, original
+        return server, original, False
+
+    async def _is_ours(self, server: Server, agent: Any, context: Context, profile: int) -> bool:
+        """Whether `connect` is not a tool that the server itself lists for this caller."""
+        try:
+            listing = await server.upstream.listing(_TOOLS, agent, context.principal, profile)
+        except Failure:
+            return True
+        return CONNECT not in server.exposed(_TOOLS, listing).index
 
     async def _found(
         self, kind: Kind, name: str, agent: Any, context: Context, profile: int
@@ -356,4 +402,34 @@ class Lists:
         if len(self._servers) == 1:
             return next(iter(self._servers.values())), name
         parts, _ = await self.catalogue(kind, agent, context, profile)
-        return next(((server, name) for server, listing in parts if name in listing.index), None)
+        found = next(((server, name) for server, listing in parts if name in listing.index), None)
+        if found is None and kind is _TOOLS and name == CONNECT:  # all are connected by now
+            found = next(((server, name) for server, _ in parts if server.connect is not None), None)
+        return found
+
+
+def _probe(server: Server, kind: Kind, name: str, request: Request, agent: Any, definition: bytes) -> ToolCall:
+    """A call of that name by this caller, as rules are asked about it for a list."""
+    return ToolCall(
+        request,
+        request.context,
+        server=server.name,
+        method=kind.asked_by,
+        name=name,
+        params={},
+        session=agent,
+        definition=definition,
+    )
+
+
+async def _left(kind: Kind, server: Server, listing: Listing, visible: bytes, request: Request, agent: Any) -> bytes:
+    """What is left of the `visible` when those are asked who have to be waited for."""
+    if server.shown is None:
+        return visible
+    at = [n for n, bit in enumerate(visible) if bit]
+    entries = listing.entries
+    probes = [_probe(server, kind, entries[n].original, request, agent, entries[n].raw) for n in at]
+    bits = bytearray(len(visible))
+    for n, shown in zip(at, await server.shown(probes), strict=True):
+        bits[n] = shown
+    return bytes(bits)

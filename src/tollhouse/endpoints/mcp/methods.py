@@ -10,15 +10,16 @@ from typing import Any, Literal
 
 import msgspec
 
-from tollhouse.core.call import ToolCall
+from tollhouse.core.call import ACCOUNT, ToolCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure
 from tollhouse.core.http import Request, Response
-from tollhouse.endpoints.mcp.bridge import Bridge
+from tollhouse.core.identity import CONNECT
+from tollhouse.endpoints.mcp.bridge import Bridge, Retry
 from tollhouse.endpoints.mcp.call import put
 from tollhouse.endpoints.mcp.code import Code
 from tollhouse.endpoints.mcp.listen import Listener, final, wanted_tasks, wanted_uris
-from tollhouse.endpoints.mcp.lists import Lists, Server
+from tollhouse.endpoints.mcp.lists import Found, Lists, Server
 from tollhouse.endpoints.mcp.offer import capabilities, instructions
 from tollhouse.endpoints.mcp.request import (
     JSON,
@@ -150,10 +151,12 @@ class Methods:
         for method in _SUBSCRIBING:
             self._old[method] = self._call
 
-    async def _ask(self, request: Request, method: str, name: str = "") -> None:
-        """Whether this request may be made, though no server is asked. Raises Failure."""
+    async def _ask(
+        self, request: Request, method: str, name: str = "", params: dict[str, msgspec.Raw] | None = None
+    ) -> None:
+        """Whether this request may be made, though no server is asked. params: of a tool of ours. Raises Failure."""
         if self._admit is not None:
-            call = ToolCall(request, request.context, server="", method=method, name=name, params={})
+            call = ToolCall(request, request.context, server="", method=method, name=name, params=params or {})
             try:
                 await self._admit(call)
             except Failure as failure:
@@ -258,7 +261,7 @@ class Methods:
         found = await self._lists.owner(_RESOURCES, uri, None, context)
         if found is None:
             return False
-        server, original = found
+        server, original, _ = found
         context.server = context.backend = server.name
         call = ToolCall(
             request,
@@ -292,7 +295,7 @@ class Methods:
             wanted = "a prompt by its name (ref/prompt), or a resource template by its uri (ref/resource)"
             raise Refused(jsonrpc.INVALID_PARAMS, f"ref must name {wanted}")
         name = named(ref, key)
-        server, original = await self._owner(kind, name, asking)
+        server, original, _ = await self._owner(kind, name, asking)
         if not self._lists.permits(server, kind, original, asking.request, asking.session):
             raise self._unknown(kind, name, asking)
         # Only what was looked at: a server may read another member than `type` says.
@@ -314,10 +317,12 @@ class Methods:
                 return await self._own_tool(asking, many, name)
             many.unwrap(asking)
             name, unwrapped = named(fields, kind.key), True
-        server, original = await self._owner(kind, name, asking)
+        server, original, asking.connects = await self._owner(kind, name, asking)
         if original is not name:
             fields[kind.key] = msgspec.Raw(msgspec.json.encode(original))
-        if asking.method == "tools/call":
+        if asking.connects:
+            fields.pop("task", None)
+        elif asking.method == "tools/call":
             if asking.new and not unwrapped:
                 self._check_params(asking, server, original)
             if server.overrides is not None:
@@ -331,6 +336,8 @@ class Methods:
             if "requestState" in fields or "inputResponses" in fields:
                 principal = asking.request.context.principal
                 asking.retry = self._bridge.retry(principal, self.path, server, asking.method, original, fields)
+                # The user was sent to connect an account: whoever has that name by now, our tool is what was called.
+                asking.connects = asking.connects or (original == CONNECT and _is_about_account(asking.retry))
         elif asking.method in _SUBSCRIBING and session is not None:
             if asking.method == "resources/subscribe":
                 session.subscribe(name)
@@ -358,7 +365,7 @@ class Methods:
             await self._ask(asking.request, "tools/list")
             result = await many.find(asking)
         else:
-            await self._ask(asking.request, asking.method, name)
+            await self._ask(asking.request, asking.method, name, asking.fields)
             assert self._code is not None
             result = await self._code.run(asking)
         response = self._whole(asking, result)
@@ -401,7 +408,7 @@ class Methods:
         return self._whole(asking, await self._bridge.tasks.listed(asking, call, self.servers, cursor))
 
     # ---- names, and what is answered
-    async def _owner(self, kind: Kind, name: str, asking: Asking) -> tuple[Server, str]:
+    async def _owner(self, kind: Kind, name: str, asking: Asking) -> Found:
         found = await self._lists.owner(kind, name, asking.session, asking.request.context, asking.lists)
         if found is None:
             raise self._unknown(kind, name, asking)
@@ -466,6 +473,10 @@ class Methods:
                 request.context.route,
                 *families.extra.values(request, request.context),
             ).inc()
+
+
+def _is_about_account(retry: Retry | None) -> bool:
+    return retry is not None and retry.consent is not None and retry.consent.about == ACCOUNT
 
 
 def _cursor(asking: Asking) -> str | None:

@@ -25,7 +25,7 @@ def capabilities(servers: Mapping[str, Server], revision: str) -> dict[str, Any]
 
     offered: dict[str, Any] = {}
     for name in ("tools", "prompts", "resources"):
-        if any_has(name):
+        if any_has(name) or (name == "tools" and any(server.connect is not None for server in servers.values())):
             offered[name] = {"listChanged": True}
     if "resources" in offered:
         offered["resources"]["subscribe"] = True

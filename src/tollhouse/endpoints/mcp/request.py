@@ -69,12 +69,13 @@ class Asking:
     server to a stateless agent, else None; inner: that server is stateless too. retry: what it brings back. task:
     the sealed id of the one it is about. made: makes a server's result that may be about a task the agent's. resume:
     what answers it in the place of the server. over: called once its answer has ended, with whether the server answered
-    it with a result. code: of the error that the answer is, 0 for none."""
+    it with a result. code: of the error that the answer is, 0 for none. connects: as `core.call.ToolCall` has it."""
 
     __slots__ = (
         "bridge",
         "call",
         "code",
+        "connects",
         "endpoint",
         "extensions",
         "fields",
@@ -118,6 +119,7 @@ class Asking:
         self.over: Callable[[bool], None] | None = None
         self.call: ToolCall | None = None
         self.code = 0
+        self.connects = False
         self.translation: Translation | None = None
 
     @property
@@ -224,6 +226,8 @@ def _reason(failure: Failure) -> dict[str, Any]:
         fields["executed"] = "unknown"
     if failure.retry_after is not None:
         fields["retryAfter"] = failure.retry_after
+    if failure.url:
+        fields["url"] = failure.url
     return fields
 
 

@@ -10,15 +10,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import Any
 
 from tollhouse.core.call import Principal
-from tollhouse.core.clock import FOREVER, Clock
+from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.holders import Holders
 from tollhouse.core.http import Response
-from tollhouse.endpoints.mcp.agent import LISTS_CHANGED, Session
+from tollhouse.endpoints.mcp.agent import Session
+from tollhouse.endpoints.mcp.changes import Changes
 from tollhouse.endpoints.mcp.elsewhere import Elsewhere, GoOn
 from tollhouse.endpoints.mcp.ids import MAX_AGE, Opened, SessionIds, key_of
 from tollhouse.endpoints.mcp.relay import Relayed
@@ -34,7 +34,6 @@ __all__ = ["Session", "Sessions"]
 
 log = logging.getLogger("tollhouse.endpoints.mcp")
 
-_COALESCE = 0.25  # seconds in which changes of lists are told once
 _ENDED = 32_768  # sessions that are remembered to have ended, where no store does
 _AWAY = 300.0  # seconds that what an agent has missed is kept for it
 _CALL = 3600.0  # seconds that a call which streams is known to other workers
@@ -51,7 +50,7 @@ class Sessions:
     their records. limit_each: sessions of one principal here; above it idle ones end. Agents that have not said who
     they are count as many. count: called with (revision, +1 or -1). state: where records are, and other workers;
     without one a session that is let go of has lost its subscriptions. seals: for ids. holders: where it is written
-    down whose they are. subscriptions: the streams of stateless agents.
+    down whose they are. subscriptions: the streams of stateless agents. changes: of lists.
     """
 
     def __init__(
@@ -72,7 +71,6 @@ class Sessions:
         self.subscriptions = Subscriptions(clock, self.holders, limit=limit, limit_each=limit_each)
         self.timeout = timeout
         self.limit_each = limit_each
-        self.deadline = FOREVER
         self.shared = state is not None and state.shared
         self.rings = Rings(state.node if state is not None else "0")
         self._limit = limit
@@ -89,7 +87,7 @@ class Sessions:
         self._leaving: dict[str, Record] = {}  # let go of, and not yet written
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()  # cancelled, and not yet over
-        self._changes: set[tuple[str, str]] = set()
+        self.changes = Changes(clock, self._open.values, self.subscriptions)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -413,28 +411,13 @@ class Sessions:
             stream = f"{self.rings.node}.{track.stream}"
             self.later(self._records.park(session.key, stream, event, _AWAY))
 
-    # ---- changes of lists
     def changed(self, server: str, method: str) -> None:
         """A list of `server` is another: tell everybody who sees it, soon and once."""
-        if not self._changes:
-            self.deadline = self.clock.now + _COALESCE
-            self.clock.hurry(self)
-        self._changes.add((server, method))
+        self.changes.changed(server, method)
 
     def all_changed(self) -> None:
         """Another configuration serves: every list may be another to anybody."""
-        for method in LISTS_CHANGED:
-            self.changed("", method)
-
-    def expire(self) -> None:
-        self.deadline = FOREVER
-        changes, self._changes = self._changes, set()
-        for session in list(self._open.values()):
-            # Of a new configuration every worker tells those whose stream it has.
-            mine = {(server, method) for server, method in changes if server} if session.owner else changes
-            for method in _concerning(session.servers, mine):
-                session.say(jsonrpc.notification(method))
-        self.subscriptions.changed(partial(_concerning, changes=changes))
+        self.changes.all_changed()
 
     # ---- the end
     def later(self, work: Coroutine[Any, Any, None]) -> bool:
@@ -514,7 +497,3 @@ def _idlest(among: dict[str, Session], otherwise: Failure) -> Session:
     if not idle:
         raise otherwise
     return min(idle, key=lambda session: session.deadline)
-
-
-def _concerning(servers: frozenset[str], changes: set[tuple[str, str]]) -> list[str]:
-    return sorted({method for server, method in changes if not server or server in servers})

@@ -137,6 +137,14 @@ class Subscriptions:
             for method in concerning(subscription.servers):
                 subscription.tell(method)
 
+    def changed_for(self, server: str, whose: Callable[[Principal], bool], methods: Sequence[str]) -> None:
+        """Lists of `server` are others to these principals."""
+        for subscription in list(self._open):
+            held = subscription.held
+            if held is not None and server in subscription.servers and whose(held.principal):
+                for method in methods:
+                    subscription.tell(method)
+
     def finish(self) -> None:
         """End all in good order."""
         for subscription in list(self._open):

@@ -28,7 +28,7 @@ _ORDER, _TAKEN, _GONE, _HERE, _KEPT = range(5)
 
 class Errand(msgspec.Struct, array_like=True):
     """What another worker is to ask. task: our id. principal, source: whose it is. declared: what the agent can be
-    asked now. responses: `inputResponses`, raw JSON."""
+    asked now. responses: `inputResponses`, raw JSON. agent: which one."""
 
     task: str
     method: str
@@ -36,6 +36,7 @@ class Errand(msgspec.Struct, array_like=True):
     source: str
     declared: int
     responses: bytes = b""
+    agent: str = ""
 
 
 class _Word(msgspec.Struct, array_like=True):

@@ -17,9 +17,9 @@ import msgspec
 from tollhouse.core.call import ToolCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.core.handler import Handler
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp.listen import final
+from tollhouse.endpoints.mcp.lists import Server
 from tollhouse.endpoints.mcp.request import JSON, Refused
 from tollhouse.endpoints.mcp.task import NO_TASK, Ask, Sub, about, must_be, refused_with, reply_with
 from tollhouse.endpoints.mcp.task_result import TaskResult, outcome
@@ -82,15 +82,15 @@ class NewTasks:
         finally:
             del self._parking[name]
 
-    async def driven(self, handle: Handler[ToolCall, Reply], revision: str, call: ToolCall) -> Reply:
+    async def driven(self, server: Server, revision: str, call: ToolCall) -> Reply:
         """For `ToolCall.resume`: an agent with a session calls a tool and wants no task of it. Where a stateless server
         runs the tool only as one, it is waited for here."""
         call.resume = None
-        reply = await handle(call)
+        reply = await server.upstream.handle(call)
         if reply.source is not None or not _needs_task(reply.first):
             return reply
         call.profile |= TASKS
-        reply = await handle(call)
+        reply = await server.again(call)
         if reply.source is not None:
             return reply
         task = jsonrpc.decode(reply.first).result
@@ -102,7 +102,7 @@ class NewTasks:
 
         async def ask(method: str, **more: msgspec.Raw) -> jsonrpc.Message:
             made = about(id, call, method, server=call.server, profile=call.profile, more=more)
-            return await final(made, await handle(made))
+            return await final(made, await server.again(made))
 
         return await self._waited_for(call, ask, "", revision)
 

@@ -28,6 +28,8 @@ from tollhouse.wire.mcp.tasks import TaskId
 
 __all__ = ["OldTasks"]
 
+_CALLERS = 4096  # who have begun tasks here, and are remembered
+
 
 class OldTasks:
     """Of one worker. node: this one. read: what a sealed id says, None for one that is not ours. state: shared with
@@ -48,6 +50,16 @@ class OldTasks:
         self._away = Away(state, self._errand) if state is not None and state.shared else None
         self._servers: WeakValueDictionary[tuple[str, str], Server] = WeakValueDictionary()
         self._wraps: dict[str, bool] = {}
+        self._callers: dict[tuple[str, str], Principal] = {}
+
+    def begun(self, server: Server, principal: Principal | None) -> None:
+        """A task was begun here. Errands of other workers about it may need tokens that stand for its caller."""
+        if self._away is not None and server.vouches and principal is not None:
+            key = (principal.id, _agent(principal))
+            self._callers.pop(key, None)
+            self._callers[key] = principal
+            if len(self._callers) > _CALLERS:
+                del self._callers[next(iter(self._callers))]
 
     def serve(self, endpoint: str, server: Server, *, wrap: bool) -> None:
         """Where errands of other workers go. wrap: URIs carry their server there."""
@@ -67,6 +79,7 @@ class OldTasks:
                 principal.source if principal is not None else "",
                 sub.declared,
                 bytes(responses) if responses is not None else b"",
+                _agent(principal),
             )
             body = await self._away.ask(node, errand)
             if body is not None:
@@ -85,6 +98,10 @@ class OldTasks:
         if found is None or server is None:
             return None
         principal = Principal(errand.principal, source=errand.source) if errand.source else None
+        if server.vouches:  # with what he has shown himself, where he has begun it
+            principal = self._callers.get((errand.principal, errand.agent))
+            if principal is None:
+                return None
         context = Context(mcp_method=errand.method, principal=principal, server=found.server)
         wrap = self._wraps.get(found.endpoint, False)
         sub = Sub(found, server, errand.task, wrap=wrap, method=errand.method, declared=errand.declared)
@@ -103,6 +120,8 @@ class OldTasks:
         except jsonrpc.Malformed as problem:
             return jsonrpc.error(0, jsonrpc.INTERNAL_ERROR, f"{found.server}: {problem.message}")
         except Failure as failure:
+            if server.vouches and failure.status == 401:
+                return None  # where he is now he may have shown another credential
             told = {"reason": failure.code or failure.reason.value}
             return jsonrpc.error(0, jsonrpc.INTERNAL_ERROR, failure.message, told)
 
@@ -146,7 +165,7 @@ class OldTasks:
         """Open the stream on which the server asks what a task needs; it outlives the request that wants to know."""
         made = sub.call(call, "tasks/result")
         made.context = msgspec.structs.replace(call.context)
-        return made, await sub.server.upstream.handle(made)
+        return made, await sub.server.again(made)
 
     async def _update(self, sub: Sub, call: ToolCall) -> Reply:
         try:
@@ -172,3 +191,7 @@ class OldTasks:
         if self._away is not None:
             await self._away.closed()
         await self.inputs.closed()
+
+
+def _agent(principal: Principal | None) -> str:
+    return "" if principal is None else principal.client or principal.agent

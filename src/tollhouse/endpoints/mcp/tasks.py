@@ -117,6 +117,7 @@ class Tasks:
             if features is not None and tasks.offers(features.capabilities):
                 call.profile |= TASKS
         self.old.serve(asking.endpoint, server, wrap=wrap)
+        self.old.begun(server, call.principal)
         asking.made = partial(self._created, call, server)
 
     def _created(self, call: ToolCall, server: Server, asking: Asking, result: msgspec.Raw) -> msgspec.Raw:

@@ -31,17 +31,22 @@ def call_of(
     *,
     session: Any = None,
     profile: int = 0,
+    ours: bool = False,
 ) -> tuple[ToolCall, Entry | None]:
     """The call of a tool by its server's own name, noted in `context`; and what its server says of it, None while that
-    is not known. arguments: by the names that agents know. session, profile: of the caller's lists. Raises Malformed
-    for arguments that the tool cannot have."""
+    is not known. arguments: by the names that agents know. session, profile: of the caller's lists. ours: as in
+    `lists.Found`. Raises Malformed for arguments that the tool cannot have."""
     context.server = context.backend = server.name
     context.tool = name
     fields = {"name": msgspec.Raw(msgspec.json.encode(name)), "arguments": arguments}
-    if server.overrides is not None:
-        fields["arguments"] = msgspec.Raw(server.overrides.to_server(name, arguments))
-    known = server.upstream.known(_TOOLS, session, profile, context.principal)
-    entry = known.index.get(name) if known is not None else None
+    entry: Entry | None
+    if ours:
+        entry = server.connect.entry if server.connect is not None else None
+    else:
+        if server.overrides is not None:
+            fields["arguments"] = msgspec.Raw(server.overrides.to_server(name, arguments))
+        known = server.upstream.known(_TOOLS, session, profile, context.principal)
+        entry = known.index.get(name) if known is not None else None
     call = ToolCall(
         request,
         context,
@@ -52,6 +57,7 @@ def call_of(
         session=session,
         idempotent=entry is not None and entry.repeatable,
         definition=entry.raw if entry is not None else b"",
+        connects=ours,
     )
     context.arguments = call.arguments
     return call, entry

@@ -20,9 +20,11 @@ async def exchanged(call: Any, next: Any) -> Any:
     return await next(call)
 
 
-def own(principal: Principal | None) -> bytes:
+def own(principal: Principal | None, refused: bytes = b"") -> bytes:
     if principal is None or principal.id == "lost":
         raise Failure(401, Reason.JWT_AUTH, "nobody", code="invalid_token")
+    if principal.id == "key":
+        raise Failure(403, Reason.AUTHORIZATION, "this needs a user", code="access_denied")
     return f"Bearer own-of-{principal.id}".encode()
 
 
@@ -97,6 +99,27 @@ async def test_who_is_refused_takes_nothing_from_the_others() -> None:
         assert (await (await running.agent(who="ada")).call("echo")).text == "ok"
 
 
+@pytest.mark.parametrize("script", [Old, New])
+async def test_what_the_server_does_not_take_is_replaced_once(script: Any) -> None:
+    def said(asked: Asked) -> Any:
+        return answer(401) if asked.headers["authorization"] == "Bearer old" else calm(asked)
+
+    def renewed(principal: Principal | None, refused: bytes = b"") -> bytes:
+        refusals.append(refused)
+        return b"Bearer new" if refused else b"Bearer old"
+
+    calm, refusals = script(), []
+    async with (
+        upstream(said) as server,
+        gateway({"u": HttpServerSpec(url=server.url)}, policies=(exchanged,)) as running,
+    ):
+        bearing(running).bears = renewed
+        assert (await running.stateless(who="ada").ask("tools/list")).message["result"]["tools"]
+        assert set(refusals) == {b"", b"Bearer old"}
+        for agent in (await running.agent(who="ada"), running.stateless(who="ada")):
+            assert (await agent.call("echo")).text == "ok"
+
+
 async def test_lists_are_for_those_who_are_known() -> None:
     async with (
         upstream(Old()) as server,
@@ -110,3 +133,17 @@ async def test_lists_are_for_those_who_are_known() -> None:
     assert "error" in lost or not lost["result"]["tools"]
     assert ada["result"]["tools"]
     assert {asked.headers["authorization"] for asked in server.asked} == {"Bearer own-of-ada"}
+
+
+async def test_who_may_not_have_a_list_is_told_so_each_time(caplog: pytest.LogCaptureFixture) -> None:
+    async with (
+        upstream(Old()) as server,
+        gateway({"u": HttpServerSpec(url=server.url)}, policies=(exchanged,)) as running,
+    ):
+        bearing(running)
+        for _ in range(3):
+            told = (await running.stateless(who="key").ask("tools/list")).message
+            assert told["error"]["data"]["reason"] == "access_denied"
+            assert "this needs a user" in told["error"]["message"]
+    assert not server.asked
+    assert "no tools/list" not in caplog.text

@@ -67,6 +67,35 @@ async def test_a_refusal_says_what_is_known(
         assert "busy" not in answered.body.decode()
 
 
+@pytest.mark.parametrize(
+    ("status", "challenge", "scopes"),
+    [
+        (403, 'Bearer error="insufficient_scope", scope="write read"', ("read", "write")),
+        (403, 'Bearer error="insufficient_scope"', ()),
+        (403, 'Bearer error="insufficient_scope", scope="a\\"b"', ()),
+        (403, 'Bearer scope="write"', ()),
+        (401, 'Bearer error="insufficient_scope", scope="write"', ()),
+    ],
+)
+async def test_a_server_may_say_which_scopes_are_lacking(status: int, challenge: str, scopes: tuple[str, ...]) -> None:
+    failures: list[Failure] = []
+
+    async def seen(call: Any, next: Any) -> Any:
+        try:
+            return await next(call)
+        except Failure as failure:
+            failures.append(failure)
+            raise
+
+    script = Old(tools_call=lambda asked: answer(status, b"", www_authenticate=challenge))
+    async with (
+        upstream(script) as server,
+        gateway({"u": HttpServerSpec(url=server.url)}, policies=(seen,)) as running,
+    ):
+        await (await running.agent()).call("echo")
+    assert [failure.scopes for failure in failures] == [scopes]
+
+
 async def test_an_ordinary_refusal_is_no_other_era() -> None:
     """400 to a call, from a server that still is what it was."""
 

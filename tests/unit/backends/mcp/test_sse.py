@@ -28,6 +28,7 @@ class Legacy:
         self.running = 0
         self.most = 0
         self.shown: list[str] = []  # the field `authorization` of each request
+        self.refuses = "\n"  # what no stream is given for
         self.tasks: set[asyncio.Task[None]] = set()
 
     def methods(self) -> list[str]:
@@ -52,6 +53,9 @@ class Legacy:
                 self.shown.append(headers.get("authorization", ""))
                 method, path, _ = head[0].split()
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
+                if self.shown[-1] == self.refuses:
+                    writer.write(answer(401))
+                    continue
                 if method == "GET":
                     self.opened += 1
                     self.streams[self.opened] = writer
@@ -189,6 +193,24 @@ async def test_idle_streams_are_closed() -> None:
         await until(lambda: not server.tasks or all(w.transport.is_closing() for w in server.streams.values()))
 
 
+async def test_a_stream_that_is_refused_is_asked_for_once_more_by_another_credential() -> None:
+    told: list[bytes] = []
+
+    def renewed(principal: Any, refused: bytes = b"") -> bytes:
+        if refused:
+            told.append(refused)
+        return b"Bearer new" if told else b"Bearer old"
+
+    async with legacy() as server, gateway({"l": HttpServerSpec(url=server.url)}) as running:
+        server.refuses = "Bearer old"
+        [upstream] = running.servers.all
+        assert isinstance(upstream, Upstream)
+        upstream.bears = renewed
+        assert (await (await running.agent(who="ada")).call("echo")).text
+        assert server.shown[:2] == ["Bearer old", "Bearer new"]
+        assert told == [b"Bearer old"]
+
+
 async def test_all_messages_say_on_whose_behalf() -> None:
     async def exchanged(call: Any, next: Any) -> Any:
         call.credential = f"Bearer call-of-{call.principal.id}".encode()
@@ -197,7 +219,7 @@ async def test_all_messages_say_on_whose_behalf() -> None:
     async with legacy() as server, gateway({"l": HttpServerSpec(url=server.url)}, policies=(exchanged,)) as running:
         [upstream] = running.servers.all
         assert isinstance(upstream, Upstream)
-        upstream.bears = lambda principal: f"Bearer own-of-{principal.id if principal else ''}".encode()
+        upstream.bears = lambda principal, refused=b"": f"Bearer own-of-{principal.id if principal else ''}".encode()
         for who in ("ada", "bob"):
             agent = await running.agent(who=who)
             assert (await agent.call("echo")).text

@@ -49,13 +49,13 @@ class Worker:
 
 
 @asynccontextmanager
-async def workers(script: Any) -> AsyncIterator[tuple[Gateway, Gateway, Bus]]:
+async def workers(script: Any, **more: Any) -> AsyncIterator[tuple[Gateway, Gateway, Bus]]:
     bus = Bus()
     async with upstream(script) as server:
         specs: Any = {"u": HttpServerSpec(url=server.url)}
         async with (
-            gateway(specs, bridging={"state": Worker("one", bus)}) as one,
-            gateway(specs, bridging={"state": Worker("two", bus)}) as other,
+            gateway(specs, bridging={"state": Worker("one", bus)}, **more) as one,
+            gateway(specs, bridging={"state": Worker("two", bus)}, **more) as other,
         ):
             for running in (one, other):
                 await running.stateless().ask("tools/list")
