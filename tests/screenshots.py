@@ -3,17 +3,28 @@
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import time
 from urllib.parse import urlencode
 
 from playwright.sync_api import Browser
 from tests.fixtures.chromium import chromium
 from tests.fixtures.gateway import gateway
 
+from tollhouse.backends.accounts.records import Opened
+from tollhouse.wire.mcp.sealed import Seals
 from tollhouse.wire.password_hash import hash_password
 
 PASSWORD = "correct horse battery staple"
+KEY = "8yE2kq0c1nYtqkZfVnX0mJm6c2o5S1d9Qw3Gx7Lh4Ts="
 CONFIG = """
 server: {{listen: 127.0.0.1:{port}, metrics: null}}
+state: {{url: "file:tollhouse.state", encryption_key: {key}}}
+authenticate: {{mode: strict}}
+mcp:
+  servers:
+    notes:
+      url: https://notes.example.com/mcp
+      oauth: {{issuer: https://notes.example.com, client_id: tollhouse, scopes: [notes.read, notes.write]}}
 issuer:
   url: http://127.0.0.1:{port}
   users: [{{name: ada, password_hash: "{hashed}", email: ada@example.com}}]
@@ -29,7 +40,7 @@ issuer:
 
 
 def take(browser: Browser, url: str, where: Path) -> None:
-    """The login and the consent page."""
+    """The login page, the consent page, and the one on which an account is connected."""
     asked = {
         "response_type": "code",
         "client_id": "desk",
@@ -49,6 +60,9 @@ def take(browser: Browser, url: str, where: Path) -> None:
     page.get_by_role("button", name="Sign in").click()
     page.get_by_role("button", name="Allow").wait_for()
     page.screenshot(path=where / "consent.png", full_page=True)
+    link = Seals((KEY.encode(),)).seal("account", Opened("notes", "ada", "desk", time() + 600))
+    page.goto(f"{url}/oauth/upstream/start?{urlencode({'l': link})}")
+    page.screenshot(path=where / "connect.png", full_page=True)
     context.close()
 
 
@@ -57,7 +71,7 @@ def main(directory: str) -> None:
     with TemporaryDirectory() as name:
         where = Path(name)
         (where / "browser").mkdir()
-        config = CONFIG.format(port=port, hashed=hash_password(PASSWORD))
+        config = CONFIG.format(port=port, hashed=hash_password(PASSWORD), key=KEY)
         with chromium(where / "browser") as browser, gateway(config, where) as provider:
             take(browser, provider.url, Path(directory))
 

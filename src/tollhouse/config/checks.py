@@ -7,6 +7,7 @@ problem. A check gives the path of the setting to change.
 from collections.abc import Collection, Iterator
 from typing import Any, Final
 
+from tollhouse.config.account_checks import of_accounts
 from tollhouse.config.exchange_checks import of_identity, of_routes, of_servers
 from tollhouse.config.places import Path, render
 from tollhouse.config.spec import Config, RouteSpec
@@ -51,6 +52,7 @@ def check(config: Config, raw: dict[str, Any], left_out: Collection[Path]) -> li
             of_servers,
             of_routes,
             of_identity,
+            of_accounts,
         )
         for found in each(config, place)
         if not place.touched(found.path)
@@ -452,12 +454,26 @@ def _issuer_clients(config: Config, spec: IssuerSpec, place: _Places) -> Iterato
     if nobody and spec.registration.dynamic != "off":
         message = "has no effect: nobody can log in; name `users` or `upstream`, or leave it out"
         yield Finding(("issuer", "registration", "dynamic"), message, key=True)
+    for path, one in place.numbered(("issuer", "trusted"), spec.trusted):
+        if one.typ is not None and "token_exchange" not in one.grants:
+            message = "has no effect: it is about tokens that are exchanged, and `grants` has no token_exchange"
+            yield Finding((*path, "typ"), message, key=True, near=one.issuer)
     shown = any(one.tls is not None and one.tls.client_ca is not None for one in config.server.listen)
+    by_certificate = any(client.tls_subject or client.tls_thumbprint for client in spec.clients)
+    if spec.certificate_header is not None:
+        at: Path = ("issuer", "certificate_header")
+        shown = True
+        if not config.server.trusted_proxies and not place.touched(("server", "trusted_proxies")):
+            yield Finding(at, "is believed from trusted proxies only; name them in `server.trusted_proxies`", key=True)
+        if not by_certificate and not place.touched(("issuer", "clients")):
+            message = "has no effect: no client has a `tls_subject` or `tls_thumbprint`; leave it out"
+            yield Finding(at, message, key=True)
     for path, client in place.numbered(("issuer", "clients"), spec.clients):
         if nobody and any(grant in _BY_USERS for grant in client.grants):
             message = "nobody can log in: name `issuer.users` or `issuer.upstream`, or give it other `grants`"
             yield Finding((*path, "grants"), message, near=client.id)
         for name in ("tls_subject", "tls_thumbprint"):
             if getattr(client, name) is not None and not shown and not place.touched(("server", "listen")):
-                message = "has no effect: no listener asks for client certificates (`tls.client_ca`)"
+                message = "has no effect: no listener asks for client certificates (`tls.client_ca`), and no proxy "
+                message += "tells of them (`issuer.certificate_header`)"
                 yield Finding((*path, name), message, key=True)

@@ -31,6 +31,8 @@ def of_servers(config: Config, place: Places) -> Iterator[Finding]:
         own = None if isinstance(server, StdioServer) else server.exchange
         wanted = own if own is not None else top
         is_on = wanted is not None and wanted.mode != "off" and not isinstance(server, StdioServer)
+        if not isinstance(server, StdioServer) and server.oauth is not None:
+            is_on = False  # what `account_checks` says about both
         used = used or is_on or place.touched(at)
         for tool, said in server.tools.items():
             if said.exchange is not None and not is_on:

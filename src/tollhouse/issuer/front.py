@@ -10,6 +10,7 @@ from types import MappingProxyType
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import Request, Response
 from tollhouse.issuer.access_tokens import AccessTokens
+from tollhouse.issuer.accounts import AccountPages, Services
 from tollhouse.issuer.authorize import Authorize
 from tollhouse.issuer.browser import Browser
 from tollhouse.issuer.callback import Callback
@@ -44,10 +45,17 @@ _STYLE = (
 
 
 class Front:
-    """Raises ValueError for users or upstreams that
-    cannot be used. `close` it in the end."""
+    """services: at which users connect accounts. Raises ValueError for users or upstreams that cannot be used. `close`
+    it in the end."""
 
-    def __init__(self, parts: Parts, auth: ClientAuth, tokens: AccessTokens, proofs: Proofs) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        auth: ClientAuth,
+        tokens: AccessTokens,
+        proofs: Proofs,
+        services: Services | None = None,
+    ) -> None:
         spec, ttl = parts.spec, parts.spec.ttl
         self._parts = parts
         self.browser = Browser(parts)
@@ -63,6 +71,7 @@ class Front:
                 now=parts.now,
                 users=users,
                 info=user_info,
+                keys_read=parts.counts.keys_read,
             )
             for upstream in spec.upstream
         ]
@@ -78,7 +87,8 @@ class Front:
         self._consent = consent
         self._login = Login(parts, self.browser, self._passwords, self._upstreams)
         self._logout = Logout(parts, self.browser)
-        self._grants = GrantsPage(parts, self.browser, consents)
+        self._grants = GrantsPage(parts, self.browser, consents, services)
+        self._accounts = AccountPages(parts, self.browser, services) if services is not None else None
         self._device = DevicePage(parts, self.browser, consents)
         self._userinfo = Userinfo(parts.url, tokens, proofs)
         self._style = files("tollhouse.issuer.pages").joinpath("style.css").read_bytes()
@@ -113,6 +123,8 @@ class Front:
             callback = Callback(self.browser, upstream)
             found.append(page(upstream.start_name, _GET, callback.start))
             found.append(page(upstream.callback_name, _GET, callback.handle))
+        if self._accounts is not None:
+            found += self._accounts.served()
         return found
 
     async def close(self) -> None:

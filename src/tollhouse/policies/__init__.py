@@ -12,6 +12,7 @@ from tollhouse.core.call import Call
 from tollhouse.core.http import Request, Response
 from tollhouse.core.reply import Reply
 from tollhouse.core.spec import Spec
+from tollhouse.policies.account import ACCOUNTS
 from tollhouse.policies.address import ADDRESS, AddressSpec
 from tollhouse.policies.authenticate import (
     ACCESS,
@@ -38,6 +39,7 @@ from tollhouse.policies.exchange_spec import ExchangeSetting
 from tollhouse.policies.headers import HEADERS, RESPONSE_HEADERS, HeadersSpec
 from tollhouse.policies.identity_headers import IDENTITY, IDENTITY_ROUTE, IdentitySetting
 from tollhouse.policies.limits import LIMITS, LIMITS_ROUTE, LimitSpec
+from tollhouse.policies.oauth_spec import OauthSetting
 from tollhouse.policies.origin import ORIGIN
 from tollhouse.policies.retry import RETRY, RetrySpec
 from tollhouse.policies.timeout import TIMEOUT, TimeoutSpec
@@ -71,6 +73,7 @@ CALL: Final[tuple[Kind[Call, Reply], ...]] = (
     AUTHORIZE,  # before limits: what is forbidden must not use up anybody's share
     LIMITS,  # outside retries: a call counts once, however often it is tried
     APPROVE,  # behind both: nobody is asked for what would be refused anyway, and nobody can flood those who approve
+    ACCOUNTS,  # behind it: nobody connects an account for a call that is not approved
     TRANSFORM,  # behind both: rules and limits see the request as it came
     RETRY,  # outside of what makes tokens, and of nothing else: only the backend is asked again
     IDENTITY,
@@ -98,6 +101,9 @@ class ServerScope(CallScope):
     """What may be set on an MCP server that is reached over HTTP."""
 
     exchange: ExchangeSetting | None = Field(default=None, description="whether calls go out with tokens made for them")
+    oauth: OauthSetting | None = Field(
+        default=None, description="users connect accounts of their own there, whose tokens their calls go out with"
+    )
     identity: IdentitySetting | None = Field(default=None, description="a header that says who calls, signed")
 
 

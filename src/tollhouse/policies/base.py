@@ -15,12 +15,13 @@ from tollhouse.core.errors import ConfigError, Failure, Problem
 from tollhouse.core.forwarded import Forwarding
 from tollhouse.core.handler import Policy
 from tollhouse.core.http import Request, Response
-from tollhouse.core.identity import Exchanger, Minted, RevocationView
+from tollhouse.core.identity import Accounts, Exchanger, Minted, RevocationView
 from tollhouse.core.spec import Spec
 from tollhouse.ledger.key_follower import KeyFollower
 from tollhouse.net.client import Client
 from tollhouse.observe.families import Families
 from tollhouse.store.base import Counter, State
+from tollhouse.store.revocation import Kind as RevocationKind
 from tollhouse.wire.jose import Keys, Token
 
 __all__ = [
@@ -97,7 +98,9 @@ class Parts:
     nothing is. revocations: None where nothing is ever revoked. issuer: the auth provider in this process. issued: API
     keys that live in the ledger. spool: directory in which calls wait for approval where the state is this process's
     own; "" for none. upstream: canonical URI of what the chain leads to, "" where that takes no tokens
-    made for it. exchangers: who makes those."""
+    made for it. exchangers: who makes those. accounts: those that users have connected at a server, by its name; None
+    where none are. revoke: as `store.revocation.Revocations.revoke`. server: name of the MCP server that the chain
+    leads to. patience: seconds that an agent's user may take for what he is asked."""
 
     clock: Clock
     families: Families
@@ -117,6 +120,16 @@ class Parts:
     spool: str = ""
     upstream: str = ""
     exchangers: Exchangers | None = None
+    accounts: Callable[[str], Accounts | None] | None = None
+    revoke: Callable[[RevocationKind, str, float, str], Awaitable[None]] | None = None
+    server: str = ""
+    patience: float = 300.0
+
+    @property
+    def keys_read(self) -> Callable[[str], None]:
+        """Who is told of readings of issuers' keys (`net.jwks.Told`); it outlives these parts, and holds none."""
+        refreshes = self.families.jwks_refreshes
+        return lambda outcome: refreshes.child(outcome).inc()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,9 @@
 
 Rule: innermost of all, so that what is tried again is tried with a token that is good now. There is no way around it:
 where no token can be made the call fails, and the caller's own token is never sent instead (`passthrough` is for
-servers that it was made for). What was made is remembered
-with the Principal it stands for and dies with it; it is used in the first half of its life, and no longer when the
-configuration, the issuer's keys or anything that was revoked is another.
+servers that it was made for). To a server at which users have accounts go the tokens of those. What was made is
+remembered with the Principal it stands for and dies with it; it is used in the first half of its life, and no longer
+when the configuration, the issuer's keys or anything that was revoked is another.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,7 +16,7 @@ from tollhouse.core.call import Call, Context, Principal, ToolCall
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import Request, Response
-from tollhouse.core.identity import Exchanger, Minted, Target
+from tollhouse.core.identity import Accounts, Exchanger, Minted, Target
 from tollhouse.core.reply import Reply
 from tollhouse.policies.authenticate.challenge import Challenges, insufficient, metadata_url
 from tollhouse.policies.authenticate.requires import plain_path
@@ -29,8 +29,12 @@ __all__ = ["EXCHANGE", "EXCHANGE_ROUTE", "MOST", "Exchange", "exchange", "rememb
 MOST = 64
 """Tokens that are remembered with one Principal."""
 
+_LONGEST = 256  # characters of a tool's name
+
 _REFUSED = "upstream_credentials"
 """Code of a Failure: the upstream does not take what was shown. One that was not `sent` was not carried out."""
+
+_ACCOUNT_TTL: Final = 0.0  # an account's tokens live as long as their issuer says
 
 _ONLY_USERS: Final = frozenset(("keycloak", "entra_obo"))
 
@@ -48,12 +52,15 @@ class _Wanted(NamedTuple):
 
 
 class _Kept:
-    """A token that was made. field: the value of `authorization`. until: unix seconds, half of its life. generation,
-    version, epoch: of what it was made with."""
+    """A token that was made. field: the value of `authorization`. until: unix seconds, half of its life. exchanger,
+    generation, version, epoch: who made it, and what with."""
 
-    __slots__ = ("epoch", "field", "generation", "jti", "until", "version")
+    __slots__ = ("epoch", "exchanger", "field", "generation", "jti", "until", "version")
 
-    def __init__(self, minted: Minted, now: float, generation: object, version: int, epoch: int) -> None:
+    def __init__(
+        self, minted: Minted, now: float, exchanger: Exchanger, generation: object, version: int, epoch: int
+    ) -> None:
+        self.exchanger = exchanger
         self.field = b"Bearer " + minted.token
         self.jti = minted.jti
         self.until = now + (minted.expires - now) / 2.0
@@ -63,11 +70,20 @@ class _Kept:
 
 
 class Exchange:
-    """The exchange of one chain. now: unix seconds. passes: callers' own tokens go out."""
+    """The exchange of one chain. accounts: the exchanger, where it gives tokens of users' own accounts. now: unix
+    seconds. passes: callers' own tokens go out."""
 
-    def __init__(self, wanted: _Wanted, exchanger: Exchanger, parts: Parts, now: Callable[[], float] = time) -> None:
+    def __init__(
+        self,
+        wanted: _Wanted,
+        exchanger: Exchanger,
+        parts: Parts,
+        now: Callable[[], float] = time,
+        accounts: Accounts | None = None,
+    ) -> None:
         assert parts.exchangers is not None
         self._exchanger = exchanger
+        self._accounts = accounts
         self._generation = parts.exchangers.generation
         self._revocations = parts.revocations
         self._now = now
@@ -110,7 +126,7 @@ class Exchange:
     async def _awaited(
         self, call: Call, next: Handler[Call, Reply], principal: Principal, target: Target, made: Awaitable[Minted]
     ) -> Reply:
-        kept = self._keep(principal, target, await self._told(made, call.request))
+        kept = self._keep(principal, target, await self._told(principal, made, call.request))
         return await self._watched(call, next, principal, target, kept, fresh=True)
 
     async def _watched(
@@ -127,9 +143,14 @@ class Exchange:
         try:
             return await next(call)
         except Failure as failure:
+            if failure.scopes and self._accounts is not None:
+                raise await self._accounts.lacks(principal, failure.scopes) or failure from None
             # It was not carried out; and what was remembered, or has waited for a server to come up, may be too old.
+            # A token of an account is never made for the call, and may have ended at any time.
+            fresh = fresh and self._accounts is None
             if failure.code != _REFUSED or failure.sent or (fresh and self._now() < kept.until):
                 raise
+        self._tell(principal, kept.field)
         kept = await self._afresh(principal, target, call.request)
         call.credential, call.context.token_jti = kept.field, kept.jti
         return await next(call)
@@ -155,7 +176,7 @@ class Exchange:
         target: Target,
         made: Awaitable[Minted],
     ) -> Response:
-        kept = self._keep(principal, target, await self._told(made, request))
+        kept = self._keep(principal, target, await self._told(principal, made, request))
         return await self._sent(request, next, principal, kept)
 
     async def _sent(
@@ -169,10 +190,13 @@ class Exchange:
         return response
 
     # ---- for what is asked of a server beside calls
-    def credential(self, principal: Principal | None) -> bytes | Awaitable[bytes]:
-        """The field `authorization` of what belongs to a session and to no call: its opening, lists, streams. Raises
-        Failure."""
+    def credential(self, principal: Principal | None, refused: bytes = b"") -> bytes | Awaitable[bytes]:
+        """The field `authorization` of what belongs to a session and to no call: its opening, lists, streams. refused:
+        what this gave before, if the server has not taken it. Raises Failure."""
         principal = self._known(principal, None)
+        if refused:
+            self._tell(principal, refused)
+            self._forget(principal)
         target = self._whole
         if target is None or self._needs:
             target = self._target_for(self._server, self._held(principal))
@@ -185,7 +209,7 @@ class Exchange:
         return kept.field
 
     async def _awaited_field(self, principal: Principal, target: Target, made: Awaitable[Minted]) -> bytes:
-        return self._keep(principal, target, await self._told(made, None)).field
+        return self._keep(principal, target, await self._told(principal, made, None)).field
 
     # ---- what for
     def _target(self, principal: Principal, request: Request, context: Context, call: Call | None) -> Target:
@@ -198,7 +222,9 @@ class Exchange:
             return target
         scopes = self._scopes if self._scopes is not None else self._held(principal)
         if by_tool and isinstance(call, ToolCall):
-            return self._target_for(f"{self._server}#{quote(call.name[:256], safe='')}", scopes, call.name)
+            if len(call.name) > _LONGEST:  # cut, it would be another tool's as well
+                raise Failure(400, Reason.INVALID_REQUEST, "no tool has so long a name", code="invalid_request")
+            return self._target_for(f"{self._server}#{quote(call.name, safe='')}", scopes, call.name)
         return self._target_for(self._server, scopes)
 
     def _target_for(self, audience: str, scopes: tuple[str, ...], tool: str = "") -> Target:
@@ -216,6 +242,7 @@ class Exchange:
         if (
             kept is not None
             and self._now() < kept.until
+            and kept.exchanger is self._exchanger  # of two issuers one may have made a token for the same audience
             and kept.generation is self._generation
             and kept.version == self._exchanger.version
         ):
@@ -236,7 +263,7 @@ class Exchange:
         self._made.inc()
         revocations = self._revocations
         epoch = 0 if revocations is None else revocations.epoch
-        kept = _Kept(made, self._now(), self._generation, self._exchanger.version, epoch)
+        kept = _Kept(made, self._now(), self._exchanger, self._generation, self._exchanger.version, epoch)
         if self._reuse:
             remember(principal, target, kept)
         return kept
@@ -246,8 +273,13 @@ class Exchange:
         self._forget(principal)
         made = self._ask(principal, target, request)
         if isinstance(made, Awaitable):
-            made = await self._told(made, request)
+            made = await self._told(principal, made, request)
         return self._keep(principal, target, made)
+
+    def _tell(self, principal: Principal, field: bytes) -> None:
+        """The server does not take it."""
+        if self._accounts is not None:
+            self._accounts.refused(principal, field.removeprefix(b"Bearer "))
 
     def _forget(self, principal: Principal) -> None:
         """Nothing that was made for this server is used again."""
@@ -268,11 +300,17 @@ class Exchange:
         except Failure as failure:
             raise self._challenged(failure, request) from None
 
-    async def _told(self, made: Awaitable[Minted], request: Request | None) -> Minted:
+    async def _told(self, principal: Principal, made: Awaitable[Minted], request: Request | None) -> Minted:
+        revocations = self._revocations
+        epoch = 0 if revocations is None else revocations.epoch
         try:
-            return await made
+            minted = await made
         except Failure as failure:
             raise self._challenged(failure, request) from None
+        if revocations is not None and revocations.epoch != epoch and revocations.revoked(principal):
+            principal.minted.clear()
+            raise self._refused("the token that was sent was revoked", request)
+        return minted
 
     def _challenged(self, failure: Failure, request: Request | None) -> Failure:
         """As the caller sees it: with a 401 goes where to get a token."""
@@ -304,6 +342,11 @@ def remember(principal: Principal, what: object, kept: object) -> None:
 
 def exchange(layers: tuple[Layer, ...], parts: Parts) -> Exchange | None:
     """The exchange of a chain, None where there is nothing to do. Raises ConfigError."""
+    accounts = parts.accounts(parts.server) if parts.accounts is not None and parts.server else None
+    if accounts is not None:
+        # Named as no audience can be that is configured: what is remembered is for this one server.
+        wanted = _Wanted("impersonation", f"account {parts.server}", _ACCOUNT_TTL, {}, True, None, None)
+        return Exchange(wanted, accounts, parts, accounts=accounts)
     if not layers or not parts.upstream:
         return None
     wanted = _wanted(layers)
@@ -392,7 +435,12 @@ def _build_route(layers: tuple[Layer, ...], parts: Parts) -> Any:
 
 
 EXCHANGE: Kind[Call, Reply] = Kind(
-    "exchange", frozenset(("top", "server", "tool")), adds=True, build=_build, entrances=frozenset(("mcp",))
+    "exchange",
+    frozenset(("top", "server", "tool")),
+    adds=True,
+    build=_build,
+    entrances=frozenset(("mcp",)),
+    always=True,  # accounts need no setting of their own
 )
 EXCHANGE_ROUTE: Kind[Request, Response] = Kind(
     "exchange", frozenset(("top", "route")), adds=True, build=_build_route, entrances=frozenset(("http",))

@@ -7,16 +7,23 @@ Rule: an ID token counts for the one client and the one login that it names, and
 from collections.abc import Iterable, Mapping
 from hmac import compare_digest
 from typing import Final
-from urllib.parse import quote, urlencode, urlsplit
 
 from tollhouse.wire.jose import Token, check_claims
 from tollhouse.wire.jwt import half_hash
-from tollhouse.wire.oauth import basic_credentials, code_challenge
+from tollhouse.wire.oauth_client import ClientAuth, ClientIdentity, authorization_request, client_form
 
-__all__ = ["authorization_url", "code_form", "id_token_flaw"]
+__all__ = ["BACKCHANNEL_LOGOUT", "LOGOUT_TOKEN", "authorization_url", "code_form", "id_token_flaw", "logout_token_flaw"]
+
+BACKCHANNEL_LOGOUT: Final = "http://schemas.openid.net/event/backchannel-logout"
+"""The event of a logout token (Back-Channel Logout section 2.4)."""
+
+LOGOUT_TOKEN: Final = "logout+jwt"
+"""Its `typ`."""
 
 _TYPES: Final = frozenset(("jwt",))
+_LOGOUT_TYPES: Final = frozenset(("jwt", LOGOUT_TOKEN))
 _LONGEST_SUB: Final = 255
+_LONGEST_NAME: Final = 256
 
 
 def authorization_url(
@@ -31,18 +38,16 @@ def authorization_url(
     more: Mapping[str, str] | None = None,
 ) -> str:
     """Where the browser goes. verifier: whose challenge is sent (RFC 7636 section 4.3). more: parameters."""
-    asked = {
-        "response_type": "code",
-        "client_id": client_id,
-        "redirect_uri": redirect_uri,
-        "scope": " ".join(scopes),
-        "state": state,
-        "nonce": nonce,
-        "code_challenge": code_challenge(verifier),
-        "code_challenge_method": "S256",
+    return authorization_request(
+        endpoint,
+        verifier=verifier,
+        client_id=client_id,
+        redirect_uri=redirect_uri,
+        scope=" ".join(scopes),
+        state=state,
+        nonce=nonce,
         **(more or {}),
-    }
-    return f"{endpoint}{'&' if urlsplit(endpoint).query else '?'}{urlencode(asked, quote_via=quote)}"
+    )
 
 
 def code_form(
@@ -50,20 +55,16 @@ def code_form(
 ) -> tuple[list[tuple[bytes, bytes]], bytes]:
     """Header fields and body for the token endpoint. secret: "" for a client without one. basic: it goes in the field
     Authorization, else in the form (RFC 6749 section 2.3.1)."""
-    form = {
-        "grant_type": "authorization_code",
-        "code": code,
-        "redirect_uri": redirect_uri,
-        "code_verifier": verifier,
-    }
-    headers = [(b"content-type", b"application/x-www-form-urlencoded"), (b"accept", b"application/json")]
-    if secret and basic:
-        headers.append((b"authorization", basic_credentials(client_id, secret)))
-    else:
-        form["client_id"] = client_id
-        if secret:
-            form["client_secret"] = secret
-    return headers, urlencode(form).encode("ascii")
+    method: ClientAuth = "none"
+    if secret:
+        method = "client_secret_basic" if basic else "client_secret_post"
+    return client_form(
+        ClientIdentity(client_id, secret, method),
+        grant_type="authorization_code",
+        code=code,
+        redirect_uri=redirect_uri,
+        code_verifier=verifier,
+    )
 
 
 def id_token_flaw(
@@ -87,3 +88,30 @@ def id_token_flaw(
     if "at_hash" in claims and claims["at_hash"] != half_hash(token.algorithm, sent):
         return "the access token beside it is not its own (`at_hash`)"
     return ""
+
+
+def logout_token_flaw(token: Token, *, issuer: str, client_id: str, now: float, leeway: float, longest: float) -> str:
+    """What is wrong with the claims of a logout token (Back-Channel Logout section 2.6); "" where they hold. longest:
+    seconds that it may be good for: so long somebody has to remember that it was used."""
+    claims = token.claims
+    types = None if token.typ is None else _LOGOUT_TYPES
+    flaw = check_claims(token, issuer=issuer, audiences=(client_id,), now=now, leeway=leeway, types=types)
+    if flaw is not None:
+        return flaw.value
+    if "iat" not in claims or claims["exp"] > now + longest + leeway:
+        return "it does not say when it was issued (`iat`), or is good for too long"
+    if not _is_name(claims.get("jti"), _LONGEST_NAME):
+        return "it has no `jti`"
+    events = claims.get("events")
+    if not isinstance(events, dict) or not isinstance(events.get(BACKCHANNEL_LOGOUT), dict):
+        return "it is about something else (`events`)"
+    if "nonce" in claims:  # an ID token must not be taken for one
+        return "it has a `nonce`"
+    names = [name for name in ("sub", "sid") if name in claims]
+    if not names or not all(_is_name(claims[name], _LONGEST_SUB) for name in names):
+        return "it does not say whom it is about (`sub`, `sid`)"
+    return ""
+
+
+def _is_name(value: object, longest: int) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= longest

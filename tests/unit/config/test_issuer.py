@@ -66,6 +66,16 @@ def test_a_certificate_that_nobody_asks_for() -> None:
     assert problem.startswith("issuer.clients[0].tls_subject: has no effect")
 
 
+def test_a_type_of_tokens_that_are_not_exchanged() -> None:
+    def trusting(grants: str) -> list[str]:
+        one = f"{{issuer: https://i.example, jwks: https://i.example/jwks, typ: [at+jwt], grants: [{grants}]}}"
+        return problems(f"issuer: {{url: https://auth.example.com, clients: [{ROBOT}], trusted: [{one}]}}")
+
+    assert trusting("token_exchange, id_jag") == []
+    [problem] = trusting("id_jag")
+    assert problem.startswith("issuer.trusted[0].typ: has no effect")
+
+
 def test_it_does_not_come_while_its_file_is_not_open() -> None:
     without, with_one = parse("{}", "t.yaml", {}).config, parse(ISSUER, "t.yaml", {}).config
     other = parse(ISSUER.replace("id: robot", "id: other"), "t.yaml", {}).config

@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 
 import pytest
 from pydantic import ValidationError
+from tests.fixtures.accounts import Connected
 from tests.unit.policies.floor import answer, counted, layer, parts, request, respond, tool, who
 
 from tollhouse.core.call import Actor, Call, Principal
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import ConfigError, Failure, Reason
 from tollhouse.core.handler import compose
-from tollhouse.core.identity import Exchanger, Minted, Target
+from tollhouse.core.http import Request, Response
+from tollhouse.core.identity import ACCOUNT_NEEDED, Exchanger, Minted, Target
 from tollhouse.core.reply import Reply
 from tollhouse.issuer.keys import SigningKeys
 from tollhouse.issuer.mint import Mint
@@ -186,6 +188,13 @@ async def test_a_tools_name_is_no_other_audience(p: Parts, keys: SigningKeys) ->
     assert claims(field, keys)["aud"] == f"{SHOP}#x%23y%20%2F..%2Fz%0D%0A"
 
 
+async def test_a_name_that_is_too_long_is_not_cut_to_anothers(p: Parts) -> None:
+    await sent(p, ada(), layer(spec(audience="tool")), name="x" * 256)
+    with pytest.raises(Failure) as caught:
+        await sent(p, ada(), layer(spec(audience="tool")), name="x" * 256 + "y")
+    assert caught.value.status == 400
+
+
 async def test_impersonation_names_the_user_alone_and_hides_nobody(p: Parts, keys: SigningKeys) -> None:
     impersonating = layer(spec(mode="impersonation"))
     assert "act" not in claims(await sent(p, ada(), impersonating), keys)
@@ -295,6 +304,47 @@ async def test_another_configuration_and_other_keys_make_new_ones(p: Parts, keys
     await keys.rotate()
     assert keys.version != before
     assert await sent(another, principal) != second
+
+
+async def test_of_two_issuers_each_makes_its_own(p: Parts) -> None:
+    """For one audience, as servers behind one API have it."""
+    principal, red, blue = ada(), Elsewhere(), Elsewhere()
+    red.asked, blue.asked = 100, 200
+    makers = Makers(red)
+    p = replace(p, exchangers=makers)
+    same = layer(spec(audience="urn:api"))
+    first = await sent(p, principal, same)
+    assert p.exchangers is not None
+    makers.own = blue  # of another server, in the same configuration
+    second = await sent(p, principal, same)
+    assert (first, second) == (b"Bearer remote-101", b"Bearer remote-201")
+    assert await sent(p, principal, same) == second
+
+
+async def test_who_is_revoked_while_a_token_is_made_gets_none(p: Parts) -> None:
+    state = MemoryState(Clock())
+    revocations = Revocations(state, Clock())
+    principal, bob = ada(jti="j-1"), ada(jti="j-2", subject="bob")
+
+    class Slow(Elsewhere):
+        async def exchanged(self, principal: Principal, target: Target) -> Minted:
+            await revocations.revoke("jti", "j-1", time() + 600)
+            return await super().exchanged(principal, target)
+
+    slow = Slow()
+    p = replace(p, revocations=revocations, exchangers=Makers(slow))
+    upstream = Upstream()
+    with pytest.raises(Failure) as caught:
+        await sent(p, principal, upstream=upstream)
+    assert (caught.value.status, caught.value.code) == (401, "invalid_token")
+    assert not upstream.shown
+    assert not principal.minted
+    made = exchange((layer(spec()),), p)
+    assert made is not None
+    with pytest.raises(Failure):
+        made.credential(principal)
+    assert await sent(p, bob) == b"Bearer remote-2"  # whom it does not concern
+    await state.close()
 
 
 async def test_never_is_never(p: Parts) -> None:
@@ -437,6 +487,39 @@ async def test_a_route_gets_tokens_where_it_says_so(p: Parts, keys: SigningKeys)
     assert caught.value.status == 401
 
 
+async def test_a_route_waits_for_an_issuer_and_forgets_what_its_service_refuses(p: Parts) -> None:
+    issuer, principal = Elsewhere(), ada()
+    route = replace(p, entrance="http", upstream="https://plain.example.com", exchangers=Makers(issuer))
+    policy = EXCHANGE_ROUTE.make((layer(spec(), "route", "plain"),), route)
+    assert policy is not None
+    status = 200
+
+    async def service(asked: Request) -> Response:
+        return Response(status, [])
+
+    async def shown() -> bytes:
+        asked = request(principal=principal)
+        await compose((policy,), service)(asked)
+        return bytes(asked.context.credential)
+
+    assert await shown() == await shown() == b"Bearer remote-1"
+    status = 401
+    assert await shown() == b"Bearer remote-1"
+    assert not principal.minted
+    status = 403  # which is about something else
+    assert await shown() == await shown() == b"Bearer remote-2"
+
+
+async def test_what_fails_for_another_reason_is_not_tried_again(p: Parts) -> None:
+    principal = ada()
+    await sent(p, principal)
+    for failure in (Failure(503, Reason.NO_HEALTHY_BACKEND, "no"), Failure(502, Reason.UPSTREAM_FAILURE, "no")):
+        upstream = Upstream(failure)
+        with pytest.raises(Failure):
+            await sent(p, principal, upstream=upstream)
+        assert len(upstream.shown) == 1
+
+
 # ---- the caller's own, where that is meant
 
 
@@ -535,6 +618,115 @@ def test_there_must_be_somebody_to_make_them(p: Parts) -> None:
 def test_what_has_no_effect_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         spec(**values)
+
+
+# ---- accounts
+ADA = "jwt:ada"
+
+
+def at(p: Parts, accounts: Connected, server: str = "files") -> Parts:
+    known = {"files": accounts}
+    return replace(p, accounts=known.get, server=server)
+
+
+async def through(p: Parts, principal: Principal, upstream: Upstream, *layers: Any) -> None:
+    made = EXCHANGE.make(layers, p)
+    assert made is not None
+    await compose((made,), upstream.handle)(tool(principal=principal))
+
+
+async def test_a_server_with_accounts_gets_their_tokens_whatever_is_said_at_the_top(p: Parts) -> None:
+    accounts, upstream = Connected(ADA), Upstream()
+    for layers in ((), (layer(spec()),), (layer(spec(mode="off")),)):
+        await through(at(p, accounts), ada(), upstream, *layers)
+    assert upstream.shown == [b"Bearer token-of-jwt:ada"] * 3
+    assert EXCHANGE.make((), at(p, accounts, "other")) is None  # and no other server does
+
+
+async def test_a_caller_without_an_account_is_told_and_nothing_is_sent(p: Parts) -> None:
+    upstream = Upstream()
+    with pytest.raises(Failure) as caught:
+        await through(at(p, Connected()), ada(), upstream)
+    assert (caught.value.status, caught.value.code) == (403, ACCOUNT_NEEDED)
+    assert upstream.shown == []
+
+
+async def test_what_is_remembered_of_an_account_is_for_its_server_alone(p: Parts) -> None:
+    """Two servers may stand behind one URL."""
+    one, other = Connected(), Connected()
+    one.connect(ADA, b"one")
+    other.connect(ADA, b"other")
+    known, upstream, principal = {"one": one, "other": other}, Upstream(), ada()
+    for server in ("one", "other", "one"):
+        await through(replace(p, accounts=known.get, server=server), principal, upstream)
+    assert upstream.shown == [b"Bearer one", b"Bearer other", b"Bearer one"]
+
+
+async def test_an_account_that_is_gone_is_not_remembered(p: Parts) -> None:
+    accounts, upstream, principal = Connected(ADA), Upstream(), ada()
+    q = at(p, accounts)
+    await through(q, principal, upstream)
+    accounts.disconnect(ADA)
+    with pytest.raises(Failure, match="no account"):
+        await through(q, principal, upstream)
+    accounts.connect(ADA, b"new")
+    await through(q, principal, upstream)
+    assert upstream.shown == [b"Bearer token-of-jwt:ada", b"Bearer new"]
+
+
+async def test_a_refused_token_of_an_account_is_told_and_another_is_tried_once(p: Parts) -> None:
+    class Renewing(Connected):
+        def refused(self, principal: Principal, token: bytes) -> None:
+            self.refusals.append(token)
+            self.connect(principal.id, b"renewed-%d" % len(self.refusals))
+
+    accounts, principal = Renewing(ADA), ada()
+    upstream = Upstream(REFUSED, None)
+    await through(at(p, accounts), principal, upstream)
+    assert upstream.shown == [b"Bearer token-of-jwt:ada", b"Bearer renewed-1"]
+    assert accounts.refusals == [b"token-of-jwt:ada"]
+    upstream = Upstream(REFUSED, REFUSED)
+    with pytest.raises(Failure, match="no"):
+        await through(at(p, accounts), principal, upstream)
+    assert len(upstream.shown) == 2
+    sent = Failure(502, Reason.UPSTREAM_FAILURE, "403", code="upstream_credentials", sent=True)
+    upstream = Upstream(sent)
+    with pytest.raises(Failure, match="403"):
+        await through(at(p, accounts), principal, upstream)
+    assert len(upstream.shown) == 1  # it may have been carried out
+
+
+async def test_a_server_that_wants_more_scopes_has_its_user_asked(p: Parts) -> None:
+    class Lacking(Connected):
+        async def lacks(self, principal: Principal, scopes: tuple[str, ...]) -> Failure | None:
+            needed = Failure(403, Reason.AUTHORIZATION, "more", code=ACCOUNT_NEEDED)
+            return needed if "admin" in scopes else None
+
+    for scopes, status in ((("admin",), 403), (("read",), 502)):
+        wants = Failure(502, Reason.UPSTREAM_FAILURE, "no", code="upstream_credentials", sent=True, scopes=scopes)
+        upstream = Upstream(wants)
+        with pytest.raises(Failure) as caught:
+            await through(at(p, Lacking(ADA)), ada(), upstream)
+        assert caught.value.status == status
+        assert len(upstream.shown) == 1
+
+
+async def test_an_account_that_ended_asks_for_another_within_the_call(p: Parts) -> None:
+    accounts, upstream = Connected(ADA), Upstream(REFUSED)
+    with pytest.raises(Failure) as caught:
+        await through(at(p, accounts), ada(), upstream)
+    assert caught.value.code == ACCOUNT_NEEDED
+    assert not caught.value.sent
+
+
+async def test_what_is_asked_beside_calls_is_renewed_too(p: Parts) -> None:
+    accounts, principal = Connected(ADA), ada()
+    made = exchange((), at(p, accounts))
+    assert made is not None
+    assert made.credential(principal) == b"Bearer token-of-jwt:ada"
+    with pytest.raises(Failure, match="no account"):
+        made.credential(principal, b"Bearer token-of-jwt:ada")
+    assert accounts.refusals == [b"token-of-jwt:ada"]
 
 
 def test_a_call_leaves_no_cycle(p: Parts) -> None:

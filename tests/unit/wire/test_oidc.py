@@ -6,10 +6,12 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tollhouse.wire.jose import Token
 from tollhouse.wire.oauth import Form
-from tollhouse.wire.oidc import authorization_url, code_form, id_token_flaw
+from tollhouse.wire.oidc import BACKCHANNEL_LOGOUT, authorization_url, code_form, id_token_flaw, logout_token_flaw
 
 NOW = 1_800_000_000
 CLAIMS = {"iss": "https://idp.example.com", "aud": "us", "sub": "ada", "nonce": "n", "iat": NOW, "exp": NOW + 60}
@@ -97,3 +99,43 @@ def test_any_other_is_refused(changed: dict[str, Any]) -> None:
 @pytest.mark.parametrize("typ", ["at+jwt", "dpop+jwt", "logout+jwt"])
 def test_a_token_for_another_purpose_is_none(typ: str) -> None:
     assert flaw({}, typ=typ)
+
+
+# ---- logout tokens
+
+LOGOUT = {
+    "iss": "https://idp.example.com", "aud": "us", "sub": "ada", "sid": "s", "iat": NOW, "exp": NOW + 60, "jti": "one",
+    "events": {BACKCHANNEL_LOGOUT: {}},
+}  # fmt: skip
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def logout_flaw(claims: dict[str, Any], typ: str | None = "logout+jwt") -> str:
+    token = Token("ES256", "k", typ, claims, b"", b"")
+    return logout_token_flaw(
+        token, issuer="https://idp.example.com", client_id="us", now=NOW, leeway=30.0, longest=120.0
+    )
+
+
+@pytest.mark.parametrize("typ", ["logout+jwt", "application/logout+jwt", "JWT", None])
+@pytest.mark.parametrize("without", ["", "sub", "sid"])
+def test_a_logout_token(typ: str | None, without: str) -> None:
+    assert logout_flaw({name: value for name, value in LOGOUT.items() if name != without}, typ) == ""
+
+
+@given(st.dictionaries(st.sampled_from([*LOGOUT, "nonce", "nbf"]), JSON, max_size=4))
+def test_whatever_it_claims_there_is_an_answer_and_none_that_counts_lacks_anything(changed: dict[str, Any]) -> None:
+    claims = {**LOGOUT, **changed}
+    if logout_flaw(claims) == "":
+        assert "nonce" not in claims
+        assert claims["iss"] == LOGOUT["iss"]
+        assert "us" in claims["aud"]
+        assert isinstance(claims["events"][BACKCHANNEL_LOGOUT], dict)
+        assert all(isinstance(claims[name], str) and claims[name] for name in ("sub", "sid", "jti"))
+        assert NOW - 30 < claims["exp"] <= NOW + 150
+    for name in changed:
+        _ = logout_flaw({key: value for key, value in claims.items() if key != name})

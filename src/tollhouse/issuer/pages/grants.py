@@ -36,7 +36,17 @@ _GRANT = """<section class="grant">
 """
 
 
-def grants(*, action: str, logout: str, csrf: str, user: str, notice: str, allowed: Sequence[Allowed]) -> Markup:
+def grants(
+    *,
+    action: str,
+    logout: str,
+    csrf: str,
+    user: str,
+    notice: str,
+    allowed: Sequence[Allowed],
+    accounts: Markup = Markup(""),  # noqa: B008
+) -> Markup:
+    """accounts: what `pages.account` says of those that are connected."""
     none = Markup("")
     parts = [fill(_HEAD, user=user, logout=logout, notice=fill(_NOTICE, notice=notice) if notice else none)]
     if not allowed:
@@ -57,4 +67,5 @@ def grants(*, action: str, logout: str, csrf: str, user: str, notice: str, allow
                 asked=wishes(one.asked, below=True),
             )
         )
+    parts.append(accounts)
     return join(parts)

@@ -2,7 +2,8 @@
 
 Rule: a call that needs approval and does not get it, for whatever reason, is refused. It is asked about last, when
 rules and limits have let it pass. An approval is good for one call, and for as long as `remember` says for further ones
-of the same caller, agent and thing under the same rule. Lists are not concerned: what waits for approval is listed.
+of the same caller, agent and thing under the same rule; a caller without a name is asked each time. Lists are not
+concerned: what waits for approval is listed.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from tollhouse.core.call import Call, ModelCall, ToolCall
+from tollhouse.core.call import APPROVAL, Call, ModelCall, ToolCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.expr import Memo, Outcome
@@ -21,10 +22,11 @@ from tollhouse.core.handler import Handler
 from tollhouse.core.http import Request, Response
 from tollhouse.core.reply import Reply
 from tollhouse.policies.authorize.desk import Answer, Entry
-from tollhouse.policies.authorize.question import Question, can_ask, cut, question, shown
+from tollhouse.policies.authorize.question import cut, elicited, shown
 from tollhouse.policies.authorize.queue import Queue
 from tollhouse.policies.authorize.rules import Rule, names_something
 from tollhouse.policies.authorize.spec import ApprovalsSpec
+from tollhouse.policies.question import Question, can_ask, put
 from tollhouse.store.base import KeyValue
 from tollhouse.wire.mcp.letters import visible
 
@@ -103,9 +105,10 @@ class Approvals:
             if not await self._is_kept(rule, call):
                 await self._by_operator(rule, call)
             return await next(call)
-        if call.round and call.consent is None:
+        consent = call.consent if call.consent is not None and call.consent.about == APPROVAL else None
+        if call.round and consent is None:
             return await next(call)  # it goes on with what was approved in its first round
-        consent, call.consent = call.consent, None
+        call.consent = None
         call.round = 0  # for all behind this it is the first one
         if await self._is_kept(rule, call):
             return await next(call)
@@ -123,16 +126,16 @@ class Approvals:
         call.context.rule = rule.name
         timeout = self._patience(call)
         if call.session is None:
-            return question(call, timeout)
+            return put(APPROVAL, call, elicited(call), timeout)
         asks = Question(
+            APPROVAL,
             call,
-            next,
+            elicited(call),
             self._clock,
             timeout,
-            approved=partial(self._agreed, rule, call),
-            refused=partial(self._declined, rule, call),
+            go_on=partial(self._go_on, rule, next),
+            refused=partial(self._declined, rule),
         )
-        call.asks = asks
         return asks.reply()
 
     def _patience(self, call: Call) -> float:
@@ -140,6 +143,10 @@ class Approvals:
         return max(min(self._spec.timeout, call.context.deadline - monotonic()), 0.001)
 
     # ---- the agent's user
+    async def _go_on(self, rule: Rule, next: Handler[Call, Reply], _: Question, call: ToolCall) -> Reply:
+        await self._agreed(rule, call)
+        return await next(call)
+
     async def _agreed(self, rule: Rule, call: Call) -> None:
         self._count("user", "approved")
         self._note(rule, call, "approved", "user")
@@ -175,13 +182,13 @@ class Approvals:
 
     # ---- what is kept
     async def _is_kept(self, rule: Rule, call: Call) -> bool:
-        if await self._values.get(_key(rule, call)) is None:
+        if _is_anybody(call) or await self._values.get(_key(rule, call)) is None:
             return False
         self._note(rule, call, "approved", "kept")
         return True
 
     async def _keep(self, rule: Rule, call: Call, seconds: float | None) -> None:
-        if seconds:
+        if seconds and not _is_anybody(call):
             await self._values.put(_key(rule, call), _KEPT, seconds)
 
     # ---- what is said
@@ -205,6 +212,11 @@ def _what(call: Call) -> tuple[str, ...]:
         return ("model", call.model)
     request = call.request
     return ("http", call.context.route, request.method.decode("latin-1"), request.path.decode("latin-1"))
+
+
+def _is_anybody(call: Call) -> bool:
+    """Whether nobody knows who calls: then what was approved for one would be for all."""
+    return call.principal is None or call.principal.source == "anonymous"
 
 
 def _key(rule: Rule, call: Call) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from tests.unit.policies.floor import Shelf, answer, counted, layer, model, parts, request, respond, tool, who
 
+from tollhouse.core.call import Principal
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import ConfigError, Failure
 from tollhouse.core.handler import compose
@@ -347,3 +348,16 @@ async def test_no_cycles() -> None:
         gc.collect()
         await handler(tool("search", principal))
         assert gc.collect() == 0
+
+
+async def test_what_was_approved_for_one_without_a_name_is_kept_for_nobody() -> None:
+    async with world() as (p, desk):
+        handler = guarded(p, PAY | {"remember": "1h"})
+        nobody = Principal("anonymous", source="anonymous")
+        for principal in (nobody, nobody, None):
+            call = tool("pay")
+            call.principal = principal
+            waiting = asyncio.ensure_future(outcome(handler(call)))
+            (entry,) = await seen(desk)
+            await desk.answer(entry.id, Answer(True, "eve", remember=3600.0))
+            assert await waiting == (200, "")
