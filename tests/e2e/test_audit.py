@@ -14,6 +14,7 @@ import httpx
 import pytest
 from tests.e2e.test_exchange import IDP, Agent, Idp, guarded
 from tests.e2e.test_exchange import config as exchanging
+from tests.fixtures.auth_provider import ADA, APP, PASSWORD, Browser, Flow
 from tests.fixtures.gateway import Gateway, free_port, serving
 from tests.fixtures.mcp_raw import Old
 
@@ -199,6 +200,79 @@ issuer:
     assert command(tmp_path, "audit", "verify").returncode == 0
 
 
+async def test_operators_and_commands_beside_a_gateway_that_runs(tmp_path: Path) -> None:
+    """With an admin API and nothing else that asks for an audit."""
+    key = "an-operators-key-of-32-characters"
+    text = f"""
+server: {{listen: 127.0.0.1:0, metrics: null, admin: {{address: "127.0.0.1:0", keys: [{{name: eve, key: {key}}}]}}}}
+ledger: sqlite:tollhouse.db
+authenticate: {{issued: true}}
+providers: {{local: {{kind: local}}}}
+models: [{{name: small, targets: [{{provider: local}}]}}]
+"""
+    async with serving(text, tmp_path) as gateway:
+        url = (await gateway.logged(r"admin API on (http\S+)"))[1]
+        async with httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {key}"}) as operator:
+            made = (await operator.post("/api/keys", json={"name": "one"})).json()
+            line = ("keys", "create", "two", "--config", "tollhouse.yaml", "--json")
+            done = await asyncio.to_thread(command, tmp_path, *line)
+            assert done.returncode == 0, done.stderr
+            ended = await asyncio.to_thread(
+                command, tmp_path, "keys", "revoke", made["id"], "--config", "tollhouse.yaml"
+            )
+            assert ended.returncode == 0, ended.stderr
+            assert (await operator.delete(f"/api/keys/{made['id']}")).status_code == 200
+            (revoked,) = (await operator.get("/api/revocations")).json()["revocations"]
+            assert (revoked["kind"], revoked["id"]) == ("jti", made["id"])
+    created = await asyncio.to_thread(records, tmp_path, "--operation", "admin.keys.create")
+    assert sorted((one["source"], one["target"].split()[1]) for one in created) == [
+        ("command", "(two)"), ("operator", "(one)"),
+    ]  # fmt: skip
+    revoked = await asyncio.to_thread(records, tmp_path, "--operation", "admin.keys.revoke")
+    assert sorted(one["source"] for one in revoked) == ["command", "operator"]
+    verdict = await asyncio.to_thread(command, tmp_path, "audit", "verify")
+    assert verdict.returncode == 0, verdict.stderr
+
+
+async def test_consents_that_are_given_and_refused(tmp_path: Path) -> None:
+    port = free_port()
+    text = f"""
+server: {{listen: 127.0.0.1:{port}, metrics: null, shutdown: {{min: 0s, max: 5s}}}}
+ledger: sqlite:tollhouse.db
+issuer:
+  url: http://127.0.0.1:{port}
+  resources: [{{uri: https://api.example.com, scopes: {{read: Read all}}}}]
+  users: [{json.dumps(ADA)}]
+  clients: [{json.dumps(APP)}]
+"""
+    asked = {"client_id": "app", "scope": "openid read", "resource": "https://api.example.com"}
+    async with serving(text, tmp_path) as gateway, Browser(gateway) as browser:
+        for answer in ("deny", "allow"):
+            await browser.get(Flow(gateway, **asked).url)
+            if answer == "deny":
+                await browser.login()
+            await browser.submit(do=answer)
+            assert ("code" in browser.answer) is (answer == "allow")
+        async with httpx.AsyncClient(base_url=gateway.url) as http:
+            answered = await http.post("/oauth/device", data={**asked, "client_secret": APP["secret"]})
+        await browser.get(answered.json()["verification_uri_complete"])
+        await browser.submit(do="find")
+        await browser.submit(do="deny")
+        assert "The device gets no access" in browser.page.text
+        await browser.get("/oauth/grants")
+        await browser.submit(client_id="app")
+    (withdrawn,) = await asyncio.to_thread(records, tmp_path, "--operation", "issuer.consent_withdrawn")
+    assert (withdrawn["client"], withdrawn["subject"]) == ("app", "ada")
+    refused = await asyncio.to_thread(records, tmp_path, "--operation", "issuer.consent_refused")
+    (given,) = await asyncio.to_thread(records, tmp_path, "--operation", "issuer.consent")
+    assert len(refused) == 2
+    for one in (*refused, given):
+        assert (one["client"], one["subject"], one["user"]) == ("app", "ada", "ada")
+        assert (one["scopes"], one["audience"]) == (["openid", "read"], "https://api.example.com")
+        assert one["session"]
+    assert PASSWORD not in json.dumps([refused, given])
+
+
 async def test_the_token_that_was_shown_and_the_one_that_was_made(tmp_path: Path) -> None:
     port = free_port()
     idp = Idp(tmp_path)
@@ -217,3 +291,29 @@ async def test_the_token_that_was_shown_and_the_one_that_was_made(tmp_path: Path
     assert shown not in json.dumps(one)
     assert guard.tokens[0] not in json.dumps(one)
     assert await asyncio.to_thread(records, tmp_path, "--minted", one["minted"]) == [one]
+
+
+async def test_what_reaches_no_server_is_recorded_too(tmp_path: Path) -> None:
+    """Refusals of MCP are answers of status 200; and a program runs in the gateway itself."""
+    text = config().replace("mcp: {servers", "mcp: {code_mode: true, servers")
+    rules = "    - {name: no-list, deny: 'mcp.method == \"tools/list\"'}\n"
+
+    async with serving(text + rules, tmp_path) as gateway:
+
+        def use() -> None:
+            headers = session(gateway)
+            body = {"jsonrpc": "2.0", "id": 3, "method": "tools/list"}
+            assert "error" in json.loads(gateway.ask("POST", "/mcp", body, headers)[1])
+            assert "result" in call(gateway, headers, "run_program", code="print(call_tool('echo', {'message': 'x'}))")
+
+        await asyncio.to_thread(use)
+    found = [one for one in records(tmp_path) if not one["operation"].startswith("audit.")]
+    told = [(one["operation"], one.get("target", ""), one.get("decision", ""), one["outcome"]) for one in found]
+    assert told == [
+        ("tools/list", "", "deny", "denied"),
+        ("tools/call", "echo", "allow", "ok"),
+        ("tools/call", "run_program", "allow", "ok"),
+    ]
+    assert found[0]["rule"] == "top: no-list"
+    assert json.loads(found[2]["arguments"]) == {"code": "print(call_tool('echo', {'message': 'x'}))"}
+    assert found[2]["arguments_hash"]

@@ -1,6 +1,7 @@
 """Audit, joined: when it is on, what its records are sealed with, and `tollhouse audit`.
 
-Rule: it is on by itself where it is decided who may do what, or tokens are issued, and there is a ledger to keep it.
+Rule: it is on by itself where it is decided who may do what, tokens are issued, or operators act on what runs, and
+there is a ledger to keep it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,8 @@ def setting(config: Config) -> AuditSpec | None:
     if config.ledger is None:
         return None
     if spec is None:
-        return AuditSpec() if config.issuer is not None or _decides(config) else None
+        wanted = config.issuer is not None or config.server.admin is not None or _decides(config)
+        return AuditSpec() if wanted else None
     return spec if spec.mode == "on" else None
 
 

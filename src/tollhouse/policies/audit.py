@@ -153,6 +153,28 @@ class Audit:
         reply.ends.append(partial(self._tool_ended, call, began))
         return reply
 
+    def admission(self, call: Call, next: Handler[Call, Reply]) -> Awaitable[Reply]:
+        """Before the rules for what reaches no server: who is refused a list, or anything else of MCP, is told so in an
+        answer that is no refusal to HTTP; and a program that the gateway itself runs is a deed. Raises Failure 503
+        while nothing can be recorded."""
+        return self._admitted(call, next) if isinstance(call, ToolCall) else next(call)
+
+    async def _admitted(self, call: ToolCall, next: Handler[Call, Reply]) -> Reply:
+        began = monotonic()
+        runs = call.method == "tools/call" and bool(call.name)
+        if runs:
+            self._may_begin()
+        try:
+            reply = await next(call)
+        except BaseException as error:
+            outcome, status, reason = how_it_failed(error)
+            if runs or outcome is _DENIED:
+                self._failed(call, began, outcome, status, reason)
+            raise
+        if runs:
+            call.request.ends.append(partial(self._tool_ended, call, began))
+        return reply
+
     def _model_ended(self, call: ModelCall, began: float, ending: Ending) -> None:
         context = call.context
         failure = ending.failure
@@ -233,13 +255,33 @@ class Audit:
         self._may_begin()
         request.ends.append(partial(self._deed_ended, request, deed, monotonic()))
 
+    def happened(self, event: Event) -> None:
+        """Record what no request has done. What cannot be recorded has happened all the same, and is logged."""
+        facts = AuditFacts(operation=event.operation, client=_text(event.client), outcome=Outcome.OK)
+        about = {"subject": _text(event.subject), "scopes": event.scopes, "audience": _text(event.audience)}
+        own = "".join(f",{_json(name)}:{_json(value)}" for name, value in about.items() if value)
+        row = b"," + msgspec.json.encode(facts)[1:-1]
+        try:
+            body = self._chain.append(self._seal, own.encode("utf-8", "replace") + row)
+        except Failure as failure:
+            self._lost.value += 1
+            log.error("an audit record is lost: %s of %r: %s", event.operation, event.subject, failure.detail)
+            return
+        self._written.value += 1
+        if self._line is not None:
+            self._line(self._chain.id, body)
+
     def _deed_ended(self, request: Request, deed: Deed, began: float, ending: Ending) -> None:
         own = f',"target":{_json(_text(deed.target))}' if deed.target else ""
         self._end(request, ending, outcome_at_end(ending), deed.operation, began, own)
 
     def _service_ended(self, request: Request, began: float, ending: Ending) -> None:
         context = request.context
-        if request.method == b"OPTIONS" and context.backend == "unknown":
+        if (
+            request.method == b"OPTIONS"
+            and context.backend == "unknown"
+            and request.header(b"access-control-request-method") is not None
+        ):
             return  # a browser asks whether it may ask
         outcome = outcome_at_end(ending)
         if self._nobody(context, outcome):

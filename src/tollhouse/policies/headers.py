@@ -41,6 +41,9 @@ _CREDENTIALS = frozenset(("authorization", "x-api-key", "api-key", "x-goog-api-k
 _REQUEST = frozenset(("request", "source", "jwt", "key", "principal"))
 """What is known before the body is read, and so before anybody knows what is asked."""
 
+_VARIABLE = bytes(byte if chr(byte).isalnum() and byte < 128 else ord("-") for byte in range(256)).lower()
+"""Services that read fields as variables (CGI and what came after) take `_`, and some of them every sign, for `-`."""
+
 _LONGEST = 8192  # characters of a value that CEL says
 
 
@@ -208,18 +211,42 @@ def _text(expression: Expression, call: Call) -> bytes:
 
 
 class RequestRules:
-    """Changes requests. Of several rules each sees what the one before has left."""
+    """Changes requests. Of several rules each sees what the one before has left. What the caller sends under another
+    spelling that services take for the same goes with it; and Connection, by which a sender has the next one leave
+    fields out (RFC 9110 section 7.6.1), names none of ours."""
 
     def __init__(self, spec: tuple[RequestRulesSpec, ...], where: str) -> None:
         self._rules = [_Rule(one, _of_request) for one in spec]
+        self._ours = frozenset(name.encode() for one in spec for name in (*one.set, *one.add))
+        gone = {name.encode() for one in spec for name in (*one.remove, *one.set) if one.when is None}
+        self._named = self._ours.union(gone)
+        self._alike = frozenset(name.translate(_VARIABLE) for name in gone)
         self._where = where
 
     def handle(self, request: Request, next: Handler[Request, Response]) -> Awaitable[Response]:
         """Raises Failure 400 where a condition or value cannot be worked out."""
         headers = request.headers
+        if any(name == b"connection" or self._is_alike(name) for name, _ in headers):
+            headers[:] = self._as_sent(headers)
         for number, rule in enumerate(self._rules, 1):
             headers[:] = rule.changed(headers) if rule.is_static else self._changed(request, rule, number)
         return next(request)
+
+    def _is_alike(self, name: bytes) -> bool:
+        """Whether it is another spelling of a field that is taken away."""
+        return name.translate(_VARIABLE) in self._alike and name not in self._named
+
+    def _as_sent(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """Without what the caller could undo rules by."""
+        ours = self._ours
+        words = [word.strip().lower() for name, value in headers if name == b"connection" for word in value.split(b",")]
+        named = ours.intersection(words)
+        kept = [pair for pair in headers if pair[0] not in named and not self._is_alike(pair[0])]
+        if not named:
+            return kept
+        words = [word for word in words if word and word not in ours]
+        kept = [pair for pair in kept if pair[0] != b"connection"]
+        return [*kept, (b"connection", b", ".join(words))] if words else kept
 
     def _changed(self, request: Request, rule: _Rule, number: int) -> list[tuple[bytes, bytes]]:
         def undecided(name: str, why: str) -> None:

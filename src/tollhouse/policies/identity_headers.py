@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BeforeValidator, Field, field_validator
 
 from tollhouse.core.call import Call, Principal
-from tollhouse.core.errors import Failure
+from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import Request, Response
 from tollhouse.core.identity import Minted
@@ -24,6 +24,9 @@ from tollhouse.policies.exchange import remember
 __all__ = ["IDENTITY", "IDENTITY_ROUTE", "Identity", "IdentitySetting", "IdentitySpec"]
 
 _NAME = re.compile(r"x-[a-z0-9-]{1,60}")
+
+_VARIABLE = bytes(byte if chr(byte).isalnum() and byte < 128 else ord("-") for byte in range(256)).lower()
+"""Services that read fields as variables (CGI and what came after) take `_`, and some of them every sign, for `-`."""
 
 
 class IdentitySpec(Spec):
@@ -62,15 +65,16 @@ class _For(NamedTuple):
 
 
 class _Said:
-    """A statement. until: unix seconds, half of its life."""
+    """A statement. until: unix seconds, half of its life. epoch: of what was revoked when its caller was known good."""
 
-    __slots__ = ("generation", "until", "value", "version")
+    __slots__ = ("epoch", "generation", "until", "value", "version")
 
-    def __init__(self, minted: Minted, now: float, generation: object, version: int) -> None:
+    def __init__(self, minted: Minted, now: float, generation: object, version: int, epoch: int) -> None:
         self.value = minted.token
         self.until = now + (minted.expires - now) / 2.0
         self.generation = generation
         self.version = version
+        self.epoch = epoch
 
 
 class Identity:
@@ -86,10 +90,10 @@ class Identity:
         self._own = own
         self._state = state
         self._generation = exchangers.generation
+        self._revocations = parts.revocations
         self._now = now
         name = spec.header.encode("ascii")
         self._line = name + b": %b\r\n"
-        # Services that read fields as variables of CGI take - and _ for the same.
         self._plain = name
         self._for = _For(spec.audience if spec.audience != "server" else parts.upstream, spec.ttl)
 
@@ -102,8 +106,8 @@ class Identity:
     def handle_request(self, request: Request, next: Handler[Request, Response]) -> Awaitable[Response]:
         """Raises Failure 401 and 503."""
         plain, headers = self._plain, request.headers
-        if any(name.replace(b"_", b"-") == plain for name, _ in headers):
-            headers[:] = [pair for pair in headers if pair[0].replace(b"_", b"-") != plain]
+        if any(name.translate(_VARIABLE) == plain for name, _ in headers):
+            headers[:] = [pair for pair in headers if pair[0].translate(_VARIABLE) != plain]
         context = request.context
         context.identity = self._of(context.principal)
         return next(request)
@@ -112,19 +116,25 @@ class Identity:
         """The header line; b"" for nobody."""
         if principal is None or principal.source == "anonymous":
             return b""
-        now = self._now()
+        now, revocations = self._now(), self._revocations
+        epoch = 0 if revocations is None else revocations.epoch
         said: _Said | None = principal.minted.get(self._for)
         if (
             said is None
             or now >= said.until
             or said.generation is not self._generation
             or said.version != self._own.version
+            or said.epoch != epoch
         ):
+            # The call may have waited since its caller was let in.
+            if revocations is not None and revocations.revoked(principal):
+                message = "what the caller was let in with was revoked"
+                raise Failure(401, Reason.JWT_AUTH, message, code="invalid_token")
             try:
                 minted = self._state(principal, *self._for[:2])
             except Failure as failure:
                 raise failure.with_traceback(None) from None
-            said = _Said(minted, now, self._generation, self._own.version)
+            said = _Said(minted, now, self._generation, self._own.version, epoch)
             remember(principal, self._for, said)
         return self._line % said.value
 

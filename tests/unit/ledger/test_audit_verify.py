@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tollhouse.ledger.audit import Anchor, Chain, Seal
+from tollhouse.ledger.audit import BEGIN, END, Anchor, Chain, Seal, first_of
 from tollhouse.ledger.audit_sqlite import AuditReader, Placed, Row
 from tollhouse.ledger.audit_verify import Verdict, follow, verify
 from tollhouse.ledger.base import Entry, LedgerError
@@ -141,6 +141,37 @@ def test_where_and_why(rows: list[Row], n: int, why: str) -> None:
     first = follow(CHAIN, rows, [SEAL]).breaks[0]
     assert (first.chain, first.n) == (CHAIN, n)
     assert first.why.startswith(why)
+
+
+def sealed(*operations: str) -> list[Row]:
+    """Records at one moment by somebody who has the key, and does not do as a gateway does."""
+    rows: list[Row] = []
+    before = first_of(CHAIN)
+    for n, operation in enumerate(operations, 1):
+        data = b'{"n":%d,"prev":"%b","at":7%b,"operation":"%b"' % (n, before, SEAL.member, operation.encode())
+        before = SEAL.of(data)
+        rows.append(Row(n, 7, b'%b,"hash":"%b"}' % (data, before)))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "breaks"),
+    [
+        (sealed(BEGIN, "x", END), []),
+        (sealed("x", "y"), [(1, "it is not the beginning of a chain")]),
+        (sealed(BEGIN, END, "x"), [(3, "the chain had ended before it")]),
+        (
+            [sealed(BEGIN, "x", "y")[0], Row(2, 7, sealed(BEGIN, "x", "y")[2].body), sealed(BEGIN, "x", "y")[2]],
+            [(2, "it stands in a place that is not its own"), (3, "it does not follow the record before it")],
+        ),
+    ],
+)
+def test_what_the_key_does_not_excuse(rows: list[Row], breaks: list[tuple[int, str]]) -> None:
+    assert [(one.n, one.why) for one in follow(CHAIN, rows, [SEAL]).breaks] == breaks
+
+
+def test_not_every_break_of_a_chain_that_is_nothing_but_breaks_is_told() -> None:
+    assert len(follow(CHAIN, [Row(n, 1, b"{") for n in range(1, 1000)], [SEAL]).breaks) == 20
 
 
 # ---- in the ledger

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from tollhouse.core.call import Actor, Call, Context, ModelCall, Principal, ToolCall
 from tollhouse.core.errors import Failure, Reason
@@ -25,7 +25,7 @@ from tollhouse.ledger.records import AUDIT
 from tollhouse.ledger.segment import Reader
 from tollhouse.observe.families import Families
 from tollhouse.observe.metrics import Metrics
-from tollhouse.policies.audit import Audit, AuditSpec
+from tollhouse.policies.audit import Audit, AuditSetting, AuditSpec, Deed
 
 pytestmark = pytest.mark.anyio
 
@@ -55,7 +55,9 @@ class Bench:
         line = (lambda *one: self.lines.append(one)) if spec is not None and spec.log else None
         self.audit = Audit(spec or AuditSpec(), self.chain, SEAL, self.families, line)
 
-    async def call(self, call: Call, act: Callable[[Call], Any] | None = None, ending: Ending = OK) -> None:
+    async def call(
+        self, call: Call, act: Callable[[Call], Any] | None = None, ending: Ending = OK, how: str = "call"
+    ) -> None:
         async def inner(call: Call) -> Reply:
             if act is not None:
                 result = act(call)
@@ -64,7 +66,7 @@ class Bench:
             return Reply(200, [], b"{}")
 
         try:
-            reply = await self.audit.call(call, inner)
+            reply = await getattr(self.audit, how)(call, inner)
         except Failure as failure:
             self.over(call.request, Ending(failure.status, failure.reason))
             raise
@@ -217,7 +219,13 @@ async def test_decisions(
 )
 async def test_ends_after_the_answer_began(bench: Bench, ending: Ending, mcp: str, outcome: str) -> None:
     await bench.call(tool_call(), lambda call: setattr(call.context, "mcp_outcome", mcp), ending)
-    assert [one.outcome for one in bench.records()] == [outcome]
+    await bench.call(model_call(), ending=ending)
+    await bench.request("service", request(), ending)
+    found = bench.records()
+    assert found[0].outcome == outcome
+    assert mcp or {one.outcome for one in found} == {outcome}
+    why = ending.reason if ending.failure is None else ending.failure.reason
+    assert {(one.status, one.reason) for one in found} == {(ending.status, why)}
 
 
 async def test_cancelled_and_bugs(bench: Bench) -> None:
@@ -247,6 +255,48 @@ async def test_who_only_looks_is_recorded_when_refused(bench: Bench) -> None:
     with pytest.raises(Failure):
         await bench.call(tool_call("tools/list", b""), deny)
     assert [(one.operation, one.decision) for one in bench.records()] == [("tools/list", "deny")]
+
+
+def deny(call: Call) -> None:
+    raise Failure(403, Reason.AUTHORIZATION, "no")
+
+
+def reaches_nobody(method: str, name: str = "") -> ToolCall:
+    asked = request()
+    return ToolCall(asked, asked.context, server="", method=method, name=name, params={}, meta=None)
+
+
+@pytest.mark.parametrize("method", ["tools/list", "ping", "DELETE", "batch", "logging/setLevel"])
+async def test_what_reaches_no_server_is_recorded_when_refused(bench: Bench, method: str) -> None:
+    await bench.call(reaches_nobody(method), how="admission")
+    for _ in range(2):
+        with pytest.raises(Failure):
+            await bench.call(reaches_nobody(method), deny, how="admission")
+    found = [(one.operation, one.user, one.decision, one.status) for one in bench.records()]
+    assert found == [(method, "ada", "deny", 403)] * 2
+
+
+async def test_a_program_that_is_run_is_a_deed(bench: Bench) -> None:
+    await bench.call(reaches_nobody("tools/call", "run_program"), how="admission")
+    failed = reaches_nobody("tools/call", "run_program")
+    failed.context.mcp_outcome = "tool_error"
+    await bench.call(failed, how="admission")
+    with pytest.raises(Failure):
+        await bench.call(reaches_nobody("tools/call", "run_program"), deny, how="admission")
+    with pytest.raises(ZeroDivisionError):
+        await bench.call(reaches_nobody("tools/call", "run_program"), lambda call: 1 // 0, how="admission")
+    await bench.call(reaches_nobody("tools/call"), how="admission")  # of a tool that nobody has
+    found = [(one.operation, one.target, one.outcome) for one in bench.records()]
+    outcomes = ("ok", "tool_error", "denied", "error")
+    assert found == [("tools/call", "run_program", outcome) for outcome in outcomes]
+
+
+async def test_models_that_are_listed_are_the_doors_business(bench: Bench) -> None:
+    asked = request(b"GET", b"/v1/models")
+    with pytest.raises(Failure):
+        await bench.call(Call(asked, asked.context), deny, how="admission")
+    assert not bench.records()
+    assert not asked.context.audited
 
 
 @pytest.mark.parametrize(
@@ -319,7 +369,10 @@ async def test_strangers_can_be_left_out(tmp_path: Path) -> None:
         await bench.request(how, request(who=None), Ending(401, Reason.JWT_AUTH))
         await bench.request(how, request(), Ending(403, Reason.AUTHORIZATION))
     await bench.request("issuer", request(who=None), Ending(401, Reason.JWT_AUTH), "token")
-    assert [one.status for one in bench.records()] == [403, 403]
+    nobody = request(who=Principal("anonymous", source="anonymous"))
+    await bench.request("door", nobody, Ending(403, Reason.AUTHORIZATION))
+    await bench.request("service", nobody, Ending(200, Reason.UPSTREAM))  # which is no refusal
+    assert [one.status for one in bench.records()] == [403, 403, 200]
 
 
 async def test_each_request_to_a_service(bench: Bench) -> None:
@@ -327,9 +380,40 @@ async def test_each_request_to_a_service(bench: Bench) -> None:
     asked.context.backend = "shop"
     await bench.request("service", asked, Ending(204, Reason.UPSTREAM))
     preflight = request(b"OPTIONS", b"/shop/1", None)
+    preflight.headers.append((b"access-control-request-method", b"GET"))
     await bench.request("service", preflight, Ending(204, Reason.DIRECT_RESPONSE))
-    (one,) = bench.records()
+    await bench.request("service", request(b"OPTIONS", b"/shop/2"), Ending(403, Reason.AUTHORIZATION))
+    preflight.context.backend = "shop"  # which has answered it
+    await bench.request("service", preflight, Ending(204, Reason.UPSTREAM))
+    one, refused, passed = bench.records()
+    assert (refused.target, refused.decision) == ("OPTIONS /shop/2", "deny")
+    assert (passed.target, passed.backend) == ("OPTIONS /shop/1", "shop")
     assert (one.operation, one.target, one.backend, one.status) == ("http", 'PUT /shop/"1"', "shop", 204)
+
+
+async def test_the_door_says_what_was_wanted(bench: Bench) -> None:
+    for method, operation in (("tools/call", "mcp"), ("", "chat"), ("", "")):
+        asked = request()
+        asked.context.mcp_method, asked.context.operation = method, operation
+        await bench.request("door", asked, Ending(401, Reason.JWT_AUTH))
+    assert [one.operation for one in bench.records()] == ["tools/call", "chat", "request"]
+
+
+async def test_the_client_is_whom_trusted_proxies_name(bench: Bench) -> None:
+    asked = request()
+    asked.context.client = "198.51.100.7"
+    await bench.request("service", asked, OK)
+    assert [one.address for one in bench.records()] == ["198.51.100.7"]
+
+
+async def test_what_callers_choose_is_not_kept_without_bound(bench: Bench) -> None:
+    await bench.call(tool_call(name="x" * 2040))
+    assert not bench.audit._rows
+    for number in range(10_020):
+        bench.audit._tool_ended(tool_call(name=f"n{number}"), 0.0, OK)
+    assert 0 < len(bench.audit._rows) < 100
+    await bench.call(tool_call(name="n10019"))
+    assert len(bench.audit._rows) < 100
 
 
 async def test_what_the_auth_provider_does(bench: Bench) -> None:
@@ -339,7 +423,13 @@ async def test_what_the_auth_provider_does(bench: Bench) -> None:
     await bench.request("issuer", request(b"GET", who=None), Ending(200, Reason.DIRECT_RESPONSE), "login")
     await bench.request("issuer", request(who=None), Ending(401, Reason.JWT_AUTH), "token")
     await bench.request("issuer", request(who=None), Ending(400, Reason.INVALID_REQUEST), "par")
-    issued, refused, wrong = bench.records()
+    await bench.request("issuer", request(b"GET", who=None), Ending(403, Reason.AUTHORIZATION), "login")
+    known = request(target=b"/oauth/revoke", who=ADA)
+    known.context.event = Event("issuer.revoke", "other", "ada", session="s-1")
+    await bench.request("issuer", known, Ending(200, Reason.DIRECT_RESPONSE), "revoke")
+    issued, refused, wrong, looked, revoked = bench.records()
+    assert (looked.operation, looked.decision) == ("issuer.login", "deny")
+    assert (revoked.client, revoked.session) == ("bot-client", "session-1")  # who was let in, said once
     assert (issued.operation, issued.client, issued.subject) == ("issuer.token", "robot", "ada")
     assert (issued.scopes, issued.audience, issued.minted, issued.session) == (
         ("read", "write"), "https://api", "minted-2", "s-1",
@@ -358,7 +448,13 @@ async def test_nothing_begins_while_the_journal_is_full(tmp_path: Path, make: Ca
     for how, name in (("service", ()), ("issuer", ("token",))):
         with pytest.raises(Failure):
             await bench.request(how, request(), OK, *name)
+    with pytest.raises(Failure):
+        await bench.call(reaches_nobody("tools/call", "run_program"), how="admission")
+    with pytest.raises(Failure):
+        bench.audit.deed(request(), Deed("admin.keys.create", ""))
     await bench.call(tool_call("tools/list", b""))  # which needs none
+    await bench.call(reaches_nobody("tools/list"), how="admission")
+    await bench.request("issuer", request(b"GET"), OK, "authorize")
 
 
 async def test_an_answer_without_a_record_fails(bench: Bench) -> None:
@@ -375,6 +471,11 @@ async def test_an_answer_without_a_record_fails(bench: Bench) -> None:
         await bench.call(tool_call(), deny)
     assert caught.value.status == 403  # it fails already
     assert bench.families.ledger_errors.child("audit", "journal").value == 3
+    await bench.call(model_call(), ending=Ending(502, Reason.UPSTREAM_FAILURE))  # so does this
+    await bench.request("service", request(), Ending(502, Reason.UPSTREAM_FAILURE))
+    with pytest.raises(Failure):
+        await bench.request("service", request(), OK)
+    assert bench.families.ledger_errors.child("audit", "journal").value == 6
 
 
 async def test_or_it_passes_with_an_alarm(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -413,6 +514,35 @@ def test_settings_that_cannot_be(values: dict[str, Any], why: str) -> None:
         AuditSpec.model_validate(values)
 
 
+def test_words_for_settings() -> None:
+    setting: TypeAdapter[AuditSpec] = TypeAdapter(AuditSetting)
+    assert setting.validate_python("off") == AuditSpec(mode="off")
+    assert setting.validate_python({"arguments": "keep"}) == AuditSpec(arguments="keep")
+    with pytest.raises(ValidationError, match="write on, off"):
+        setting.validate_python("maybe")
+
+
 def test_a_key_is_a_secret() -> None:
     spec = AuditSpec(key=SecretStr("0123456789abcdef0123456789abcdef"))
     assert "0123" not in repr(spec)
+
+
+def test_what_no_request_has_done_is_recorded_in_the_chain(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, AuditSpec(log=True))
+    event = Event("account.disconnected", "desk", "ada\nroot", ("read", "write"), "files")
+    bench.audit.happened(event)
+    (one,) = bench.records()
+    assert (one.operation, one.client, one.subject) == ("account.disconnected", "desk", "ada\nroot")
+    assert (list(one.scopes), one.audience, one.outcome) == (["read", "write"], "files", "ok")
+    assert len(bench.lines) == 1
+
+
+def test_what_no_request_has_done_and_cannot_be_recorded_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(tmp_path)
+    bench.journal.close()
+    with caplog.at_level("ERROR", "tollhouse.audit"):
+        bench.audit.happened(Event("account.disconnected", subject="ada", audience="files"))
+    assert "an audit record is lost: account.disconnected of 'ada'" in caplog.text
+    assert bench.families.ledger_errors.child("audit", "journal").value == 1

@@ -51,6 +51,28 @@ async def test_of_requests(rules: dict[str, Any], now: list[Any]) -> None:
     assert answered == SHARED
 
 
+async def test_no_other_spelling_of_what_rules_say_passes() -> None:
+    sent = [(b"x_user", b"root"), (b"x.user", b"root"), (b"x-user", b"root"), (b"x_gone", b"1"), (b"x_other", b"1")]
+    asked = request(b"GET", b"/", *sent)
+    await door({"request": {"set": {"x-user": "ada"}, "remove": ["x-gone"]}}, echo)(asked)
+    assert list(asked.headers) == [(b"x_other", b"1"), (b"x-user", b"ada")]
+
+
+@pytest.mark.parametrize(
+    ("sent", "left"),
+    [
+        (b"x-user", []),
+        (b"close, X-User ,x-more", [(b"connection", b"close")]),
+        (b"x-other, upgrade", [(b"connection", b"x-other, upgrade")]),
+        (b",", [(b"connection", b",")]),
+    ],
+)
+async def test_the_caller_has_nobody_leave_out_what_rules_say(sent: bytes, left: list[Any]) -> None:
+    asked = request(b"GET", b"/", (b"connection", sent))
+    await door({"request": {"set": {"x-user": "ada"}, "add": {"x-more": "1"}}}, echo)(asked)
+    assert list(asked.headers) == [*left, (b"x-user", b"ada"), (b"x-more", b"1")]
+
+
 async def test_of_answers() -> None:
     asked, answered = await changed({"response": {"remove": ["server"], "set": {"x-b": "3"}, "add": {"x-a": "2"}}})
     assert len(asked) == 3

@@ -18,7 +18,7 @@ from tollhouse.issuer.keys import SigningKeys
 from tollhouse.issuer.mint import Mint
 from tollhouse.issuer.spec import KeysSpec
 from tollhouse.policies.base import Parts
-from tollhouse.policies.identity_headers import IDENTITY, IDENTITY_ROUTE, IdentitySpec
+from tollhouse.policies.identity_headers import IDENTITY, IDENTITY_ROUTE, Identity, IdentitySpec
 from tollhouse.store.memory import MemoryState
 from tollhouse.wire.jose import Keys, Token, check_claims, parse, verify
 
@@ -119,7 +119,10 @@ async def test_it_ends_with_the_callers_token(p: Parts, keys: SigningKeys) -> No
 
 @pytest.mark.parametrize("principal", [None, Principal("anonymous", source="anonymous"), ada()])
 async def test_nobody_else_writes_it(p: Parts, principal: Principal | None) -> None:
-    forged = [(b"x-tollhouse-identity", b"a"), (b"x_tollhouse_identity", b"b"), (b"x-tollhouse_identity", b"c")]
+    forged = [
+        (b"x-tollhouse-identity", b"a"), (b"x_tollhouse_identity", b"b"), (b"x-tollhouse_identity", b"c"),
+        (b"x-tollhouse-identity", b"d"), (b"x.tollhouse.identity", b"e"), (b"x!tollhouse~identity", b"f"),
+    ]  # fmt: skip
     line, left = await told(p, principal, *forged, (b"x-other", b"d"))
     assert left == [(b"x-other", b"d")]
     assert bool(line) == (principal is not None and principal.source != "anonymous")
@@ -132,6 +135,58 @@ async def test_it_is_signed_once_in_half_its_life(p: Parts, keys: SigningKeys) -
     assert (await told(p, principal, ttl="30s"))[0] != first
     again = replace(p, exchangers=Makers(Mint(ISSUER, keys)))
     assert (await told(again, principal))[0] != first
+
+
+async def test_not_longer_than_half_its_life_nor_than_the_keys(p: Parts, keys: SigningKeys) -> None:
+    now = time()
+    made = Identity(IdentitySpec(ttl=10.0), layer(IdentitySpec()), p, lambda: now)
+    principal = ada()
+
+    async def line() -> bytes:
+        asked = request(b"GET", b"/x", principal=principal)
+        await compose((made.handle_request,), respond)(asked)
+        return bytes(asked.context.identity)
+
+    first = await line()
+    now += 4.0
+    assert await line() == first
+    now += 1.5
+    second = await line()
+    assert second != first
+    await keys.rotate()
+    assert await line() != second
+
+
+class Revoked:
+    """What this worker knows to be revoked."""
+
+    epoch = 0
+
+    def __init__(self) -> None:
+        self.asked: list[Principal] = []
+        self.all = False
+
+    def revoked(self, principal: Principal) -> bool:
+        self.asked.append(principal)
+        return self.all
+
+
+async def test_of_who_was_revoked_while_his_call_waited_nothing_is_said(p: Parts) -> None:
+    view, principal = Revoked(), ada()
+    p = replace(p, revocations=view)
+    for _ in range(3):
+        await told(p, principal)
+    assert len(view.asked) == 1  # and again only when anything was revoked
+    view.epoch = 1
+    await told(p, principal)
+    await told(p, principal)
+    assert len(view.asked) == 2
+    view.epoch, view.all = 2, True
+    with pytest.raises(Failure) as caught:
+        await told(p, principal)
+    assert (caught.value.status, caught.value.code) == (401, "invalid_token")
+    with pytest.raises(Failure):
+        await told(p, ada())
 
 
 async def test_tools_of_http_apis(p: Parts, keys: SigningKeys) -> None:
