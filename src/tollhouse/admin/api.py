@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from tollhouse.admin.accounts import AccountsResource
 from tollhouse.admin.approvals import Approvals
 from tollhouse.admin.door import Door
 from tollhouse.admin.keys import Keys
@@ -48,7 +49,13 @@ _HEADERS = (
 
 def api(premises: Premises) -> Handler[Request, Response]:
     """The handler of the admin listener. Raises ConfigError where its token cannot be kept."""
-    resources = (Keys(premises), Approvals(premises), RevocationsResource(premises), SigningKeysResource(premises))
+    resources = (
+        Keys(premises),
+        Approvals(premises),
+        AccountsResource(premises),
+        RevocationsResource(premises),
+        SigningKeysResource(premises),
+    )
     operations = [operation for resource in resources for operation in resource.operations()]
     return Api(_Doors(premises).now, operations, premises.audit).handle
 

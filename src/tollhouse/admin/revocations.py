@@ -4,17 +4,33 @@ Rule: it is in force here when the answer comes, and within a second in every ga
 several workers share nothing, it is refused rather than being in force in one of them.
 """
 
+import asyncio
 import time
+from heapq import nsmallest
 
 import msgspec
 
-from tollhouse.admin.operation import Answer, Asked, Long, Moment, Operation, invalid, moment, refused
+from tollhouse.admin.operation import (
+    Answer,
+    Asked,
+    Long,
+    Moment,
+    Operation,
+    cursor,
+    invalid,
+    moment,
+    refused,
+    started,
+)
 from tollhouse.gateway.premises import Premises
-from tollhouse.store.revocation import Kind, grant_id
+from tollhouse.store.revocation import Kind, Revocation, grant_id
 
 __all__ = ["RevocationsResource"]
 
 _LONGEST = 390 * 86400.0
+
+_Place = tuple[float, str, str, str]
+"""Of an entry in the list."""
 
 
 class RevocationAsked(msgspec.Struct, forbid_unknown_fields=True):
@@ -40,18 +56,47 @@ class Revoked(msgspec.Struct):
     until: Moment
 
 
+class RevocationInForce(msgspec.Struct):
+    """at: since when; of a user, client or grant what was issued by then is revoked. The rest as in `Revoked`."""
+
+    kind: Kind
+    id: str
+    issuer: str
+    at: Moment
+    until: Moment
+
+
+class RevocationPage(msgspec.Struct):
+    """revocations: the oldest first. next: cursor of the next page, null on the last one."""
+
+    revocations: list[RevocationInForce]
+    next: str | None
+
+
 class RevocationsResource:
     def __init__(self, premises: Premises) -> None:
         self._config = premises.config
         self._revocations = premises.revocations
 
     def operations(self) -> list[Operation]:
+        path = "/api/revocations"
         return [
             Operation(
-                "revocations.create", "POST", "/api/revocations", "Revoke a token, or all of a user, client, grant, "
+                "revocations.list", "GET", path, "What is revoked, here and on all that share the state", self.page,
+                RevocationPage, listed=True,
+            ),
+            Operation(
+                "revocations.create", "POST", path, "Revoke a token, or all of a user, client, grant, "
                 "session or key", self.create, Revoked, RevocationAsked, status=201,
-            )
+            ),
         ]  # fmt: skip
+
+    async def page(self, asked: Asked) -> Answer:
+        after: _Place = started(asked.cursor, _Place) if asked.cursor else (-1.0, "", "", "")
+        found = await asyncio.to_thread(_first, self._revocations.in_force(), after, asked.limit + 1)
+        shown = found[: asked.limit]
+        more = cursor(*_place(shown[-1])) if len(found) > len(shown) else None
+        return Answer(RevocationPage([_shown(entry) for entry in shown], more))
 
     async def create(self, asked: Asked) -> Answer:
         body: RevocationAsked = asked.body
@@ -73,3 +118,16 @@ class RevocationsResource:
         named = f"client {body.client!r} of user {body.sub!r}" if body.kind == "grant" else repr(id)
         of = f" of {body.issuer!r}" if body.issuer else ""
         return Answer(Revoked(body.kind, id, body.issuer, moment(until)), f"{body.kind} {named}{of}")
+
+
+def _first(entries: list[Revocation], after: _Place, most: int) -> list[Revocation]:
+    """There may be a million."""
+    return nsmallest(most, (entry for entry in entries if _place(entry) > after), key=_place)
+
+
+def _place(entry: Revocation) -> _Place:
+    return entry.at, entry.kind, entry.id, entry.issuer
+
+
+def _shown(entry: Revocation) -> RevocationInForce:
+    return RevocationInForce(entry.kind, entry.id, entry.issuer, moment(entry.at), moment(entry.until))

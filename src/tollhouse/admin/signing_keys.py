@@ -35,6 +35,12 @@ class Rotated(msgspec.Struct):
     keys: list[SigningKey]
 
 
+class SecretRotated(msgspec.Struct):
+    """used_from: when refresh tokens and nonces are made with it; what was made before goes on to be taken."""
+
+    used_from: Moment
+
+
 class Rotate(msgspec.Struct, forbid_unknown_fields=True):
     """An empty object."""
 
@@ -58,6 +64,11 @@ class SigningKeysResource:
                 optional=True,
             ),
             Operation(
+                "signing-keys.rotate-secret", "POST", f"{path}/rotate-secret",
+                "Make another secret for refresh tokens and nonces", self.rotate_secret, SecretRotated, Rotate,
+                optional=True,
+            ),
+            Operation(
                 "signing-keys.drop", "POST", f"{path}/drop", "Take a key away, and its tokens", self.drop,
                 SigningKeyList, Drop,
             ),
@@ -70,6 +81,10 @@ class SigningKeysResource:
         keys = self._there()
         at = moment(await keys.rotate())
         return Answer(Rotated(at, _shown(keys)), f"the next key signs from {at.isoformat(timespec='seconds')} on")
+
+    async def rotate_secret(self, asked: Asked) -> Answer:
+        at = moment(await self._there().rotate_secret())
+        return Answer(SecretRotated(at), f"another secret is used from {at.isoformat(timespec='seconds')} on")
 
     async def drop(self, asked: Asked) -> Answer:
         body: Drop = asked.body

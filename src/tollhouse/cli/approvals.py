@@ -11,6 +11,7 @@ from tollhouse.cli.command import Commands, config_option, config_path, seconds_
 from tollhouse.config.load import load_config
 from tollhouse.core.errors import Failure
 from tollhouse.gateway import approvals
+from tollhouse.gateway.deeds import recorded
 from tollhouse.wire.mcp.letters import visible
 
 __all__ = ["add"]
@@ -41,7 +42,11 @@ def _approvals(arguments: argparse.Namespace) -> int:
             print(f"not a time: {arguments.keep!r}; write 30m, 8h or 7d", file=sys.stderr)
             return 2
         said = approvals.Answer(arguments.action == "approve", arguments.by[:64], keep)
-        if not approvals.answer(config, arguments.id, said):
+        with recorded(config, f"admin.approvals.{arguments.action}", f"{arguments.id} by {said.by!r}") as deed:
+            is_answered = approvals.answer(config, arguments.id, said)
+            if not is_answered:
+                deed.found_nothing()
+        if not is_answered:
             print(f"no call {arguments.id!r} waits any more", file=sys.stderr)
             return 1
     except Failure as failure:

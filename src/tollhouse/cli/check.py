@@ -10,6 +10,7 @@ from tollhouse.config.load import load_config
 from tollhouse.config.spec import Config
 from tollhouse.core.errors import ConfigError
 from tollhouse.gateway import explain
+from tollhouse.gateway.accounts import unsealed
 from tollhouse.gateway.build import validate
 from tollhouse.gateway.listeners import admin_certificate, certificates
 
@@ -44,6 +45,8 @@ def _check(arguments: argparse.Namespace) -> int:
             problems += error.problems
     if problems:
         raise ConfigError(loaded.complete(problems))
+    if warning := unsealed(loaded.config):
+        print(f"{arguments.config}: warning: {warning}", file=sys.stderr)
     print(f"{arguments.config}: fine")
     return _policy_tests(loaded.config, arguments.policy_tests) if arguments.policy_tests else 0
 

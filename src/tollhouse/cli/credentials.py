@@ -21,6 +21,9 @@ def add(commands: Commands) -> None:
     what = "rotate: the next key signs as soon as verifiers have it; drop: a key that others may know, with its tokens"
     sub.add_argument("action", choices=["list", "rotate", "drop"], help=what)
     sub.add_argument("kid", nargs="?", help="drop: which key")
+    sub.add_argument(
+        "--secret", action="store_true", help="rotate: instead the secret that refresh tokens and nonces are made with"
+    )
     config_option(sub)
 
     commands.add(
@@ -32,7 +35,11 @@ def add(commands: Commands) -> None:
 
 
 def _signing_keys(arguments: argparse.Namespace) -> int:
-    return signing_keys.run(load_config(config_path(arguments.config)).config, arguments.action, arguments.kid, print)
+    if arguments.secret and arguments.action != "rotate":
+        print("`--secret` is for `rotate` alone", file=sys.stderr)
+        return 2
+    action = "rotate-secret" if arguments.secret else arguments.action
+    return signing_keys.run(load_config(config_path(arguments.config)).config, action, arguments.kid, print)
 
 
 def _hash_password(_: argparse.Namespace) -> int:

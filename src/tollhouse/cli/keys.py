@@ -10,6 +10,7 @@ from tollhouse.config.load import load_config
 from tollhouse.config.spec import Config
 from tollhouse.core.errors import Failure
 from tollhouse.gateway import issued_keys
+from tollhouse.gateway.deeds import recorded
 from tollhouse.ledger.base import LedgerError
 from tollhouse.ledger.keys import PREFIX, KeyTaken, NewKey
 
@@ -43,7 +44,12 @@ def _keys(arguments: argparse.Namespace) -> int:
         if arguments.action == "create":
             return _create_key(config, arguments)
         if arguments.action == "revoke":
-            ended = issued_keys.revoke(config, arguments.name)
+            with recorded(config, "admin.keys.revoke", arguments.name) as deed:
+                ended = issued_keys.revoke(config, arguments.name)
+                if ended:
+                    deed.target = ", ".join(f"{PREFIX}{key.id} ({key.name})" for key in ended)
+                else:
+                    deed.found_nothing()
             print(f"ended {', '.join(PREFIX + key.id for key in ended)}" if ended else "there is no such key in use")
             return 0 if ended else 1
         keys = issued_keys.keys_in(config).all()
@@ -83,7 +89,9 @@ def _create_key(config: Config, arguments: argparse.Namespace) -> int:
         expires_at=int(expires.timestamp()) if expires is not None else None,
     )
     try:
-        secret, key = issued_keys.create(config, new)
+        with recorded(config, "admin.keys.create", arguments.name) as deed:
+            secret, key = issued_keys.create(config, new)
+            deed.target = f"{PREFIX}{key.id} ({key.name}) for user {key.user!r}"
     except (KeyTaken, ValueError) as error:
         print(error, file=sys.stderr)
         return 2

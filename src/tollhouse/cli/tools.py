@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 from tollhouse.cli.command import Commands, config_path
 from tollhouse.config.load import load_config
+from tollhouse.config.spec import Config
+from tollhouse.core.errors import Failure
+from tollhouse.gateway.deeds import recorded
 from tollhouse.gateway.tools import Found, Tool, approve, look
 from tollhouse.wire.mcp.letters import visible
 from tollhouse.wire.mcp.pins import BadPins
@@ -29,7 +32,8 @@ def add(commands: Commands) -> None:
 
 def _tools(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.CRITICAL)  # what goes wrong with a server is said below
-    found = look(load_config(config_path(arguments.config)).config, arguments.server)
+    config = load_config(config_path(arguments.config)).config
+    found = look(config, arguments.server)
     for server, why in found.failed.items():
         print(f"{server}: its tools cannot be listed: {why}", file=sys.stderr)
     tools = [tool for tool in found.tools if not arguments.tool or tool.name in arguments.tool]
@@ -51,7 +55,7 @@ def _tools(arguments: argparse.Namespace) -> int:
             print(f"  ! {finding.rule} (score {finding.score}{accepted}) at {where}: {finding.what}")
     if arguments.action == "diff":
         return 1 if differ else failed
-    return _approve(found, differ, failed, ask=not arguments.yes)
+    return _approve(config, found, differ, failed, ask=not arguments.yes)
 
 
 def _print_tools(tools: Sequence[Tool], *, as_json: bool) -> None:
@@ -71,7 +75,7 @@ def _print_tools(tools: Sequence[Tool], *, as_json: bool) -> None:
         print("  ".join((*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4])).rstrip())
 
 
-def _approve(found: Found, tools: Sequence[Tool], failed: int, *, ask: bool) -> int:
+def _approve(config: Config, found: Found, tools: Sequence[Tool], failed: int, *, ask: bool) -> int:
     for tool in tools:
         if tool.state in ("unreadable", "not pinned"):
             print(f"{tool.server}/{visible(tool.name)} cannot be approved: it is {tool.state}", file=sys.stderr)
@@ -87,8 +91,14 @@ def _approve(found: Found, tools: Sequence[Tool], failed: int, *, ask: bool) -> 
         answer = input(f"approve {len(tools)} tool{'' if len(tools) == 1 else 's'} as shown? [y/N] ")
         if answer.strip().lower() not in ("y", "yes"):
             return 1
+    # Name and digest: what was approved can be told from what is pinned later.
+    names = ", ".join(f"{tool.server}/{visible(tool.name)} {tool.sha256[:12] or 'gone'}" for tool in tools)
     try:
-        written = approve(found, tools)
+        with recorded(config, "admin.tools.approve", names):
+            written = approve(found, tools)
+    except Failure as failure:
+        print(f"{failure.message}: {failure.detail}", file=sys.stderr)
+        return 1
     except BadPins as error:
         print(f"the pins file cannot be used: {error}", file=sys.stderr)
         return 1

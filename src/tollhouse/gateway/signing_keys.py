@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from tollhouse.config.spec import Config
 from tollhouse.core.errors import ConfigError, Failure, Problem
+from tollhouse.gateway.deeds import Deed, recorded
 from tollhouse.gateway.state import file_of, opened_state
 from tollhouse.issuer.keys import SigningKeys
 from tollhouse.issuer.spec import IssuerSpec
@@ -26,24 +27,32 @@ def longest_token(spec: IssuerSpec) -> float:
 
 
 def run(config: Config, action: str, kid: str | None, say: Callable[[str], object]) -> int:
-    """What the command does: its exit status. action: list, rotate or drop. kid: of the key to drop. say: told each
-    line. Raises ConfigError."""
+    """What the command does: its exit status. action: list, rotate, rotate-secret or drop. kid: of the key to drop.
+    say: told each line. Raises ConfigError."""
     if action == "drop" and not kid:
         say("say which key to drop: `tollhouse signing-keys list` has them")
         return 2
     try:
-        return asyncio.run(_done(config, action, kid or "", say))
+        if action == "list":
+            return asyncio.run(_done(config, action, "", say, None))
+        with recorded(config, f"admin.signing-keys.{action}", kid or "") as deed:
+            return asyncio.run(_done(config, action, kid or "", say, deed))
     except Failure as failure:
-        say(f"the state cannot be used: {failure.detail or failure.message}")
+        what = "" if failure.code == "audit_unavailable" else "the state cannot be used: "
+        say(f"{what}{failure.detail or failure.message}")
         return 1
 
 
-async def _done(config: Config, action: str, kid: str, say: Callable[[str], object]) -> int:
+async def _done(config: Config, action: str, kid: str, say: Callable[[str], object], deed: Deed | None) -> int:
     async with _opened(config) as keys:
         if action == "rotate":
             say(f"the next key signs from {_shown(await keys.rotate())} on")
+        elif action == "rotate-secret":
+            say(f"another secret makes refresh tokens and nonces from {_shown(await keys.rotate_secret())} on")
         elif action == "drop" and not await keys.drop(kid):
             say(f"there is no key {kid!r}")
+            if deed is not None:
+                deed.found_nothing()
             return 1
         for name, alg, what, end in keys.described():
             say(f"{name}  {alg:6}  {what:8}until {_shown(end)}")

@@ -11,6 +11,7 @@ from tollhouse.config.parse import parse
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure
 from tollhouse.core.http import Headers, Request
+from tollhouse.gateway.account_list import AccountList
 from tollhouse.gateway.premises import Premises
 from tollhouse.issuer.keys import SigningKeys
 from tollhouse.issuer.spec import KeysSpec
@@ -53,9 +54,11 @@ class House:
             self.revocations,
             lambda: keys,
             lambda: audit,
+            lambda: self.accounts,
         )
         self.handle = api(premises)
         self.requests: list[Request] = []
+        self.accounts: AccountList | None = None
 
     async def ask(
         self, method: str, target: str, body: Any = None, key: str = KEY, **fields: str

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import sqlite3
+from base64 import urlsafe_b64encode
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.unit.admin.house import KEY, House, signing
+from tests.unit.admin.house import ADMIN, KEY, House, signing
 
 from tollhouse.core.http import Ending, finish
 from tollhouse.gateway.audit import chain_of, seal_of
@@ -48,6 +49,14 @@ async def test_what_is_not_there_and_what_is_not_done_there(house: House) -> Non
     assert (await house.ask("GET", "/api/keys/thk_abc/approve"))[0] == 404
     status, _, headers = await house.ask("HEAD", "/api/keys")
     assert (status, headers["cache-control"], headers["x-content-type-options"]) == (200, "no-store", "nosniff")
+
+
+async def test_who_is_taken_out_of_the_configuration_is_no_operator_any_more(tmp_path: Path) -> None:
+    house, other = House(tmp_path), "another-operators-key-of-32-letters"
+    assert (await house.ask("GET", "/api/keys"))[0] == 200
+    house.config = House(tmp_path, admin=ADMIN.replace("eve", "bob").replace(KEY, other)).config
+    assert (await house.ask("GET", "/api/keys"))[0] == 401
+    assert (await house.ask("GET", "/api/keys", key=other))[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -107,6 +116,26 @@ async def test_a_body_must_be_said_to_be_json(house: House) -> None:
 async def test_no_bytes_do_anything(house: House, raw: bytes, target: str) -> None:
     status, told, _ = await house.ask("POST", target, raw)
     assert status == 400, told
+
+
+_LEAVES = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.just(1e308) | st.just(-(2**64))
+)
+_PLACES = st.lists(_LEAVES, max_size=5) | st.dictionaries(st.text(max_size=2), _LEAVES, max_size=2) | _LEAVES
+
+
+@given(
+    place=_PLACES,
+    path=st.sampled_from(["/api/keys", "/api/revocations", "/api/accounts", "/api/approvals"]),
+    limit=st.sampled_from(["", "&limit=1", "&limit=1000"]),
+)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+async def test_a_cursor_that_somebody_has_made_up_is_none_or_a_place(
+    house: House, place: Any, path: str, limit: str
+) -> None:
+    text = urlsafe_b64encode(json.dumps(place).encode()).decode().rstrip("=")
+    status, told, _ = await house.ask("GET", f"{path}?cursor={text}{limit}")
+    assert status in (200, 400, 409), told  # 409: there are no accounts here, no place for approvals
 
 
 async def test_every_write_is_logged_with_who_and_what_and_no_secret(

@@ -72,6 +72,7 @@ async def test_ending_one_ends_that_one_alone_and_says_so_again(house: House, tm
     assert not house.revocations.revoked(other)
     assert (await house.ask("DELETE", f"/api/keys/{first['id']}"))[1] == told
     assert (await house.ask("DELETE", "/api/keys/ci"))[0] == 404
+    assert (await house.ask("GET", "/api/keys/ci"))[0] == 404
 
 
 async def test_what_cannot_be_made(house: House, tmp_path: Path) -> None:

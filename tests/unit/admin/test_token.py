@@ -79,6 +79,15 @@ def test_a_file_of_others_is_refused(tmp_path: Path, mode: int) -> None:
     assert [problem.path for problem in refused.value.problems] == ["server.admin"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_file_that_belongs_to_another_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    token_in(path)
+    os.chown(path, 12345, -1)
+    with pytest.raises(ConfigError, match="alone"):
+        token_in(path)
+
+
 def test_links_pipes_and_directories_are_refused(tmp_path: Path) -> None:
     token_in(tmp_path / "real")
     (tmp_path / "link").symlink_to(tmp_path / "real")
