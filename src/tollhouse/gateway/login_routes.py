@@ -13,6 +13,9 @@ from tollhouse.policies.authenticate import AUTHENTICATE, AuthenticateSpec, Oidc
 __all__ = ["login_routes"]
 
 _GET = frozenset((b"GET", b"HEAD"))
+_POST = frozenset((b"POST",))
+_WHAT = (("callback", _GET), ("logout", _GET), ("backchannel_logout", _POST))
+"""What is at `OidcSpec.places`."""
 
 
 def login_routes(assembly: Assembly) -> list[Route]:
@@ -24,22 +27,23 @@ def login_routes(assembly: Assembly) -> list[Route]:
         oidc = layers[-1].spec.oidc if layers else None
         if oidc is None:
             continue
-        at = oidc.callback
-        if providers.setdefault(at, oidc) != oidc:
-            message = f"people of another provider come back to {at} already; give this one another `callback`"
-            assembly.problems.append(Problem(message, path=f"routes[{n}].authenticate.oidc"))
-        elif at not in found:
-            with assembly.finding(f"routes[{n}].authenticate"):
-                found[at] = _route(assembly, layers[-1].spec, at)
+        for at, (name, methods) in zip(oidc.places, _WHAT, strict=True):
+            if providers.setdefault(at, oidc) != oidc:
+                message = f"people of another provider come back to {at} already; give this one another `{name}`"
+                assembly.problems.append(Problem(message, path=f"routes[{n}].authenticate.oidc"))
+            elif at not in found:
+                with assembly.finding(f"routes[{n}].authenticate"):
+                    found[at] = _route(assembly, layers[-1].spec, at, methods)
     return list(found.values())
 
 
-def _route(assembly: Assembly, who: AuthenticateSpec, callback: str) -> Route:
+def _route(assembly: Assembly, who: AuthenticateSpec, at: str, methods: frozenset[bytes]) -> Route:
     """Nobody is asked anything there but what the provider has said of him."""
-    config = assembly.config.model_copy(update={"authenticate": who, "requires": None, "authorize": None})
+    alone = AuthenticateSpec(oidc=who.oidc)
+    config = assembly.config.model_copy(update={"authenticate": alone, "requires": None, "authorize": None})
     handler = assembly.entrance("http", _nowhere, Scopes(("top", "", config)))
-    return Route("login", (Predicate(callback.encode(), exact=True),), handler, methods=_GET)
+    return Route("login", (Predicate(at.encode(), exact=True),), handler, methods=methods)
 
 
 async def _nowhere(_: Request) -> Response:
-    raise Failure(404, Reason.NOT_FOUND, "nothing is here but the end of a login")
+    raise Failure(404, Reason.NOT_FOUND, "nothing is here but where logins end")

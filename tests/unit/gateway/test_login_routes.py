@@ -19,5 +19,12 @@ def test_two_providers_need_two_ways_back(tmp_path: Path) -> None:
         validate(parse(f"routes: [{', '.join(both)}]\n", "t.yaml", {}).config)
     both[1] = route.format("b", "two", ", callback: /.login/two")
     validate(parse(f"routes: [{', '.join(both)}]\n", "t.yaml", {}).config)
+    for name in ("logout", "backchannel_logout"):
+        taken = [
+            route.format("a", "one", f", {name}: /.login/x"),
+            route.format("b", "two", f", callback: /.login/two, {name}: /.login/x"),
+        ]
+        with pytest.raises(ConfigError, match=f"give this one another `{name}`"):
+            validate(parse(f"routes: [{', '.join(taken)}]\n", "t.yaml", {}).config)
     same = [route.format("a", "one", ""), route.format("b", "one", "")]
     validate(parse(f"routes: [{', '.join(same)}]\n", "t.yaml", {}).config)

@@ -33,6 +33,7 @@ __all__ = ["Basic", "BasicSpec", "BasicUserSpec"]
 
 _REMEMBERED, _KEPT = 10_000, 300.0
 _BLOCKED = 10_000
+_NOBODY = sha256(b"").hexdigest()
 _NAMES = 10  # times as many failures for a name as of an address
 
 
@@ -104,6 +105,7 @@ class Basic:
         self._principals = {user.name: _principal(user) for user in spec.users}
         self._now = now
         self._counter = parts.counter
+        self._throttled = parts.families.throttled.child("basic")
         self._rates = (Rate("basic", spec.failures, 60.0), Rate("basic:name", _NAMES * spec.failures, 60.0))
         self._work: _Work = parts.shared(("basic", spec.fingerprint()), lambda: _Work(hashes), _Work.close)
 
@@ -120,6 +122,7 @@ class Basic:
         for key in keys:
             wait = work.blocked.get(key, 0.0) - now
             if wait > 0.0:
+                self._throttled.inc()
                 raise _too_many(wait)
         user = self._users.get(name)
         fits = await self._fits(user, password)
@@ -134,11 +137,14 @@ class Basic:
         return principal
 
     async def _fits(self, user: BasicUserSpec | None, password: bytes) -> bool:
-        if user is not None and user.secret_hash is not None:
-            return compare_digest(sha256(password).hexdigest(), user.secret_hash)
+        secret = user.secret_hash if user is not None else None
+        if compare_digest(sha256(password).hexdigest(), secret or _NOBODY) and secret is not None:
+            return True
         passwords = self._work.passwords
         if passwords is None:
             return False
+        if secret is not None:  # so that it does not show who has a secret, and is somebody
+            user = None
         return await passwords.fits(None if user is None else user.password_hash, password.decode("utf-8", "replace"))
 
     async def _failed(self, keys: tuple[str, ...]) -> None:

@@ -18,6 +18,7 @@ from tollhouse.core.http import Request, Response
 __all__ = ["Challenges", "canonical", "insufficient", "metadata_document", "metadata_path", "metadata_url"]
 
 _WELL_KNOWN = "/.well-known/oauth-protected-resource"
+_BASIC = 'Basic realm="tollhouse", charset="UTF-8"'
 _PUBLIC = (
     (b"access-control-allow-origin", b"*"),
     (b"access-control-allow-headers", b"mcp-protocol-version"),
@@ -65,8 +66,8 @@ class Challenges:
         self._algorithms = " ".join(algorithms)
 
     def fields(self, error: str = "", message: str = "", *, scheme: str = "Bearer") -> tuple[tuple[bytes, bytes], ...]:
-        """The header fields of a 401. scheme: the one that was tried; `error` belongs to it."""
-        said = []
+        """The header fields of a 401. scheme: the one that was tried, which comes first; `error` belongs to it."""
+        said: list[tuple[str, str]] = []
         names = [
             name for name, is_taken in (("DPoP", self._dpop or scheme == "DPoP"), ("Bearer", self._bearer)) if is_taken
         ]
@@ -80,17 +81,22 @@ class Challenges:
                 fields.append(f'resource_metadata="{self._metadata}"')
             if name == "DPoP":
                 fields.append(f'algs="{self._algorithms}"')
-            said.append(f"{name} {', '.join(fields)}" if fields else name)
+            said.append((name, f"{name} {', '.join(fields)}" if fields else name))
         if self._basic:
-            said.append('Basic realm="tollhouse", charset="UTF-8"')
-        return tuple((b"www-authenticate", text.encode("latin-1")) for text in said)
+            said.append(("Basic", _BASIC))
+        if scheme == "Basic":
+            said.sort(key=lambda challenge: challenge[0] != scheme)
+        return tuple((b"www-authenticate", text.encode("latin-1")) for _, text in said)
 
     def refused(
         self, reason: Reason, message: str, error: str = "", *, scheme: str = "Bearer", detail: str = "",
         extra: tuple[tuple[bytes, bytes], ...] = (),
     ) -> Failure:  # fmt: skip
-        """401, with what is wrong in the challenge; `malformed` makes the 400 of RFC 6750 section 3.1."""
-        if not error:
+        """401, with what is wrong in the challenge; `malformed` makes the 400 of RFC 6750 section 3.1. scheme: the one
+        that was tried, "" for one that is not taken. error: "" where no credential was understood."""
+        if scheme == "Basic":
+            code = "invalid_credentials"
+        elif not error:
             code = "credential_required"
         else:
             code = "invalid_api_key" if reason is Reason.API_KEY_AUTH else "invalid_token"

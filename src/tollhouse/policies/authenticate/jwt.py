@@ -321,7 +321,7 @@ def _source(spec: JwtSpec, parts: Parts) -> tuple[KeySource | FixedKeys, str]:
             raise ValueError(f"cannot use the keys in {jwks!r}: {error}") from None
     source: KeySource = parts.shared(
         ("keys", where, spec.discovery, spec.refresh, digest),
-        lambda: KeySource(load, where, spec.refresh, keys),
+        lambda: KeySource(load, where, spec.refresh, keys, told=parts.keys_read),
         KeySource.close,
     )
     return source, digest

@@ -18,11 +18,12 @@ from cryptography.x509.oid import NameOID
 from pydantic import Field, model_validator
 
 from tollhouse.core.call import Principal
+from tollhouse.core.forwarded import Forwarding
 from tollhouse.core.http import Request
 from tollhouse.core.spec import Spec
 from tollhouse.policies.base import Parts
 
-__all__ = ["Certificates", "MtlsSpec", "reader"]
+__all__ = ["Certificates", "MtlsSpec", "of_connection", "reader", "told_by"]
 
 _REMEMBERED = 4096
 _LARGEST = 16 << 10
@@ -63,11 +64,21 @@ class MtlsSpec(Spec):
 def reader(spec: MtlsSpec | None, parts: Parts) -> Callable[[Request], bytes]:
     """What gives the verified certificate of a request: of its connection, or as `spec` says. Raises ValueError."""
     if spec is None or spec.header is None:
-        return lambda request: request.certificate
+        return of_connection
     if not parts.forwarding:
         raise ValueError("mtls: `header` is believed from trusted proxies only; name them in `server.trusted_proxies`")
-    header, trusts = spec.header.encode(), parts.forwarding.trusts
-    return lambda request: _told(request, header, trusts)
+    return told_by(spec.header, parts.forwarding)
+
+
+def of_connection(request: Request) -> bytes:
+    """The certificate that was shown to our listener, in DER."""
+    return request.certificate
+
+
+def told_by(header: str, proxies: Forwarding) -> Callable[[Request], bytes]:
+    """What gives the certificate that one of `proxies` tells of in a field, in DER."""
+    name, trusts = header.encode(), proxies.trusts
+    return lambda request: _told(request, name, trusts)
 
 
 def _told(request: Request, header: bytes, trusts: Callable[[str], bool]) -> bytes:

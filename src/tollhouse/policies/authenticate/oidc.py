@@ -1,20 +1,20 @@
 """People in browsers, before plain routes: login at an OpenID provider (OpenID Connect Core, code flow with PKCE).
 
-Rule: nothing is kept here. What must come back with the browser (where it was going, nonce, verifier) and who it is
-afterwards are cookies that only this gateway can make and read; so every worker can finish what another began. A login
-that one browser began, no other can finish. Only the way back within this gateway is a way back.
+Rule: nothing is kept here but what was ended. What must come back with the browser (where it was going, nonce,
+verifier) and who it is afterwards are cookies that only this gateway can make and read; so every worker can finish what
+another began. A login that one browser began, no other can finish. Only the way back within this gateway is a way back.
 """
 
+import re
 import secrets
 from collections.abc import Callable
 from hashlib import sha256
 from hmac import compare_digest
 from time import time
-from typing import Annotated, Any
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Self
 
 import msgspec
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from tollhouse.core.call import Principal
 from tollhouse.core.depth import decode
@@ -24,6 +24,8 @@ from tollhouse.core.spec import Duration, Spec
 from tollhouse.net.issuer_metadata import Metadata, from_metadata, same_origin
 from tollhouse.net.jwks import KeySource
 from tollhouse.policies.authenticate.claims import ClaimsSpec, principal_of
+from tollhouse.policies.authenticate.login_cookies import LoginCookies
+from tollhouse.policies.authenticate.oidc_logout import Logout
 from tollhouse.policies.base import Parts
 from tollhouse.wire.jose import Flaw, parse, verify
 from tollhouse.wire.mcp.sealed import Seals, Unsealed
@@ -43,8 +45,17 @@ _NO_STORE = (b"cache-control", b"no-store")
 
 
 def _path(value: str) -> str:
-    if not value.startswith("/") or value.startswith("//") or any(c in value for c in "?#\\ ") or not value.isascii():
+    if re.fullmatch(r"/(?!/)[A-Za-z0-9._~!$&'()*+,=:@%/-]{0,1024}", value) is None:
         raise ValueError("not a path like /.login/callback")
+    return value
+
+
+def _place(value: str) -> str:
+    """A path of ours, or a URL."""
+    if value.startswith("/"):
+        return _path(value)
+    if re.fullmatch(r"https?://[!-\[\]-~]{1,2048}", value) is None or "#" in value:
+        raise ValueError("not a path like /bye, or a URL without fragment")
     return value
 
 
@@ -72,6 +83,33 @@ class OidcSpec(Spec):
         description="the name of the session's cookie; before it stands __Host- with https",
     )
     session: Duration = Field(default=28_800.0, gt=0.0, le=30 * 86_400.0, description="how long a login counts")
+    logout: Annotated[str, AfterValidator(_path)] | None = Field(
+        default=None,
+        description="where people log out, here and at the provider (RP-Initiated Logout); default: /.login/logout, "
+        "or beside another `callback`",
+    )
+    post_logout_redirect_uri: Annotated[str, AfterValidator(_place)] | None = Field(
+        default=None,
+        description="where people are sent who have logged out: a path of `public_url`, or a URL; it is registered at "
+        "the provider. Absent: its own page is the end",
+    )
+    backchannel_logout: Annotated[str, AfterValidator(_path)] | None = Field(
+        default=None,
+        description="where the provider tells that somebody has logged out (Back-Channel Logout): registered there; "
+        "default: /.login/backchannel, or beside another `callback`",
+    )
+
+    @property
+    def places(self) -> tuple[str, str, str]:
+        """The paths of callback, logout and back-channel logout."""
+        beside = self.callback.removesuffix("/callback").rstrip("/")
+        return self.callback, self.logout or f"{beside}/logout", self.backchannel_logout or f"{beside}/backchannel"
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if len(set(self.places)) < 3:
+            raise ValueError("`callback`, `logout` and `backchannel_logout` are three paths")
+        return self
 
 
 class _Flow(msgspec.Struct):
@@ -97,6 +135,7 @@ class _Session(msgspec.Struct):
     issued: float
     expires: float
     place: str
+    id: str = ""
 
 
 class Login:
@@ -106,35 +145,54 @@ class Login:
         if "openid" not in spec.scopes:
             raise ValueError("oidc: `scopes` must have `openid` among them")
         self._spec = spec
+        self._callback, self._out, self._told = spec.places
         self._now = now
         self._client = parts.client
         self._revocations = parts.revocations
         self._here = parts.entrance == "http"
         self._redirect = f"{parts.public_url}{spec.callback}"
-        is_secure = _is_secure(parts.public_url)
-        self._attributes = "; Path=/; HttpOnly; SameSite=Lax" + ("; Secure" if is_secure else "")
-        # The prefix keeps neighbouring hosts from planting a login of theirs (RFC 6265bis section 4.1.3.2).
-        self._cookie = f"__Host-{spec.cookie}" if is_secure else spec.cookie
+        cookies = self._cookies = LoginCookies(spec.cookie, parts.public_url, self._out)
         self._seals = Seals(parts.state.keys if parts.state is not None else (), now)
         self._place = spec.fingerprint()  # a session of other settings is none of these
         metadata = self._metadata = Metadata(parts.client, spec.issuer)
         self._source: KeySource = parts.shared(
             ("keys", spec.issuer, True, None, ""),
-            lambda: KeySource(from_metadata(parts.client, metadata), spec.issuer, None),
+            lambda: KeySource(from_metadata(parts.client, metadata), spec.issuer, None, told=parts.keys_read),
             KeySource.close,
         )
         self._known: dict[bytes, Principal] = {}
+        self._logout = Logout(
+            issuer=spec.issuer,
+            client_id=spec.client_id,
+            path=self._out,
+            onward=spec.post_logout_redirect_uri or "",
+            place=self._place,
+            algorithms=_ALGORITHMS,
+            life=spec.session,
+            cookies=cookies,
+            seals=self._seals,
+            metadata=metadata,
+            keys=self._source,
+            parts=parts,
+            session=self._session,
+            now=now,
+        )
 
     async def enter(self, request: Request) -> Principal | Response | None:
         """Who is logged in; the answer to a browser that comes back from the provider; None where neither is so. Raises
         Failure 400, 403 and 503 for those that come back with something else."""
         if not self._here:
             return None
-        if request.path.decode("latin-1") == self._spec.callback:
+        path = request.path.decode("latin-1")
+        if path == self._callback:
             return await self._finish(request)
-        value = _cookie(request, self._cookie)
-        _take_out(request, self._cookie)
-        return self._session(value) if value else None
+        if path == self._out and request.method == b"GET":
+            return await self._logout.leave(request)
+        if path == self._told and request.method == b"POST":
+            return await self._logout.told(request)
+        value = self._cookies.read(request, self._cookies.session)
+        self._cookies.take_out(request)
+        return self._session(value)
 
     async def page(self, request: Request) -> Response | None:
         """The way to the provider, for a browser that wants a page; None for anybody else. Raises Failure 503."""
@@ -153,12 +211,15 @@ class Login:
             nonce=nonce,
             verifier=verifier,
         )
-        cookie = self._set_cookie(self._flow_cookie(state), self._seals.seal("flow", flow), _FLOW_LIFE)
+        cookie = self._cookies.set(self._cookies.flow(state), self._seals.seal("flow", flow), _FLOW_LIFE)
         return Response(303, [(b"location", location.encode("ascii", "replace")), cookie, _NO_STORE])
 
     # ---- sessions
 
     def _session(self, value: str) -> Principal | None:
+        """Who has logged in, by the cookie's value; None for "" and for one that is not good, or not any more."""
+        if not value:
+            return None
         digest = sha256(value.encode("latin-1")).digest()
         principal = self._known.get(digest)
         if principal is None:
@@ -191,6 +252,7 @@ class Login:
             issuer=self._spec.issuer,
             subject=session.subject,
             client=self._spec.client_id,
+            jti=session.id,
             sid=session.sid,
             issued=session.issued,
             expires=session.expires,
@@ -206,9 +268,10 @@ class Login:
         except OAuthError:
             raise _bad("the answer of the login is malformed; begin again") from None
         state = form.get("state")
-        name = self._flow_cookie(state)
+        cookies = self._cookies
+        name = cookies.flow(state)
         try:
-            flow = self._seals.open("flow", _cookie(request, name), _Flow)
+            flow = self._seals.open("flow", cookies.read(request, name), _Flow)
         except Unsealed:
             raise _bad("this login was begun elsewhere, or too long ago; begin again") from None
         if flow.place != self._place or not state or not compare_digest(flow.state.encode(), state.encode()):
@@ -221,12 +284,13 @@ class Login:
         token, access_token = await self._redeem(form.get("code"), flow.verifier)
         session = await self._who(token, access_token, flow.nonce)
         sealed = self._seals.seal("login", session)
-        if len(sealed) + len(self._cookie) > _MAX_COOKIE:
+        if len(sealed) + len(cookies.session) > _MAX_COOKIE:
             raise _not_usable("the session does not fit into a cookie: the ID token has too many groups")
         headers = [
             (b"location", flow.back.encode("ascii")),
-            self._set_cookie(self._cookie, sealed, spec.session),
-            self._set_cookie(name, "", 0.0),
+            cookies.set(cookies.session, sealed, spec.session),
+            cookies.set(name, "", 0.0),
+            *self._logout.remember(token, session.id, session.expires),
             _NO_STORE,
         ]
         return Response(303, headers)
@@ -290,7 +354,7 @@ class Login:
             raise _not_usable(str(found.value))
         return _Session(
             found.subject, found.user, found.org, found.email, found.groups, found.sid, now, now + spec.session,
-            self._place,
+            self._place, secrets.token_urlsafe(16),
         )  # fmt: skip
 
     async def _endpoint(self, name: str) -> str:
@@ -305,42 +369,6 @@ class Login:
                 detail=f"oidc: {detail}",
                 retry_after=5.0,
             ) from None
-
-    # ---- cookies
-
-    def _flow_cookie(self, state: str) -> str:
-        """Each login that is under way has one of its own: there may be several, in several tabs."""
-        return f"{self._cookie}_{sha256(state.encode()).hexdigest()[:12]}"
-
-    def _set_cookie(self, name: str, value: str, life: float) -> tuple[bytes, bytes]:
-        return b"set-cookie", f"{name}={value}; Max-Age={int(life)}{self._attributes}".encode("ascii")
-
-
-def _is_secure(url: str) -> bool:
-    return urlsplit(url).scheme == "https"
-
-
-def _cookie(request: Request, name: str) -> str:
-    """The value of a cookie (RFC 6265 section 5.4), the first of that name."""
-    wanted = name.encode() + b"="
-    for field, value in request.headers:
-        if field == b"cookie":
-            for part in value.split(b";"):
-                pair = part.strip()
-                if pair.startswith(wanted):
-                    return pair[len(wanted) :].decode("latin-1")
-    return ""
-
-
-def _take_out(request: Request, name: str) -> None:
-    """Take our cookies out of what goes upstream: they open more than that one service."""
-    own = (name.encode() + b"=", name.encode() + b"_")
-    headers = request.headers
-    for at, (field, value) in enumerate(headers):
-        if field == b"cookie" and own[0][:-1] in value:
-            left = [part for part in value.split(b";") if not part.strip().startswith(own)]
-            headers[at] = (field, b";".join(left).strip())
-    headers[:] = [pair for pair in headers if pair != (b"cookie", b"")]
 
 
 def _wants_page(request: Request) -> bool:

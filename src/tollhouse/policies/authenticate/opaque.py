@@ -1,9 +1,10 @@
 """Tokens that cannot be read here: their issuer is asked what they are worth (RFC 7662).
 
 Rule: a verdict is trusted for thirty seconds at most, and never beyond the token's expiry; one that was not active for
-five. All who show the same token wait for one question. What is no token at all is not asked about, and an answer that
-is about one token alone leaves the others their answers. Who answers `active` has checked signature and time; audience
-and binding are checked here. Without an answer there is no verdict: 503.
+five. All who show the same token wait for one question. What is no token at all is not asked about, an answer that is
+about one token alone leaves the others their answers, and no address can have so many questions on their way that none
+is left for others. Who answers `active` has checked signature and time; audience and binding are checked here. Without
+an answer there is no verdict: 503.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 from tollhouse.core.call import Principal
 from tollhouse.core.depth import decode
 from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.places import Places
 from tollhouse.core.spec import Duration, Spec
 from tollhouse.net.client import Client
 from tollhouse.net.issuer_metadata import Metadata, same_origin
@@ -31,7 +33,7 @@ __all__ = ["Introspection", "IntrospectionSpec"]
 
 _INACTIVE = 5.0
 _MAX_ANSWER = 64 << 10
-_MOST_FLIGHTS = 256
+_MOST_FLIGHTS, _FEW = 256, 16
 _AGAIN = 5.0
 _FAR = 1e15
 _TOKEN = re.compile(rb"[!-~]{1,8192}")
@@ -94,6 +96,7 @@ class _Cache:
         self.seen = Remembered(parts.revocations, now)
         self.inactive = Refusals(now)
         self.flights: dict[bytes, asyncio.Task[dict[str, Any]]] = {}
+        self.places = Places(_MOST_FLIGHTS, _FEW)  # by the address of who was first to show the token
         self.down_until = 0.0
 
     async def close(self) -> None:
@@ -122,8 +125,9 @@ class Introspection:
         self.find = self._cache.seen.finder(self._endpoint)
         """Whom the token with a SHA-256 digest speaks for, if that was asked lately."""
 
-    async def verify(self, token: bytes, digest: bytes) -> Principal | Flaw | Unfit:
-        """Ask about a token, and remember the answer. Raises Failure 503 when there is none."""
+    async def verify(self, token: bytes, digest: bytes, address: str = "") -> Principal | Flaw | Unfit:
+        """Ask about a token, and remember the answer. address: who shows it, as limits know it. Raises Failure 503 when
+        there is none."""
         cache = self._cache
         known = cache.seen.entry(digest)
         if known is not None and known.until > self._now():
@@ -133,7 +137,7 @@ class Introspection:
             return before
         if _TOKEN.fullmatch(token) is None:
             return Unfit.INACTIVE
-        answer = await self._ask(token, digest)
+        answer = await self._ask(token, digest, address)
         now = self._now()
         found = self._judged(answer, token, now)
         if not isinstance(found, Principal):
@@ -182,16 +186,17 @@ class Introspection:
         entry.admitted.add(self._endpoint)
         return entry.principal
 
-    async def _ask(self, token: bytes, digest: bytes) -> dict[str, Any]:
+    async def _ask(self, token: bytes, digest: bytes, address: str) -> dict[str, Any]:
         cache = self._cache
         flight = cache.flights.get(digest)
         if flight is None:
-            if len(cache.flights) >= _MOST_FLIGHTS or self._now() < cache.down_until:
+            if self._now() < cache.down_until or not cache.places.take(address):
                 raise self._unavailable("too many questions are on their way, or the last one failed")
             flight = asyncio.get_running_loop().create_task(self._fly(token))
             cache.flights[digest] = flight
 
             def landed(done: "asyncio.Task[dict[str, Any]]") -> None:
+                cache.places.give(address)
                 if cache.flights.get(digest) is done:
                     del cache.flights[digest]
                 if not done.cancelled():

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from tollhouse.core.call import Principal
 from tollhouse.core.errors import Reason
+from tollhouse.core.forwarded import network_of
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import Request, Response
 from tollhouse.core.spec import Spec
@@ -138,6 +139,11 @@ class Authenticate:
             dpop=self._proofs is not None and spec.dpop.advertised,
         )
         self._bound_only = self._proofs is not None and spec.dpop.required
+        ways = ["`Authorization: Bearer`", "`x-api-key`"] if self._takes_bearers else []
+        ways += ["`Authorization: DPoP`"] if self._proofs is not None else []
+        ways += ["`Authorization: Basic`"] if self._basic is not None else []
+        listed = " and ".join(filter(None, (", ".join(ways[:-1]), *ways[-1:])))
+        self._understood = f"only {listed} are understood" if ways else "nothing in `Authorization` is understood here"
 
     def handle(self, request: Request, next: Handler[Request, Response]) -> Awaitable[Response]:
         """Raises Failure 401, 400 for what is malformed, and 503 while those who must be asked cannot be."""
@@ -205,15 +211,15 @@ class Authenticate:
         if scheme == BASIC and self._basic is not None:
             principal = await self._basic.check(request, credential)
             if principal is None and self._ext is None:
-                raise self._challenges.refused(Reason.BASIC_AUTH, "the user name or the password is wrong", "denied")
+                message = "the user name or the password is wrong"
+                raise self._challenges.refused(Reason.BASIC_AUTH, message, scheme="Basic")
         else:
             principal = None
         if principal is None and self._ext is not None:
             principal = await self._ext.ask(request)
         if principal is None:
-            raise self._challenges.refused(
-                self._reason(), "only `Authorization: Bearer` and `x-api-key` are understood", "invalid_request"
-            )
+            # No error of a scheme that was not used (RFC 6750 section 3.1): nothing of it was looked at.
+            raise self._challenges.refused(self._reason(), self._understood, scheme="")
         request.context.principal = principal
         return await next(request)
 
@@ -259,19 +265,21 @@ class Authenticate:
             found = "the API key is not known"
         else:
             reason = Reason.JWT_AUTH
-            found = await self._token(credential, digest)
+            found = await self._token(request, credential, digest)
         if isinstance(found, Principal):
             return found
         if self._ext is not None:
             return await self._ext.ask(request)
+        if not self._takes_bearers:
+            raise self._challenges.refused(self._reason(), self._understood, scheme="")
         message = found if isinstance(found, str) else str(found.value)
         raise self._challenges.refused(reason, message, "invalid_token", scheme=scheme)
 
-    async def _token(self, token: bytes, digest: bytes) -> Principal | Flaw | Unfit:
+    async def _token(self, request: Request, token: bytes, digest: bytes) -> Principal | Flaw | Unfit:
         opaque = self._opaque
         if opaque is None or (len(self._issuers) and token.count(b".") == 2 and self._issuers.speaks_for(token)):
             return await self._issuers.verify(token, digest)
-        return await opaque.verify(token, digest)
+        return await opaque.verify(token, digest, network_of(request.context.client or request.peer))
 
     def _reason(self) -> Reason:
         return (

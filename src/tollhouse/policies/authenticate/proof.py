@@ -115,6 +115,7 @@ class Proofs:
         state = parts.state
         keys = tuple(hmac.digest(key, b"tollhouse dpop nonces", "sha256") for key in state.keys) if state else ()
         self._nonces = Nonces(lambda: keys, now) if keys else None
+        self._replayed = parts.families.replays.child("dpop")
         self._replays: Replays = parts.shared(("dpop replays",), lambda: Replays(state))
 
     async def check(self, request: Request, principal: Principal, token: bytes, *, dpop: bool) -> Refusal | None:
@@ -158,6 +159,7 @@ class Proofs:
             return self._refused(proof)
         # One from the future is good until its time has come and gone.
         if not await self._replays.is_new(proof.proof_id, 2 * self._spec.max_age):
+            self._replayed.inc()
             return self._refused(DpopFlaw.REPLAYED)
         if nonces is not None and self._replays.down and not proof.nonce:
             return self._refused(DpopFlaw.NONCE)

@@ -79,6 +79,26 @@ async def test_only_so_many_are_checked_at_a_time() -> None:
     assert (failure.status, failure.reason) == (503, Reason.OVERLOADED)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"keys": [{"name": "x", "key": "sk-0123456789"}]},
+        {"jwt": [{"issuer": "https://i", "audiences": ["a"], "jwks": "http://127.0.0.1:1/jwks"}]},
+    ],
+)
+async def test_a_wrong_password_beside_tokens_is_an_error_of_its_own_scheme(more: dict[str, Any]) -> None:
+    failure = await Door({"basic": {"users": USERS}} | more).refused(shown("ada", "wrong"))
+    assert (failure.status, failure.reason, failure.code) == (401, Reason.BASIC_AUTH, "invalid_credentials")
+    said = [value for name, value in failure.headers if name == b"www-authenticate"]
+    assert said[0] == b'Basic realm="tollhouse", charset="UTF-8"'  # a client takes the first one that it knows
+    assert said[1].startswith(b"Bearer")
+    assert not any(b"error" in value for value in said)
+    failure = await Door({"basic": {"users": USERS}} | more).refused((b"authorization", b"Bearer sk-none-of-these"))
+    said = [value for name, value in failure.headers if name == b"www-authenticate"]
+    assert said[0].startswith(b'Bearer error="invalid_token"')
+    assert said[1].startswith(b"Basic realm")
+
+
 async def test_no_password_at_all_and_both_kinds_of_challenge() -> None:
     spec: dict[str, Any] = {"basic": {"users": USERS}, "keys": [{"name": "x", "key": "sk-0123456789"}]}
     failure = await Door(spec).refused()
@@ -144,3 +164,14 @@ async def test_one_who_has_a_whole_network_is_one_who_guesses() -> None:
     assert found == [401, 401, 401, 429]
     assert await _from(door, "2001:db8:0:1:ffff::1", "correct horse") == 429
     assert await _from(door, "2001:db8:0:2::1", "correct horse") == 200
+
+
+async def test_a_name_with_a_secret_costs_as_much_as_one_that_nobody_has() -> None:
+    """Where nothing can be hashed any more, neither of them hears an answer, and who has the secret does."""
+    door = Door({"basic": {"users": USERS, "failures": 1000}})
+    busy = [asyncio.ensure_future(door.enter(shown("ada", "correct horse"))) for _ in range(THREADS + QUEUE)]
+    await asyncio.sleep(0)
+    found = [await door.refused(shown(name, "wrong")) for name in ("probe", "nobody", "ada")]
+    assert [failure.status for failure in found] == [503] * 3
+    assert (await door.enter(shown("probe", SECRET))).user == "probe"
+    await asyncio.gather(*busy)

@@ -103,7 +103,9 @@ async def test_the_way_there_and_back() -> None:
         response = await it.back(f"code=good&state={fields['state']}&iss={it.it.url}", cookie)
         assert response.status == 303
         assert dict(response.headers)[b"location"] == b"/reports?a=b"
-        session, ended = (value for name, value in response.headers if name == b"set-cookie")
+        session, ended, hint = (value for name, value in response.headers if name == b"set-cookie")
+        assert hint.startswith(b"__Secure-tollhouse_login_hint=hint1.")
+        assert b"; Path=/.login/logout; HttpOnly; SameSite=Lax; Secure" in hint
         assert session.startswith(b"__Host-tollhouse_login=")
         assert b"Max-Age=0" in ended
         assert b64encode(b"gate:s%3Ax") in next(head for target, head, _ in it.it.requests if target == "/token")

@@ -8,10 +8,10 @@ from urllib.parse import parse_qs
 
 import pytest
 from tests.unit.policies.authenticate.door import KEY, Door, Idp, bearer, idp, issuer, token
-from tests.unit.policies.floor import Shelf, parts
+from tests.unit.policies.floor import Shelf, parts, request
 
 from tollhouse.core.call import Principal
-from tollhouse.core.errors import Reason
+from tollhouse.core.errors import Failure, Reason
 from tollhouse.policies.authenticate import AuthenticateSpec
 from tollhouse.policies.authenticate.opaque import Introspection, IntrospectionSpec
 
@@ -206,4 +206,30 @@ async def test_who_answers_has_users_of_his_own_and_nobody_elses() -> None:
         it.documents = {"/introspect": GOOD | {"iss": "https://tollhouse.example.com"}}
         door = Door(spec(it))
         assert (await door.enter(bearer(b"opaque"))).issuer == f"{it.url}/introspect"
+        await door.close()
+
+
+async def test_one_address_leaves_others_their_questions() -> None:
+    async with idp() as (it, _):
+        it.documents = {"/introspect": GOOD}
+        it.gate.clear()
+        door = Door(spec(it))
+
+        def ask(peer: str, n: int) -> asyncio.Future[Any]:
+            asked = request(b"POST", b"/mcp", bearer(b"token-%d" % n))
+            asked.peer = peer
+            return asyncio.ensure_future(door.send(asked))
+
+        flood = [ask(f"2001:db8::{n % 16:x}", n) for n in range(200)]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        waiting = [one for one in flood if not one.done()]
+        assert len(waiting) == 128  # of 256; its /64 is one address
+        failures = [one.exception() for one in flood if one.done()]
+        assert {failure.status for failure in failures if isinstance(failure, Failure)} == {503}
+        other = ask("2001:db8:1::1", 1000)
+        it.gate.set()
+        assert (await other).status == 200
+        assert all(one.status == 200 for one in await asyncio.gather(*waiting))
+        assert (await ask("2001:db8::1", 1001)).status == 200
         await door.close()

@@ -28,6 +28,7 @@ CI = {
     "name": "ci", "key": "sk-ci-0123456789", "user": "ci-bot", "org": "platform", "agent": "runner",
     "groups": ["bots"], "email": "ci@example.com", "metadata": {"tier": "gold"},
 }  # fmt: skip
+PASSWORDS = {"users": [{"name": "ada", "secret_hash": "0" * 64}]}
 
 
 # ---- keys
@@ -99,7 +100,6 @@ async def test_a_head_that_comes_again_is_its_reader_s_alone() -> None:
         bearer(b""),
         bearer(b"a.b.c"),
         (b"x-api-key", b""),
-        (b"authorization", b"Basic eDp5"),
     ],
 )
 async def test_a_bad_credential_is_refused_in_both_modes(mode: str, header: tuple[bytes, bytes]) -> None:
@@ -107,6 +107,33 @@ async def test_a_bad_credential_is_refused_in_both_modes(mode: str, header: tupl
     assert (failure.status, failure.reason) == (401, Reason.API_KEY_AUTH)
     assert dict(failure.headers)[b"www-authenticate"].startswith(b'Bearer error="')
     assert "sk-ci" not in failure.message + failure.detail
+
+
+@pytest.mark.parametrize("mode", ["strict", "optional"])
+@pytest.mark.parametrize(
+    ("spec", "value", "understood"),
+    [
+        ({"keys": [CI]}, b"Basic eDp5", "`Authorization: Bearer` and `x-api-key`"),
+        ({"keys": [CI]}, b"Negotiate YII", "`Authorization: Bearer` and `x-api-key`"),
+        ({"keys": [CI]}, b"DPoP a.b.c", "`Authorization: Bearer` and `x-api-key`"),
+        ({"basic": PASSWORDS}, b"Bearer a.b.c", "`Authorization: Basic`"),
+        ({"basic": PASSWORDS}, b"Digest x", "`Authorization: Basic`"),
+        (
+            {"keys": [CI], "basic": PASSWORDS},
+            b"Digest x",
+            "`Authorization: Bearer`, `x-api-key` and `Authorization: Basic`",
+        ),
+    ],
+)
+async def test_a_scheme_that_is_not_taken_is_no_error_of_another(
+    mode: str, spec: dict[str, Any], value: bytes, understood: str
+) -> None:
+    failure = await Door({"mode": mode, **spec}).refused((b"authorization", value))
+    assert (failure.status, failure.code) == (401, "credential_required")
+    assert failure.message == f"only {understood} are understood"
+    said = [text for name, text in failure.headers if name == b"www-authenticate"]
+    assert said
+    assert not any(b"error" in text for text in said)
 
 
 async def test_no_credential() -> None:
