@@ -6,6 +6,7 @@ What belongs to a session and to no call gets its token from the same exchange a
 
 import logging
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tollhouse.backends.exchange import Elsewhere, ElsewhereSettings
@@ -53,29 +54,38 @@ class Exchangers:
             )
         except OriginError as error:
             raise ConfigError([Problem(str(error), path="exchange.issuer")]) from None
+        except ValueError as error:
+            raise ConfigError([Problem(str(error), path="exchange.client_key")]) from None
 
 
 def _settings(who: ExchangeSpec) -> ElsewhereSettings:
     assert who.issuer is not None
     assert who.client_id is not None
-    assert who.client_secret is not None
+    key = b""
+    if who.client_key is not None:
+        try:
+            key = Path(who.client_key).read_bytes()
+        except OSError as error:
+            message = f"{who.client_key!r} cannot be read: {error.strerror}"
+            raise ConfigError([Problem(message, path="exchange.client_key")]) from None
     return ElsewhereSettings(
         who.issuer,
         who.kind,
         who.token_endpoint or "",
         who.client_id,
-        who.client_secret.get_secret_value(),
+        "" if who.client_secret is None else who.client_secret.get_secret_value(),
         who.client_auth == "basic",
         who.ca or "",
+        key,
+        who.client_key_id or "",
+        who.assertion_audience == "token_endpoint",
+        who.actor_token,
     )
 
 
 def _vouched(mint: Mint, issuer: str, principal: Principal) -> bytes:
     """Our word for a caller who has shown a key and no token, for an issuer elsewhere. Raises Failure."""
-    said = {"sub": principal.user or principal.id, "aud": issuer, "client_id": "tollhouse", "amr": [principal.source]}
-    if principal.org:
-        said["org"] = principal.org
-    return mint.signed("JWT", said, _VOUCHED).token
+    return mint.vouched(principal, issuer, _VOUCHED).token
 
 
 def upstream_uri(spec: Any) -> str:

@@ -16,7 +16,10 @@ __all__ = ["HOW", "ExchangeSetting", "ExchangeSpec", "ToolExchangeSpec"]
 HOW: Final = ("mode", "audience", "ttl", "scopes", "reuse")
 """Settings that a narrower scope may set one by one."""
 
-_WHO: Final = ("kind", "token_endpoint", "client_id", "client_secret", "client_auth", "ca")
+_WHO: Final = (
+    "kind", "token_endpoint", "client_id", "client_secret", "client_auth", "client_key", "client_key_id",
+    "assertion_audience", "actor_token", "ca",
+)  # fmt: skip
 
 
 class ExchangeSpec(Spec):
@@ -52,8 +55,26 @@ class ExchangeSpec(Spec):
     )
     client_id: str | None = Field(default=None, pattern=r"^[!-~]{1,256}$", description="who we are there")
     client_secret: SecretStr | None = Field(default=None, description="what proves it")
-    client_auth: Literal["basic", "post"] = Field(
-        default="basic", description="the secret goes in the Authorization header, or in the form"
+    client_auth: Literal["basic", "post", "private_key_jwt"] = Field(
+        default="basic",
+        description="the secret goes in the Authorization header, or in the form; private_key_jwt: `client_key` signs "
+        "who we are, and no secret is shared (RFC 7523)",
+    )
+    client_key: File | None = Field(
+        default=None, description="PEM file of the private key for private_key_jwt: P-256, RSA or Ed25519"
+    )
+    client_key_id: str | None = Field(
+        default=None,
+        pattern=r"^[!-~]{1,256}$",
+        description="its `kid` there; default: 16 characters of its thumbprint (RFC 7638)",
+    )
+    assertion_audience: Literal["issuer", "token_endpoint"] = Field(
+        default="issuer", description="`aud` of what is signed: the issuer, or (older ones) its token endpoint"
+    )
+    actor_token: bool = Field(
+        default=False,
+        description="send a token of our own as `actor_token`, which is got there by client_credentials: for issuers "
+        "that name in `act` whose that is",
     )
     ca: File | None = Field(default=None, description="PEM file of roots to trust for the issuer, not the system's")
 
@@ -80,13 +101,28 @@ class ExchangeSpec(Spec):
             for name in _WHO:
                 if name in self.model_fields_set:
                     raise ValueError(f"`{name}` has no effect without `issuer`, the URL of another issuer")
-        elif self.client_id is None or self.client_secret is None:
-            raise ValueError("another issuer wants to know who asks: write `client_id` and `client_secret`")
+        else:
+            self._is_known()
         useless = {"off": (*HOW[1:], "issuer"), "passthrough": (*HOW[2:], "issuer")}.get(self.mode or "", ())
         for name in useless:
             if name in self.model_fields_set:
                 raise ValueError(f"`{name}` has no effect with `mode: {self.mode}`; leave it out")
         return self
+
+    def _is_known(self) -> None:
+        """Raises ValueError where another issuer would not know who asks."""
+        by_key = self.client_auth == "private_key_jwt"
+        needed = "client_key" if by_key else "client_secret"
+        if self.client_id is None or getattr(self, needed) is None:
+            raise ValueError(f"another issuer wants to know who asks: write `client_id` and `{needed}`")
+        useless = ("client_secret",) if by_key else ("client_key", "client_key_id", "assertion_audience")
+        for name in useless:
+            if name in self.model_fields_set:
+                raise ValueError(f"`{name}` has no effect with `client_auth: {self.client_auth}`; leave it out")
+        if self.kind == "entra_obo" and by_key:
+            raise ValueError("`client_auth: private_key_jwt` is not for `kind: entra_obo`, which wants a certificate")
+        if self.actor_token and (self.kind != "rfc8693" or self.mode == "impersonation"):
+            raise ValueError("`actor_token` has no effect here: the tokens do not name who acts; leave it out")
 
 
 class ToolExchangeSpec(Spec):

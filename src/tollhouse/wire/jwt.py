@@ -12,6 +12,7 @@ from hashlib import sha256, sha384, sha512
 from typing import Any
 
 import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import (
     ECDSA,
     SECP256R1,
@@ -29,11 +30,23 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     load_der_private_key,
+    load_pem_private_key,
 )
 
 from tollhouse.wire.jose import PublicKey
 
-__all__ = ["SIGNING", "Ids", "Minter", "Signer", "generate", "half_hash", "jwk_of", "thumbprint", "to_base64url"]
+__all__ = [
+    "SIGNING",
+    "Ids",
+    "Minter",
+    "Signer",
+    "generate",
+    "half_hash",
+    "jwk_of",
+    "signer_of",
+    "thumbprint",
+    "to_base64url",
+]
 
 SIGNING = ("ES256", "RS256", "EdDSA")
 """Algorithms that tokens are signed with here."""
@@ -154,6 +167,22 @@ class Signer:
         """The token of some claims, which are JSON already."""
         signed = self.header(typ) + b2a_base64(payload, newline=False).translate(_URL).rstrip(b"=")
         return signed + b"." + b2a_base64(self.sign(signed), newline=False).translate(_URL).rstrip(b"=")
+
+
+def signer_of(pem: bytes, kid: str = "") -> Signer:
+    """The Signer of a private key in PEM: ES256 for P-256, RS256 for RSA, EdDSA for Ed25519. Raises ValueError for
+    another key, one with a password, or none; its text holds nothing of it."""
+    wrong = "not a private key in PEM that tokens are signed with here: P-256, RSA or Ed25519, without a password"
+    try:
+        key = load_pem_private_key(pem, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ValueError(wrong) from None
+    algorithms = ((EllipticCurvePrivateKey, "ES256"), (RSAPrivateKey, "RS256"), (Ed25519PrivateKey, "EdDSA"))
+    alg = next((name for kind, name in algorithms if isinstance(key, kind)), "")
+    try:
+        return Signer(alg, key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()), kid)
+    except ValueError:
+        raise ValueError(wrong) from None
 
 
 def _es256(key: EllipticCurvePrivateKey) -> Callable[[bytes], bytes]:

@@ -16,8 +16,8 @@ from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.identity import Target
 
 __all__ = [
-    "ACCESS_TOKEN", "JWT", "Asking", "ExchangedToken", "Subject", "Unusable", "forbidden", "needs_another",
-    "read_answer", "refusal",
+    "ACCESS_TOKEN", "JWT", "Asking", "ExchangedToken", "Subject", "Unusable", "forbidden", "is_ours",
+    "needs_another", "read_answer", "refusal", "token_in",
 ]  # fmt: skip
 
 ACCESS_TOKEN: Final = "urn:ietf:params:oauth:token-type:access_token"
@@ -79,18 +79,13 @@ class Asking(Protocol):
 def read_answer(asking: Asking, principal: Principal, target: Target, body: bytes, now: float) -> ExchangedToken:
     """The token in an answer of status 200. now: unix seconds when it was asked. Raises Unusable."""
     fields = _members(body)
-    token = fields.get("access_token")
-    if not isinstance(token, str) or _TOKEN.fullmatch(token) is None:
-        raise Unusable("it has no usable `access_token`")
-    if str(fields.get("token_type", "")).lower() != "bearer":
-        raise Unusable("its `token_type` is not Bearer")
+    token, life = _token(fields)
     if (asking.typed or "issued_token_type" in fields) and fields.get("issued_token_type") not in (ACCESS_TOKEN, JWT):
         raise Unusable("its `issued_token_type` is no access token")
     asked = asking.scopes(target)
     given = fields.get("scope")
     if asked and given is not None and not (isinstance(given, str) and set(given.split()) <= set(asked)):
         raise Unusable("it has scopes that were not asked for")
-    life = _seconds(fields.get("expires_in"))
     claims = _claims(token)
     expires = min(now + life, principal.expires)
     if not asking.own_life:
@@ -100,12 +95,26 @@ def read_answer(asking: Asking, principal: Principal, target: Target, body: byte
         _check_claims(asking, principal, target, claims)
         ends, id = claims.get("exp"), claims.get("jti")
         if isinstance(ends, int | float) and not isinstance(ends, bool):
-            expires = min(expires, float(ends))
+            expires = min(expires, ends)  # as it is: it may have more digits than a float
         if isinstance(id, str) and len(id) <= 256 and id.isascii() and id.isprintable():
             jti = id
     if not expires > now:
         raise Unusable("its token has expired already")
     return ExchangedToken(token.encode("ascii"), jti, expires)
+
+
+def token_in(body: bytes) -> tuple[str, float]:
+    """The token in an answer of status 200 to who asks for himself, and the seconds that it lives. Raises Unusable."""
+    return _token(_members(body))
+
+
+def _token(fields: dict[str, Any]) -> tuple[str, float]:
+    token = fields.get("access_token")
+    if not isinstance(token, str) or _TOKEN.fullmatch(token) is None:
+        raise Unusable("it has no usable `access_token`")
+    if str(fields.get("token_type", "")).lower() != "bearer":
+        raise Unusable("its `token_type` is not Bearer")
+    return token, _seconds(fields.get("expires_in"))
 
 
 def _check_claims(asking: Asking, principal: Principal, target: Target, claims: dict[str, Any]) -> None:
@@ -126,7 +135,7 @@ def _check_claims(asking: Asking, principal: Principal, target: Target, claims: 
 
 def refusal(body: bytes, status: int) -> Failure | None:
     """What an error of the issuer means for the caller (RFC 6749 section 5.2, RFC 8693 section 2.2.2); None where it
-    means that the issuer cannot do it now."""
+    says nothing of him."""
     try:
         fields = _members(body)
     except Unusable:
@@ -148,6 +157,15 @@ def refusal(body: bytes, status: int) -> Failure | None:
     if error in ("invalid_scope", "invalid_target", "access_denied", "consent_required"):
         return forbidden("the issuer of tokens for this server gives none to this caller", detail)
     return None
+
+
+def is_ours(body: bytes) -> bool:
+    """Whether an error is about us, and so the same for every caller (RFC 6749 section 5.2)."""
+    try:
+        error = _members(body).get("error")
+    except Unusable:
+        return False
+    return error in ("invalid_client", "unauthorized_client", "unsupported_grant_type")
 
 
 def needs_another(message: str, detail: str = "") -> Failure:

@@ -13,6 +13,7 @@ from joserfc import jwt
 from joserfc.jwk import KeySet
 from tests.fixtures.foreign_issuer import Asked, foreign_issuer
 from tests.fixtures.issuer import API, CLIENTS, MCP, RESOURCES, SECRET, issuing
+from tests.fixtures.listening import listening
 
 from tollhouse.backends.exchange import Elsewhere, ElsewhereSettings
 from tollhouse.core.call import Actor, Principal
@@ -137,6 +138,9 @@ async def test_it_is_looked_for_again_and_stays_when_nobody_says_where_it_is() -
         {"token_endpoint": "http://x.example"},
         {"issuer": "THERE"},
         {"issuer": "THERE", "token_endpoint": "ftp://x.example"},
+        {"issuer": "THERE", "token_endpoint": "THERE/token\r\nx-admin: yes"},
+        {"issuer": "THERE", "token_endpoint": "http://[bad"},
+        {"issuer": "THERE", "token_endpoint": "http://user:password@x.example/token"},
     ],
 )
 async def test_metadata_that_is_not_its_own(metadata: Any) -> None:
@@ -166,7 +170,10 @@ async def test_nobody_who_acts_is_hidden() -> None:
             ada(actors=(Actor("", "x"),)), ada(claims={"may_act": {}}), ada(claims={"act": {"sub": "x"}}),
         ):  # fmt: skip
             assert (await refused(issuer, principal, ALONE)).status == 403
-    assert not there.asked
+        assert not there.asked
+    noted = Principal("key:ci", source="key", claims={"act": "ive"})  # what the configuration says about a key
+    async with foreign_issuer(says(GOOD)) as there, client(there.url, lambda principal: b"our-word") as issuer:
+        assert (await issuer.exchanged(noted, ALONE)).token == b"opaque-1"
 
 
 async def test_at_keycloak() -> None:
@@ -232,6 +239,42 @@ async def test_equal_ones_are_asked_for_once() -> None:
     assert (tokens, bobs) == ({b"for-the-callers-own"}, b"for-bobs")
 
 
+async def test_two_of_one_name_are_two() -> None:
+    """What another service says of a caller (`ext_authz`) may differ where his id does not."""
+    here = [Principal("ext:ada", source="ext", user="ada", org=org) for org in ("red", "blue")]
+    both = asyncio.Event()
+
+    async def slow(asked: Asked) -> Any:
+        if len(there.asked) == 2:
+            both.set()
+        await both.wait()
+        return 200, {**GOOD, "access_token": f"of-{asked.form['subject_token']}"}, {}
+
+    async with foreign_issuer(slow) as there, client(there.url, lambda principal: principal.org.encode()) as issuer:
+        tokens = await asyncio.wait_for(asyncio.gather(*(issuer.exchanged(one, TARGET) for one in here)), 5.0)
+    assert [minted.token for minted in tokens] == [b"of-red", b"of-blue"]
+
+
+async def test_one_caller_leaves_room_for_others() -> None:
+    go = asyncio.Event()
+
+    async def slow(asked: Asked) -> Any:
+        await go.wait()
+        return 200, GOOD, {}
+
+    async with foreign_issuer(slow) as there, client(there.url) as issuer:
+        many = [Target(f"{SHOP}#{number}", (), 5.0, True) for number in range(64)]
+        tasks = [asyncio.ensure_future(issuer.exchanged(ada(), target)) for target in many]
+        await asyncio.sleep(0)
+        again = asyncio.ensure_future(issuer.exchanged(ada(), many[0]))  # which is under way
+        assert (await refused(issuer, ada())).status == 503
+        other = asyncio.ensure_future(issuer.exchanged(ada(token=b"bobs"), TARGET))
+        go.set()
+        assert {minted.token for minted in await asyncio.gather(*tasks, again, other)} == {b"opaque-1"}
+        assert (await issuer.exchanged(ada(), TARGET)).token == b"opaque-1"
+        assert not issuer._each
+
+
 async def test_when_all_have_left_nothing_is_left() -> None:
     arrived = asyncio.Event()
 
@@ -248,6 +291,7 @@ async def test_when_all_have_left_nothing_is_left() -> None:
         await issuer.close()
         assert flight.cancelled()
         assert not issuer._flights
+        assert not issuer._each
 
 
 # ---- what goes wrong
@@ -262,6 +306,54 @@ async def test_one_that_is_down_is_left_alone_for_a_moment_and_then_asked_again(
         assert len(there.asked) == 1
         issuer._not_before -= 1.0  # a clock
         assert (await issuer.exchanged(ada(), TARGET)).token == b"opaque-1"
+
+
+BAD = {**GOOD, "token_type": "N_A"}
+
+
+@pytest.mark.parametrize(
+    "answer", [(200, BAD, {}), (403, b"<html>", {"retry-after": "30"}), (413, b"", {}), (400, {"error": "so"}, {})]
+)
+async def test_what_one_caller_brings_about_keeps_nobody_else_waiting(answer: Any) -> None:
+    def script(asked: Asked) -> Any:
+        return answer if asked.form["subject_token"] == "malus" else (200, GOOD, {})
+
+    async with foreign_issuer(script) as there, client(there.url) as issuer:
+        for _ in range(3):
+            failure = await refused(issuer, ada(token=b"malus"))
+            assert (failure.status, failure.code) == (503, "temporarily_unavailable")
+            assert (await issuer.exchanged(ada(), TARGET)).token == b"opaque-1"
+    assert len(there.asked) == 6
+
+
+@pytest.mark.parametrize("answer", [(401, b"", {}), (400, {"error": "unauthorized_client"}, {}), (429, b"", {})])
+async def test_what_is_no_callers_fault_is_not_asked_for_again_at_once(answer: Any) -> None:
+    async with foreign_issuer(lambda asked: answer) as there, client(there.url) as issuer:
+        for token in (b"one", b"two"):
+            assert (await refused(issuer, ada(token=token))).status == 503
+    assert len(there.asked) == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_nobody_is_sent_on_to_somebody_else(status: int) -> None:
+    """Who would get the caller's token, and our secret."""
+    async with foreign_issuer(says(GOOD)) as other:
+        moved = (status, b"", {"location": f"{other.url}/token"})
+        async with foreign_issuer(lambda asked: moved) as there, client(there.url) as issuer:
+            assert (await refused(issuer, ada())).status == 503
+    assert not other.asked
+
+
+async def test_one_that_answers_a_byte_at_a_time_has_no_more_time() -> None:
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 X\r\ncontent-length: 4000\r\n\r\n")
+        while not writer.is_closing():
+            writer.write(b" ")
+            await asyncio.sleep(0.05)
+
+    async with listening(drip) as url, client(url) as issuer:
+        assert (await asyncio.wait_for(refused(issuer, ada()), 20.0)).status == 503
 
 
 async def test_a_dead_one() -> None:
@@ -318,7 +410,7 @@ async def test_a_lying_one_is_not_believed(lie: dict[str, Any]) -> None:
     assert str(lie.get("access_token") or "-" * 99) not in failure.detail + failure.message
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"a":' * 5000])
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"a":' * 5000, json.dumps(GOOD).encode() + b" " * 70_000])
 async def test_what_is_no_answer(body: bytes) -> None:
     async with foreign_issuer(says(body)) as there, client(there.url) as issuer:
         assert (await refused(issuer, ada())).status == 503
