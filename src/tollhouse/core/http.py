@@ -62,6 +62,15 @@ class Headers(list[tuple[bytes, bytes]]):
         gone = frozenset(names)
         self[:] = [pair for pair in self if pair[0] not in gone]
 
+    def drop_cookies(self, names: tuple[bytes, ...]) -> None:
+        """Take the cookies of these names out of what a browser has sent (RFC 6265 section 5.4)."""
+        for at, (field, value) in enumerate(self):
+            if field == b"cookie" and any(name in value for name in names):
+                left = [part for part in value.split(b";") if part.partition(b"=")[0].strip() not in names]
+                self[at] = (field, b";".join(left).strip())
+        if (b"cookie", b"") in self:
+            self[:] = [pair for pair in self if pair != (b"cookie", b"")]
+
 
 class Sink(Protocol):
     """Takes bytes. When it has too many it calls `pause` on the Source it was given to, and `resume` later."""

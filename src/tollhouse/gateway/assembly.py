@@ -17,6 +17,7 @@ from tollhouse.core.expr import Expression
 from tollhouse.core.forwarded import Forwarding
 from tollhouse.core.handler import Handler, Policy, compose
 from tollhouse.core.http import Ending, Request, Response
+from tollhouse.core.identity import Accounts
 from tollhouse.core.reply import Reply
 from tollhouse.gateway import audit
 from tollhouse.gateway.keep import Tenure
@@ -119,6 +120,7 @@ class Assembly:
             forwarding=self.forwarding,
             state=fixtures.state,
             revocations=fixtures.revocations,
+            revoke=None if fixtures.revocations is None else fixtures.revocations.revoke,
             issued=fixtures.issued,
             spool=spool_of(config),
         )
@@ -149,6 +151,10 @@ class Assembly:
     def exchange(self, exchangers: Exchangers) -> None:
         """The same about who makes tokens for upstreams."""
         self._parts = replace(self._parts, exchangers=exchangers)
+
+    def connect(self, accounts: Callable[[str], Accounts | None]) -> None:
+        """The same about the accounts that users have at servers."""
+        self._parts = replace(self._parts, accounts=accounts)
 
     def parts(self, entrance: Entrance) -> Parts:
         """What policies behind that entrance are made with."""
@@ -198,6 +204,8 @@ class Assembly:
         approvals = unasked(self.top.layers(AUTHORIZE), parts)
         if approvals is not None:
             policies.append(approvals)
+        if self.audit is not None:
+            policies.insert(0, self.audit.admission)
         if not policies:
             return None
         asked: Handler[Call, Reply] = compose(policies, _nothing)

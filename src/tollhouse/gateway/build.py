@@ -20,6 +20,8 @@ from tollhouse.core.handler import Handler, compose
 from tollhouse.core.holders import Holders
 from tollhouse.core.http import Request, Response
 from tollhouse.core.match import Predicate
+from tollhouse.gateway.account_list import AccountList
+from tollhouse.gateway.accounts import ConnectedAccounts
 from tollhouse.gateway.assembly import Assembly, Fixtures, retried
 from tollhouse.gateway.exchangers import Exchangers, upstream_uri
 from tollhouse.gateway.issuer_routes import IssuerRoutes
@@ -28,6 +30,7 @@ from tollhouse.gateway.login_routes import login_routes
 from tollhouse.gateway.mcp_routes import KeptServers, McpRoutes
 from tollhouse.gateway.model_routes import KeptModels, ModelRoutes
 from tollhouse.gateway.operate import Operations
+from tollhouse.gateway.own_cookies import without_own_cookies
 from tollhouse.gateway.router import Route, Router
 from tollhouse.gateway.standing import still_let_in
 from tollhouse.gateway.state import check_state
@@ -63,9 +66,11 @@ class Builder:
         self._starts: list[Callable[[], None]] = []  # of what the configuration being built brings
         self._issuer: Issuer | None = None
         self._audit: Audit | None = None
+        self._accounts: AccountList | None = None
         # Of the configuration that serves.
         self.signing_keys: SigningKeys | None = None
         self.audit: Audit | None = None
+        self.accounts: AccountList | None = None
 
         if fixtures.issued is not None:
             loop = asyncio.get_running_loop()
@@ -116,6 +121,7 @@ class Builder:
         had."""
         self.signing_keys = None if self._issuer is None else self._issuer.parts.keys
         self.audit = self._audit
+        self.accounts = self._accounts
         starts, self._starts = self._starts, []
         for start in starts:
             start()
@@ -141,7 +147,10 @@ class Builder:
         """What finds the route of a request. Raises ConfigError with every problem found."""
         if self._fixtures.issued is not None and takes_issued_keys(assembly.config):
             assembly.starts.append(self._fixtures.issued.start)
-        issuer = IssuerRoutes(assembly)  # before the rest: its tokens are known there
+        accounts = ConnectedAccounts(assembly)
+        self._accounts = accounts.listed
+        assembly.connect(accounts.of)
+        issuer = IssuerRoutes(assembly, accounts)  # before the rest: its tokens are known there
         self._issuer = issuer.issuer
         self._audit = assembly.audit
         assembly.exchange(Exchangers(assembly, issuer.issuer))
@@ -213,7 +222,8 @@ def _service_routes(assembly: Assembly) -> list[Route]:
             key = ("route", spec.fingerprint(), config.server.trusted_proxies)
             backend = assembly.tenure.get(key, partial(_backend, assembly, spec, predicate), HttpBackend.close)
             scopes = assembly.top.below("route", spec.name, spec)
-            handler = assembly.entrance("http", backend.handle, scopes, upstream=upstream_uri(spec))
+            service = without_own_cookies(config.issuer, backend.handle)
+            handler = assembly.entrance("http", service, scopes, upstream=upstream_uri(spec))
             routes.append(Route(spec.name, (predicate,), handler, where=where))
     return routes + login_routes(assembly)
 

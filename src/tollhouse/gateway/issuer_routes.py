@@ -5,22 +5,28 @@ was made of changes. Of the policies of the request floor those hold here that a
 headers of answers, addresses, and before what scripts may ask, CORS.
 """
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable
 from functools import partial
+from urllib.parse import urlsplit
 
 from tollhouse.config.spec import Config, McpSpec
 from tollhouse.core.errors import ConfigError, Problem
 from tollhouse.core.handler import Policy, compose
 from tollhouse.core.http import Request, Response
 from tollhouse.core.match import Predicate
+from tollhouse.gateway.accounts import ConnectedAccounts
 from tollhouse.gateway.assembly import Assembly
 from tollhouse.gateway.router import Route
 from tollhouse.gateway.signing_keys import longest_token
+from tollhouse.issuer.counts import Counts
 from tollhouse.issuer.keys import SigningKeys
 from tollhouse.issuer.provider import Issuer
 from tollhouse.issuer.resources import Resource
+from tollhouse.issuer.spec import LOOPBACK_HOSTS
 from tollhouse.observe.families import Families
 from tollhouse.policies.address import ADDRESS
+from tollhouse.policies.authenticate.mtls import of_connection, told_by
 from tollhouse.policies.base import OwnIssuer
 from tollhouse.policies.cors import CORS
 from tollhouse.policies.headers import RESPONSE_HEADERS
@@ -30,14 +36,16 @@ from tollhouse.wire.oauth import canonical_resource
 
 __all__ = ["IssuerRoutes", "resources_of"]
 
+log = logging.getLogger("tollhouse.gateway")
+
 _READ = frozenset(("introspect", "userinfo"))  # asked with POST, and changes nothing
 
 
 class IssuerRoutes:
-    """Of one configuration. issuer: the auth provider, None where there is none. Make it before what asks for
-    `assembly.parts`: those hear of it."""
+    """Of one configuration. issuer: the auth provider, None where there is none. accounts: that users connect on its
+    pages. Make it before what asks for `assembly.parts`: those hear of it."""
 
-    def __init__(self, assembly: Assembly) -> None:
+    def __init__(self, assembly: Assembly, accounts: ConnectedAccounts) -> None:
         self._assembly = assembly
         self.issuer: Issuer | None = None
         spec = assembly.config.issuer
@@ -58,10 +66,16 @@ class IssuerRoutes:
                 SigningKeys.close,
             )
             assembly.starts.append(partial(keys.follow, spec.keys, longest))
+            fixtures.families.key_age.reads(lambda: keys.times()[0])
+            fixtures.families.key_left.reads(lambda: keys.times()[1])
             assembly.provide(OwnIssuer(spec.url, keys.verifying, SIGNING, keys.keys))
             resources = resources_of(assembly.config, assembly.public_url)
             told = tuple((one.uri, one.name, tuple(one.scopes.items()), one.baseline, one.main) for one in resources)
-            made_of = ("issuer", spec.fingerprint(), told)
+            certificate: Callable[[Request], bytes] = of_connection
+            if spec.certificate_header is not None:
+                certificate = told_by(spec.certificate_header, assembly.forwarding)
+            proxies = assembly.config.server.trusted_proxies if spec.certificate_header is not None else ()
+            made_of = ("issuer", spec.fingerprint(), told, accounts.key, proxies)
             make = partial(
                 Issuer,
                 spec,
@@ -71,8 +85,9 @@ class IssuerRoutes:
                 resources={resource.uri: resource for resource in resources},
                 keys=keys,
                 revocations=revocations,
-                counted=partial(_counted, fixtures.families),
-                reused=partial(_reused, fixtures.families),
+                certificate=certificate,
+                counts=_counts(fixtures.families),
+                services=accounts.services,
             )
             try:
                 issuer = assembly.tenure.get(made_of, make, Issuer.close)
@@ -80,6 +95,12 @@ class IssuerRoutes:
                 raise ConfigError([Problem(str(error), path="issuer")]) from None
             self.issuer = issuer
             assembly.starts.append(issuer.start)
+            is_elsewhere = urlsplit(spec.url).hostname not in LOOPBACK_HOSTS
+            if spec.registration.dynamic == "loopback" and is_elsewhere and not assembly.config.server.trusted_proxies:
+                log.warning(
+                    "issuer.registration: `dynamic: loopback` is open to everybody whom a proxy on this machine lets "
+                    "through; name it in `server.trusted_proxies`"
+                )
 
     def routes(self) -> list[Route]:
         if self.issuer is None:
@@ -113,7 +134,7 @@ class IssuerRoutes:
         audit = self._assembly.audit
         if audit is None:
             return []
-        name = path.rpartition("/")[2]
+        name = "account" if "/oauth/upstream/" in path else path.rpartition("/")[2]
         return [audit.door if name in _READ else partial(audit.issuer, name)]
 
 
@@ -163,9 +184,11 @@ def _needed(mcp: McpSpec, servers: Iterable[str]) -> set[str]:
     return scopes
 
 
-def _counted(families: Families, grant: str, result: str) -> None:
-    families.issuer_tokens.child(grant, result).inc()
-
-
-def _reused(families: Families) -> None:
-    families.issuer_reuse.child().inc()
+def _counts(families: Families) -> Counts:
+    return Counts(
+        token=lambda grant, outcome: families.issuer_tokens.child(grant, outcome).inc(),
+        reused=lambda: families.issuer_reuse.child().inc(),
+        replayed=lambda kind: families.replays.child(kind).inc(),
+        throttled=lambda kind: families.throttled.child(kind).inc(),
+        keys_read=lambda outcome: families.jwks_refreshes.child(outcome).inc(),
+    )

@@ -19,16 +19,19 @@ from tollhouse.backends.mcp.pins import PinsFile
 from tollhouse.backends.mcp.records import Records
 from tollhouse.backends.mcp.servers import Server as Reached
 from tollhouse.backends.mcp.servers import Servers
-from tollhouse.config.spec import McpEndpointSpec, McpServer, McpSpec, ToolSpec
-from tollhouse.core.call import Call, ToolCall
+from tollhouse.backends.mcp.upstream import Upstream
+from tollhouse.config.spec import McpEndpointSpec, McpSpec, ToolSpec
+from tollhouse.core.call import Call, Principal, ToolCall
 from tollhouse.core.errors import ConfigError, Problem
 from tollhouse.core.handler import Handler, Policy
 from tollhouse.core.holders import Holders
 from tollhouse.core.http import Request, Response
+from tollhouse.core.identity import Accounts
 from tollhouse.core.match import Predicate
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.embed import embed
 from tollhouse.endpoints.mcp.bridge import Bridge
+from tollhouse.endpoints.mcp.connect import Connect
 from tollhouse.endpoints.mcp.endpoint import McpEndpoint, Server, render
 from tollhouse.endpoints.mcp.search import Search, Vectors
 from tollhouse.endpoints.mcp.session import Sessions
@@ -66,6 +69,7 @@ from tollhouse.wire.mcp.search import Indexes
 __all__ = ["KeptServers", "McpRoutes"]
 
 _GET = frozenset((b"GET", b"HEAD"))
+_INNERMOST = CALL[CALL.index(RETRY) + 1 :]
 
 
 class KeptServers:
@@ -136,7 +140,8 @@ class McpRoutes:
         self._config = assembly.config
         self._kept = kept
         self._models = models
-        self._parts = assembly.parts("mcp")
+        patience = self._config.mcp.input_timeout if self._config.mcp is not None else 0.0
+        self._parts = replace(assembly.parts("mcp"), patience=patience)
         self._resources: dict[str, Scopes] = {}  # by path
 
     def _entrance(
@@ -152,7 +157,6 @@ class McpRoutes:
         if spec is None:
             return []
         servers: dict[str, Server] = {}
-        lasts: dict[str, Handler[ToolCall, Reply]] = {}  # what stands at the end of each server's chains
         neighbours = Neighbours()
         for name, one in spec.servers.items():
             with self._assembly.finding(f"mcp.servers.{name}"):
@@ -163,22 +167,25 @@ class McpRoutes:
                 guard = self._tool_guard(name, narrowed(spec.integrity, one.integrity), upstream, neighbours)
                 last = upstream.handle if guard is None else guard.handle
                 self._assembly.starts.append(partial(_examining, upstream, guard is not None))
-                lasts[name] = last
                 scopes = self._assembly.top.below("server", name, one)
-                policies, rules = self._tool_floor(scopes, upstream, None, lasts, one)
-                exchanges = exchange(scopes.layers(EXCHANGE), self._parts_for(scopes, one))
+                policies, innermost, rules = self._tool_floor(scopes, name, upstream, None, servers)
+                end = call_chain(innermost, last)
+                exchanges = exchange(scopes.layers(EXCHANGE), self._parts_for(scopes, name))
                 self._assembly.starts.append(partial(bearing, upstream, exchanges))
+                accounts = None if self._parts.accounts is None else self._parts.accounts(name)
                 tools = {}
+                lasts = {}
                 guards = {}
                 layers = [*scopes.layers(AUTHORIZE)]
                 for tool, own in one.tools.items():
                     below = scopes.below("tool", f"{name}/{tool}", own)
-                    more, own_rules = self._tool_floor(below, upstream, own, lasts, one)
-                    tools[tool] = call_chain(more, last)
+                    more, innermost, own_rules = self._tool_floor(below, name, upstream, own, servers)
+                    lasts[tool] = call_chain(innermost, last)
+                    tools[tool] = call_chain(more, lasts[tool])
                     if own_rules is not None:
                         guards[tool] = own_rules
                     layers += below.layers(AUTHORIZE)
-                chain = call_chain(policies, last)
+                chain = call_chain(policies, end)
                 visible = _visible(rules, guards, bounded=self._assembly.bounded)
                 shown = _overrides(one.tools)
                 servers[name] = Server(
@@ -187,11 +194,19 @@ class McpRoutes:
                     chain,
                     tools=tools,
                     permitted=visible,
+                    shown=rules.shown if rules is not None and rules.asks else None,
                     bridged=getattr(one, "bridge", True),
                     overrides=shown,
                     guard=guard,
                     described=described(layers),
+                    last=end,
+                    lasts=lasts,
+                    vouches=end is not last,
+                    connect=None if accounts is None else Connect(name, accounts.host),
                 )
+                if accounts is not None:
+                    self._assembly.starts.append(partial(_changing, accounts, self._kept.sessions, upstream))
+                self._assembly.starts.append(partial(_asked_again, upstream, servers[name]))
         routes = self._mcp_route("mcp", spec.path, servers, spec.prefix)
         for n, s in servers.items():
             routes += self._mcp_route(f"mcp/{n}", f"{spec.path}/{n}", {n: s}, "never")
@@ -227,12 +242,13 @@ class McpRoutes:
     def _tool_floor(
         self,
         scopes: Scopes,
+        name: str,
         upstream: Reached,
         own: ToolSpec | None,
-        lasts: Mapping[str, Handler[ToolCall, Reply]],
-        server: McpServer,
-    ) -> tuple[list[Policy[Call, Reply]], Authorize | None]:
-        """The policies of a server's chain, or of one of its tools, outermost first, and what decides for listings."""
+        servers: Mapping[str, Server],
+    ) -> tuple[list[Policy[Call, Reply]], list[Policy[Call, Reply]], Authorize | None]:
+        """The policies of a server's chain, or of one of its tools, outermost first: those that a call passes once, and
+        those that it passes as often as the server is asked. And what decides for listings."""
         policies: list[Policy[Any, Any]] = self._assembly.outermost
         if isinstance(upstream, HttpTools):
             policies.append(as_tool_error)
@@ -240,16 +256,19 @@ class McpRoutes:
         if own is not None and own.idempotent is not None:
             policies.append(vouched(own.idempotent))
         if own is not None and own.alternate is not None:
-            policies.append(self._alternate(own.alternate, lasts).handle)
-        policies += scopes.policies(CALL[CALL.index(RETRY) :], self._parts_for(scopes, server))
-        return policies, permitted(scopes.layers(AUTHORIZE), self._parts)
+            policies.append(self._alternate(own.alternate, servers).handle)
+        parts = self._parts_for(scopes, name)
+        policies += scopes.policies((RETRY,), parts)
+        return policies, scopes.policies(_INNERMOST, parts), permitted(scopes.layers(AUTHORIZE), self._parts)
 
-    def _parts_for(self, scopes: Scopes, server: McpServer) -> Parts:
+    def _parts_for(self, scopes: Scopes, server: str) -> Parts:
         """What policies before one server are made with, as far as they are about that."""
+        mcp = self._config.mcp
+        assert mcp is not None
         needed = tuple(sorted(scopes_of_layers(scopes.layers(REQUIRES))))
-        return replace(self._parts, upstream=upstream_uri(server), scopes=needed)
+        return replace(self._parts, server=server, upstream=upstream_uri(mcp.servers[server]), scopes=needed)
 
-    def _alternate(self, name: str, lasts: Mapping[str, Handler[ToolCall, Reply]]) -> Alternate:
+    def _alternate(self, name: str, servers: Mapping[str, Server]) -> Alternate:
         """Another server's tool, behind its own rules and limits; those of all have been asked already."""
         mcp = self._config.mcp
         assert mcp is not None
@@ -266,11 +285,11 @@ class McpRoutes:
             *scopes.policies((ACCESS, REQUIRES, AUTHORIZE), self._parts),
             *narrow.policies((LIMITS,), self._parts),
             *((approvals,) if approvals is not None else ()),
-            *scopes.policies(CALL[CALL.index(RETRY) :], self._parts_for(scopes, spec)),
+            *scopes.policies((RETRY,), self._parts_for(scopes, server)),
         ]
 
         def last(call: ToolCall) -> Awaitable[Reply]:
-            return lasts[server](call)  # it may stand below in the configuration
+            return servers[server].again(call)  # it may stand below in the configuration
 
         upstream = self._kept.servers.get(server, spec)
         made = partial(Alternate, server, tool, call_chain(policies, last), last=last, new=lambda: upstream.new)
@@ -406,6 +425,24 @@ def _visible(
         return decides is None or decides.permitted(probe)
 
     return permitted
+
+
+def _changing(accounts: Accounts, sessions: Sessions, upstream: Reached) -> None:
+    """Have the agents of a user told, who has another account at a server or none any more."""
+
+    def changed(whose: Callable[[Principal], bool]) -> None:
+        if isinstance(upstream, Upstream):  # what others have is the same for everybody
+            upstream.forget(whose)
+            sessions.changes.changed_for(upstream.name, whose)
+
+    if accounts.changed is None:  # those of another issuer or client, which are kept apart: nobody has any yet
+        changed(lambda principal: True)
+    accounts.changed = changed
+
+
+def _asked_again(upstream: Reached, server: Server) -> None:
+    if isinstance(upstream, Upstream):
+        upstream.again = server.again
 
 
 def _examining(upstream: Reached, wanted: bool) -> None:

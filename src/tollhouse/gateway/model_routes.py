@@ -4,7 +4,7 @@ Rule: a model that is as it was is the model that was; what all of them share is
 """
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
@@ -255,7 +255,9 @@ class ModelRoutes:
                 self._check(targets)
         self._kept.remember(built)
         guards = {name: guard for name, (_, _, guard, _) in built.items() if guard is not None}
-        return Models(model for _, model, _, _ in built.values()), guards
+        top = permitted(self._assembly.top.layers(AUTHORIZE), self._parts)  # the scope that may name a policy server
+        shown = partial(_shown, top) if top is not None and top.asks else None
+        return Models((model for _, model, _, _ in built.values()), shown=shown), guards
 
     def _check(self, targets: Pool) -> None:
         """Active checks of a model's targets begin when the configuration serves, and end with the last that has it."""
@@ -333,6 +335,10 @@ def _probe(principal: Principal | None, model: str) -> ModelCall:
         body=b"",
         reserve=0,
     )
+
+
+def _shown(top: Authorize, principal: Principal | None, names: Sequence[str]) -> Awaitable[list[bool]]:
+    return top.shown([_probe(principal, name) for name in names])
 
 
 def _deployment(after: bytes, path: bytes) -> tuple[str, bool | None] | None:

@@ -13,6 +13,7 @@ from tollhouse.config.spec import Config
 from tollhouse.core.clock import Clock
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import Request, Response
+from tollhouse.gateway.account_list import AccountList
 from tollhouse.gateway.listeners import Certificates, admin_certificate
 from tollhouse.issuer.keys import SigningKeys
 from tollhouse.net.head import Limits
@@ -31,7 +32,8 @@ _LIMITS = Limits(connections=64, body=64 << 10)
 
 class Premises(NamedTuple):
     """spec, name: the admin listener's settings and its name. config: the configuration that serves. signing_keys: of
-    its auth provider, None where it has none. audit: records what is done, None where that is off."""
+    its auth provider, None where it has none. audit: records what is done, None where that is off. accounts: that users
+    have connected at servers, None where there is no such server."""
 
     spec: AdminSpec
     name: str
@@ -40,6 +42,7 @@ class Premises(NamedTuple):
     revocations: Revocations
     signing_keys: Callable[[], SigningKeys | None]
     audit: Callable[[], Audit | None]
+    accounts: Callable[[], AccountList | None] = lambda: None
 
 
 Admin = Callable[[Premises], Handler[Request, Response]]

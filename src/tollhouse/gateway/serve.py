@@ -203,7 +203,7 @@ class Worker:
             journal,
             access_log,
             listeners=names,
-            revocations=await self._revocations(state, clock, stack),
+            revocations=await self._revocations(state, clock, families, stack),
             issued=self._issued(config, stack),
             chain=chain,
         )
@@ -319,7 +319,7 @@ class Worker:
         stack.push_async_callback(asyncio.to_thread, follower.stop)
         return follower
 
-    async def _revocations(self, state: State, clock: Clock, stack: AsyncExitStack) -> Revocations:
+    async def _revocations(self, state: State, clock: Clock, families: Families, stack: AsyncExitStack) -> Revocations:
         revocations = Revocations(state, clock)
         try:
             await revocations.load()
@@ -327,6 +327,8 @@ class Worker:
             log.error("revocations cannot be read: %s", failure.detail)
         revocations.start()
         stack.push_async_callback(revocations.close)
+        families.revocations.reads(lambda: float(len(revocations)))
+        families.revocation_lag.reads(lambda: revocations.lag)
         return revocations
 
     def _access_log(self, config: Config, clock: Clock, families: Families, stack: AsyncExitStack) -> AccessLog | None:
@@ -396,6 +398,7 @@ class Worker:
             revocations,
             lambda: builder.signing_keys,
             lambda: builder.audit,
+            lambda: builder.accounts,
         )
         return admin_listener(admin, premises, sockets, fixtures.clock, self._certificates)
 

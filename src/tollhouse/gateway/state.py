@@ -20,8 +20,9 @@ __all__ = ["KEPT", "check_state", "file_of", "open_state", "opened_state"]
 
 log = logging.getLogger("tollhouse")
 
-KEPT = ("iss:",)
-"""What the keys begin with of which a file keeps the values: the auth provider's."""
+KEPT = ("iss:", "up:")
+"""What the keys begin with of which a file keeps the values: the auth provider's, and of accounts that users have
+connected."""
 
 
 def check_state(spec: StateSpec) -> None:

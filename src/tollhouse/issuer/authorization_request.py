@@ -34,12 +34,15 @@ class Target(NamedTuple):
     mode: str
 
 
-async def target_of(parts: Parts, form: Form) -> Target:
-    """The client and where its answer goes. Raises OAuthError, which goes to nobody but the person."""
+async def target_of(parts: Parts, form: Form, address: str = "") -> Target:
+    """The client and where its answer goes. address: of a stranger who asks. Raises OAuthError, which goes to nobody
+    but the person."""
     client_id = form.need("client_id")
     try:
-        client = await parts.clients.find(client_id)
+        client = await parts.clients.find(client_id, address)
     except OAuthError as error:  # of its document; what it asks of clients is not for browsers
+        if error.status == 503:
+            raise
         raise OAuthError("invalid_request", error.description, detail=error.detail) from None
     if client is None:
         raise OAuthError("invalid_request", "no application of that client_id is known here")

@@ -38,7 +38,7 @@ class Authorize:
         self._parts = parts
         self._browser = browser
         self._consent = consent
-        self._throttle = LoginThrottle(parts.state.counter)
+        self._throttle = LoginThrottle(parts.state.counter, parts.counts.throttled)
 
     async def handle(self, request: Request) -> Response:
         if request.method == b"POST":
@@ -62,7 +62,7 @@ class Authorize:
             if pushed.client_id != client_id:
                 raise OAuthError("invalid_request", "the request was pushed by another application")
             form = form_of_pairs(pushed.params, pushed.dpop_jkt)
-        target = await target_of(self._parts, form)
+        target = await target_of(self._parts, form, address_of(request))
         way = Way(target.redirect_uri, target.mode, target.state, self._parts.url, application(target.client).name)
         try:
             if target.client.require_par and not reference:
@@ -84,7 +84,7 @@ class Authorize:
         held = await browser.sessions.current(request)
         session = held.value if held is not None else None
         stale = must_login(interaction, session, parts.now())
-        if session is None or stale or (subject and session.sub != subject):
+        if held is None or session is None or stale or (subject and session.sub != subject):
             if silent:
                 raise OAuthError("login_required", "nobody is logged in, or not lately enough")
             return await browser.begin_login(request, interaction, reference)
@@ -94,7 +94,7 @@ class Authorize:
                 raise OAuthError("consent_required", "the user must be asked first")
             id, headers = await browser.interactions.begin(request, interaction, reference)
             return browser.see_other(browser.path("consent", i=id), headers)
-        code = await self._consent.code(interaction, session)
+        code = await self._consent.code(interaction, held)
         return leave(browser, way, [("code", code)], after_form=False)
 
     async def _is_known(self, request: Request, target: Target) -> bool:

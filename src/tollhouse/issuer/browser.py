@@ -57,6 +57,8 @@ class Browser:
         async def revoke(session: Session) -> None:
             if session.sid:
                 await parts.families.end_session(session.sid)
+            if parts.backchannel is not None:
+                parts.backchannel.ended(session)
 
         self.sessions = Sessions(parts.tables.sessions, self.cookies, parts.spec.ttl, parts.now, is_good, revoke)
         self.interactions = Interactions(parts.tables.interactions, self.cookies, parts.now)
@@ -103,6 +105,8 @@ class Browser:
             return self.path("verify", user_code=interaction.device)
         if interaction.then == "grants":
             return self.path("grants")
+        if interaction.then == "account":
+            return self.path("upstream/start", l=interaction.link)
         return self.path("consent", i=id)
 
     async def begin_login(

@@ -2,7 +2,8 @@
 
 Rule: the URL comes from whoever asks, so it is fetched only through the egress guard, once for all who wait, without
 redirects, within a size and a time; and the document must say the same URL, byte for byte. What was wrong is
-remembered for a while, too, so that nobody makes us ask on and on.
+remembered for a while, too, so that nobody makes us ask on and on; and neither an address nor a host that is slow can
+have so many on their way that none is left for others.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ import msgspec
 
 from tollhouse.core.depth import decode
 from tollhouse.core.errors import Failure
+from tollhouse.core.places import Places
 from tollhouse.issuer.spec import BY_USERS, GRANTS, RegistrationSpec
 from tollhouse.net.client import Client as Fetcher
 from tollhouse.net.client import Fetched
@@ -31,6 +33,8 @@ _LONGEST: Final = 86400.0
 _BAD: Final = 30.0  # seconds that a document is not asked for again
 _LIMIT: Final = 1000
 _FLIGHTS: Final = 32
+_OF_ADDRESS: Final = 8
+_OF_HOST: Final = 4
 _MAX_AGE = re.compile(rb"(?:\A|[,\s])max-age\s*=\s*\"?(\d{1,9})")
 _GRANTS: Final = BY_USERS | {GRANTS["jwt_bearer"]}
 
@@ -38,7 +42,7 @@ _GRANTS: Final = BY_USERS | {GRANTS["jwt_bearer"]}
 class Documents:
     """Documents by their URL, at most a thousand. now: unix seconds."""
 
-    __slots__ = ("_fetcher", "_flights", "_kept", "_now", "_spec")
+    __slots__ = ("_fetcher", "_flights", "_hosts", "_kept", "_now", "_places", "_spec")
 
     def __init__(self, spec: RegistrationSpec, fetcher: Fetcher, now: Callable[[], float]) -> None:
         self._spec = spec
@@ -46,15 +50,18 @@ class Documents:
         self._now = now
         self._kept: dict[str, tuple[float, ClientMetadata | str]] = {}  # until when; what is wrong, where it is text
         self._flights: dict[str, asyncio.Task[tuple[float, ClientMetadata | str]]] = {}
+        self._places = Places(_FLIGHTS, _OF_ADDRESS)
+        self._hosts: dict[str, Places] = {}  # of which documents are on their way
 
-    async def get(self, url: str) -> ClientMetadata:
-        """What the document at `url`, a client_id, says. Raises OAuthError `invalid_client`."""
+    async def get(self, url: str, address: str = "") -> ClientMetadata:
+        """What the document at `url`, a client_id, says. address: who asks, as limits know it; "" for who has shown
+        already that he is no stranger. Raises OAuthError `invalid_client`, 503 `temporarily_unavailable`."""
         kept = self._kept.get(url)
         if kept is None or kept[0] <= self._now():
             flaw = document_flaw(url, self._spec)
             if flaw:
                 raise _bad(flaw)
-            kept = await self._wait(url)
+            kept = await self._wait(url, address)
         if isinstance(kept[1], str):
             raise _bad(kept[1])
         return kept[1]
@@ -67,13 +74,27 @@ class Documents:
         if flights:
             await asyncio.wait(flights)
 
-    async def _wait(self, url: str) -> tuple[float, ClientMetadata | str]:
+    async def _wait(self, url: str, address: str) -> tuple[float, ClientMetadata | str]:
         flight = self._flights.get(url)
         if flight is None:
-            if len(self._flights) >= _FLIGHTS:
-                raise OAuthError("temporarily_unavailable", "too many clients are looked up; try again soon", 503)
+            host = (urlsplit(url).hostname or "").lower()
+            of_host = self._hosts.get(host) or Places(_OF_HOST, 1)
+            if not self._places.take(address):
+                raise _busy()
+            if not of_host.take(address):
+                self._places.give(address)
+                raise _busy()
+            self._hosts[host] = of_host
+
+            def landed(_: object) -> None:
+                self._flights.pop(url, None)
+                self._places.give(address)
+                of_host.give(address)
+                if not of_host.taken:
+                    del self._hosts[host]
+
             flight = self._flights[url] = asyncio.get_running_loop().create_task(self._fetch(url))
-            flight.add_done_callback(lambda _: self._flights.pop(url, None))
+            flight.add_done_callback(landed)
         # Shielded: who leaves must not take the document from others who wait for it.
         return await asyncio.shield(flight)
 
@@ -183,6 +204,10 @@ def _freshness(fetched: Fetched) -> float:
     if match is None or b"no-store" in control or b"no-cache" in control:
         return _SHORTEST
     return min(max(float(match[1]), _SHORTEST), _LONGEST)
+
+
+def _busy() -> OAuthError:
+    return OAuthError("temporarily_unavailable", "too many clients are looked up; try again soon", 503)
 
 
 def _bad(why: str) -> OAuthError:

@@ -14,7 +14,9 @@ from cryptography import x509
 
 from tollhouse.core.http import Request
 from tollhouse.issuer.clients import Client, Clients
+from tollhouse.issuer.counts import Counts
 from tollhouse.issuer.records import Replay
+from tollhouse.issuer.spec import TLS_METHODS
 from tollhouse.issuer.table import Table
 from tollhouse.issuer.throttle import Throttle, address_of
 from tollhouse.wire.jose import Token, check_claims, verify
@@ -40,6 +42,7 @@ class ClientAuth:
         "_addresses",
         "_certificate",
         "_clients",
+        "_counts",
         "_issuer",
         "_now",
         "_replays",
@@ -57,6 +60,7 @@ class ClientAuth:
         issuer: str,
         token_endpoint: str,
         certificate: Callable[[Request], bytes],
+        counts: Counts = Counts(),  # noqa: B008 - a value
     ) -> None:
         self._clients = clients
         self._replays = replays
@@ -67,6 +71,7 @@ class ClientAuth:
         self._issuer = issuer
         self._token_endpoint = token_endpoint
         self._certificate = certificate
+        self._counts = counts
 
     async def authenticate(self, request: Request, form: Form) -> Client:
         """Who asks. Raises OAuthError `invalid_client`, `invalid_request`; 429 for who failed too often; Failure 503
@@ -76,6 +81,7 @@ class ClientAuth:
         keys = (f"{shown.client_id}\0{address}",)
         wait = max(self._throttle.wait(keys), self._addresses.wait((address,)))
         if wait > 0.0:
+            self._counts.throttled("client")
             raise OAuthError(
                 "invalid_client",
                 "too many failures; try again later",
@@ -83,9 +89,10 @@ class ClientAuth:
                 ((b"retry-after", b"%d" % (int(wait) + 1)),),
             )
         try:
-            client = await self._clients.find(shown.client_id)
-        except OAuthError:  # a document that cannot be used
-            self._failed(keys, address)
+            client = await self._clients.find(shown.client_id, address)
+        except OAuthError as error:  # a document that cannot be used
+            if error.status != 503:
+                self._failed(keys, address)
             raise
         flaw = await self._flaw(client, shown, request)
         if flaw or client is None:
@@ -114,7 +121,7 @@ class ClientAuth:
             return await self._assertion_flaw(client, shown.assertion)
         if client.auth_method == "none":
             return ""
-        if client.auth_method in ("tls_client_auth", "self_signed_tls_client_auth"):
+        if client.auth_method in TLS_METHODS:
             return "" if _has_shown(client, self._certificate(request)) else "the certificate is not the client's"
         return "the client is registered with another method"
 
@@ -141,7 +148,10 @@ class ClientAuth:
         if flaw is not None:
             return f"the assertion: {flaw.value}"
         is_new = await self._replays.add(f"{client.id}\0{jti}", Replay(), exp - now + 2 * _LEEWAY)
-        return "" if is_new else "the assertion was used before"
+        if is_new:
+            return ""
+        self._counts.replayed("client_assertion")
+        return "the assertion was used before"
 
 
 def _has_shown(client: Client, certificate: bytes) -> bool:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from tollhouse.core.errors import Failure
 from tollhouse.issuer.cimd import Documents
 from tollhouse.issuer.records import Registration
 from tollhouse.issuer.spec import (
@@ -22,7 +23,7 @@ from tollhouse.issuer.spec import (
     RegistrationSpec,
     are_native,
 )
-from tollhouse.issuer.table import Held, Table
+from tollhouse.issuer.table import Table
 from tollhouse.net.client import Client as Fetcher
 from tollhouse.net.jwks import FixedKeys, KeySource, key_source
 from tollhouse.store.base import KeyValue
@@ -32,6 +33,7 @@ from tollhouse.wire.oauth import OAuthError, scope_of
 __all__ = ["Client", "Clients", "ExchangeTarget", "is_native"]
 
 _DAY = 86400.0
+_KEPT = 1000
 
 
 class ExchangeTarget(msgspec.Struct, frozen=True):
@@ -62,6 +64,7 @@ class Client(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     tls_thumbprint: str = ""
     redirect_uris: tuple[str, ...] = ()
     post_logout_redirect_uris: tuple[str, ...] = ()
+    backchannel_logout_uri: str = ""
     native: bool = False
     grants: frozenset[str] = frozenset()
     scopes: frozenset[str] | None = None
@@ -104,32 +107,61 @@ class Clients:
         values: KeyValue,
         fetcher: Fetcher,
         now: Callable[[], float],
+        keys_read: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._registration = registration
         self._fetcher = fetcher
+        self._keys_read = keys_read
         self._now = now
         self._configured = {spec.id: self._of_spec(spec) for spec in specs}
         self._registered = Table(values, "iss:cl:", Registration)
         self._documents = Documents(registration, fetcher, now) if registration.metadata_documents == "on" else None
         self._made: dict[str, tuple[object, Client]] = {}  # id -> what it was made of, and it
+        self._renewed: dict[str, float] = {}  # id -> when its registration was last known to be written
 
     def configured(self, client_id: str) -> Client | None:
         """One of the configuration. It is found without asking anybody."""
         return self._configured.get(client_id)
 
-    async def find(self, client_id: str) -> Client | None:
-        """The client of that id. Raises Failure 503 while a registration cannot be read, OAuthError `invalid_client`
-        for a document that cannot be used."""
+    async def find(self, client_id: str, address: str = "") -> Client | None:
+        """The client of that id. address: who asks, as limits know it; "" where a user or the client itself has been
+        here already. Raises Failure 503 while a registration cannot be read, OAuthError `invalid_client` for a document
+        that cannot be used."""
         client = self._configured.get(client_id)
         if client is not None:
             return client
         if client_id.startswith(REGISTERED):
             held = await self._registered.get(client_id) if self._registration.dynamic != "off" else None
-            return None if held is None else await self._used(held)
+            if held is None:
+                return None
+            record = held.value
+            made_of = (record.secret_hash, record.metadata)
+            return await self._remembered(client_id, made_of, lambda: self._of_registration(client_id, record))
         if self._documents is not None and client_id.startswith("https://"):
-            metadata = await self._documents.get(client_id)
-            return self._remembered(client_id, metadata, lambda: self._of_document(client_id, metadata))
+            metadata = await self._documents.get(client_id, address)
+            return await self._remembered(client_id, metadata, lambda: self._of_document(client_id, metadata))
         return None
+
+    async def used(self, client: Client) -> None:
+        """A user has let it in, or it acts for one: a client that has registered lives on by that, and by nothing that
+        strangers can do. What cannot be written now is written at its next use."""
+        now = self._now()
+        if client.source != "registered" or now - self._renewed.get(client.id, now - _DAY) < _DAY:
+            return
+        try:
+            held = await self._registered.get(client.id)
+            at = now
+            if held is not None and now - held.value.at < _DAY:
+                at = held.value.at
+            elif held is not None:  # who loses the race was as late as the winner
+                record = msgspec.structs.replace(held.value, at=now)
+                await self._registered.swap(held, record, self._registration.unused)
+        except Failure:
+            return
+        self._renewed.pop(client.id, None)
+        self._renewed[client.id] = at
+        while len(self._renewed) > _KEPT:
+            del self._renewed[next(iter(self._renewed))]
 
     async def add(self, client_id: str, metadata: ClientMetadata, secret_hash: str) -> bool:
         """Keep what a client registered: whether the id was free."""
@@ -144,23 +176,20 @@ class Clients:
         if self._documents is not None:
             await self._documents.close()
 
-    async def _used(self, held: Held[Registration]) -> Client:
-        record = held.value
-        if self._now() - record.at > _DAY:  # it lives on by being used; who loses the race was as late as the winner
-            await self._registered.swap(
-                held, msgspec.structs.replace(record, at=self._now()), self._registration.unused
-            )
-        made_of = (record.secret_hash, record.metadata)
-        return self._remembered(held.id, made_of, lambda: self._of_registration(held.id, record))
-
-    def _remembered(self, client_id: str, made_of: object, make: Callable[[], Client]) -> Client:
-        """A client has a key source that is to be kept while the client stays what it is."""
+    async def _remembered(self, client_id: str, made_of: object, make: Callable[[], Client]) -> Client:
+        """A client has a key source that is to be kept while the client stays what it is, and given up with it."""
         made = self._made.pop(client_id, None)
+        gone: list[Client] = []
         if made is None or made[0] != made_of:
+            if made is not None:
+                gone.append(made[1])
             made = (made_of, make())
         self._made[client_id] = made
-        while len(self._made) > 1000:
-            del self._made[next(iter(self._made))]
+        while len(self._made) > _KEPT:
+            gone.append(self._made.pop(next(iter(self._made)))[1])
+        for client in gone:
+            if client.keys is not None:
+                await client.keys.close()
         return made[1]
 
     def _of_spec(self, spec: ClientSpec) -> Client:
@@ -178,12 +207,15 @@ class Clients:
             host=_host(spec.redirect_uris),
             auth_method=spec.method,
             secret_hash=secret,
-            keys=None if spec.jwks is None else key_source(spec.jwks, self._fetcher, self._now, guarded=False),
+            keys=None
+            if spec.jwks is None
+            else key_source(spec.jwks, self._fetcher, self._now, guarded=False, told=self._keys_read),
             assertion_audience=spec.assertion_audience,
             tls_subject=spec.tls_subject or "",
             tls_thumbprint=thumbprint,
             redirect_uris=spec.redirect_uris,
             post_logout_redirect_uris=spec.post_logout_redirect_uris,
+            backchannel_logout_uri=spec.backchannel_logout_uri or "",
             native=spec.is_native,
             grants=frozenset(GRANTS[grant] for grant in spec.grants),
             scopes=None if spec.scopes is None else frozenset(spec.scopes),
@@ -226,7 +258,7 @@ class Clients:
             verified=False,
             auth_method=method,
             secret_hash=secret_hash,
-            keys=key_source(place, self._fetcher, self._now, guarded=True) if place else None,
+            keys=key_source(place, self._fetcher, self._now, guarded=True, told=self._keys_read) if place else None,
             redirect_uris=metadata.redirect_uris,
             post_logout_redirect_uris=metadata.post_logout_redirect_uris,
             native=is_native(metadata),

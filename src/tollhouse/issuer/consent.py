@@ -55,8 +55,11 @@ class Consent:
         """Whether the user has allowed the application something before."""
         return await self._consents.has(session.sub, client.id)
 
-    async def code(self, interaction: Interaction, session: Session) -> str:
+    async def code(self, interaction: Interaction, login: Held[Session]) -> str:
         """A code for what was asked (RFC 6749 section 4.1.2), good for a minute."""
+        backchannel, session = self._parts.backchannel, login.value
+        if backchannel is not None and backchannel.wants(interaction.client_id):
+            await self._browser.sessions.entered(login, interaction.client_id)
         code = fresh()
         record = Code(
             interaction.client_id,
@@ -109,25 +112,19 @@ class Consent:
             check(request, browser.origin, form, _ACTION, *secrets)
             if form.get("do") != "allow":
                 await browser.interactions.finish(held.id)
+                request.context.event = _told("issuer.consent_refused", interaction, session)
                 error = OAuthError("access_denied", "the user has denied it")
                 return leave(browser, way, failed(error), after_form=True)
             # Asked again in the same breath, what was on the page is what is allowed: all of it.
             asked = by_resource(self._parts.resources, interaction.resources, interaction.scopes)
             await browser.interactions.finish(held.id)
             await self._consents.allow(session.sub, client.id, redirect_host(interaction.redirect_uri), asked)
-            request.context.event = Event(
-                "issuer.consent",
-                client=client.id,
-                subject=session.sub,
-                scopes=interaction.scopes,
-                audience=" ".join(interaction.resources),
-                session=session.sid,
-            )
+            request.context.event = _told("issuer.consent", interaction, session)
         elif missing := await self.missing(interaction, client, session):
             return self._ask(request, held, login, client, missing)
         else:
             await browser.interactions.finish(held.id)
-        return leave(browser, way, [("code", await self.code(interaction, session))], after_form=True)
+        return leave(browser, way, [("code", await self.code(interaction, login))], after_form=True)
 
     def _ask(
         self, request: Request, held: Held[Interaction], login: Held[Session], client: Client, missing: Asked
@@ -148,6 +145,17 @@ class Consent:
             is_difference=missing != whole,
         )
         return browser.page(f"{application(client).name} wants access", body)
+
+
+def _told(operation: str, interaction: Interaction, session: Session) -> Event:
+    return Event(
+        operation,
+        client=interaction.client_id,
+        subject=session.sub,
+        scopes=interaction.scopes,
+        audience=" ".join(interaction.resources),
+        session=session.sid,
+    )
 
 
 def is_local(redirect_uri: str) -> bool:

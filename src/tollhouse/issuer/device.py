@@ -8,6 +8,7 @@ from msgspec import structs
 
 from tollhouse.core.errors import Reason
 from tollhouse.core.http import Request, Response
+from tollhouse.core.identity import Event
 from tollhouse.issuer.answers import form_of
 from tollhouse.issuer.browser import Browser, application, name_of
 from tollhouse.issuer.consent import wishes_of
@@ -42,7 +43,7 @@ class DevicePage:
         self._parts = parts
         self._browser = browser
         self._consents = consents
-        self._throttle = LoginThrottle(parts.state.counter)
+        self._throttle = LoginThrottle(parts.state.counter, parts.counts.throttled)
 
     async def handle(self, request: Request) -> Response:
         is_post = request.method == b"POST"
@@ -116,6 +117,14 @@ class DevicePage:
         if device is None:
             return self._ask(login, "", "This was decided already, or the code has expired.", 409)
         attempt.succeeded()
+        request.context.event = Event(
+            "issuer.consent" if allow else "issuer.consent_refused",
+            client=device.client_id,
+            subject=login.value.sub,
+            scopes=device.scopes,
+            audience=" ".join(device.resources),
+            session=login.value.sid,
+        )
         if not allow:
             body = message("Denied", "The device gets no access. You can close this page.")
             return self._browser.page("Denied", body)

@@ -13,7 +13,7 @@ from tollhouse.core.http import Request, Response
 from tollhouse.issuer.authorization_request import PROMPTS, RESPONSE_MODES
 from tollhouse.issuer.parts import Parts
 from tollhouse.issuer.served import Served
-from tollhouse.issuer.spec import AUTH_METHODS, BY_USERS, GRANTS
+from tollhouse.issuer.spec import AUTH_METHODS, BY_USERS, GRANTS, TLS_METHODS, IssuerSpec
 
 __all__ = ["discovery", "enabled_grants", "metadata"]
 
@@ -41,7 +41,9 @@ def metadata(parts: Parts, grants: Iterable[str], *, id_jag: bool, pages: frozen
     """The metadata. pages: endpoints that are there besides those of every issuer."""
     spec, at = parts.spec, parts.at
     grants = tuple(grants)
-    methods = [*AUTH_METHODS]
+    by_certificate = any(client.method in TLS_METHODS for client in spec.clients)  # nobody else can have these
+    provable = [one for one in AUTH_METHODS if one != "none" and (by_certificate or one not in TLS_METHODS)]
+    methods = [*provable, *(("none",) if _may_be_public(spec, pages) else ())]
     document: dict[str, Any] = {
         "issuer": parts.url,
         "token_endpoint": at("token"),
@@ -52,14 +54,14 @@ def metadata(parts: Parts, grants: Iterable[str], *, id_jag: bool, pages: frozen
         "token_endpoint_auth_methods_supported": methods,
         "token_endpoint_auth_signing_alg_values_supported": _ALGORITHMS,
         "introspection_endpoint": at("introspect"),
-        "introspection_endpoint_auth_methods_supported": methods[:-1],
+        "introspection_endpoint_auth_methods_supported": provable,
         "introspection_endpoint_auth_signing_alg_values_supported": _ALGORITHMS,
         "revocation_endpoint": at("revoke"),
         "revocation_endpoint_auth_signing_alg_values_supported": _ALGORITHMS,
         "revocation_endpoint_auth_methods_supported": methods,
         "code_challenge_methods_supported": ["S256"],
         "dpop_signing_alg_values_supported": ["ES256", "RS256", "EdDSA"],
-        "tls_client_certificate_bound_access_tokens": True,
+        "tls_client_certificate_bound_access_tokens": by_certificate,
         "id_token_signing_alg_values_supported": [spec.keys.algorithm],
         "subject_types_supported": ["public"],
         "request_parameter_supported": False,
@@ -73,6 +75,8 @@ def metadata(parts: Parts, grants: Iterable[str], *, id_jag: bool, pages: frozen
             "authorization_response_iss_parameter_supported": True,
             "client_id_metadata_document_supported": spec.registration.metadata_documents == "on",
             "prompt_values_supported": PROMPTS,
+            "backchannel_logout_supported": True,
+            "backchannel_logout_session_supported": True,
             "claims_supported": [
                 "sub", "iss", "aud", "exp", "iat", "auth_time", "acr", "amr", "sid", "name", "email", "email_verified",
                 "groups", "org",
@@ -90,6 +94,14 @@ def metadata(parts: Parts, grants: Iterable[str], *, id_jag: bool, pages: frozen
     if id_jag:
         document["authorization_grant_profiles_supported"] = ["urn:ietf:params:oauth:grant-profile:id-jag"]
     return document
+
+
+def _may_be_public(spec: IssuerSpec, pages: frozenset[str]) -> bool:
+    """Whether there can be a client that proves nothing. pages: as `metadata` has it."""
+    if any(client.method == "none" for client in spec.clients):
+        return True
+    unknown = spec.registration.dynamic != "off" or spec.registration.metadata_documents == "on"
+    return unknown and "authorize" in pages
 
 
 def discovery(parts: Parts, document: dict[str, Any]) -> list[Served]:

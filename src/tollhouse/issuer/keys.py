@@ -146,6 +146,13 @@ class SigningKeys:
             found.append((key.kid, key.alg, what, float(getattr(key, ends[what]))))
         return found
 
+    def times(self) -> tuple[float, float]:
+        """Seconds since the key that signs became active, and until the next one does; 0 and 0 where none signs, or
+        this is not at work (`start`)."""
+        now = self._now()
+        key = schedule.active(self._set.keys, self._algorithms[0], now) if self._refreshing is not None else None
+        return (now - key.active_at, key.retire_at - now) if key is not None else (0.0, 0.0)
+
     # ---- what changes them
 
     async def load(self) -> None:
@@ -195,13 +202,15 @@ class SigningKeys:
             await self._revocations.revoke("kid", kid, self._now() + max(self._times.retired, _MEMORY))
         return was_there
 
-    async def rotate_secret(self) -> None:
-        """Make another secret for `secrets`; those before it verify for more than a year. Raises Failure 503."""
+    async def rotate_secret(self) -> float:
+        """Make another secret for `secrets`: when it is used, in unix seconds, because all nodes can have it. Those
+        before it verify for more than a year. Raises Failure 503."""
 
-        def change(kept: KeySet) -> tuple[KeySet, None]:
-            return schedule.with_new_secret(self._planned(kept), self._times, self._now(), os.urandom(32)), None
+        def change(kept: KeySet) -> tuple[KeySet, float]:
+            made = schedule.with_new_secret(self._planned(kept), self._times, self._now(), os.urandom(32))
+            return made, made.secrets[0].active_at
 
-        await self._write(change)
+        return await self._write(change)
 
     async def _write(self, change: Callable[[KeySet], tuple[KeySet, T]], *, anew: bool = False) -> T:
         """Change what the store has, however many do so at once; `change` returns its argument to leave it. anew: then

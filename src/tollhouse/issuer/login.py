@@ -46,7 +46,7 @@ class Login:
         self._passwords = passwords
         self._upstreams = tuple(upstreams)
         self._users = {user.name: user for user in parts.spec.users}
-        self._throttle = LoginThrottle(parts.state.counter)
+        self._throttle = LoginThrottle(parts.state.counter, parts.counts.throttled)
 
     async def handle(self, request: Request) -> Response:
         form = await form_of(request) if request.method == b"POST" else Form.parse(request.query)

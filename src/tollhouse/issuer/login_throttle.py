@@ -7,6 +7,7 @@ one who guesses hinders himself before he hinders its owner. Counted in the stat
 
 import os
 from base64 import urlsafe_b64encode
+from collections.abc import Callable
 from hashlib import sha256
 from math import ceil, isfinite
 
@@ -46,27 +47,31 @@ class Attempt:
 
 
 class LoginThrottle:
-    """Counts in the state. All methods raise Failure 503 when that cannot be reached."""
+    """Counts in the state. throttled: told what must wait: password, user_code, begin. All methods raise Failure 503
+    when the state cannot be reached."""
 
-    __slots__ = ("_counter",)
+    __slots__ = ("_counter", "_throttled")
 
-    def __init__(self, counter: Counter) -> None:
+    def __init__(self, counter: Counter, throttled: Callable[[str], None] = lambda _: None) -> None:
         self._counter = counter
+        self._throttled = throttled
 
     async def password(self, account: str, address: str) -> Attempt:
         """A password for an account, which need not be there."""
         key = _key(account)
         slowest, slow, first = (Charge(rate, f"{key}|{address}", 1) for rate in _PAIR)
-        return await self._admit([slowest, slow, Charge(_ACCOUNT, key, 1), Charge(_ADDRESS, address, 1), first])
+        charges = [slowest, slow, Charge(_ACCOUNT, key, 1), Charge(_ADDRESS, address, 1), first]
+        return await self._admit("password", charges)
 
     async def code(self, account: str, address: str) -> Attempt:
         """A device's code, typed in by a user."""
-        return await self._admit([Charge(_CODE_ACCOUNT, _key(account), 1), Charge(_CODE_ADDRESS, address, 1)])
+        charges = [Charge(_CODE_ACCOUNT, _key(account), 1), Charge(_CODE_ADDRESS, address, 1)]
+        return await self._admit("user_code", charges)
 
     async def begin(self, address: str) -> float:
         """Something that is kept, or asked of others, before anybody has said who they are. Seconds to wait; 0 for
         none. It is not given back."""
-        return (await self._admit([Charge(_BEGIN, address, 1)])).wait
+        return (await self._admit("begin", [Charge(_BEGIN, address, 1)])).wait
 
     async def must_begin(self, address: str) -> None:
         """The same. Raises OAuthError 429 for who must wait."""
@@ -79,11 +84,12 @@ class LoginThrottle:
                 ((b"retry-after", b"%d" % int(wait)),),
             )
 
-    async def _admit(self, charges: list[Charge]) -> Attempt:
+    async def _admit(self, what: str, charges: list[Charge]) -> Attempt:
         id = os.urandom(12).hex()
         verdict = await self._counter.admit(id, charges)
         if verdict.refused < 0:
             return Attempt(self._counter, id, charges, 0.0)
+        self._throttled(what)
         wait = min(verdict.wait, _LONGEST) if isfinite(verdict.wait) else _LONGEST
         return Attempt(self._counter, id, charges, float(max(1, ceil(wait))))
 

@@ -200,10 +200,21 @@ class Mint:
             said["scope"] = " ".join(sorted(principal.scopes))
         if chain := self._chain(principal, said["sub"], delegation=True):
             said["act"] = act_claim(chain)
+        return self._stated("identity+jwt", said, principal, ttl)
+
+    def vouched(self, principal: Principal, audience: str, ttl: float) -> Minted:
+        """Our word for a verified principal who has shown no token, for the issuer `audience`: whom it is about, and by
+        what he was known here. Ends with the subject. Raises Failure as `exchanged`."""
+        said = {**self._subject(principal), "aud": audience, "client_id": self._client, "amr": [principal.source]}
+        if principal.org:
+            said["org"] = principal.org
+        return self._stated("JWT", said, principal, ttl)
+
+    def _stated(self, typ: str, said: Mapping[str, Any], principal: Principal, ttl: float) -> Minted:
         left = _limit(principal) - self._now()
         if left < 1.0:
             raise _expiring()
-        return self.signed("identity+jwt", said, min(ttl, left))
+        return self.signed(typ, said, min(ttl, left))
 
     @property
     def version(self) -> int:
@@ -306,9 +317,10 @@ class Mint:
 
     def _chain(self, principal: Principal, sub: str, delegation: bool, actor: Actor | None = None) -> tuple[Actor, ...]:
         """Who acts for the subject, outermost first."""
-        allowed = principal.claims.get("may_act")
+        claims = _claims(principal)
+        allowed = claims.get("may_act")
         if not delegation:
-            if principal.actors or allowed is not None or "act" in principal.claims:
+            if principal.actors or allowed is not None or "act" in claims:
                 raise _refused(403, "a token that names who acts for its user is not exchanged for one that does not")
             return ()
         agent = actor if actor is not None else self._agent(principal, sub)
@@ -373,11 +385,16 @@ def actors_of(claims: Mapping[str, Any], depth: int = 10) -> tuple[Actor, ...]:
     return tuple(chain)
 
 
+def _claims(principal: Principal) -> Mapping[str, Any]:
+    """Of the token that was shown. What the configuration says about a key stands in the same place, and is none."""
+    return {} if principal.source == "key" else principal.claims
+
+
 def _limit(principal: Principal) -> float:
     """Unix seconds that nothing outlives which stands for him."""
-    expires, limit = principal.claims.get("exp"), principal.expires
+    expires, limit = _claims(principal).get("exp"), principal.expires
     if isinstance(expires, int | float) and not isinstance(expires, bool):
-        limit = min(limit, float(expires))  # without the leeway that the verifier allowed
+        limit = min(limit, expires)  # without the leeway that the verifier allowed
     return min(limit, 1e12)
 
 

@@ -35,7 +35,7 @@ class PushedRequests:
         self._parts = parts
         self._auth = auth
         self._proofs = proofs
-        self._throttle = LoginThrottle(parts.state.counter)
+        self._throttle = LoginThrottle(parts.state.counter, parts.counts.throttled)
 
     async def handle(self, request: Request) -> Response:
         form = await form_of(request)

@@ -4,10 +4,12 @@ Rule: made once by `provider`; a handler is given it and takes what it needs. No
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tollhouse.core.clock import Clock
+from tollhouse.issuer.backchannel import BackchannelLogout
 from tollhouse.issuer.clients import Clients
+from tollhouse.issuer.counts import Counts
 from tollhouse.issuer.families import Families
 from tollhouse.issuer.keys import SigningKeys
 from tollhouse.issuer.mint import Mint
@@ -56,6 +58,8 @@ class Parts:
     clients: Clients
     families: Families
     revocations: Revocations
+    counts: Counts = field(default_factory=Counts)
+    backchannel: BackchannelLogout | None = None
 
     def at(self, name: str) -> str:
         """The URL of an endpoint: `token`, `authorize`."""

@@ -13,6 +13,7 @@ from tollhouse.core.http import Request
 from tollhouse.issuer.clients import Client
 from tollhouse.issuer.grants.base import Proof
 from tollhouse.issuer.records import Replay
+from tollhouse.issuer.spec import TLS_METHODS
 from tollhouse.issuer.table import Table
 from tollhouse.wire.dpop import DpopFlaw, Nonces, read_proof
 from tollhouse.wire.dpop import Proof as Shown
@@ -21,14 +22,13 @@ from tollhouse.wire.oauth import OAuthError, certificate_thumbprint, challenge
 __all__ = ["Proofs"]
 
 _WINDOW: Final = 60.0
-_TLS: Final = ("tls_client_auth", "self_signed_tls_client_auth")
 
 
 class Proofs:
     """root: what stands before the path of the issuer's own URLs: https://host. certificate: what a client showed when
-    it connected, in DER, or b"". now: unix seconds."""
+    it connected, in DER, or b"". replayed: told of proofs that came twice. now: unix seconds."""
 
-    __slots__ = ("_certificate", "_nonces", "_now", "_replays", "_root")
+    __slots__ = ("_certificate", "_nonces", "_now", "_replayed", "_replays", "_root")
 
     def __init__(
         self,
@@ -38,12 +38,14 @@ class Proofs:
         *,
         root: str,
         certificate: Callable[[Request], bytes],
+        replayed: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._replays = replays
         self._nonces = nonces
         self._now = now
         self._root = root
         self._certificate = certificate
+        self._replayed = replayed
 
     async def of(self, request: Request, client: Client) -> Proof:
         """What the tokens that a client asks for shall be bound to. Raises OAuthError `invalid_dpop_proof`,
@@ -56,7 +58,7 @@ class Proofs:
             return Proof(jkt=shown.jkt)
         if client.dpop_bound:
             raise OAuthError("invalid_dpop_proof", "this client's tokens are bound to a key: send a DPoP proof")
-        if client.auth_method in _TLS:
+        if client.auth_method in TLS_METHODS:
             return Proof(x5t=certificate_thumbprint(self._certificate(request)))
         return Proof()
 
@@ -96,7 +98,10 @@ class Proofs:
         if isinstance(proof, DpopFlaw):
             return proof
         is_new = await self._replays.add(f"dpop\0{proof.proof_id}", Replay(), 2 * _WINDOW)
-        return proof if is_new else DpopFlaw.REPLAYED
+        if is_new:
+            return proof
+        self._replayed("dpop")
+        return DpopFlaw.REPLAYED
 
     def _bad(self, flaw: DpopFlaw) -> OAuthError:
         code = "use_dpop_nonce" if flaw is DpopFlaw.NONCE else "invalid_dpop_proof"

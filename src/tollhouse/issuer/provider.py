@@ -16,9 +16,12 @@ from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure
 from tollhouse.core.http import Request
 from tollhouse.issuer.access_tokens import LEEWAY, AccessTokens
+from tollhouse.issuer.accounts import Services
 from tollhouse.issuer.answers import ErrorPage, answering, rendering
+from tollhouse.issuer.backchannel import BackchannelLogout
 from tollhouse.issuer.client_auth import ClientAuth
 from tollhouse.issuer.clients import Clients
+from tollhouse.issuer.counts import Counts
 from tollhouse.issuer.device import VERIFY
 from tollhouse.issuer.discovery import discovery, enabled_grants, metadata
 from tollhouse.issuer.families import Families
@@ -82,7 +85,8 @@ class Address:
 
 class Issuer:
     """url: as clients reach it. resources: what tokens are for, by canonical URI. keys, revocations: of the process.
-    now: unix seconds. reused: told when a refresh token came twice. Raises ValueError for what cannot be used.
+    now: unix seconds. counts: told of what happens. services: at which users connect accounts of theirs, None for none.
+    Raises ValueError for what cannot be used.
 
     `start` it when it serves, `close` it in the end. mint: makes tokens in this process. tokens: reads ours.
     """
@@ -99,8 +103,8 @@ class Issuer:
         revocations: Revocations,
         now: Callable[[], float] = time,
         certificate: Callable[[Request], bytes] = lambda request: request.certificate,
-        counted: Callable[[str, str], None] = lambda _grant, _result: None,
-        reused: Callable[[], None] = lambda: None,
+        counts: Counts = Counts(),  # noqa: B008 - a value
+        services: Services | None = None,
     ) -> None:
         self.url = spec.url
         self._keys = keys
@@ -110,7 +114,9 @@ class Issuer:
         ttl = spec.ttl
         trusted_may_act = [one.issuer for one in spec.trusted if one.trust_may_act]
         self.mint = Mint(spec.url, keys, now, trusted_may_act=trusted_may_act)
-        clients = Clients(spec.clients, spec.registration, values=state.values, fetcher=client, now=now)
+        clients = Clients(
+            spec.clients, spec.registration, values=state.values, fetcher=client, now=now, keys_read=counts.keys_read
+        )
         longest = max(ttl.access, *(one.access_ttl or 0.0 for one in spec.clients), 0.0) + LEEWAY
         families = Families(
             state.values,
@@ -122,7 +128,7 @@ class Issuer:
             life=ttl.refresh,
             grace=ttl.refresh_grace,
             longest=longest,
-            reused=reused,
+            reused=counts.reused,
         )
         self.parts = parts = Parts(
             spec=spec,
@@ -139,8 +145,10 @@ class Issuer:
             clients=clients,
             families=families,
             revocations=revocations,
+            counts=counts,
+            backchannel=BackchannelLogout(self.mint, clients, client),
         )
-        self._trusted = TrustedIssuers(spec.trusted, client, tables.replays, now, own=spec.url)
+        self._trusted = TrustedIssuers(spec.trusted, client, tables.replays, now, own=spec.url, counts=counts)
         auth = ClientAuth(
             clients,
             tables.replays,
@@ -149,16 +157,18 @@ class Issuer:
             issuer=spec.url,
             token_endpoint=parts.at("token"),
             certificate=certificate,
+            counts=counts,
         )
         nonces = Nonces(partial(keys.secrets, "dpop"), now)
         root = f"{split.scheme}://{split.netloc}"
-        proofs = Proofs(tables.replays, nonces, now, root=root, certificate=certificate)
+        proofs = Proofs(tables.replays, nonces, now, root=root, certificate=certificate, replayed=counts.replayed)
         tokens = self.tokens = AccessTokens(spec.url, keys, revocations, now)
-        front = self._front = Front(parts, auth, tokens, proofs)
+        front = self._front = Front(parts, auth, tokens, proofs, services)
         trusts_jwt = self._trusted.takes("id_jag") or self._trusted.takes("jwt_bearer")
         enabled = enabled_grants(parts, can_log_in=front.can_log_in, trusts_jwt=trusts_jwt)
         made = self._grants(parts, tokens)
-        endpoint = TokenEndpoint(auth, proofs, {name: made[name] for name in enabled}, self.mint, ttl, now, counted)
+        grants = {name: made[name] for name in enabled}
+        endpoint = TokenEndpoint(auth, proofs, grants, self.mint, ttl, now, counts.token, clients.used)
         served = [
             Served(parts.path("token"), _POST, endpoint.handle, open=True),
             Served(parts.path("introspect"), _POST, Introspection(auth, tokens).handle),
@@ -181,7 +191,9 @@ class Issuer:
         families, resources, now = parts.families, parts.resources, parts.now
         exchange = TokenExchange(tokens, self._trusted, self.mint, resources, ttl=parts.spec.ttl.exchanged)
         return {
-            GRANTS["authorization_code"]: AuthorizationCode(parts.tables.codes, families, resources).grant,
+            GRANTS["authorization_code"]: AuthorizationCode(
+                parts.tables.codes, families, resources, parts.counts.replayed
+            ).grant,
             GRANTS["refresh_token"]: RefreshToken(families, resources, _known(parts.spec)).grant,
             GRANTS["client_credentials"]: ClientCredentials(resources).grant,
             GRANTS["device_code"]: DeviceCode(parts.tables.devices, families, resources, now).grant,
@@ -205,6 +217,8 @@ class Issuer:
             opening.cancel()
             await asyncio.wait((opening,))
         await self._front.close()
+        if self.parts.backchannel is not None:
+            await self.parts.backchannel.close()
         await self._trusted.close()
         await self.parts.clients.close()
 

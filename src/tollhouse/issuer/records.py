@@ -86,7 +86,8 @@ class Family(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class Session(msgspec.Struct, frozen=True, omit_defaults=True):
     """A browser's login. browser: SHA-256 of the cookie that binds it to one. sid: what tokens call it. upstream: the
-    provider it was made at, "" for a local user. password: a digest of the hash that it was made with."""
+    provider it was made at, "" for a local user. password: a digest of the hash that it was made with.
+    clients: that got a code in it, and are to be told when it ends."""
 
     sub: str
     user: UserInfo
@@ -99,6 +100,7 @@ class Session(msgspec.Struct, frozen=True, omit_defaults=True):
     seen: float = 0.0
     browser: str = ""
     password: str = ""
+    clients: tuple[str, ...] = ()
 
 
 class UpstreamLogin(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -115,7 +117,7 @@ class Interaction(msgspec.Struct, frozen=True, omit_defaults=True):
     """An authorization request that was found good, while the browser logs in and consents. browser: SHA-256 of the
     cookie that binds it to one browser. then: where the browser goes once somebody is logged in; for other places than
     `authorize` there is no client. device: the user code that it then shows. subject: who must log in (id_token_hint),
-    "" for anybody. logged_in: somebody has said, within it, as whom they go on."""
+    "" for anybody. logged_in: somebody has said, within it, as whom they go on. link: as opened, for `account`."""
 
     client_id: str
     redirect_uri: str
@@ -134,8 +136,9 @@ class Interaction(msgspec.Struct, frozen=True, omit_defaults=True):
     login: UpstreamLogin | None = None
     logged_in: bool = False
     device: str = ""
-    then: Literal["authorize", "device", "grants"] = "authorize"
+    then: Literal["authorize", "device", "grants", "account"] = "authorize"
     subject: str = ""
+    link: str = ""
 
 
 class Agreed(msgspec.Struct, frozen=True, omit_defaults=True):

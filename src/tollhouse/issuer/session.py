@@ -21,6 +21,7 @@ from tollhouse.issuer.table import Held, Table
 
 __all__ = ["Sessions"]
 
+_TRIES = 8
 _TOUCH = 60.0
 """Seconds of use that may be forgotten: a session is not written at each request."""
 
@@ -78,11 +79,12 @@ class Sessions:
         cookie = fresh()
         before = await self._table.get(self._cookies.read(request, self._cookies.session))
         sid = ""
+        clients: tuple[str, ...] = ()
         if before is not None and before.value.sub == session.sub and self._is_good(before.value):
-            sid = before.value.sid
+            sid, clients = before.value.sid, before.value.clients
         browser = digest(self._cookies.read(request, self._cookies.browser))
         session = msgspec.structs.replace(
-            session, sid=sid or secrets.token_urlsafe(16), began=now, seen=now, browser=browser
+            session, sid=sid or secrets.token_urlsafe(16), began=now, seen=now, browser=browser, clients=clients
         )
         await self._table.put(cookie, session, min(self._idle, self._absolute))
         if before is not None:
@@ -92,6 +94,19 @@ class Sessions:
         _name(request, session)
         request.context.event = Event("issuer.login", subject=session.sub, session=session.sid)
         return self._cookies.set(self._cookies.session, cookie)
+
+    async def entered(self, held: Held[Session], client_id: str) -> None:
+        """Note that a client is to be told when it ends. Raises Failure 503."""
+        now: Held[Session] | None = held
+        for _ in range(_TRIES):
+            if now is None or client_id in now.value.clients:
+                return
+            session = now.value
+            left = min(self._idle, session.began + self._absolute - self._now())
+            more = msgspec.structs.replace(session, clients=(*session.clients, client_id))
+            if left <= 0 or await self._table.swap(now, more, left):
+                return
+            now = await self._table.get(held.id)
 
     async def end(self, held: Held[Session]) -> tuple[bytes, bytes]:
         """End it, and the tokens that live by it: the field that takes the cookie away."""

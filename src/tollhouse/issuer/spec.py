@@ -23,6 +23,7 @@ __all__ = [
     "GRANTS",
     "LOOPBACK_HOSTS",
     "REGISTERED",
+    "TLS_METHODS",
     "ClientSpec",
     "ExchangeTargetSpec",
     "IssuerSpec",
@@ -63,6 +64,8 @@ AuthMethod = Literal[
     "none",
 ]
 AUTH_METHODS: tuple[str, ...] = get_args(AuthMethod)
+TLS_METHODS = frozenset(("tls_client_auth", "self_signed_tls_client_auth"))
+"""Those of them that go by the certificate of a connection; a client with one gets tokens bound to it."""
 
 REGISTERED = "dyn_"
 """What the ids of clients that registered themselves begin with."""
@@ -112,6 +115,18 @@ def _redirect(value: str) -> str:
     flaw = redirect_flaw(value)
     if flaw:
         raise ValueError(f"{value} {flaw}")
+    return value
+
+
+def _logout_uri(value: str) -> str:
+    """Where logout tokens go: they name a user."""
+    try:
+        url = urlsplit(value)
+        is_good = bool(url.hostname) and url.scheme in ("https", "http") and url.port != 0
+    except ValueError:
+        is_good = False
+    if not is_good or "#" in value or "@" in url.netloc or re.search(r"[^!-~]", value):
+        raise ValueError(f"{value} is no https or http URL without user and fragment")
     return value
 
 
@@ -259,8 +274,7 @@ class ClientSpec(Spec):
     )
     auth_method: AuthMethod | None = Field(
         default=None,
-        description="how it proves who it is; default: as its secret (basic or post), keys or certificate say; none "
-        "without any of them",
+        description="how it proves who it is; default: as its secret, keys or certificate say, else none",
     )
     jwks: Jwks | None = Field(default=None, description="its public keys, for private_key_jwt")
     assertion_audience: Literal["issuer", "token_endpoint"] = Field(
@@ -279,6 +293,9 @@ class ClientSpec(Spec):
     )
     post_logout_redirect_uris: tuple[RedirectUri, ...] = Field(
         default=(), max_length=32, description="where users go who have logged out; compared letter by letter"
+    )
+    backchannel_logout_uri: Annotated[str, AfterValidator(_logout_uri)] | None = Field(
+        default=None, max_length=2048, description="who is told there that a user has logged out (Back-Channel Logout)"
     )
     native: bool | None = Field(
         default=None,
@@ -331,7 +348,7 @@ class ClientSpec(Spec):
         if "authorization_code" in self.grants and not self.redirect_uris:
             raise ValueError("the grant `authorization_code` needs `redirect_uris`")
         if "authorization_code" not in self.grants:
-            for name in ("redirect_uris", "native", "require_par"):
+            for name in ("redirect_uris", "native", "require_par", "backchannel_logout_uri"):
                 if name in self.model_fields_set:
                     raise ValueError(f"`{name}` has no effect without the grant `authorization_code`")
         if self.token_exchange is not None and "token_exchange" not in self.grants:
@@ -449,6 +466,7 @@ class TrustedIssuerSpec(Spec):
     clients: tuple[str, ...] | None = Field(default=None, description="who may show them; absent: any client")
     agent_claim: str = Field(default="client_id", min_length=1, description="who acts: client_id, azp, appid, cid")
     trust_may_act: bool = Field(default=False, description="its claim `may_act` is taken; else such a token is refused")
+    typ: tuple[str, ...] | None = Field(default=None, description="`typ` in exchange; default JWT, at+jwt, none")
     leeway: Duration = Field(default=30.0, ge=0.0, le=300.0, description="how far clocks may differ")
 
 
@@ -475,6 +493,12 @@ class IssuerSpec(Spec):
     ttl: TtlSpec = Field(default=TtlSpec(), description="how long things live")
     cookie: str = Field(
         default="tollhouse_session", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="name of the session's cookie"
+    )
+    certificate_header: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9-]{1,64}$",
+        description="the field in which proxies of `server.trusted_proxies` send a client's certificate: client-cert "
+        "(RFC 9440), or one with URL-encoded PEM; absent: the certificate of the TLS connection",
     )
     scopes: dict[ScopeName, Annotated[str, Field(max_length=256)]] = Field(
         default={}, description="scopes of every resource, and what each of them allows, in words"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from tollhouse.core.call import Principal
+from tollhouse.issuer.counts import Counts
 from tollhouse.issuer.mint import actors_of
 from tollhouse.issuer.records import Replay
 from tollhouse.issuer.spec import TrustedIssuerSpec
@@ -27,7 +28,7 @@ _JTI: Final = re.compile(r"[!-~]{1,256}")
 class TrustedIssuers:
     """own: our issuer, which tokens that are grants are for. now: unix seconds."""
 
-    __slots__ = ("_issuers", "_now", "_own", "_replays")
+    __slots__ = ("_counts", "_issuers", "_now", "_own", "_replays")
 
     def __init__(
         self,
@@ -37,8 +38,13 @@ class TrustedIssuers:
         now: Callable[[], float],
         *,
         own: str,
+        counts: Counts = Counts(),  # noqa: B008 - a value
     ) -> None:
-        self._issuers = {spec.issuer: (spec, key_source(spec.jwks, fetcher, now, guarded=False)) for spec in specs}
+        self._counts = counts
+        self._issuers = {
+            spec.issuer: (spec, key_source(spec.jwks, fetcher, now, guarded=False, told=counts.keys_read))
+            for spec in specs
+        }
         self._replays = replays
         self._now = now
         self._own = own
@@ -56,7 +62,7 @@ class TrustedIssuers:
         parsed = parse(token)
         if not isinstance(parsed, Token):
             return None
-        spec = await self._verified(parsed, client_id, "token_exchange", None)
+        spec = await self._verified(parsed, client_id, "token_exchange")
         if spec is None:
             return None
         claims = parsed.claims
@@ -110,13 +116,14 @@ class TrustedIssuers:
         if exp > now + _LONGEST + spec.leeway or not isinstance(jti, str) or _JTI.fullmatch(jti) is None:
             return None
         if not await self._replays.add(f"{spec.issuer}\0{jti}", Replay(), max(1.0, exp - now + 2 * spec.leeway)):
+            self._counts.replayed("assertion")
             return None
         return what, claims
 
     async def _verified(
-        self, parsed: Token, client_id: str, what: str, types: tuple[str, ...] | None
+        self, parsed: Token, client_id: str, what: str, types: tuple[str, ...] | None = None
     ) -> TrustedIssuerSpec | None:
-        """The issuer that a token is of, if it is good."""
+        """The issuer that a token is of, if it is good. types: None for an access token."""
         issuer = parsed.claims.get("iss")
         found = self._issuers.get(issuer) if isinstance(issuer, str) else None
         if found is None or what not in found[0].grants:
@@ -124,6 +131,8 @@ class TrustedIssuers:
         spec, source = found
         if spec.clients is not None and client_id not in spec.clients:
             return None
+        if what == "token_exchange" and spec.typ is not None:
+            types = tuple(value.lower().removeprefix("application/") for value in spec.typ)
         flaw = check_claims(parsed, issuer=spec.issuer, audiences=(), now=self._now(), leeway=spec.leeway, types=types)
         if flaw is not None:
             return None

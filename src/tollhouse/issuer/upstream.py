@@ -76,7 +76,9 @@ class Upstream:
         now: Callable[[], float],
         users: Mapping[str, UserSpec],
         info: Callable[[UserSpec], UserInfo],
+        keys_read: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._keys_read = keys_read
         where = urlsplit(spec.issuer)
         if where.scheme != "https" and (where.scheme != "http" or where.hostname not in LOOPBACK_HOSTS):
             raise ValueError("the issuer of an upstream is https, unless it is on this machine: secrets go there")
@@ -180,7 +182,7 @@ class Upstream:
             else:
                 guarded = not self._is_theirs(metadata.jwks_uri)
                 load = from_url(self._fetcher, metadata.jwks_uri, guarded=guarded)
-                keys = KeySource(load, metadata.jwks_uri, None, clock=self._now)
+                keys = KeySource(load, metadata.jwks_uri, None, clock=self._now, told=self._keys_read)
             self._metadata = (self._now(), metadata, keys)
             if before is not None and before[2] is not keys:
                 await before[2].close()

@@ -43,15 +43,29 @@ def same_origin(one: str, other: str) -> bool:
 
 
 async def read_metadata(
-    client: Client, issuer: str, urls: Iterable[str], *, timeout: float = 10.0, tls: TLS | None = None
+    client: Client,
+    issuer: str,
+    urls: Iterable[str],
+    *,
+    timeout: float = 10.0,
+    tls: TLS | None = None,
+    guarded: bool = False,
+    proxy: str | None = None,
 ) -> dict[str, Any]:
-    """The document of `issuer`, at the first of `urls` that has one. timeout: seconds for each. Raises ValueError where
-    there is none, or another issuer's; Failure where nothing can be read."""
+    """The document of `issuer`, at the first of `urls` that has one. timeout: seconds for each. guarded: it is not the
+    operator who has named the issuer. Raises ValueError where there is none, or another issuer's; Failure where nothing
+    can be read."""
     last: Failure | ValueError = ValueError(f"{issuer} has no metadata document")
     for url in urls:
         try:
             fetched = await client.fetch(
-                url, headers=_ACCEPT, timeout=timeout, limit=_MAX_DOCUMENT, guarded=False, tls=tls
+                url,
+                headers=_ACCEPT,
+                timeout=timeout,
+                limit=_MAX_DOCUMENT,
+                guarded=guarded,
+                tls=tls,
+                proxy=proxy,
             )
         except Failure as failure:
             last = failure

@@ -25,7 +25,7 @@ from tollhouse.core.http import Headers
 from tollhouse.net.client import Client
 from tollhouse.wire.jose import Keys, Token
 
-__all__ = ["Document", "FixedKeys", "KeySource", "Load", "from_file", "from_url", "key_source", "max_age_of"]
+__all__ = ["Document", "FixedKeys", "KeySource", "Load", "Told", "from_file", "from_url", "key_source", "max_age_of"]
 
 log = logging.getLogger("tollhouse.net.jwks")
 
@@ -59,6 +59,10 @@ class Document(NamedTuple):
 
 
 Load = Callable[[], Awaitable[Document]]
+
+Told = Callable[[str], None]
+"""Hears of each reading: changed, unchanged or failed; and limited, where a token names a key that is not known and it
+was too soon to look for another one again."""
 
 
 def from_url(client: Client, url: str, *, guarded: bool = False) -> Load:
@@ -116,7 +120,7 @@ class FixedKeys:
 
 class KeySource:
     """One issuer's keys. where: for logs. refresh: seconds after which they are old; None: as the issuer says. keys:
-    those known already.
+    those known already. told: of each reading.
 
     current: the keys that were read last, the same object as long as they are the same keys; None before.
     """
@@ -128,8 +132,10 @@ class KeySource:
         refresh: float | None,
         keys: Keys | None = None,
         clock: Callable[[], float] = monotonic,
+        told: Told = lambda _: None,
     ) -> None:
         self._load = load
+        self._told = told
         self._where = _without_secrets(where)
         self._refresh = refresh
         self.current = keys
@@ -173,6 +179,7 @@ class KeySource:
         if self._unknown.get(kid, -1e18) > now:
             return False
         if len(self._sought) == _BUCKET and now - self._sought[0] < _BUCKET_TIME:
+            self._told("limited")
             return False
         self._sought.append(now)
         if len(self._unknown) >= _UNKNOWN:
@@ -192,8 +199,9 @@ class KeySource:
             await asyncio.wait((flight,))
 
     async def _read(self) -> None:
-        # Shielded: a client that leaves must not take the reading from the others who wait for it.
-        await asyncio.shield(self._begin())
+        # A client that leaves does not take the reading from the others who wait for it; and when it is given up, they
+        # hear that there are no keys.
+        await asyncio.wait((self._begin(),))
 
     def _begin(self) -> "asyncio.Task[None]":
         if self._flight is None:
@@ -204,13 +212,16 @@ class KeySource:
     async def _fly(self) -> None:
         try:
             read = await self._load()
-            if read.body != self._body or self.current is None:
+            is_new = read.body != self._body or self.current is None
+            if is_new:
                 self.current = Keys.parse(read.body)
                 self._body = read.body
+            self._told("changed" if is_new else "unchanged")
             self._read_at = self._clock()
             if self._refresh is None:
                 self._fresh = _USUAL if read.max_age is None else min(max(read.max_age, _SOONEST), _LATEST)
         except (Failure, ValueError, OSError) as error:
+            self._told("failed")
             why = error.detail or error.message if isinstance(error, Failure) else error
             kept = "the last good ones go on serving" if self._usable() is not None else "no token can be checked"
             log.warning("cannot read the keys at %s: %s; %s", self._where, _without_secrets(str(why)), kept)
@@ -221,17 +232,22 @@ class KeySource:
 
 
 def key_source(
-    place: str | dict[str, Any], client: Client, clock: Callable[[], float], *, guarded: bool
+    place: str | dict[str, Any],
+    client: Client,
+    clock: Callable[[], float],
+    *,
+    guarded: bool,
+    told: Told = lambda _: None,
 ) -> KeySource | FixedKeys:
     """The keys at a URL, in the file of that name, or in the JWK Set itself. guarded: as `from_url` has it; it is a URL
     then. clock: seconds. Raises ValueError for what is no JWK Set, or for a file where only a URL may be."""
     if isinstance(place, dict):
         return FixedKeys(Keys.parse(msgspec.json.encode(place)))
     if place.startswith(("https://", "http://")):
-        return KeySource(from_url(client, place, guarded=guarded), place, None, clock=clock)
+        return KeySource(from_url(client, place, guarded=guarded), place, None, clock=clock, told=told)
     if guarded:
         raise ValueError("what comes from outside names no file")
-    return KeySource(from_file(place), place, None, clock=clock)
+    return KeySource(from_file(place), place, None, clock=clock, told=told)
 
 
 def _without_secrets(text: str) -> str:

@@ -98,7 +98,10 @@ _SECRET = (
     "key", "token", "secret", "password", "passwd", "signature", "credential", "assertion", "auth", "session", "bearer",
 )  # fmt: skip
 _SEPARATOR = re.compile("([&;])")  # some servers still take ; for &
-_SECRET_WHOLE = frozenset({"code", "sig", "jwt", "pass", "pin", "pwd", "state", "nonce", "code_verifier"})
+_SECRET_WHOLE = frozenset({
+    "code", "sig", "jwt", "pass", "pin", "pwd", "state", "nonce", "code_verifier", "user_code", "login_hint",
+    "logout_hint",
+})  # fmt: skip
 
 
 def redact(query: str) -> str:
@@ -106,7 +109,7 @@ def redact(query: str) -> str:
 
     A name counts when it contains (decoded once or twice, as some servers do; in any case) key, token, secret,
     password, signature, credential, assertion, auth, session or bearer, or is code, sig, jwt, pass, pin, pwd, state,
-    nonce.
+    nonce, user_code, or who somebody is before he has logged in: login_hint, logout_hint.
     """
     parts = _SEPARATOR.split(query)
     for n, part in enumerate(parts):

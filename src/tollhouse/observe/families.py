@@ -184,13 +184,39 @@ class Families:
         self.issuer_tokens: Family[Count] = counter(
             "issuer_tokens_total",
             "What the token endpoint has answered, by grant, and by the error where it was one.",
-            ("grant", "result"),
+            ("grant", "outcome"),
         )
         self.issuer_reuse: Family[Count] = counter(
             "issuer_refresh_reuse_total", "Refresh tokens that came again and ended their grant.", ()
         )
+        self.key_age: Family[Gauge] = gauge(
+            "issuer_signing_key_age_seconds", "How long the active key has been signing.", merge="max"
+        )
+        self.key_left: Family[Gauge] = gauge(
+            "issuer_signing_key_rotation_seconds", "Until the next key signs.", merge="min"
+        )
+        self.jwks_refreshes: Family[Count] = counter(
+            "jwks_refreshes_total", "Readings of other issuers' and clients' keys.", ("outcome",)
+        )
+        self.replays: Family[Count] = counter(
+            "replays_total", "What was shown again and counts once: proofs, assertions, codes.", ("kind",)
+        )
+        self.throttled: Family[Count] = counter(
+            "logins_throttled_total", "Attempts to log in, or to prove who one is, that had to wait.", ("kind",)
+        )
+        self.revocations: Family[Gauge] = gauge(
+            "revocations", "Tokens, users, clients, keys that are revoked and would still count.", merge="max"
+        )
+        self.revocation_lag: Family[Gauge] = gauge(
+            "revocation_lag_seconds", "Since it was last read what others have revoked.", merge="max"
+        )
         self.exchanges: Family[Count] = counter(
             "exchanges_total", "Tokens for upstreams: made, cached, refused to callers, failed.", ("result",)
+        )
+        self.accounts: Family[Count] = counter(
+            "accounts_total",
+            "Accounts of users at servers: connected, refreshed, refused, disconnected; and asked for by agents.",
+            ("server", "outcome"),
         )
 
         # Connections

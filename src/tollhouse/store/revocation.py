@@ -41,11 +41,14 @@ _TRIES = 32
 _LONGEST = 390 * 86400.0
 _LONGEST_ID = 1024
 _TOPIC = "rv"
+_AHEAD = 5.0
+"""Seconds that another node's clock may be ahead, whose tokens are taken all the same (`iat`): what it has just issued
+is of before, too. So what is issued in this time after a user, client or grant was revoked does not count either."""
 
 
 class Revocation(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
-    """at: unix seconds; of users and clients only what was issued by then is revoked. until: when nothing can be left
-    that it would concern. issuer: whose tokens are meant, "" for anybody's."""
+    """at: unix seconds; of users, clients and grants only what was issued by then is revoked. until: when nothing can
+    be left that it would concern. issuer: whose tokens are meant, "" for anybody's."""
 
     kind: Kind
     id: str
@@ -143,6 +146,11 @@ class Revocations:
 
         return end
 
+    def in_force(self) -> list[Revocation]:
+        """All that is revoked now, as this worker knows it, in no order."""
+        now = self._now()
+        return [entry for entries in self._known.values() for entry in entries.values() if entry.until > now]
+
     # ---- revoking
 
     async def revoke(self, kind: Kind, id: str, until: float, issuer: str = "") -> None:
@@ -152,7 +160,8 @@ class Revocations:
         if not 0 < len(id) <= _LONGEST_ID:
             raise ValueError(f"what is revoked has a name of 1 to {_LONGEST_ID} characters")
         now = self._now()
-        entry = Revocation(kind, id, now, min(until, now + _LONGEST), issuer)
+        at = now + _AHEAD if self._shared and kind in _WATERMARKS else now
+        entry = Revocation(kind, id, at, min(until, now + _LONGEST), issuer)
         if entry.until <= now:
             return
         if len(self) >= _MOST:

@@ -17,6 +17,7 @@ from tollhouse.observe.metrics import Metrics
 from tollhouse.store.memory import MemoryState
 
 SECRET = "0123456789abcdef0123456789abcdef"
+HASH = "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHRzb21l$AAAAAAAAAAAAAAAAAAAAAA"
 URL = "https://gateway.example.com"
 HEAD = f"""
 server: {{public_url: {URL}, metrics: null}}
@@ -100,3 +101,28 @@ def test_upstreams_that_cannot_be_told_apart() -> None:
     found = problems(HEAD + ISSUER + f"  upstream: [{upstream}, {upstream}]\n")
     assert len(found) == 1
     assert "two upstreams" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "url", "server", "warned"),
+    [
+        ("loopback", URL, "", True),
+        ("loopback", URL, "trusted_proxies: [127.0.0.1]", False),
+        ("loopback", "http://127.0.0.1:8000", "", False),
+        ("on", URL, "", False),
+    ],
+)
+def test_registration_on_this_machine_behind_a_proxy_of_this_machine(
+    dynamic: str, url: str, server: str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = f"""
+server: {{public_url: {url}, metrics: null{", " + server if server else ""}}}
+authenticate: {{}}
+mcp: {{servers: {{one: {{command: x}}}}}}
+issuer:
+  url: {url}
+  users: [{{name: ada, password_hash: "{HASH}"}}]
+  registration: {{dynamic: {dynamic}}}
+"""
+    assert problems(text) == []
+    assert ("trusted_proxies" in caplog.text) is warned

@@ -133,4 +133,4 @@ async def test_a_change_of_thousands_of_models_does_not_stall_the_loop(tmp_path:
     assert worker.drain is not None
     worker.drain.begin(now=True)
     await running
-    assert min(longest) < 0.02, longest  # of several: the machine may be busy with something else
+    assert min(longest) < 0.05, longest  # reading it here takes 0.3; the machine may be busy with something else

@@ -348,3 +348,78 @@ async def test_keys_are_fetched_like_documents(tmp_path: Path, monkeypatch: pyte
             assert answer.status_code == status, answer.text
     inside.close()
     assert not heard
+
+
+async def test_slow_documents_of_one_leave_others_theirs() -> None:
+    """By host, and by the address of who asks."""
+    gate = asyncio.Event()
+
+    async def lookup(_: str, __: int) -> list[tuple[int, str]]:
+        await gate.wait()
+        return [(2, "10.0.0.1")]
+
+    client = Client(Clock(), lookup=lookup)
+    documents = Documents(RegistrationSpec(), client, lambda: 1000.0)
+
+    def ask(host: str, address: str, n: int) -> asyncio.Future[Any]:
+        return asyncio.ensure_future(documents.get(f"https://{host}/{n}", address))
+
+    async def waiting(asked: list[asyncio.Future[Any]]) -> list[asyncio.Future[Any]]:
+        for _ in range(10):
+            await asyncio.sleep(0)
+        refused = [one.exception() for one in asked if one.done()]
+        assert all(isinstance(one, OAuthError) and one.status == 503 for one in refused)
+        return [one for one in asked if not one.done()]
+
+    of_host = await waiting([ask("slow.example.com", f"192.0.2.{n}", n) for n in range(20)])
+    assert len(of_host) == 4
+    assert await waiting([ask("slow.example.com", "203.0.113.1", 20)]) == []
+    mean = await waiting([ask("victim.example.com", "198.51.100.2", n) for n in range(9)])
+    assert len(mean) == 2  # who would keep others from a host leaves them half of its places
+    fair = await waiting([ask("victim.example.com", f"203.0.113.{n}", 100 + n) for n in range(2, 5)])
+    assert len(fair) == 2
+    of_address = await waiting([ask(f"h{n}.example.com", "198.51.100.1", n) for n in range(40)])
+    assert len(of_host) + len(mean) + len(fair) + len(of_address) == 16  # half of all there is
+    others = await waiting([ask(f"o{n}.example.com", "203.0.113.9", n) for n in range(10)])
+    assert len(others) == 8
+    gate.set()
+    done = await asyncio.gather(*of_host, *mean, *fair, *of_address, *others, return_exceptions=True)
+    assert all(isinstance(one, OAuthError) and one.error == "invalid_client" for one in done)
+    gate.clear()
+    again = await waiting([ask("slower.example.com", f"192.0.2.{n}", n) for n in range(10)])
+    assert len(again) == 4
+    await documents.close()
+    await asyncio.gather(*again, return_exceptions=True)
+    await client.close()
+
+
+async def test_the_address_of_who_asks_is_known_where_strangers_ask() -> None:
+    """At the authorization endpoint and the token endpoint."""
+    gate, sought = asyncio.Event(), set()
+
+    async def lookup(host: str, _: int) -> list[tuple[int, str]]:
+        sought.add(host)
+        await gate.wait()
+        return [(2, "10.0.0.1")]
+
+    fetcher = Client(Clock(), lookup=lookup)
+    async with issuing(fetcher=fetcher) as node:
+
+        def authorize(host: str) -> Any:
+            return node.http.get(f"{node.url}/oauth/authorize", params={"client_id": f"https://{host}/c"})
+
+        def token(host: str) -> Any:
+            return node.token(client_id=f"https://{host}/c", grant_type="refresh_token", refresh_token="x")
+
+        asked = [
+            asyncio.ensure_future(ask(f"{ask.__name__}{n}.example.com")) for n in range(8) for ask in (authorize, token)
+        ]
+        async with asyncio.timeout(10):
+            while len(sought) < 16:  # of the 32 that one who is no stranger could have
+                await asyncio.sleep(0.005)
+        assert (await authorize("a.example.com")).status_code == 503
+        assert [(await token("b.example.com")).status_code for _ in range(12)] == [503] * 12  # nobody has failed
+        gate.set()
+        assert {answer.status_code for answer in await asyncio.gather(*asked)} <= {400, 401}
+        assert len(sought) == 16
+    await fetcher.close()

@@ -1,9 +1,15 @@
 """A client_id belongs to one source, and a client stays the same object while it stays the same."""
 
-import pytest
-from tests.fixtures.issuer import CLIENTS, SECRET, issuing
+import asyncio
 
+import pytest
+from tests.fixtures.issuer import CLIENTS, SECRET, issuing, new_key, signed
+
+from tollhouse.core.clock import Clock
+from tollhouse.core.errors import Failure
+from tollhouse.net.client import Client as Fetcher
 from tollhouse.wire.client_metadata import ClientMetadata
+from tollhouse.wire.jose import Token, parse
 from tollhouse.wire.oauth import OAuthError
 
 pytestmark = pytest.mark.anyio
@@ -58,3 +64,40 @@ async def test_what_tokens_of_it_may_be_for() -> None:
         assert client is not None
         assert client.may_target("https://api.example.com")
         assert not client.may_target("https://other.example.com")
+
+
+async def test_a_client_that_is_not_remembered_any_more_gives_up_its_keys() -> None:
+    there = ClientMetadata(
+        redirect_uris=("http://127.0.0.1/cb",),
+        token_endpoint_auth_method="private_key_jwt",
+        jwks_uri="https://keys.example.com/jwks",
+    )
+    asked, gate = asyncio.Event(), asyncio.Event()
+
+    async def lookup(_: str, __: int) -> list[tuple[int, str]]:
+        asked.set()
+        await gate.wait()
+        return []
+
+    fetcher = Fetcher(Clock(), lookup=lookup)
+    async with issuing(registration={"dynamic": "on"}, fetcher=fetcher) as node:
+        clients = node.parts.clients
+        for n in range(1001):
+            assert await clients.add(f"dyn_{n}", METADATA if n else there, "")
+        first = await clients.find("dyn_0")
+        assert first is not None
+        assert first.keys is not None
+        token = parse(signed(new_key(), {"iss": "dyn_0", "exp": 1}).encode())
+        assert isinstance(token, Token)
+        waiting = asyncio.ensure_future(first.keys.keys(token))
+        await asked.wait()
+        for n in range(1, 1001):
+            await clients.find(f"dyn_{n}")
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert waiting.done()  # and does not wait for what nobody will read
+        with pytest.raises(Failure) as error:
+            await waiting
+        assert error.value.status == 503
+        assert await clients.find("dyn_0") is not first
+    await fetcher.close()

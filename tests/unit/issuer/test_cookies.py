@@ -16,7 +16,7 @@ def request(*lines: str) -> Request:
     "url, browser, attributes",
     [
         ("https://auth.example.com", "__Host-s_browser", "Path=/; HttpOnly; SameSite=Lax; Secure"),
-        ("https://auth.example.com/t", "s_browser", "Path=/t; HttpOnly; SameSite=Lax; Secure"),
+        ("https://auth.example.com/t", "__Host-s_browser_599c83a0", "Path=/t; HttpOnly; SameSite=Lax; Secure"),
         ("http://127.0.0.1:8080", "s_browser", "Path=/; HttpOnly; SameSite=Lax"),
     ],
 )
@@ -51,3 +51,19 @@ def test_what_is_not_one_value_of_ours_is_none(lines: tuple[str, ...], value: st
 def test_a_value_is_256_random_bits() -> None:
     assert len({fresh() for _ in range(100)}) == 100
     assert all(len(fresh()) == 43 for _ in range(10))
+
+
+def test_the_other_cookie_can_be_planted_by_no_neighbour_below_a_path_either() -> None:
+    """RFC 6265bis section 4.1.3.2: with the prefix, browsers want Path=/ and no Domain."""
+    here, there = (Cookies(f"https://auth.example.com/{path}", "s") for path in ("a", "b"))
+    assert here.browser != there.browser
+    for cookies in (here, there):
+        _, field = cookies.set(cookies.browser, VALUE)
+        assert field.decode() == f"{cookies.browser}={VALUE}; Path=/; HttpOnly; SameSite=Lax; Secure"
+        assert cookies.browser.startswith("__Host-")
+        assert cookies.clear(cookies.browser)[1].endswith(b"; Path=/; HttpOnly; SameSite=Lax; Secure; Max-Age=0")
+
+
+def test_a_session_of_that_prefix_is_for_the_whole_host() -> None:
+    cookies = Cookies("https://auth.example.com/a", "__Host-s")
+    assert cookies.set("__Host-s", VALUE)[1] == f"__Host-s={VALUE}; Path=/; HttpOnly; SameSite=Lax; Secure".encode()

@@ -56,6 +56,45 @@ async def test_only_grants_that_somebody_could_use() -> None:
         assert metadata["response_types_supported"] == []
 
 
+@pytest.mark.parametrize(
+    ("spec", "is_listed"),
+    [
+        ({"clients": [CLIENTS[2]]}, True),  # anybody's metadata document may be of a public client
+        ({"clients": [CLIENTS[2]], "registration": {"metadata_documents": "off"}}, False),
+        ({"clients": [CLIENTS[2]], "registration": {"metadata_documents": "off", "dynamic": "on"}}, True),
+        ({"clients": [CLIENTS[2]], "users": [], "registration": {"dynamic": "on"}}, False),  # nobody could log in
+        (
+            {
+                "clients": [CLIENTS[2], {"id": "native", "redirect_uris": ["http://127.0.0.1/cb"]}],
+                "registration": {"metadata_documents": "off"},
+            },
+            True,
+        ),
+    ],
+)
+async def test_clients_that_prove_nothing_are_told_of_where_there_can_be_one(
+    spec: dict[str, Any], is_listed: bool
+) -> None:
+    async with issuing(**spec) as node:
+        metadata = node.issuer.metadata
+    for endpoint in ("token", "revocation"):
+        methods = metadata[f"{endpoint}_endpoint_auth_methods_supported"]
+        assert ("none" in methods) is is_listed
+        assert {"client_secret_basic", "private_key_jwt"} <= set(methods)
+    assert "none" not in metadata["introspection_endpoint_auth_methods_supported"]
+
+
+@pytest.mark.parametrize("method", ["tls_client_auth", "self_signed_tls_client_auth", ""])
+async def test_certificates_are_told_of_where_a_client_shows_one(method: str) -> None:
+    shown = {"tls_client_auth": {"tls_subject": "CN=rack"}, "self_signed_tls_client_auth": {"tls_thumbprint": "0" * 64}}
+    rack = [{"id": "rack", "grants": ["client_credentials"], **shown[method]}] if method else []
+    async with issuing(clients=[CLIENTS[2], *rack], registration={"dynamic": "on"}) as node:
+        metadata = node.issuer.metadata
+    assert metadata["tls_client_certificate_bound_access_tokens"] is bool(method)
+    for endpoint in ("token", "introspection", "revocation"):
+        assert ("tls_client_auth" in metadata[f"{endpoint}_endpoint_auth_methods_supported"]) is bool(method)
+
+
 async def test_the_keys_are_public_and_cached() -> None:
     async with issuing() as node:
         response = await node.http.get(f"{node.url}/oauth/jwks")

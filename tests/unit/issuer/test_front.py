@@ -9,24 +9,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fixtures.auth_provider import APP, MCP, Provider, providing
+from tests.fixtures.services import Link, Two
 
 from tollhouse.core.errors import Failure
 from tollhouse.core.http import Headers, Request, Response
 from tollhouse.issuer.provider import Address
 
-PAGES = ("authorize", "par", "login", "consent", "grants", "logout", "verify", "userinfo", "login/idp", "callback/idp")
+PAGES = ("authorize", "par", "login", "consent", "grants", "logout", "verify", "userinfo", "login/idp", "callback/idp",
+         "upstream/start", "upstream/client", "upstream/callback/files")  # fmt: skip
 PARAMETERS = (
     "client_id", "redirect_uri", "response_type", "response_mode", "state", "scope", "resource", "code_challenge",
     "code_challenge_method", "prompt", "max_age", "nonce", "login_hint", "id_token_hint", "request_uri", "request",
     "i", "csrf", "do", "username", "password", "user_code", "post_logout_redirect_uri", "code", "iss", "error",
-    "client_secret", "access_token", "switch", "again", "done",
+    "client_secret", "access_token", "switch", "again", "done", "l", "server", "connected", "disconnected",
 )  # fmt: skip
 VALUES = (
     "app", "native", "nobody", "https://app.example.com/cb", "https://evil.example/", "http://127.0.0.1:1/cb", "code",
     "query", "form_post", "S256", "a" * 43, MCP, "openid mcp", "none", "login consent", "0", "BCDF-GHJK", "allow",
-    "find", "logout", "revoke", "urn:ietf:params:oauth:request_uri:x", str(APP["secret"]), "a.b", "..", "ada",
+    "a-link", "connect", "disconnect", "files", "find", "logout", "revoke",
+    "urn:ietf:params:oauth:request_uri:x", str(APP["secret"]), "a.b", "..", "ada",
     '"><script>', "\u202e", "\r\nset-cookie: a=b", "\x00", "%00",
 )  # fmt: skip
+
+
+def services() -> Two:
+    """With one link, which everybody has got."""
+    made = Two()
+    made.links["a-link"] = (made.files, Link("ada", "app"))
+    return made
 
 
 class Rig:
@@ -35,7 +45,7 @@ class Rig:
     def __init__(self) -> None:
         self.runner = asyncio.Runner()
         upstream = [{"issuer": "http://127.0.0.1:1", "client_id": "x", "name": "idp"}]
-        self.opened = providing(upstream=upstream)
+        self.opened = providing(upstream=upstream, services=services())
         self.provider: Provider = self.runner.run(self.opened.__aenter__())
 
     def close(self) -> None:

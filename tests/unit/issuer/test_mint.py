@@ -18,7 +18,7 @@ from tollhouse.issuer.keys import SigningKeys
 from tollhouse.issuer.mint import Mint, Minted, act_claim, actors_of
 from tollhouse.issuer.records import UserInfo
 from tollhouse.issuer.spec import KeysSpec
-from tollhouse.issuer.subject import federated
+from tollhouse.issuer.subject import federated, is_federated
 from tollhouse.store.memory import MemoryValues
 from tollhouse.wire.jose import Keys, Token, check_claims, parse, verify
 
@@ -265,6 +265,49 @@ def test_a_key_speaks_for_its_user(mint: Mint, keys: SigningKeys) -> None:
     claims = read(mint.exchanged(Principal("key:ci", source="key", key="ci"), TARGET), keys).claims
     assert claims["sub"] == "key:ci"
     assert "act" not in claims
+
+
+def test_what_is_kept_about_a_key_is_no_claim(mint: Mint, keys: SigningKeys) -> None:
+    key = Principal("key:ci", source="key", user="bob", claims={"exp": 1, "may_act": {"sub": "x"}, "act": {"sub": "y"}})
+    for target in (TARGET, TARGET._replace(delegation=False)):
+        claims = read(mint.exchanged(key, target), keys).claims
+        assert (claims["sub"], claims["exp"] - claims["iat"]) == ("bob", 5)
+    assert read(mint.vouched(key, FOREIGN, 60.0), keys).claims["exp"] == NOW + 60
+
+
+@pytest.mark.parametrize(
+    ("who", "sub"),
+    [
+        (Principal("key:ci", source="key", user="bob"), "bob"),
+        (Principal("key:ci", source="key"), "key:ci"),
+        (Principal("key:ci", source="key", user=federated(FOREIGN, "ada")), ""),
+        (Principal("mtls:ca|ada", source="mtls", user="ada", subject="ada"), ""),
+        (Principal("ext:ada", source="ext", user="ada", subject="ada"), ""),
+        (Principal("oidc:x|ada", source="oidc", user="ada", subject="ada", issuer=FOREIGN), federated(FOREIGN, "ada")),
+    ],
+    ids=lambda value: value.source if isinstance(value, Principal) else "",
+)
+def test_who_is_vouched_for_elsewhere_has_the_name_that_he_has_here(
+    mint: Mint, keys: SigningKeys, who: Principal, sub: str
+) -> None:
+    """Above all, who names callers from outside can have none of our users vouched for."""
+    said = read(mint.vouched(who, FOREIGN, 60.0), keys).claims
+    here = read(mint.exchanged(who, TARGET), keys).claims
+    assert said["sub"] == here["sub"]
+    assert said["sub"] == sub or (not sub and is_federated(said["sub"]) and said["sub"] != who.user)
+    assert read(mint.vouched(who, FOREIGN, 60.0), keys).typ == "JWT"
+    assert (said["aud"], said["amr"], said["client_id"]) == (FOREIGN, [who.source], "tollhouse")
+    assert said["exp"] - said["iat"] == 60
+
+
+def test_our_word_ends_with_whom_it_is_about(mint: Mint, keys: SigningKeys) -> None:
+    key = Principal("key:ci", source="key", user="bob", org="acme", expires=NOW + 20.5)
+    said = read(mint.vouched(key, FOREIGN, 60.0), keys).claims
+    assert (said["exp"], said["org"]) == (NOW + 20, "acme")
+    key.expires = NOW + 0.5
+    with pytest.raises(Failure) as failure:
+        mint.vouched(key, FOREIGN, 60.0)
+    assert failure.value.status == 401
 
 
 def test_nobody_gets_nothing(mint: Mint) -> None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tollhouse.issuer.pages.account import Connected, connect, connected, leaving
 from tollhouse.issuer.pages.consent import Application, Wish, consent
 from tollhouse.issuer.pages.device import ask_code, confirm
 from tollhouse.issuer.pages.grants import Allowed, grants
@@ -46,6 +47,20 @@ def every_page(text: str) -> list[Markup]:
             elsewhere=[Elsewhere(text, text)],
             current=text,
         ),
+        connect(
+            action="/a",
+            switch=text,
+            grants="/g",
+            link=text,
+            csrf=text,
+            user=text,
+            server=text,
+            host=text,
+            scopes=[text],
+            agent=application,
+            since=text,
+        ),
+        leaving(text, text),
         consent(
             action="/a",
             switch=text,
@@ -68,6 +83,7 @@ def every_page(text: str) -> list[Markup]:
             user=text,
             notice=text,
             allowed=[Allowed(text, application, text, [text], [wish])],
+            accounts=connected([Connected(text, text, [text], text)], action="/a", csrf=text),
         ),
         confirm_logout(action="/a", csrf=text, user=text, fields=[(text, text)]),
         message(text, text, code=text, link=(text, text)),
@@ -99,7 +115,7 @@ def test_markup_is_not_escaped_twice() -> None:
     assert fill("<b>{inner}</b>", inner=fill("{text}", text="a & b")) == "<b>a &amp; b</b>"
 
 
-@pytest.mark.parametrize("number", range(9))
+@pytest.mark.parametrize("number", range(11))
 def test_each_page_can_be_read_without_seeing_it(number: int) -> None:
     found = Reader(page("A title", every_page("word")[number], base="", host="auth.example.com"))
     tags = found.tags

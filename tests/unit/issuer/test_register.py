@@ -1,6 +1,7 @@
 """Clients register themselves: no more than they need, and not too many (attacks 8 and 42)."""
 
 import json
+import secrets
 from typing import Any
 
 import pytest
@@ -147,11 +148,40 @@ async def test_what_such_clients_may_ask_for() -> None:
             scopes_for(client, node.parts.resources, "write", (API,))
 
 
-async def test_one_that_is_used_lives_on() -> None:
+async def test_one_that_acts_for_a_user_lives_on() -> None:
     async with issuing(registration={"dynamic": "on", "unused": "10d"}) as node:
         _, answer = await register(node)
-        before = await node.parts.state.values.get(f"iss:cl:{answer['client_id']}")
+        id, values = answer["client_id"], node.parts.state.values
+        key = f"iss:cl:{id}"
+        before = await values.get(key)
+        first = await node.parts.clients.find(id)
+
+        async def let_in() -> None:
+            verifier = secrets.token_urlsafe(32)
+            code = await node.code(verifier, client_id=id, redirect_uri=GOOD["redirect_uris"][0])
+            assert (await node.redeem(code, verifier, "", client_id=id)).status_code == 200
+
+        node.wait(3600 * 23)
+        await let_in()
+        assert await values.get(key) == before
+        node.wait(3600 * 2)
+        await let_in()
+        written = await values.get(key)
+        assert written != before
+        await let_in()
+        assert await values.get(key) == written
+        assert await node.parts.clients.find(id) is first
+
+
+async def test_one_that_strangers_ask_for_does_not() -> None:
+    async with issuing(registration={"dynamic": "on", "unused": "10d"}) as node:
+        _, answer = await register(node)
+        id, values = answer["client_id"], node.parts.state.values
+        before = await values.get(f"iss:cl:{id}")
         node.wait(86400 * 2)
-        first = await node.parts.clients.find(answer["client_id"])
-        assert await node.parts.state.values.get(f"iss:cl:{answer['client_id']}") != before
-        assert await node.parts.clients.find(answer["client_id"]) is first
+        sent = {"client_id": id, "redirect_uri": GOOD["redirect_uris"][0], "response_type": "code"}
+        await node.http.get(f"{node.url}/oauth/authorize", params=sent)
+        await node.token(client_id=id, grant_type="refresh_token", refresh_token="x")
+        await node.post("revoke", {"client_id": id, "token": "x"})
+        await node.parts.clients.find(id)
+        assert await values.get(f"iss:cl:{id}") == before

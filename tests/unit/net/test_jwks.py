@@ -158,8 +158,9 @@ async def test_close_ends_a_reading() -> None:
         await asyncio.sleep(0)
     await it.source.close()
     assert it.source._flight is None
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(Failure) as error:  # whoever waits was not cancelled
         await waiting
+    assert error.value.status == 503
     await it.source.close()
 
 

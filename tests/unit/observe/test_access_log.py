@@ -311,6 +311,8 @@ def test_text_is_always_one_line(user: str, extra: str) -> None:
         ("pass=1&bearer=2&pin=3", "pass=***&bearer=***&pin=***"),
         ("%2574oken=1&%252574oken=2", "%2574oken=***&%252574oken=2"),
         ("compass=1&spin=2", "compass=1&spin=2"),
+        ("user_code=BCDF-GHJK&x=1", "user_code=***&x=1"),
+        ("login_hint=ada%40example.com&logout_hint=ada", "login_hint=***&logout_hint=***"),
     ],
 )
 def test_redact(query: str, expected: str) -> None:

@@ -153,6 +153,20 @@ async def test_of_users_and_clients_what_is_issued_later_is_good() -> None:
     await state.close()
 
 
+async def test_what_another_node_with_a_clock_ahead_has_issued_is_of_before() -> None:
+    clock = Clock()
+    one = MemoryState(clock)
+    revocations = Revocations(Seen(one, True), clock, lambda: 1000.0)
+    await revocations.load()
+    for kind, id in (("sub", "ada"), ("client", "agent-1"), ("grant", grant_id("agent-1", "ada"))):
+        names = {"subject": "", "client": ""} | ({"subject": "ada"} if kind != "client" else {})
+        names |= {"client": "agent-1"} if kind != "sub" else {}
+        await revocations.revoke(kind, id, 1060.0)  # type: ignore[arg-type]
+        assert revocations.revoked(somebody(issued=1005.0, **names))
+        assert not revocations.revoked(somebody(issued=1006.0, **names))
+    await one.close()
+
+
 async def test_one_of_another_issuer_with_the_same_name_is_not_meant() -> None:
     clock = Clock()
     state = MemoryState(clock)

@@ -6,6 +6,7 @@ else's code was slipped in: it is taken away.
 """
 
 import re
+from collections.abc import Callable
 from hmac import compare_digest
 from typing import Final
 
@@ -28,9 +29,16 @@ _TOMBSTONE: Final = 600.0
 class AuthorizationCode:
     """A grant."""
 
-    __slots__ = ("_codes", "_families", "_resources")
+    __slots__ = ("_codes", "_families", "_replayed", "_resources")
 
-    def __init__(self, codes: Table[Code], families: Families, resources: Resources) -> None:
+    def __init__(
+        self,
+        codes: Table[Code],
+        families: Families,
+        resources: Resources,
+        replayed: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._replayed = replayed
         self._codes = codes
         self._families = families
         self._resources = resources
@@ -64,6 +72,7 @@ class AuthorizationCode:
     async def _end(self, presented: str, code: Code) -> None:
         """It came twice. Once that is dealt with, the code is forgotten: coming on and on costs nothing."""
         if code.redeemed:
+            self._replayed("code")
             await self._families.revoke(code.redeemed)
             await self._codes.remove(presented)
 

@@ -202,6 +202,23 @@ async def test_a_foreign_token_that_is_not_taken(changed: dict[str, Any]) -> Non
         assert (status, answer["error"]) == (400, "invalid_request")
 
 
+@pytest.mark.parametrize(
+    ("typ", "header", "good"),
+    [
+        (None, "JWT", True),
+        (None, "logout+jwt", False),
+        (["at+jwt"], "at+jwt", True),
+        (["application/AT+JWT"], "at+jwt", True),
+        (["at+jwt"], "JWT", False),  # an id_token without nonce and at_hash looks like this
+        (["x+jwt"], "x+jwt", True),
+    ],
+)
+async def test_a_foreign_token_of_the_type_that_its_issuer_gives(typ: Any, header: str, good: bool) -> None:
+    async with issuing(clients=OURS, trusted=[{**TRUSTED, "typ": typ}]) as node:
+        status, answer = await exchange(node, signed(IDP, foreign(), header))
+        assert (status, answer.get("error")) == ((200, None) if good else (400, "invalid_request"))
+
+
 async def test_a_foreign_token_of_another_key() -> None:
     async with issuing(clients=OURS, trusted=[TRUSTED]) as node:
         status, answer = await exchange(node, signed(new_key("idp-1"), foreign()))
