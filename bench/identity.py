@@ -1,4 +1,4 @@
-"""What identity costs in process: checking tokens, making them, and one for each tool call.
+"""What identity costs in process: checking tokens, making them, one for each tool call, and deciding on a call.
 
     python bench/identity.py [--rounds 15]
 
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -32,6 +33,7 @@ from machine import PROXY_CORE, Program, free_port
 from tollhouse.backends.exchange import Elsewhere, ElsewhereSettings
 from tollhouse.core.call import Call, Principal, ToolCall
 from tollhouse.core.clock import Clock
+from tollhouse.core.handler import compose
 from tollhouse.core.http import Headers, Request
 from tollhouse.core.identity import Target
 from tollhouse.core.reply import Reply
@@ -43,6 +45,7 @@ from tollhouse.net.timer import Timer
 from tollhouse.observe.families import Families
 from tollhouse.observe.metrics import Metrics
 from tollhouse.policies.authenticate.jwt import Issuers
+from tollhouse.policies.authorize import AUTHORIZE, GuardSpec
 from tollhouse.policies.base import Layer, OwnIssuer, Parts
 from tollhouse.policies.exchange import exchange
 from tollhouse.policies.exchange_spec import ExchangeSpec
@@ -58,6 +61,20 @@ NEVER = 4_000_000_000
 SHOP = "https://shop.example.com/mcp"
 SECRET = "0123456789abcdef0123456789abcdef"
 REPLY = Reply(200, [], b"")
+RULE = "mcp.arguments.amount > 100"
+BOTH = f'mcp.tool.name == "buy" && {RULE}'
+NAMES = 'mcp.tool.name == "sell" && principal.user != "ada"'
+POLICY = """
+package tollhouse
+
+default allow := false
+
+allow if {
+	some role in ["dev", "admin"]
+	input.mcp.tool.name in data.roles[role]
+	input.mcp.arguments.amount < 100
+}
+"""
 OVER_HTTP = 400.0
 """Microseconds of both sides together, promised for an exchange over HTTP."""
 
@@ -175,7 +192,41 @@ def cases() -> list[Case]:
         Case("exchange: policy, a new token", exchanged(parts, mint, principal, "never"), 200, ("sign, alone",), 120.0),
         Case("exchange: policy, a remembered one", exchanged(parts, mint, principal, "half_life"), 2000, (), 8.0),
         Case("revocation: asked of a principal", lambda: revocations.revoked(principal), 5000),
+        Case(
+            "authorize: a CEL rule that is asked", authorized(parts, principal, rules=[{"deny": RULE}]), 1000, (), 5.0
+        ),
+        Case("authorize: one that names two things", authorized(parts, principal, rules=[{"deny": BOTH}]), 1000),
+        Case("authorize: one that is remembered", authorized(parts, principal, rules=[{"deny": NAMES}]), 1000, (), 5.0),
+        *rego(parts, principal),
     ]
+
+
+def rego(parts: Parts, principal: Principal) -> list[Case]:
+    """Where the extra is there."""
+    if find_spec("regopy") is None:
+        return []
+    with tempfile.TemporaryDirectory(prefix="tollhouse-bench-") as where:
+        (Path(where) / "policy.rego").write_text(POLICY)
+        (Path(where) / "roles.json").write_text('{"roles": {"dev": ["search"], "admin": ["search", "buy"]}}')
+        settings = {"file": f"{where}/policy.rego", "data": f"{where}/roles.json"}
+        run = authorized(parts, principal, rego=settings)
+    return [Case("authorize: a policy in Rego", run, 100, (), 150.0)]
+
+
+def authorized(parts: Parts, principal: Principal, **spec: Any) -> Callable[[], object]:
+    """One call that is decided on."""
+    policy = AUTHORIZE.make((Layer("top", "", GuardSpec.model_validate(spec)),), replace(parts, entrance="mcp"))
+    assert policy is not None
+    request = Request(b"POST", b"/mcp", Headers(()), peer="127.0.0.1")
+    request.context.principal = principal
+    params = {"name": msgspec.Raw(b'"buy"'), "arguments": msgspec.Raw(b'{"amount":7,"to":"bob@example.com"}')}
+    call = ToolCall(request, request.context, server="shop", method="tools/call", name="buy", params=params)
+
+    async def answer(asked: Call) -> Reply:
+        return REPLY
+
+    handler = compose((policy,), answer)
+    return lambda: drive(handler(call))
 
 
 class Own:

@@ -25,9 +25,21 @@ from tests.fixtures.issuer import challenge_of
 SECRET = "a-secret-of-more-than-thirty-two-characters"
 REDIRECT = "https://app.example.com/cb?tenant=1"
 API = "https://api.example.com"
+SHOP = "https://shop.example.com/authorize"
 CONFIG = """
 server: {{listen: 127.0.0.1:{port}, metrics: null, trusted_proxies: [127.0.0.1/32], shutdown: {{min: 0s, max: 5s}}}}
 telemetry: {{access_log: null}}
+authenticate: {{}}
+mcp:
+  servers:
+    shop:
+      url: http://127.0.0.1:{closed}/mcp
+      oauth:
+        issuer: https://shop.example.com
+        authorization_endpoint: {shop}
+        token_endpoint: http://127.0.0.1:{closed}/token
+        client_id: us
+        scopes: [read]
 issuer:
   url: http://127.0.0.1:{port}
   users: [{{name: ada, password_hash: "{hash}", email: ada@example.com}}]
@@ -48,10 +60,11 @@ MARK = "zq\"'><zq>&zq"
 PUBLIC = ("/.well-known/", "/oauth/jwks", "/oauth/style.css")
 NAMES = (
     "token", "authorize", "par", "login", "consent", "grants", "logout", "verify", "userinfo", "jwks", "style.css",
-    "register", "introspect", "revoke", "device", "callback/idp", "login/idp", "nothing",
+    "register", "introspect", "revoke", "device", "callback/idp", "login/idp", "upstream/start",
+    "upstream/callback/shop", "upstream/client", "nothing",
 )  # fmt: skip
-GETS = ("jwks", "style.css", "callback/idp", "login/idp")
-BOTH = ("authorize", "login", "consent", "grants", "logout", "verify", "userinfo")
+GETS = ("jwks", "style.css", "callback/idp", "login/idp", "upstream/callback/shop", "upstream/client")
+BOTH = ("authorize", "login", "consent", "grants", "logout", "verify", "userinfo", "upstream/start")
 METHODS = ["GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE"]
 GRANTS = [
     "authorization_code", "refresh_token", "client_credentials", "urn:ietf:params:oauth:grant-type:device_code",
@@ -87,8 +100,10 @@ class House:
         self.refresh_token = self.redeemed()["refresh_token"]
         del self.request["resource"]
         self.own_token = self.redeemed()["access_token"]
-        self.request["resource"] = API
+        self.link = self.linked()
+        self.request |= {"resource": API, "scope": "openid email read"}
         self.known = {
+            "l": [self.link, "account1.x", "x"], "server": ["shop", "x"],
             "client_id": ["app", "native", "https://127.0.0.1:1/client.json", "https://localhost/x", "dyn_x"],
             "client_secret": [SECRET],
             "redirect_uri": [
@@ -119,7 +134,7 @@ class House:
             "token": [self.access_token, "thr_a.1.b"], "token_type_hint": ["access_token", "refresh_token"],
             "password": [PASSWORD], "access_token": [self.access_token], "i": [self.interaction, "x" * 43],
             "csrf": [self.consent["csrf"], "0" * 64],
-            "do": ["login", "allow", "deny", "find", "logout", "keep", "revoke"],
+            "do": ["connect", "disconnect", "login", "allow", "deny", "find", "logout", "keep", "revoke"],
             "username": ["ada", "nobody"], "switch": ["1"], "again": ["1"], "error": ["upstream"],
             "post_logout_redirect_uri": ["https://app.example.com/bye", "https://evil.example/"], "client": ["app"],
         }  # fmt: skip
@@ -132,6 +147,32 @@ class House:
             page = Page(browser.get("/oauth/authorize", params={**self.request, "prompt": "consent"}).text)
             self.fresh = dict(browser.cookies)
             return page.fields
+
+    def linked(self) -> str:
+        """The token of the link at which an account is connected, as an agent of who is logged in gets it."""
+        self.request |= {"resource": f"{self.url}/mcp", "scope": "openid"}
+        name = "io.modelcontextprotocol/"
+        meta = {f"{name}protocolVersion": "2026-07-28", f"{name}clientCapabilities": {}}
+        headers = {
+            "authorization": f"Bearer {self.redeemed()['access_token']}",
+            "accept": "application/json, text/event-stream",
+            "mcp-protocol-version": "2026-07-28", "mcp-method": "tools/call", "mcp-name": "buy",
+        }  # fmt: skip
+        params = {"name": "buy", "arguments": {}, "_meta": meta}
+        body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+        said = httpx.post(f"{self.url}/mcp", headers=headers, json=body).text
+        found = re.search(r"/oauth/upstream/start\?l=([\w.-]+)", said)
+        assert found, said
+        return found[1]
+
+    def asked_to_connect(self) -> dict[str, str]:
+        """The fields of the page behind that link."""
+        self.turn += 1
+        address = {"x-forwarded-for": f"10.{self.turn >> 16}.{self.turn >> 8 & 255}.{self.turn & 255}"}
+        with httpx.Client(base_url=self.url, cookies=self.cookies, headers=address, follow_redirects=True) as browser:
+            page = Page(browser.get("/oauth/upstream/start", params={"l": self.link}).text)
+            self.fresh = dict(browser.cookies)
+            return {**page.fields, "do": "connect"} if page.forms else {"l": self.link}
 
     def walked(self) -> str:
         """Where somebody who is logged in and allows everything is sent."""
@@ -155,7 +196,7 @@ class House:
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     where = tmp_path_factory.mktemp("fuzz")
-    values = {"hash": HASH, "api": API, "secret": SECRET, "redirect": REDIRECT}
+    values = {"hash": HASH, "api": API, "secret": SECRET, "redirect": REDIRECT, "shop": SHOP}
     with Gateway(CONFIG.format(port=free_port(), closed=free_port(), **values), where) as gateway:
         yield House(gateway)
         text = gateway.text()
@@ -225,6 +266,10 @@ def base_for(draw: Any, house: House, name: str) -> dict[str, str]:
             return {"client_id": "app", "post_logout_redirect_uri": "https://app.example.com/bye", "state": "s"}
         case "login/idp" | "callback/idp":
             return {"i": house.interaction, "state": f"{house.interaction}.x", "code": "c", "iss": house.url}
+        case "upstream/start":
+            return house.asked_to_connect()
+        case "upstream/callback/shop":
+            return {"state": "x" * 43, "code": "c", "iss": "https://shop.example.com"}
     return {}
 
 
@@ -355,7 +400,7 @@ def is_ours(house: House, location: str) -> bool:
         or re.fullmatch(r"http://127\.0\.0\.1(:[1-9][0-9]{0,4})?/cb", where) is not None
         or where == "com.example.app:/cb"
         or where == "https://app.example.com/bye"
-        or where == "https://a.example.com/cb"
+        or where in ("https://a.example.com/cb", SHOP)
     )
 
 

@@ -1,11 +1,8 @@
 """oidc-provider (npm) as a foreign identity provider: the gateway takes its tokens by discovery alone, and our issuer
 logs people in there and gives them tokens of its own."""
 
-import asyncio
-import json
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urljoin, urlsplit
@@ -16,7 +13,8 @@ from tests.fixtures.auth_provider import Page
 from tests.fixtures.gateway import free_port, serving
 from tests.fixtures.issuer import challenge_of, claims_of
 from tests.fixtures.mcp_gateway import http_server
-from tests.fixtures.mcp_suite import NODE, NODE_FILES, needs_node
+from tests.fixtures.mcp_suite import needs_node
+from tests.fixtures.oidc_provider import oidc_provider
 
 pytestmark = [pytest.mark.anyio, needs_node]
 
@@ -28,26 +26,8 @@ INITIALIZE = {
 }  # fmt: skip
 
 
-@asynccontextmanager
-async def oidc_provider(port: int, gateway: str) -> AsyncIterator[str]:
-    """Its URL."""
-    settings = {"port": port, "gateway": gateway, "audience": f"{gateway}/mcp", "secret": SECRET}
-    command = [str(NODE), "oidc_provider.mjs", json.dumps(settings)]
-    process = await asyncio.create_subprocess_exec(*command, stdin=-1, stdout=-1, stderr=-1, cwd=NODE_FILES)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    complaints = asyncio.create_task(process.stderr.read())
-    try:
-        async with asyncio.timeout(30):
-            async for line in process.stdout:
-                if line.startswith(b'{"ready"'):
-                    break
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-        await complaints
+def provider_for(port: int, gateway: str) -> AbstractAsyncContextManager[str]:
+    return oidc_provider("oidc_provider.mjs", port, gateway=gateway, audience=f"{gateway}/mcp", secret=SECRET)
 
 
 async def use(http: httpx.AsyncClient, gateway: str, token: str) -> httpx.Response:
@@ -66,7 +46,7 @@ requires: [mcp]
         config += f'mcp: {{servers: {{one: {{url: "{url}"}}}}}}\n'
         async with (
             serving(config, tmp_path) as gateway,
-            oidc_provider(there, gateway.url) as provider,
+            provider_for(there, gateway.url) as provider,
             httpx.AsyncClient(timeout=30) as http,
         ):
             found = (await http.get(f"{gateway.url}/.well-known/oauth-protected-resource/mcp")).json()
@@ -124,7 +104,7 @@ issuer:
         config += f'mcp: {{servers: {{one: {{url: "{url}"}}}}}}\n'
         async with (
             serving(config, tmp_path) as gateway,
-            oidc_provider(there, gateway.url) as provider,
+            provider_for(there, gateway.url) as provider,
             httpx.AsyncClient(timeout=30) as http,
         ):
 

@@ -38,7 +38,7 @@ issuer:
       secret: "{secret}"
       redirect_uris: ["{redirect}"]
       post_logout_redirect_uris: ["{bye}"]
-      grants: [authorization_code, refresh_token, device_code]
+      grants: [authorization_code, refresh_token, device_code, client_credentials]
       serves: [http://127.0.0.1:{port}]
     - {{id: robot, jwks: {jwks}, grants: [client_credentials], scopes: [mcp]}}
     - id: gateway
@@ -107,6 +107,7 @@ async def test_openid_client(tmp_path: Path) -> None:
         assert found["deviceClaims"] == "ada"
         assert (found["before"], found["after"]) == (True, "invalid_grant")
         assert found["bye"] == f"{BYE}?state=s-1"
+        assert (found["posted"], found["own"], found["registered"]) == ("bearer", "dpop", "dyn_")
         assert SECRET not in gateway.text()
 
 
@@ -130,6 +131,7 @@ async def test_oauth4webapi(tmp_path: Path) -> None:
         )
         assert found["registered"] == "dyn_"
         assert (found["user"], found["redeemed"]) == ("ada", "invalid_grant")
+        assert (found["device"], found["pushed"], found["life"]) == ("authorization_pending", 60, 5)
 
 
 @pytest.mark.parametrize("path", ["", "/tenant"])

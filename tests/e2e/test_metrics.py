@@ -41,6 +41,10 @@ INITIALIZE = (
 CALL = b'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"echo","arguments":{"message":"x"}}}'
 
 ELSEWHERE = {
+    "tollhouse_accounts_total",  # with users' accounts at servers: test_accounts
+    "tollhouse_jwks_refreshes_total",  # these with issuers elsewhere, and who shows things twice: test_identity_metrics
+    "tollhouse_logins_throttled_total",
+    "tollhouse_replays_total",
     "tollhouse_exchanges_total",  # which needs callers with tokens: test_exchange
     "tollhouse_gen_ai_cost_usd_total",  # prices
     "tollhouse_mcp_integrity_tools",  # and these, with pins: test_tool_integrity

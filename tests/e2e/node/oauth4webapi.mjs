@@ -81,8 +81,24 @@ const exchange = await oauth.genericTokenEndpointRequest(
     audience: 'https://next.example.com', scope: 'mcp',
   }), insecure);
 const exchanged = await oauth.processGenericTokenEndpointResponse(as, gateway, exchange);
+out.life = exchanged.expires_in;
 const next = new Request(resource, { headers: { authorization: `Bearer ${exchanged.access_token}` } });
 out.exchanged = await oauth.validateJwtAccessToken(as, next, 'https://next.example.com', insecure);
 
 out.redeemed = await refused(redeem(verifier));
+
+// A device whose user has not come yet; a request that is pushed.
+const web = { client_id: 'web' };
+const asked = new URLSearchParams({ resource, scope: 'mcp' });
+const device = await oauth.processDeviceAuthorizationResponse(
+  as, web, await oauth.deviceAuthorizationRequest(as, web, basic, asked, insecure));
+out.device = (await oauth.processDeviceCodeResponse(
+  as, web, await oauth.deviceCodeGrantRequest(as, web, basic, device.device_code, insecure),
+).catch((error) => error)).error;
+const pushed = await oauth.processPushedAuthorizationResponse(as, web, await oauth.pushedAuthorizationRequest(
+  as, web, basic, new URLSearchParams({
+    client_id: 'web', redirect_uri: redirect, response_type: 'code', scope: 'mcp', resource,
+    code_challenge: await oauth.calculatePKCECodeChallenge(verifier), code_challenge_method: 'S256',
+  }), insecure));
+out.pushed = pushed.expires_in;
 done(out);

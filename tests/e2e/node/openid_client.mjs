@@ -84,4 +84,13 @@ await client.tokenRevocation(config, renewed.refresh_token);
 out.after = await refused(client.refreshTokenGrant(config, renewed.refresh_token, {}, { DPoP }));
 const end = client.buildEndSessionUrl(config, { id_token_hint: own.id_token, post_logout_redirect_uri: bye, state: 's-1' });
 out.bye = (await ask({ go: end.href })).url;
+
+// The client for itself, with its secret in the form; and one that registers itself.
+const posts = await client.discovery(new URL(issuer), 'web', {}, client.ClientSecretPost(secret), insecure);
+out.posted = (await client.clientCredentialsGrant(posts, { resource, scope: 'mcp' })).token_type;
+const key = client.getDPoPHandle(posts, await client.randomDPoPKeyPair('ES256'));
+out.own = (await client.clientCredentialsGrant(posts, { resource, scope: 'mcp' }, { DPoP: key })).token_type;
+const registered = await client.dynamicClientRegistration(
+  new URL(issuer), { redirect_uris: [redirect], token_endpoint_auth_method: 'none' }, client.None(), insecure);
+out.registered = registered.clientMetadata().client_id.slice(0, 4);
 done(out);
