@@ -120,7 +120,7 @@ async def test_waiting_for_a_list_is_the_servers_time() -> None:
         for _ in range(2):
             assert "result" in (await agent.ask("tools/list")).message
         first, second = contexts[-2:]
-        assert first.upstream_ended - first.upstream_began >= 0.05
+        assert first.upstream_ended - first.upstream_began > 0.04  # loops count milliseconds
         assert (second.upstream_began, second.upstream_ended) == (0.0, 0.0)  # from memory
 
 
