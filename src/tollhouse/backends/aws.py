@@ -23,7 +23,6 @@ from tollhouse.backends.sigv4 import AWSCredentials, Signer
 from tollhouse.backends.token import (
     Asker,
     LiveFile,
-    Secret,
     checked_url,
     content_of,
     members,
@@ -33,7 +32,7 @@ from tollhouse.backends.token import (
 )
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure
-from tollhouse.core.spec import Duration, Spec
+from tollhouse.core.spec import Duration, Secret, Spec
 from tollhouse.net.client import Client, Origin
 
 __all__ = ["AWSAuthSpec", "AccessKeys", "aws_credential", "sts_url"]

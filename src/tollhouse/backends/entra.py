@@ -23,7 +23,6 @@ from tollhouse.backends.token import (
     Bearer,
     LiveFile,
     Scope,
-    Secret,
     bearer,
     content_of,
     private_pem,
@@ -35,7 +34,7 @@ from tollhouse.backends.token import (
     unusable,
 )
 from tollhouse.core.clock import Clock
-from tollhouse.core.spec import Reading, Spec
+from tollhouse.core.spec import Reading, Secret, Spec
 from tollhouse.net.client import Client, Origin
 
 __all__ = ["EntraAuthSpec", "entra_credential"]

@@ -22,13 +22,12 @@ from tollhouse.backends.mcp.messages import ANSWER_HEADERS
 from tollhouse.backends.mcp.place import unplaced
 from tollhouse.backends.oauth import OAuthSpec, oauth_credential
 from tollhouse.backends.retry_after import retry_after
-from tollhouse.backends.token import Secret
 from tollhouse.core.call import Principal, ToolCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
 from tollhouse.core.reply import Reply
-from tollhouse.core.spec import Duration, Size, Spec
+from tollhouse.core.spec import Duration, Secret, Size, Spec
 from tollhouse.net.client import Client, Origin, Pool, Until
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import revisions

@@ -10,9 +10,9 @@ from pydantic import Field, field_validator, model_validator
 
 from tollhouse.backends.header_fields import UpstreamTLSSpec
 from tollhouse.backends.renewal import Lease
-from tollhouse.backends.token import Asker, Bearer, Scope, Secret, bearer, token_of
+from tollhouse.backends.token import Asker, Bearer, Scope, bearer, token_of
 from tollhouse.core.clock import Clock
-from tollhouse.core.spec import Spec
+from tollhouse.core.spec import Secret, Spec
 from tollhouse.net.client import Client, Origin
 from tollhouse.wire.oauth import basic_credentials
 

@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import RSAKey
-from pydantic import AfterValidator, Field, SecretStr, ValidationInfo
+from pydantic import AfterValidator, Field, ValidationInfo
 
 from tollhouse.backends.renewal import Lease, Renewed
 from tollhouse.backends.retry_after import retry_after
@@ -31,7 +31,7 @@ from tollhouse.core.spec import Reading, existing
 from tollhouse.net.client import TLS, Client, Origin
 
 __all__ = [
-    "Asker", "Bearer", "LiveFile", "Scope", "Secret", "bearer", "checked_url", "content_of", "members", "private_pem",
+    "Asker", "Bearer", "LiveFile", "Scope", "bearer", "checked_url", "content_of", "members", "private_pem",
     "read_file", "read_token", "seconds_until", "signed", "signing_key", "text_of", "token_of", "unusable",
 ]  # fmt: skip
 
@@ -55,13 +55,6 @@ _UNPRINTABLE = re.compile(r"[^ -~]+")
 _METADATA_HOSTS = frozenset(("localhost", "metadata.google.internal", "fd00:ec2::23", "fd00:ec2::254"))
 
 
-def _secret(value: SecretStr) -> SecretStr:
-    text = value.get_secret_value().strip()
-    if not _VISIBLE.fullmatch(text):
-        raise ValueError("it is empty, or has spaces or characters outside of ASCII")
-    return SecretStr(text)
-
-
 def _live(value: str, info: ValidationInfo) -> str:
     if isinstance(info.context, Reading):
         return existing(Path(info.context.directory, value))
@@ -76,9 +69,6 @@ def _scope(value: str) -> str:
 
 Scope = Annotated[str, AfterValidator(_scope)]
 """One scope (RFC 6749 section 3.3)."""
-
-Secret = Annotated[SecretStr, AfterValidator(_secret)]
-"""Visible ASCII; white space around it is dropped."""
 
 LiveFile = Annotated[str, Field(min_length=1), AfterValidator(_live)]
 """The name of a file that is read again whenever it is needed; so it is not watched: that a platform writes a token

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo
 
-__all__ = ["Duration", "File", "Reading", "Size", "Spec", "existing"]
+__all__ = ["Duration", "File", "Reading", "Secret", "Size", "Spec", "existing"]
 
 
 class Spec(BaseModel):
@@ -60,6 +60,7 @@ class Reading:
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|KB|MB|GB)?")
+_VISIBLE = re.compile(r"[!-~]+")
 _BYTES = {None: 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -83,6 +84,13 @@ def _size(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError("not a size; write bytes or a number and a unit, like 64KiB or 10MiB")
     return value
+
+
+def _secret(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value().strip()
+    if not _VISIBLE.fullmatch(text):
+        raise ValueError("it is empty, or has spaces or characters outside of ASCII")
+    return SecretStr(text)
 
 
 def existing(path: Path) -> str:
@@ -124,6 +132,9 @@ Size = Annotated[
     ),
 ]
 """Bytes, written as a number or as `64KiB 10MiB`."""
+
+Secret = Annotated[SecretStr, AfterValidator(_secret)]
+"""Visible ASCII; white space around it is dropped."""
 
 File = Annotated[str, Field(min_length=1), AfterValidator(_file)]
 """The name of a file, relative to the configuration file that names it; absolute once read, and watched."""

@@ -5,9 +5,9 @@ Rule: what is not set here is as the wider scope has it; who makes the tokens is
 
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from tollhouse.core.spec import Duration, File, Spec
+from tollhouse.core.spec import Duration, File, Secret, Spec
 from tollhouse.policies.authenticate import ScopeWord
 from tollhouse.policies.base import on_or_off
 
@@ -54,7 +54,7 @@ class ExchangeSpec(Spec):
         default=None, pattern=r"^https?://[!-~]+$", description="where; default: as the issuer's metadata says"
     )
     client_id: str | None = Field(default=None, pattern=r"^[!-~]{1,256}$", description="who we are there")
-    client_secret: SecretStr | None = Field(default=None, description="what proves it")
+    client_secret: Secret | None = Field(default=None, description="what proves it")
     client_auth: Literal["basic", "post", "private_key_jwt"] = Field(
         default="basic",
         description="the secret goes in the Authorization header, or in the form; private_key_jwt: `client_key` signs "
@@ -84,16 +84,6 @@ class ExchangeSpec(Spec):
         if value is not None and value != "self" and not value.startswith(("https://", "http://")):
             raise ValueError("not an issuer: write `self`, or its URL like https://auth.example.com")
         return value
-
-    @field_validator("client_secret")
-    @classmethod
-    def _secret(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is None:
-            return None
-        text = value.get_secret_value().strip()
-        if not text or not text.isascii() or not text.isprintable() or " " in text:
-            raise ValueError("it is empty, or has spaces or characters outside of ASCII")
-        return SecretStr(text)
 
     @model_validator(mode="after")
     def _effect(self) -> Self:
