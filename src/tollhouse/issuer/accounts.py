@@ -25,8 +25,8 @@ from tollhouse.issuer.pages.onward import refresh
 from tollhouse.issuer.parts import Parts
 from tollhouse.issuer.records import Interaction, Session
 from tollhouse.issuer.served import Served
-from tollhouse.issuer.table import Held
 from tollhouse.issuer.throttle import address_of
+from tollhouse.store.table import Held
 from tollhouse.wire.oauth import Form, OAuthError
 
 __all__ = [

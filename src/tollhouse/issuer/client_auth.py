@@ -17,8 +17,8 @@ from tollhouse.issuer.clients import Client, Clients
 from tollhouse.issuer.counts import Counts
 from tollhouse.issuer.records import Replay
 from tollhouse.issuer.spec import TLS_METHODS
-from tollhouse.issuer.table import Table
 from tollhouse.issuer.throttle import Throttle, address_of
+from tollhouse.store.table import Table
 from tollhouse.wire.jose import Token, check_claims, verify
 from tollhouse.wire.oauth import Form, OAuthError, Presented, certificate_thumbprint, presented, unauthenticated
 

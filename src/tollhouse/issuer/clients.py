@@ -23,10 +23,10 @@ from tollhouse.issuer.spec import (
     RegistrationSpec,
     are_native,
 )
-from tollhouse.issuer.table import Table
 from tollhouse.net.client import Client as Fetcher
 from tollhouse.net.jwks import FixedKeys, KeySource, key_source
 from tollhouse.store.base import KeyValue
+from tollhouse.store.table import Table
 from tollhouse.wire.client_metadata import ClientMetadata
 from tollhouse.wire.oauth import OAuthError, scope_of
 

@@ -22,7 +22,7 @@ from tollhouse.issuer.pages.consent import Wish, consent
 from tollhouse.issuer.parts import Parts
 from tollhouse.issuer.records import Code, Interaction, Session
 from tollhouse.issuer.resources import Resources
-from tollhouse.issuer.table import Held
+from tollhouse.store.table import Held
 from tollhouse.wire.oauth import Form, OAuthError, redirect_fits
 
 __all__ = ["Consent", "is_local", "wishes_of"]

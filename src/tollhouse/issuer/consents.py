@@ -11,8 +11,8 @@ import msgspec
 
 from tollhouse.issuer.records import Agreed, Allowance, Consent
 from tollhouse.issuer.resources import STANDARD, Resources
-from tollhouse.issuer.table import Table
 from tollhouse.store.base import unavailable
+from tollhouse.store.table import Table
 
 __all__ = ["DEVICE", "Asked", "Consents", "by_resource"]
 

@@ -20,9 +20,9 @@ from tollhouse.issuer.pages.device import ask_code, confirm
 from tollhouse.issuer.pages.message import message
 from tollhouse.issuer.parts import Parts
 from tollhouse.issuer.records import Device, Interaction, Session
-from tollhouse.issuer.table import Held
 from tollhouse.issuer.throttle import address_of
 from tollhouse.store.base import unavailable
+from tollhouse.store.table import Held
 from tollhouse.wire.oauth import Form, OAuthError
 
 __all__ = ["VERIFY", "DevicePage"]

@@ -24,9 +24,9 @@ import msgspec
 
 from tollhouse.core.call import Principal
 from tollhouse.issuer.records import Code, Device, Family
-from tollhouse.issuer.table import Held, Table
 from tollhouse.store.base import KeyValue, unavailable
 from tollhouse.store.revocation import Revocations, grant_id
+from tollhouse.store.table import Held, Table
 from tollhouse.wire.oauth import OAuthError
 
 __all__ = ["Families", "Refreshed", "new_family_id"]

@@ -27,10 +27,10 @@ from tollhouse.issuer.proof import Proofs
 from tollhouse.issuer.records import Allowance
 from tollhouse.issuer.served import Served
 from tollhouse.issuer.spec import UserSpec
-from tollhouse.issuer.table import Table
 from tollhouse.issuer.upstream import Upstream
 from tollhouse.issuer.userinfo import Userinfo
 from tollhouse.net.passwords import Passwords
+from tollhouse.store.table import Table
 
 __all__ = ["Front"]
 

@@ -16,7 +16,7 @@ import msgspec
 from tollhouse.core.http import Request
 from tollhouse.issuer.cookies import Cookies, digest, fresh
 from tollhouse.issuer.records import Interaction
-from tollhouse.issuer.table import Held, Table
+from tollhouse.store.table import Held, Table
 from tollhouse.wire.oauth import OAuthError
 
 __all__ = ["TTL", "Interactions", "gone"]

@@ -21,9 +21,9 @@ from tollhouse.issuer import schedule
 from tollhouse.issuer.records import KeySet, StoredKey
 from tollhouse.issuer.schedule import Times
 from tollhouse.issuer.spec import KeysSpec
-from tollhouse.issuer.table import Held, Table
 from tollhouse.store.base import KeyValue
 from tollhouse.store.revocation import Revocation, Revocations
+from tollhouse.store.table import Held, Table
 from tollhouse.wire.jose import Keys, Token
 from tollhouse.wire.jwt import Signer, generate
 

@@ -19,10 +19,10 @@ from tollhouse.issuer.pages.login import Elsewhere, login
 from tollhouse.issuer.parts import Parts
 from tollhouse.issuer.records import Interaction, Session, UserInfo
 from tollhouse.issuer.spec import UserSpec
-from tollhouse.issuer.table import Held
 from tollhouse.issuer.throttle import address_of
 from tollhouse.issuer.upstream import Upstream
 from tollhouse.net.passwords import Passwords
+from tollhouse.store.table import Held
 from tollhouse.wire.oauth import Form, OAuthError
 
 __all__ = ["Login", "user_info"]

@@ -21,7 +21,7 @@ from tollhouse.issuer.pages.message import message
 from tollhouse.issuer.pages.onward import refresh
 from tollhouse.issuer.parts import Parts
 from tollhouse.issuer.records import Session
-from tollhouse.issuer.table import Held
+from tollhouse.store.table import Held
 from tollhouse.wire.oauth import Form
 
 __all__ = ["Logout"]

@@ -16,10 +16,10 @@ from tollhouse.issuer.mint import Mint
 from tollhouse.issuer.records import Code, Consent, Device, Interaction, Pushed, Replay, Session
 from tollhouse.issuer.resources import Resources
 from tollhouse.issuer.spec import IssuerSpec
-from tollhouse.issuer.table import Table
 from tollhouse.net.client import Client as Fetcher
 from tollhouse.store.base import KeyValue, State
 from tollhouse.store.revocation import Revocations
+from tollhouse.store.table import Table
 
 __all__ = ["Parts", "Tables"]
 

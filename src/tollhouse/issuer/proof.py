@@ -14,7 +14,7 @@ from tollhouse.issuer.clients import Client
 from tollhouse.issuer.grants.base import Proof
 from tollhouse.issuer.records import Replay
 from tollhouse.issuer.spec import TLS_METHODS
-from tollhouse.issuer.table import Table
+from tollhouse.store.table import Table
 from tollhouse.wire.dpop import DpopFlaw, Nonces, read_proof
 from tollhouse.wire.dpop import Proof as Shown
 from tollhouse.wire.oauth import OAuthError, certificate_thumbprint, challenge

@@ -3,7 +3,7 @@
 Rule: records are frozen; a change is `msgspec.structs.replace` and a swap. Every field that was added later has a
 default, and members that are not known are passed over, so that workers of two releases share one state. Times are unix
 seconds. What a client or browser holds as a secret (codes, cookies, request_uris, device codes) is the record's id,
-hashed by `issuer.table`, and stands in no record.
+hashed by `store.table`, and stands in no record.
 """
 
 from typing import Any, Literal

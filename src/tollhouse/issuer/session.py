@@ -17,7 +17,7 @@ from tollhouse.core.identity import Event
 from tollhouse.issuer.cookies import Cookies, digest, fresh
 from tollhouse.issuer.records import Session
 from tollhouse.issuer.spec import TtlSpec
-from tollhouse.issuer.table import Held, Table
+from tollhouse.store.table import Held, Table
 
 __all__ = ["Sessions"]
 

@@ -13,9 +13,9 @@ from tollhouse.issuer.counts import Counts
 from tollhouse.issuer.mint import actors_of
 from tollhouse.issuer.records import Replay
 from tollhouse.issuer.spec import TrustedIssuerSpec
-from tollhouse.issuer.table import Table
 from tollhouse.net.client import Client as Fetcher
 from tollhouse.net.jwks import key_source
+from tollhouse.store.table import Table
 from tollhouse.wire.jose import Token, check_claims, parse, verify
 
 __all__ = ["ID_JAG", "TrustedIssuers"]

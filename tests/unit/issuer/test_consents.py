@@ -12,8 +12,8 @@ from tollhouse.core.clock import Clock
 from tollhouse.issuer.consents import Asked, Consents, by_resource
 from tollhouse.issuer.records import Allowance, Consent
 from tollhouse.issuer.resources import Resources
-from tollhouse.issuer.table import Table
 from tollhouse.store.memory import MemoryState
+from tollhouse.store.table import Table
 
 pytestmark = pytest.mark.anyio
 

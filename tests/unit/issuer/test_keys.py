@@ -16,10 +16,10 @@ from tollhouse.core.errors import Failure
 from tollhouse.issuer.keys import SigningKeys
 from tollhouse.issuer.records import KeySet
 from tollhouse.issuer.spec import KeysSpec
-from tollhouse.issuer.table import Table
 from tollhouse.store.crypt import SealedValues
 from tollhouse.store.memory import MemoryState, MemoryValues
 from tollhouse.store.revocation import Revocations
+from tollhouse.store.table import Table
 from tollhouse.wire.jose import Keys, Token, parse, verify
 from tollhouse.wire.jwt import Minter
 

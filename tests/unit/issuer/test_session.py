@@ -8,8 +8,8 @@ from tollhouse.issuer.cookies import Cookies
 from tollhouse.issuer.records import Session, UserInfo
 from tollhouse.issuer.session import Sessions
 from tollhouse.issuer.spec import TtlSpec
-from tollhouse.issuer.table import Table
 from tollhouse.store.memory import MemoryState
+from tollhouse.store.table import Table
 
 pytestmark = pytest.mark.anyio
 

@@ -156,7 +156,7 @@ class Holdings:
     async def find(self, id: str) -> AccountRecord | None:
         """The account, if there is one of the present configuration. Raises Failure 503."""
         found = await self._kept.account(id)
-        return found.record if found is not None and self._fits(found.record) else None
+        return found.value if found is not None and self._fits(found.value) else None
 
     async def put(self, id: str, record: AccountRecord) -> None:
         """Its user has connected it. Raises Failure 503."""
@@ -220,15 +220,15 @@ class Holdings:
             if id in self._unsaved:
                 return granted
         found = await self._kept.account(id)
-        if found is None or not self._fits(found.record):
+        if found is None or not self._fits(found.value):
             self._entries.pop(id, None)
             raise needed(self._name, self._host())
-        if self._doubted.get(id) == found.record.access:
+        if self._doubted.get(id) == found.value.access:
             self._doubted[id] = ""
-            if await self._left(found.record.issuer):
+            if await self._left(found.value.issuer):
                 raise await self._over(id, found, "the server refuses its tokens, and names another issuer by now")
         await self._kept.used(id)
-        now, record = self._now(), found.record
+        now, record = self._now(), found.value
         if not self._must(id, record, now) and not self._is_due(record, now):
             return self._remember(id, record)
         before = self._entries.get(id)
@@ -261,24 +261,24 @@ class Holdings:
         """New tokens, by whichever node is the first."""
         if not await self._leased(id, found):
             there = await self._kept.account(id)
-            if there is None or not self._fits(there.record):
+            if there is None or not self._fits(there.value):
                 self._drop(id)
                 raise needed(self._name, self._host())
-            if there.record.access == found.record.access:
-                return self._stale(id, found.record, "another node is at it", _PAUSE)
-            return self._remember(id, there.record)
+            if there.value.access == found.value.access:
+                return self._stale(id, found.value, "another node is at it", _PAUSE)
+            return self._remember(id, there.value)
         try:
             again = await self._kept.account(id)
-            if again is None or not self._fits(again.record):
+            if again is None or not self._fits(again.value):
                 self._drop(id)
                 raise needed(self._name, self._host())
             now = self._now()
-            if not self._must(id, again.record, now) and not self._is_due(again.record, now):
-                return self._remember(id, again.record)  # another node was quicker
-            marked = await self._kept.swap(id, again, msgspec.structs.replace(again.record, begun=now))
+            if not self._must(id, again.value, now) and not self._is_due(again.value, now):
+                return self._remember(id, again.value)  # another node was quicker
+            marked = await self._kept.swap(again, msgspec.structs.replace(again.value, begun=now))
             if marked is None:
                 raise _unavailable(self._name, "the account was changed in this moment", _PAUSE)
-            return await self._refresh(id, marked, again.record.begun, now)
+            return await self._refresh(id, marked, again.value.begun, now)
         finally:
             await self._let_go(id)
 
@@ -293,14 +293,14 @@ class Holdings:
                 await _first(woken, _LOOK)
                 woken.clear()
                 there = await self._kept.account(id)
-                if there is None or there.record.access != found.record.access or loop.time() >= ends:
+                if there is None or there.value.access != found.value.access or loop.time() >= ends:
                     return False
             return True
         finally:
             self._stop_waiting(id, woken)
 
     async def _refresh(self, id: str, marked: Found, unfinished: float, now: float) -> Granted:
-        record = marked.record
+        record = marked.value
         try:
             tokens = await self._asked.refresh(record, self._who(record))
         except NotNow as why:
@@ -311,7 +311,7 @@ class Holdings:
                     id, marked, "its issuer renews no token, and the server names another by now"
                 ) from None
             if not why.is_open:
-                await self._kept.swap(id, marked, msgspec.structs.replace(record, begun=unfinished))
+                await self._kept.swap(marked, msgspec.structs.replace(record, begun=unfinished))
             return self._stale(id, record, str(why), why.wait)
         except Over as over:
             return await self._refusal(id, marked, over, unfinished)
@@ -327,7 +327,7 @@ class Holdings:
             try:
                 # Where it fails: its user has given it up or connected it anew; or an earlier attempt has done it all
                 # the same.
-                kept = await self._kept.swap(id, marked, fresh) or await self._kept.account(id)
+                kept = await self._kept.swap(marked, fresh) or await self._kept.account(id)
                 break
             except Failure as failure:
                 if attempt == _SAVES - 1:
@@ -342,16 +342,16 @@ class Holdings:
             why = await self._asked.revoke(fresh, self._who(fresh))
             if why:
                 log.warning("mcp server %s: tokens of an account that was given up live on: %s", self._name, why)
-        if kept is None or not self._fits(kept.record):
+        if kept is None or not self._fits(kept.value):
             self._drop(id)
             raise needed(self._name, self._host())
         self._drop(id)
-        granted = self._remember(id, kept.record)
+        granted = self._remember(id, kept.value)
         await self._tell(_NEW, id)
         return granted
 
     async def _refusal(self, id: str, marked: Found, over: Over, unfinished: float) -> Granted:
-        record = marked.record
+        record = marked.value
         if over.error == "invalid_client" and not record.registered:
             # The operator's mistake or the issuer's: no user can mend it by connecting again.
             self._count("failed")
@@ -369,7 +369,7 @@ class Holdings:
 
     async def _over(self, id: str, found: Found, why: str) -> Failure:
         """The account has ended; the Failure to raise."""
-        gone = await self._kept.end(id, found)
+        gone = await self._kept.end(found)
         self._refused.pop(id, None)
         self._doubted.pop(id, None)
         self._drop(id)
@@ -378,7 +378,7 @@ class Holdings:
         self._count("refused")
         log.warning("mcp server %s: an account has ended: %s", self._name, why)
         await self._tell(_WENT, id)
-        self._ended(found.record)
+        self._ended(found.value)
         return needed(self._name, self._host())
 
     async def _let_go(self, id: str) -> None:

@@ -17,7 +17,7 @@ from tollhouse.issuer.grants.base import Asked, Granted
 from tollhouse.issuer.grants.by_user import by_user, one_resource
 from tollhouse.issuer.records import Code
 from tollhouse.issuer.resources import Resources
-from tollhouse.issuer.table import Table
+from tollhouse.store.table import Table
 from tollhouse.wire.oauth import OAuthError, code_challenge
 
 __all__ = ["AuthorizationCode"]

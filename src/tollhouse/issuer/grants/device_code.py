@@ -23,9 +23,9 @@ from tollhouse.issuer.records import Device
 from tollhouse.issuer.resources import Resources
 from tollhouse.issuer.scopes import scopes_for
 from tollhouse.issuer.spec import GRANTS
-from tollhouse.issuer.table import Table
 from tollhouse.issuer.throttle import address_of
 from tollhouse.store.base import Charge, Counter, Rate, unavailable
+from tollhouse.store.table import Table
 from tollhouse.wire.oauth import OAuthError
 
 __all__ = ["DeviceAuthorization", "DeviceCode", "shown", "typed"]

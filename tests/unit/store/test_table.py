@@ -10,8 +10,8 @@ from msgspec.structs import replace
 
 from tollhouse.core.clock import Clock
 from tollhouse.issuer.records import Code, Pushed, UserInfo
-from tollhouse.issuer.table import Held, Table
 from tollhouse.store.memory import MemoryValues
+from tollhouse.store.table import Held, Table
 
 pytestmark = pytest.mark.anyio
 

@@ -16,7 +16,7 @@ from tollhouse.store.base import KeyValue
 
 __all__ = ["Held", "Table"]
 
-log = logging.getLogger("tollhouse.issuer")
+log = logging.getLogger("tollhouse.store")
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -68,11 +68,22 @@ class Table(Generic[T]):
 
     async def swap(self, held: Held[T], value: T, ttl: float) -> bool:
         """Put `value` in the place of what was read as `held`: whether that was still there."""
-        return await self._values.swap(self._must(held.id), held.raw, self._encoder.encode(value), ttl)
+        return await self.replace(held, value, ttl) is not None
+
+    async def replace(self, held: Held[T], value: T, ttl: float) -> Held[T] | None:
+        """The same: what is there now, for the next swap, or None."""
+        raw = self._encoder.encode(value)
+        swapped = await self._values.swap(self._must(held.id), held.raw, raw, ttl)
+        return Held(value, raw, held.id) if swapped else None
 
     async def write(self, id: str, held: Held[T] | None, value: T, ttl: float) -> bool:
         """`swap` what was read under this id, or `add` where nothing was: whether that was still so."""
         return await (self.add(id, value, ttl) if held is None else self.swap(held, value, ttl))
+
+    async def touch(self, id: str, ttl: float) -> bool:
+        """Let what is there live for `ttl` seconds from now: whether something is."""
+        key = self._key(id)
+        return await self._values.touch(key, ttl) if key else False
 
     async def take(self, id: str) -> T | None:
         """Get and remove. Of several who take one id, one gets it."""
