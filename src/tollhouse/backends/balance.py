@@ -14,6 +14,7 @@ from typing import Protocol
 
 from tollhouse.backends.health import Health
 from tollhouse.backends.llm import LLMBackend
+from tollhouse.backends.quota import PROVIDER_QUOTA
 from tollhouse.core.call import ModelCall, Principal
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure
@@ -39,6 +40,7 @@ __all__ = [
 logger = logging.getLogger("tollhouse.backends.balance")
 
 _MEMORY = 10.0  # seconds in which a measured latency loses two thirds of its say
+_OURS = frozenset(("pool_exhausted", PROVIDER_QUOTA))  # codes of what our own bounds refuse: the target is well
 _KEY = 256  # characters of what a caller is known by
 
 
@@ -134,10 +136,10 @@ class Member:
         """Write down what a failure tells about the target; and, where it could not be reached, about all others at
         that provider: they would not be, either."""
         health = self.health
-        if failure.status == 429 and failure.retry_after:
+        if failure.code in _OURS:
+            health.left(now)
+        elif failure.status == 429 and failure.retry_after:
             health.rests(now, failure.retry_after)
-        elif failure.code == "pool_exhausted":
-            health.left(now)  # that is our own bound
         else:
             health.failed(now, outright=not failure.reached)
             if not failure.reached:

@@ -479,6 +479,12 @@ def pool(
         lossy = spec.lossy == "drop"
         return LLMBackend(provider, target.model, timeouts, pattern=name, lossy=lossy, refusals=refusals)
 
+    def bounded(made: Member) -> Member:
+        quota = made.backend.provider.quota
+        if quota is not None:
+            made.handle = quota.before(made.handle, made.backend.model)
+        return made
+
     def member(target: TargetSpec) -> Member:
         asked = backend(target)
         number = seeds[asked.label] = seeds.get(asked.label, 0) + 1
@@ -491,7 +497,7 @@ def pool(
         )
         if latencies is not None:
             made.handle = latencies.measured(made)
-        return made
+        return bounded(made)
 
     latencies: LeastLatency | None = None
     balance: Callable[[], Balance] = Weighted
@@ -504,7 +510,7 @@ def pool(
         found = latencies = LeastLatency(clock)
         balance = lambda: found  # noqa: E731
     fallback = [
-        Member(backend(f), Health(spec.health, spread=_JITTER), notice=f.notice, on=frozenset(f.on))
+        bounded(Member(backend(f), Health(spec.health, spread=_JITTER), notice=f.notice, on=frozenset(f.on)))
         for f in spec.fallback
     ]
     members = [member(target) for target in spec.targets]

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from tollhouse.backends.credential import Credential
 from tollhouse.backends.health import Health
+from tollhouse.backends.quota import Quota
 from tollhouse.core.call import ModelCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
@@ -210,10 +211,23 @@ class Provider:
     their dialects, those to translate to in the order they are preferred. settled: it can be asked; else `ready` is
     awaited first. shown: names of the upstream's header fields, as what callers see them. vocabularies: to count with
     what it did not count, where they are loaded. lists: where its models are listed, below the base of its first face;
-    b"" where they are not. known: the health of each target at it, as long as somebody else keeps that.
+    b"" where they are not. known: the health of each target at it, as long as somebody else keeps that. quota: what it
+    allows, None where that is not known.
     """
 
-    __slots__ = ("_common", "clock", "faces", "kind", "known", "lists", "name", "settled", "shown", "vocabularies")
+    __slots__ = (
+        "_common",
+        "clock",
+        "faces",
+        "kind",
+        "known",
+        "lists",
+        "name",
+        "quota",
+        "settled",
+        "shown",
+        "vocabularies",
+    )
 
     def __init__(self, name: str, kind: str, clock: Clock, faces: Iterable[Face] = ()) -> None:
         self.name = name
@@ -223,6 +237,7 @@ class Provider:
         self.known: WeakSet[Health] = WeakSet()
         self.shown: dict[bytes, bytes | None] = {}
         self.vocabularies: Vocabularies | None = None
+        self.quota: Quota | None = None
         self.faces: dict[str, Face] = {}
         self._common: dict[str, Face] = {}  # by the kind of their codecs
         self.settled = True

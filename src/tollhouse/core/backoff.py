@@ -107,6 +107,6 @@ def cause(failure: Failure) -> str:
     """Why a call is made again: a word of `retry.on`, and the `reason` of the retries metric."""
     if failure.reason == Reason.TIMEOUT:
         return "timeout"
-    if not failure.reached:
+    if not failure.reached and failure.status != 429:  # which is our own word for what the upstream would say
         return "connect"
     return "credentials" if failure.code == "upstream_credentials" else str(failure.status)

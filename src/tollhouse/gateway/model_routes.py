@@ -13,7 +13,8 @@ from tollhouse.backends.native import NativeBackend
 from tollhouse.backends.pool import Pool, pool
 from tollhouse.backends.provider import Provider
 from tollhouse.backends.providers import provider
-from tollhouse.backends.providers.remote import OpenSpec
+from tollhouse.backends.providers.remote import OpenSpec, RemoteSpec
+from tollhouse.backends.quota import Outcome, Quota
 from tollhouse.config.spec import Config, ModelSpec
 from tollhouse.core.call import Call, Context, ModelCall, Principal
 from tollhouse.core.errors import Problem
@@ -33,6 +34,7 @@ from tollhouse.gateway.assembly import Assembly, Scopes, call_chain, retried
 from tollhouse.gateway.audit import setting
 from tollhouse.gateway.router import Route
 from tollhouse.ledger.catalogue import Catalogue
+from tollhouse.observe.families import Families
 from tollhouse.policies import CALL
 from tollhouse.policies.authenticate import ACCESS, may_use
 from tollhouse.policies.authorize import APPROVE, AUTHORIZE, Authorize, permitted
@@ -300,6 +302,10 @@ class ModelRoutes:
         made = provider(name, spec, self._assembly.fixtures.client, self._assembly.fixtures.clock)
         if self._config.estimates == "bpe":
             made.vocabularies = self._kept.vocabularies
+        if isinstance(spec, RemoteSpec) and spec.quota is not None:
+            fixtures = self._assembly.fixtures
+            told = partial(_quota_told, fixtures.families, name)
+            made.quota = Quota(name, spec.quota, fixtures.state.counter, told)
         self._assembly.starts.append(made.start)
         return made
 
@@ -314,6 +320,12 @@ def _shared(config: Config) -> tuple[Any, ...]:
 def _bare(spec: ModelSpec) -> bool:
     """Whether the model has no policies of its own."""
     return all(getattr(spec, kind.name, None) is None for kind in CALL if "model" in kind.levels)
+
+
+def _quota_told(families: Families, provider: str, outcome: Outcome, waited: float) -> None:
+    families.provider_quota.child(provider, outcome).inc()
+    if outcome == "queued":
+        families.provider_quota_wait.child(provider).observe(waited)
 
 
 def _granted(_: Call) -> Awaitable[Reply]:

@@ -248,6 +248,14 @@ class Families:
             "Times a limit let something pass because the state was not available.",
             ("descriptor",),
         )
+        self.provider_quota: Family[Count] = counter(
+            "provider_quota_total",
+            "Calls that asked for a share of what a provider allows (queued: admitted after a wait).",
+            ("provider", "outcome"),
+        )
+        self.provider_quota_wait: Family[Spread] = histogram(
+            "provider_quota_wait_seconds", "How long those have waited that were queued.", ("provider",), OVERHEAD
+        )
         self.state_duration: Family[Spread] = histogram(
             "state_operation_duration_seconds",
             "What was asked of a shared state.",

@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from tollhouse.backends.credential import Credential, KeyedSpec
 from tollhouse.backends.header_fields import HeaderFields, UpstreamTLSSpec
 from tollhouse.backends.oauth import OAuthSpec, oauth_credential
+from tollhouse.backends.quota import QuotaSpec
 from tollhouse.core.clock import Clock
 from tollhouse.net.client import Client, Origin
 
@@ -28,6 +29,9 @@ class RemoteSpec(KeyedSpec):
         default=512,
         ge=1,
         description="open at most, and so calls at once, in each worker; further calls wait up to 10s",
+    )
+    quota: QuotaSpec | None = Field(
+        default=None, description="requests and tokens that the provider allows, kept to before it has to refuse"
     )
 
     @field_validator("base_url", check_fields=False)
