@@ -87,7 +87,7 @@ class Idp:
 
 def config(port: int, idp: Idp, servers: str, exchange: str = "{}", more: str = "") -> str:
     return f"""
-server: {{listen: 127.0.0.1:{port}, metrics: null, shutdown: {{min: 0s, max: 5s}}}}
+server: {{listen: 127.0.0.1:{port}, metrics: null, shutdown: {{min: 0s, max: 1s}}}}
 authenticate: {{jwt: [{{issuer: {IDP}, audiences: ["http://127.0.0.1:{port}/mcp"], jwks: {idp.jwks}}}]}}
 issuer:
   url: http://127.0.0.1:{port}
@@ -339,7 +339,7 @@ issuer:
       token_exchange: {{targets: [{{audience: "{server.url}", scopes: {{shop.read: [mcp]}}}}]}}
 """
         gateway = f"""
-server: {{listen: 127.0.0.1:{port}, metrics: null, shutdown: {{min: 0s, max: 5s}}}}
+server: {{listen: 127.0.0.1:{port}, metrics: null, shutdown: {{min: 0s, max: 1s}}}}
 authenticate:
   jwt: [{{issuer: "{elsewhere}", jwks: "{elsewhere}/oauth/jwks"}}]
   keys: [{{name: ci, key: {SECRET}}}]
