@@ -9,23 +9,47 @@ Whatever suspends may raise `Failure` 503 with the code "state_unavailable": the
 or has no room. Its `sent` says whether what was asked may have been done all the same.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
+from typing import Final, Literal, Protocol
 
 import msgspec
 
 from tollhouse.core.errors import Failure, Reason
+from tollhouse.store.allowances import (
+    MOST_UNITS,
+    WHOLE,
+    Draw,
+    Opening,
+    Posting,
+    Window,
+    life,
+)
 
 __all__ = [
+    "ADMITTED",
     "LARGEST",
+    "MOST_UNITS",
+    "OPEN",
+    "REFUSED",
+    "WHOLE",
+    "WINDOW",
+    "Allowances",
     "Buckets",
     "Bus",
     "Charge",
     "Counter",
+    "Draw",
+    "Happened",
+    "History",
     "KeyValue",
+    "Opening",
+    "Posting",
     "Rate",
     "State",
     "Verdict",
+    "Window",
+    "life",
     "must_fit",
     "unavailable",
 ]
@@ -60,6 +84,11 @@ class Rate:
         self.tolerance = self.step * self.burst
         self.most = self.tolerance + max(1e-9, self.step * _SLACK)
 
+    def wait(self, behind: float, amount: int) -> float:
+        """Seconds until `amount` units fit where the TAT is `behind` seconds ahead of now; infinite when they never
+        do."""
+        return inf if amount > self.burst else max(behind + amount * self.step - self.tolerance, 0.0)
+
 
 class Charge(msgspec.Struct, gc=False):
     """`amount` units (0 or more) taken from `key` under `rate`."""
@@ -69,14 +98,32 @@ class Charge(msgspec.Struct, gc=False):
     amount: int
 
 
+Happened = Literal["admitted", "refused", "window", "open"]
+ADMITTED: Final = "admitted"
+REFUSED: Final = "refused"  # by a charge or a draw that did not fit
+WINDOW: Final = "window"  # a draw's window is not the one of the store's time: reckon again by `at`
+OPEN: Final = "open"  # a draw's field is not filled yet, or is being filled: see `store.seeding.seed`
+
+
 class Verdict(msgspec.Struct, gc=False):
-    """refused: the index of the charge that did not fit, or -1. wait: seconds until it would, infinite when it is
-    larger than the burst. behind: for each charge how many seconds its TAT is ahead of now, after taking it, or, where
-    something was refused, as it is."""
+    """What came of an admission. Only "admitted" took anything.
+
+    refused: the index of the charge that did not fit, or -1. wait: seconds until what was refused would fit, infinite
+    when it never does by itself; of a draw, until its window ends. behind: for each charge how many seconds its TAT is
+    ahead of now, after taking it, or, where it was not taken, as it is; may be empty where a draw decided.
+
+    at: the store's unix time of the admission, 0.0 for one without draws. draw: the index of the draw that did not
+    fit, whose window is another or that is not filled, or -1. used: for each draw what is spent and held in its window,
+    this call's included where it was admitted; what is left is `limit - used`. Empty where it was not looked at.
+    """
 
     refused: int
     wait: float
     behind: list[float]
+    happened: Happened = ADMITTED
+    at: float = 0.0
+    draw: int = -1
+    used: list[int] = []
 
 
 class Buckets(Protocol):
@@ -92,25 +139,135 @@ class Buckets(Protocol):
         ...
 
 
+class Allowances(Protocol):
+    """All allowances, kept in this process: `Counter`'s methods of the same names, which here do not suspend. Raises
+    Failure 503 where there is no room, ValueError for amounts that no store takes."""
+
+    def admit(self, id: str, charges: Sequence[Charge], draws: Sequence[Draw] = (), lives: float = 60.0) -> Verdict: ...
+
+    def top_up(self, id: str, draws: Sequence[Draw], lives: float = 60.0) -> Verdict: ...
+
+    def renew(self, ids: Sequence[str], lives: float = 60.0) -> int: ...
+
+
+class History(Protocol):
+    """What a Counter is filled from and made to catch up with: the ledger, as `store.seeding` asks it. Whatever it
+    raises ends the attempt."""
+
+    async def positions(self) -> Mapping[str, int]:
+        """For each journal that there ever was the seq up to which it is in the ledger."""
+        ...
+
+    async def posts(self, journal: str, after: int, most: int) -> Sequence[Posting]:
+        """The first `most` records of a journal with a seq above `after`, rising: those that drew on anything."""
+        ...
+
+    async def spent(self, draw: Draw, window: Window, upto: Mapping[str, int]) -> int:
+        """What the records come to that were admitted in `window` (WHOLE: ever), for the draw's allowance and key: of
+        a journal in `upto` those up to that seq, of others none."""
+        ...
+
+
 class Counter(Protocol):
-    """Rates, all or nothing."""
+    """Rates and allowances, all or nothing.
+
+    A call with draws: `admit`; `top_up` and `renew` while it lasts; `post` when its record is in the journal, or
+    `void` when there is none. Whoever draws says once what allowances there are (`know`), gives the History
+    (`follow`), and has filled what answers OPEN (`store.seeding.seed`).
+    """
 
     def buckets(self, rate: Rate) -> Buckets | None:
         """The rate's state, where it is in this process: what is taken and moved there, `admit` and `settle` see. None
         where one has to wait for it."""
         ...
 
-    async def admit(self, id: str, charges: Sequence[Charge]) -> Verdict:
-        """Take every charge, or none when one of them does not fit.
+    def allowances(self) -> Allowances | None:
+        """What can be drawn on, where it is in this process; None where one has to wait for it."""
+        ...
 
-        The charges have different (rate name, key). id: of this admission, which no other one has: a store on the
-        network that lost an answer asks its server again with it, and nothing is taken twice.
+    async def admit(
+        self, id: str, charges: Sequence[Charge], draws: Sequence[Draw] = (), lives: float = 60.0
+    ) -> Verdict:
+        """Take every charge and hold every draw, or none when one of them does not fit.
+
+        The charges have different (rate name, key), the draws different (allowance, key). id: of this admission, which
+        no other one has: a store on the network that lost an answer asks its server again with it, and nothing is
+        taken twice; with draws the caller may too, while the hold lives. lives: seconds that the hold lives unless it
+        is renewed: a little more than the call can take. Raises ValueError for amounts that no store takes.
         """
+        ...
+
+    def admit_apart(self, id: str, charges: Sequence[Charge]) -> Verdict:
+        """Take every charge from this worker's own share of the rates, or none: for when `admit` has just raised
+        Failure, and it is better to go on with less than not at all. What is admitted before, meanwhile and after
+        stays within the rates, as `store.apart` says. Never raises, never waits."""
         ...
 
     def settle(self, id: str, charges: Sequence[Charge], amounts: Sequence[int]) -> None:
         """What the charges admitted as `id` really came to: more is taken, less given back, and what is given back
-        never makes a burst larger than the rate's. At most once for each admission; never raises, never waits."""
+        never makes a burst larger than the rate's. At most once for each admission; never raises, never waits. Draws
+        are ended by `post` or `void`."""
+        ...
+
+    async def top_up(self, id: str, draws: Sequence[Draw], lives: float = 60.0) -> Verdict:
+        """Let the hold `id` have the draws' amounts in all: as large as that, not by so much larger, so that asking
+        twice does no more. Windows are those of the admission, whatever time it is. A hold that has lapsed is made
+        again. Where it is refused nothing changes. Raises what `admit` does."""
+        ...
+
+    async def renew(self, ids: Sequence[str], lives: float = 60.0) -> int:
+        """Let these holds live for so many seconds from now: how many of them are still there."""
+        ...
+
+    def void(self, id: str) -> None:
+        """The call is not made, or leaves no record: nothing is held any more, soon. Its charges are for `settle`.
+        Never raises, never waits."""
+        ...
+
+    def post(
+        self, journal: str, seq: int, id: str, amounts: Sequence[tuple[str, int]] = (), soon: bool = False
+    ) -> None:
+        """The end of a call, once its record is in the journal: `amounts` are added to the fields (`Draw.field`; not
+        of those that are only held), and nothing is held any more. For each usage record of this worker's journal, in
+        their order, those without draws too: the position says what is counted. Each seq counts once, whatever comes
+        twice. soon: somebody may wait for what was held (calls at once). Never raises, never waits; what a store on
+        the network cannot be told is fetched from the History again."""
+        ...
+
+    async def posted(self, journal: str, previous: int, last: int, postings: Sequence[Posting]) -> int:
+        """Post at once: all that the journal has above `previous` up to `last`, rising. The position after that. One
+        below `previous` says that the store has lost, or never had, what is between: nothing was done, and postings
+        from that position on are wanted."""
+        ...
+
+    async def journals(self) -> Mapping[str, int] | None:
+        """The position of each journal: what of it is counted. None where nothing has been opened yet."""
+        ...
+
+    async def opening(self, draw: Draw, positions: Mapping[str, int], again: bool = False) -> list[Opening]:
+        """The fields of a draw that are to be filled, and are from now on by the caller; none where all are filled or
+        another caller began less than 10 s ago. positions: of the History, asked before; a store that was empty begins
+        with them. again: also fields that are filled, to be filled anew; they can be drawn on meanwhile."""
+        ...
+
+    async def seed(self, opening: Opening, amount: int) -> int | None:
+        """Fill a field with what was spent up to `opening.upto`: by how much it had been too high, 0 for one that was
+        new. None, and nothing is done, where it is not waiting for this opening any more."""
+        ...
+
+    def know(self, allowances: Mapping[str, float]) -> None:
+        """The allowances that there are now, by name, with the seconds for which a field is to be kept after its
+        window's start (0.0: for as long as one may); replaces what was said before. A field whose window begins after
+        all nodes have known its allowance begins at 0 and is not filled. Never raises, never waits."""
+        ...
+
+    def follow(self, history: History) -> None:
+        """Where postings are to be had again that the store has lost."""
+        ...
+
+    @property
+    def nodes(self) -> int:
+        """The workers that shared this counter in the last ten minutes, as far as that is known; 0: not at all."""
         ...
 
 

@@ -6,11 +6,14 @@ keep theirs. Values beyond it are refused: one that was promised is not pushed o
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
+from time import time
 
 from tollhouse.core.clock import Clock
-from tollhouse.store.base import Charge, Rate, Verdict, must_fit, unavailable
+from tollhouse.store.allowances import Draw, Opening, Posting
+from tollhouse.store.base import REFUSED, Charge, History, Rate, Verdict, must_fit, unavailable
+from tollhouse.store.memory_allowances import MemoryAllowances
 from tollhouse.store.topics import Topics
 
 __all__ = ["MemoryBus", "MemoryCounter", "MemoryState", "MemoryValues"]
@@ -23,12 +26,15 @@ _SWEPT = 512
 
 
 class MemoryCounter:
-    """A `store.base.Counter`. limit: keys each rate may have."""
+    """A `store.base.Counter`. limit: keys each rate may have. wall: unix time, which windows go by."""
 
-    __slots__ = ("_clock", "_keys", "_limit", "_names", "_tables")
+    __slots__ = ("_allowances", "_clock", "_keys", "_limit", "_names", "_tables")
 
-    def __init__(self, clock: Clock, limit: int = 100_000) -> None:
+    nodes = 1
+
+    def __init__(self, clock: Clock, limit: int = 100_000, wall: Callable[[], float] = time) -> None:
         self._clock = clock
+        self._allowances = MemoryAllowances(clock, self._take, wall)
         self._limit = limit
         self._tables: dict[str, dict[str, float]] = {}  # rate name -> key -> TAT
         self._names: list[str] = []  # rates still to be swept; the last one is being swept,
@@ -40,29 +46,73 @@ class MemoryCounter:
 
     def __len__(self) -> int:
         """Keys remembered."""
-        return sum(map(len, self._tables.values()))
+        return sum(map(len, self._tables.values())) + len(self._allowances)
 
     def buckets(self, rate: Rate) -> "_Buckets":
         return _Buckets(rate, self._clock, self._tables, self._limit)
 
-    async def admit(self, id: str, charges: Sequence[Charge]) -> Verdict:
-        behind: list[float] = []
-        for charge in charges:
-            rate, amount = charge.rate, charge.amount
-            ahead = self.buckets(rate).take(charge.key, amount)
-            if amount and ahead > rate.most:
-                self.settle(id, charges[: len(behind)], [0] * len(behind))
-                wait = inf if amount > rate.burst else ahead - rate.tolerance
-                return Verdict(len(behind), wait, [self.buckets(c.rate).ahead(c.key) for c in charges])
-            behind.append(ahead)
-        return Verdict(-1, 0.0, behind)
+    def allowances(self) -> MemoryAllowances:
+        return self._allowances
+
+    async def admit(
+        self, id: str, charges: Sequence[Charge], draws: Sequence[Draw] = (), lives: float = 60.0
+    ) -> Verdict:
+        return self._allowances.admit(id, charges, draws, lives)
 
     def settle(self, id: str, charges: Sequence[Charge], amounts: Sequence[int]) -> None:
         for charge, amount in zip(charges, amounts, strict=True):
             self.buckets(charge.rate).move(charge.key, amount - charge.amount)
 
+    def admit_apart(self, id: str, charges: Sequence[Charge]) -> Verdict:
+        return self._take(charges)
+
+    async def top_up(self, id: str, draws: Sequence[Draw], lives: float = 60.0) -> Verdict:
+        return self._allowances.top_up(id, draws, lives)
+
+    async def renew(self, ids: Sequence[str], lives: float = 60.0) -> int:
+        return self._allowances.renew(ids, lives)
+
+    def void(self, id: str) -> None:
+        self._allowances.void(id)
+
+    def post(
+        self, journal: str, seq: int, id: str, amounts: Sequence[tuple[str, int]] = (), soon: bool = False
+    ) -> None:
+        self._allowances.post(journal, seq, id, amounts)
+
+    async def posted(self, journal: str, previous: int, last: int, postings: Sequence[Posting]) -> int:
+        return self._allowances.posted(journal, previous, last, postings)
+
+    async def journals(self) -> Mapping[str, int] | None:
+        return self._allowances.journals()
+
+    async def opening(self, draw: Draw, positions: Mapping[str, int], again: bool = False) -> list[Opening]:
+        return self._allowances.opening(draw, positions, again)
+
+    async def seed(self, opening: Opening, amount: int) -> int | None:
+        return self._allowances.seed(opening, amount)
+
+    def know(self, allowances: Mapping[str, float]) -> None:
+        self._allowances.know(allowances)
+
+    def follow(self, history: History) -> None:
+        return  # nothing is lost here that would have to be had again
+
+    def _take(self, charges: Sequence[Charge]) -> Verdict:
+        behind: list[float] = []
+        for charge in charges:
+            rate, amount = charge.rate, charge.amount
+            ahead = self.buckets(rate).take(charge.key, amount)
+            if amount and ahead > rate.most:
+                self.settle("", charges[: len(behind)], [0] * len(behind))
+                wait = inf if amount > rate.burst else ahead - rate.tolerance
+                return Verdict(len(behind), wait, [self.buckets(c.rate).ahead(c.key) for c in charges], REFUSED)
+            behind.append(ahead)
+        return Verdict(-1, 0.0, behind)
+
     def _sweep(self) -> None:
         """Forget what has lapsed, some of it in each turn: a TAT in the past says no more than none."""
+        self._allowances.turn()
         now = self._clock.now
         left = _SWEPT
         if not self._names:

@@ -5,6 +5,8 @@ Rule: this file puts the parts together; what keys and channels are called is sa
     <prefix>:v:<key>    a value                      {<prefix>}:r:<digest>  a bucket of a limit
     <prefix>:b:<topic>  a channel                    {<prefix>}:a:<id>      the answer to an admission, for seconds
                                                      {<prefix>}:s:<node>    a worker's last batch of corrections
+                                                     {<prefix>}:d h x k e w  allowances (`lua/hold.lua`)
+                                                     {<prefix>}:n           the workers
 """
 
 import os

@@ -29,9 +29,9 @@ __all__ = ["Kind", "Revocation", "Revocations", "grant_id"]
 
 log = logging.getLogger("tollhouse.store")
 
-Kind = Literal["jti", "gid", "sid", "sub", "client", "grant", "kid", "key"]
+Kind = Literal["jti", "gid", "sid", "sub", "client", "grant", "kid", "key", "agent", "run"]
 """A token; all tokens of a grant, or of a session; those of a user, of a client, or of a user's for one client
-(`grant_id`) that were issued by now; those signed with a key; an API key."""
+(`grant_id`) that were issued by now; those signed with a key; an API key; all that an agent asks; an agent run."""
 
 _WATERMARKS = ("sub", "client", "grant")
 _PAGE = 100
@@ -123,11 +123,16 @@ class Revocations:
             or _there(known["gid"], principal.family, issuer)
             or _there(known["sid"], principal.sid, issuer)
             or _there(known["key"], principal.key, issuer)
+            or _there(known["agent"], principal.agent, issuer)
             or _before(known["sub"], principal.subject, issuer, principal.issued)
             or _before(known["client"], principal.client, issuer, principal.issued)
             or (bool(known["grant"]) and _before(known["grant"], _grant_of(principal), issuer, principal.issued))
             or (bool(known["kid"]) and _there(known["kid"], _kid(principal.token), issuer))
         )
+
+    def stopped(self, run: str) -> bool:
+        """Whether an agent run was stopped."""
+        return self._any and (run, "") in self._known["run"]
 
     def has(self, kind: Kind, id: str, issuer: str = "", issued: float = 0.0) -> bool:
         """Whether one name is revoked, for who has no Principal. issued: unix seconds, for users and clients."""

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import pytest
+from tests.conformance.allowances import NOW, AllowanceSuite, DirectDraws, WithDraw
 from tests.conformance.counter import Bench, CounterSuite, Direct, admit
 
 from tollhouse.core.clock import SLICES, Clock
@@ -22,7 +23,7 @@ class Memory:
     def __init__(self, limit: int = 100_000) -> None:
         self.now = 1_000_000.0
         self.clock = Clock(source=lambda: self.now)
-        self.counter = MemoryCounter(self.clock, limit)
+        self.counter: Any = MemoryCounter(self.clock, limit, wall=lambda: self.now - 1_000_000.0 + NOW)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         try:
@@ -35,6 +36,9 @@ class Memory:
     def advance(self, seconds: float) -> None:
         self.now += seconds
         self.clock.turn()
+
+    def tick(self) -> None:
+        self.sweep()
 
     def sweep(self) -> None:
         for _ in range(10 * SLICES):
@@ -52,6 +56,28 @@ class TestMemoryBuckets(CounterSuite):
     def bench(self) -> Iterator[Bench]:
         memory = Memory()
         memory.counter = Direct(memory.counter)  # type: ignore[assignment]
+        yield memory
+
+
+class TestMemoryWithDraw(CounterSuite):
+    @contextmanager
+    def bench(self) -> Iterator[Bench]:
+        memory = Memory()
+        memory.counter = WithDraw(memory.counter)
+        yield memory
+
+
+class TestMemoryDraws(AllowanceSuite):
+    @contextmanager
+    def bench(self) -> Iterator[Any]:
+        yield Memory()
+
+
+class TestMemoryAllowances(AllowanceSuite):
+    @contextmanager
+    def bench(self) -> Iterator[Any]:
+        memory = Memory()
+        memory.counter = DirectDraws(memory.counter)
         yield memory
 
 

@@ -9,16 +9,18 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.conformance.allowances import AllowanceSuite, WithDraw
 from tests.conformance.counter import Bench, CounterSuite
 from tests.fixtures.valkey import Proxy, Valkey, valkey
+from tests.unit.store.timed import timed
 
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure
 from tollhouse.net.timer import Timer
 from tollhouse.store.base import Charge, Rate
 from tollhouse.store.redis import RedisState, connects
-from tollhouse.store.redis_counter import RedisCounter, script
-from tollhouse.store.redis_line import Script
+from tollhouse.store.redis_allowances import SCRIPTS
+from tollhouse.store.redis_counter import RedisCounter
 from tollhouse.store.redis_server import Server
 from tollhouse.store.spec import StateSpec, place_of
 
@@ -31,14 +33,6 @@ PREFIXES = (f"p{n}" for n in itertools.count())
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     with valkey(tmp_path_factory.mktemp("valkey")) as one:
         yield one
-
-
-def timed(name: str, key: str) -> Script:
-    """The script, with the time of a key instead of the server's."""
-    text = script(name).text.decode()
-    said = "local time = redis.call('TIME')\n"
-    assert text.count(said) == 1
-    return Script(text.replace(said, f"local time = {{redis.call('GET', '{key}'), '0'}}\n"))
 
 
 class Moved:
@@ -58,8 +52,9 @@ class Moved:
             prefix=prefix,
             node="n",
             patience=1.0,
-            admit=timed("admit.lua", self._key),
-            settle=timed("settle.lua", self._key),
+            admit=timed(self._key, "admit.lua"),
+            settle=timed(self._key, "settle.lua"),
+            draws={name: timed(self._key, "hold.lua", f"{name}.lua") for name in SCRIPTS},
         )
         self.advance(0.0)
 
@@ -74,6 +69,10 @@ class Moved:
         self._now += seconds
         # Keys must not lapse by the server's own time, which stands still here.
         self._loop.run_until_complete(self._raw.ask("put", (b"SET", self._key.encode(), b"%.6f" % self._now)))
+
+    def tick(self) -> None:
+        self._clock.now += 1.0
+        self._loop.run_until_complete(self.counter.flush())
 
     def close(self) -> None:
         self._loop.run_until_complete(self.counter.close())
@@ -90,6 +89,31 @@ class TestRedis(CounterSuite):
 
     @contextmanager
     def bench(self) -> Iterator[Bench]:
+        made = Moved(self.server, self.loop)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+class TestRedisWithDraw(TestRedis):
+    @contextmanager
+    def bench(self) -> Iterator[Bench]:
+        with super().bench() as made:
+            made.counter = WithDraw(made.counter)  # type: ignore[assignment]
+            yield made
+
+
+class TestRedisDraws(AllowanceSuite):
+    @pytest.fixture(autouse=True)
+    def with_server(self, server: Valkey) -> Iterator[None]:
+        self.server = server
+        self.loop = asyncio.new_event_loop()
+        yield
+        self.loop.close()
+
+    @contextmanager
+    def bench(self) -> Iterator[Any]:
         made = Moved(self.server, self.loop)
         try:
             yield made
@@ -304,7 +328,7 @@ async def test_names_of_callers_are_in_no_key(server: Valkey, clock: Clock) -> N
     state = RedisState(what, clock)
     await state.counter.admit("id-0", [Charge(Rate("top/user/requests/60", 10, 1000.0), "ada@example.com", 1)])
     keys = [key for key in server.do("KEYS", "*") if what.prefix.encode() in key]
-    assert len(keys) == 2
+    assert len([key for key in keys if not key.endswith(b":n")]) == 2
     assert not any(b"ada@" in key or b"example" in key for key in keys)
     await state.close()
 

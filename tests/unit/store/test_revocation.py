@@ -118,7 +118,7 @@ async def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
 
 CASES: list[tuple[Kind, str]] = [
     ("jti", "j1"), ("sid", "s1"), ("gid", "g1"), ("sub", "ada"), ("client", "agent-1"), ("key", "ci"),
-    ("grant", grant_id("agent-1", "ada")),
+    ("agent", "robot"), ("grant", grant_id("agent-1", "ada")),
 ]  # fmt: skip
 
 
@@ -130,14 +130,27 @@ async def test_each_kind_is_refused_here_at_once(kind: Kind, id: str) -> None:
     view: RevocationView = revocations
     await revocations.load()
     before = view.epoch
-    principal = somebody(key="ci")
+    principal = somebody(key="ci", agent="robot")
     assert not view.revoked(principal)
     await revocations.revoke(kind, id, time() + 60)
     assert view.epoch > before
     assert view.revoked(principal)
-    other = somebody(jti="j2", sid="s2", family="g2", subject="bob", client="agent-2", key="other")
+    other = somebody(jti="j2", sid="s2", family="g2", subject="bob", client="agent-2", key="other", agent="r2")
     assert not view.revoked(other)
     assert not view.revoked(Principal("anonymous", source="anonymous"))
+    await state.close()
+
+
+async def test_a_run_that_is_stopped_is_nobody() -> None:
+    clock = Clock()
+    state = MemoryState(clock)
+    revocations = Revocations(state, clock)
+    view: RevocationView = revocations
+    assert not view.stopped("key:ci/1")
+    await revocations.revoke("run", "key:ci/1", time() + 60)
+    assert view.stopped("key:ci/1")
+    assert not view.stopped("key:ci/2")
+    assert not view.revoked(somebody(key="ci"))
     await state.close()
 
 
