@@ -18,33 +18,28 @@ from hashlib import sha256
 from hmac import compare_digest
 from pathlib import Path
 from time import time
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
 from tollhouse.core.call import Actor
 from tollhouse.ledger.journal import Journal
-from tollhouse.ledger.records import AUDIT
+from tollhouse.ledger.records import AUDIT, Anchor
 
-__all__ = ["BEGIN", "END", "MARK", "Anchor", "AuditFacts", "AuditRecord", "Chain", "Seal", "first_of", "key_in"]
+__all__ = ["BEGIN", "CUT", "END", "MARK", "Anchor", "AuditFacts", "AuditRecord", "Chain", "Seal", "first_of", "key_in"]
 
 BEGIN: Final = "audit.begin"
 END: Final = "audit.end"
 """Operations of the records that a chain begins and ends with."""
+
+CUT: Final = "audit.cut"
+"""Operation of a record that says up to where other chains, or this one, are deleted: by its anchors."""
 
 MARK: Final = b',"hash":"'
 """What stands before a record's own hash. Inside of a JSON string it cannot stand: a quote there has a backslash."""
 
 _BLOCK = 64  # bytes, of SHA-256
 _KEY_SIZE = 32
-
-
-class Anchor(NamedTuple):
-    """The record up to which another chain is known: its number there, and its hash."""
-
-    chain: str
-    n: int
-    hash: str
 
 
 class AuditFacts(msgspec.Struct, gc=False, omit_defaults=True, kw_only=True):
@@ -173,6 +168,10 @@ class Chain:
             self._write(seal, b"," + said[1:-1])
             self._anchors = ()
         return self._write(seal, members)
+
+    def cut(self, seal: Seal, anchors: Sequence[Anchor]) -> None:
+        """Say that chains will be deleted up to these records, these included. Raises Failure 503."""
+        self.append(seal, b"," + msgspec.json.encode(AuditRecord(operation=CUT, anchors=tuple(anchors)))[1:-1])
 
     def end(self) -> None:
         """Say that no more will come, if there was any. Raises Failure 503."""

@@ -1,7 +1,7 @@
 """Audit records in SQLite: how they are put away, and how they are read again.
 
 Rule: a record is kept as the bytes that were written, because these are what its hash covers; the columns beside them
-only find it, and whoever verifies compares them with it. Nothing here is ever deleted.
+only find it, and whoever verifies compares them with it. What is deleted is deleted by `audit_cut` alone.
 
 Tables:
     audit         one row a record: journal (the number of the chain's journal), n, at (microseconds), body
@@ -11,23 +11,14 @@ View:
 """
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-import msgspec
-
-from tollhouse.ledger.audit import Anchor, AuditRecord
+from tollhouse.ledger.audit_reader import TEXTS, AuditReader, Placed, place_in
 from tollhouse.ledger.base import Entry, LedgerError
-from tollhouse.ledger.records import AUDIT, identify
 
-__all__ = ["TABLES", "AuditReader", "Placed", "Row", "put_away"]
-
-_TEXTS = (
-    "operation", "request_id", "principal", "source", "user", "org", "agent", "client", "key", "issuer", "jti",
-    "minted", "session", "address", "route", "server", "target", "backend", "arguments_hash", "arguments", "decision",
-    "rule", "approver", "outcome", "reason", "subject", "audience",
-)  # fmt: skip
+__all__ = ["TABLES", "SqliteAudit", "put_away"]
 
 TABLES: Final = f"""
 CREATE TABLE audit (
@@ -38,7 +29,7 @@ CREATE TABLE audit_chains (
   journal INTEGER PRIMARY KEY, n INTEGER NOT NULL, hash TEXT NOT NULL, at INTEGER NOT NULL
 );
 CREATE VIEW audit_records AS SELECT j.journal AS chain, a.n, a.at,
-  {", ".join(f"coalesce(json_extract(a.body, '$.{name}'), '') AS {name}" for name in _TEXTS)},
+  {", ".join(f"coalesce(json_extract(a.body, '$.{name}'), '') AS {name}" for name in TEXTS)},
   coalesce(json_extract(a.body, '$.actors'), '[]') AS actors,
   coalesce(json_extract(a.body, '$.status'), 0) AS status,
   coalesce(json_extract(a.body, '$.took_us'), 0) AS took_us
@@ -54,31 +45,6 @@ _HEAD = (
     "INSERT INTO audit_chains VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE "
     "SET n = excluded.n, hash = excluded.hash, at = excluded.at WHERE excluded.n > n"
 )
-_OF_CHAIN = "SELECT n, at, body FROM audit WHERE journal = (SELECT number FROM journals WHERE journal = ?)"
-_PAGE = 1000
-
-
-class Placed(msgspec.Struct, gc=False):
-    """What of a record says where it belongs."""
-
-    n: int
-    prev: str
-    at: int
-    hash: str
-    operation: str = ""
-    seal: str = ""
-    anchors: tuple[Anchor, ...] = ()
-
-
-_placed = msgspec.json.Decoder(Placed).decode
-
-
-class Row(NamedTuple):
-    """A record as it is stored."""
-
-    n: int
-    at: int
-    body: bytes
 
 
 def put_away(db: sqlite3.Connection, journal: int, entries: Sequence[Entry]) -> tuple[int, list[tuple[Entry, str]]]:
@@ -90,7 +56,7 @@ def put_away(db: sqlite3.Connection, journal: int, entries: Sequence[Entry]) -> 
     head: Placed | None = None
     for entry in entries:
         try:
-            found.append((entry, _placed(entry.body), entry.body.decode()))
+            found.append((entry, place_in(entry.body), entry.body.decode()))
         except ValueError as error:
             wrong.append((entry, _why(error)))
     many = len(found) - len(found) % _AT_ONCE
@@ -135,8 +101,10 @@ def _why(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:500]
 
 
-class AuditReader:
-    """Reads what is in the file, and changes nothing. Every method raises LedgerError."""
+class SqliteAudit(AuditReader):
+    """Reads what is in the file."""
+
+    member = "json_extract(a.body, '$.{}')"
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -148,83 +116,8 @@ class AuditReader:
     def close(self) -> None:
         self._db.close()
 
-    def chains(self) -> list[str]:
-        """Those that have records here or are said to have had some, the oldest first."""
-        found = self._ask(
-            "SELECT j.journal FROM journals j WHERE j.number IN (SELECT journal FROM audit_chains) "
-            "OR EXISTS (SELECT 1 FROM audit a WHERE a.journal = j.number) ORDER BY j.number"
-        )
-        return [row[0] for row in found]
-
-    def strays(self) -> int:
-        """Records whose chain has no name any more."""
-        return int(self._ask("SELECT count(*) FROM audit WHERE journal NOT IN (SELECT number FROM journals)")[0][0])
-
-    def heads(self, limit: int) -> list[Anchor]:
-        """The last records of the chains that were written to last."""
-        found = self._ask(
-            "SELECT j.journal, c.n, c.hash FROM audit_chains c JOIN journals j ON j.number = c.journal "
-            "ORDER BY c.at DESC LIMIT ?",
-            limit,
-        )
-        return [Anchor(*row) for row in found]
-
-    def head(self, chain: str) -> Anchor | None:
-        """The last record of a chain, as was noted when it was put away."""
-        found = self._ask(
-            "SELECT c.n, c.hash FROM audit_chains c JOIN journals j ON j.number = c.journal WHERE j.journal = ?", chain
-        )
-        return Anchor(chain, *found[0]) if found else None
-
-    def rows(self, chain: str, after: int = 0) -> Iterator[Row]:
-        """The records of a chain, by number."""
-        while True:  # by the page: no transaction is held open that would keep the file's log from being cut
-            page = self._ask(f"{_OF_CHAIN} AND n > ? ORDER BY n LIMIT ?", chain, after, _PAGE)
-            yield from map(_row, page)
-            if len(page) < _PAGE:
-                return
-            after = page[-1][0]
-
-    def at(self, chain: str, n: int) -> Row | None:
-        """One record."""
-        found = self._ask(f"{_OF_CHAIN} AND n = ?", chain, n)
-        return _row(found[0]) if found else None
-
-    def rejected(self) -> int:
-        """Records that could not be put away, and lie among the rejected."""
-        return int(self._ask("SELECT count(*) FROM rejected WHERE kind = ?", AUDIT)[0][0])
-
-    def newest(self, since: int, *, limit: int, where: Sequence[tuple[str, str]] = ()) -> list[AuditRecord]:
-        """The newest records since then (unix seconds), the oldest of them first. where: members and what they are."""
-        for name, _ in where:
-            if name not in _TEXTS:
-                raise ValueError(f"records cannot be found by {name!r}")
-        asked = "".join(f" AND json_extract(a.body, '$.{name}') = ?" for name, _ in where)
-        found = self._ask(
-            "SELECT j.journal, a.body FROM audit a CROSS JOIN journals j ON j.number = a.journal "  # noqa: S608
-            f"WHERE a.at >= ?{asked} ORDER BY a.at DESC, a.journal, a.n DESC LIMIT ?",
-            since * 1_000_000,
-            *(value for _, value in where),
-            limit,
-        )
-        records = []
-        for chain, body in reversed(found):
-            try:
-                record = msgspec.json.decode(body, type=AuditRecord)
-            except (msgspec.MsgspecError, TypeError):
-                continue  # `verify` says which one that is
-            record.chain = chain
-            record.id = identify(record.chain, record.n, record.at)
-            records.append(record)
-        return records
-
     def _ask(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
         try:
             return self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise LedgerError(f"{self._path}: {error}") from error
-
-
-def _row(found: tuple[Any, ...]) -> Row:
-    n, at, body = found
-    return Row(n, at, body.encode() if isinstance(body, str) else b"")

@@ -2,7 +2,8 @@
 
 Rule: nothing in the ledger is believed. Each chain is followed from its first record; a break is told once, where it
 is; what is behind it is followed on from there, so that a second one shows as well. That a chain has lost its end shows
-by what later chains know of it, and by what was noted outside of the ledger when it was verified before (`known`).
+by what later chains know of it, and by what was noted outside of the ledger when it was verified before (`known`). What
+is older than it has to be kept may be gone, if a record that holds says so: up to where, and with which hash (`CUT`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,8 +11,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from tollhouse.ledger.audit import BEGIN, END, Anchor, Seal, first_of
-from tollhouse.ledger.audit_sqlite import AuditReader, Placed, Row
+from tollhouse.ledger.audit import BEGIN, CUT, END, Anchor, Seal, first_of
+from tollhouse.ledger.audit_reader import AuditReader, Placed, Row
 
 __all__ = ["Break", "Followed", "Verdict", "follow", "verify"]
 
@@ -28,7 +29,10 @@ class Break(NamedTuple):
 
 class Followed(NamedTuple):
     """One chain. records: found. head: the last one, None where there is none. ended: in good order; else its process
-    lives, or was killed. anchors: what it says of others."""
+    lives, or was killed. anchors: what it says of others. cuts: up to where it says that chains were deleted.
+
+    start: the record before the first one that is there, where that is not the chain's first; gap: the one of `breaks`
+    that this is, unless the chain was cut."""
 
     chain: str
     records: int
@@ -36,6 +40,9 @@ class Followed(NamedTuple):
     ended: bool
     breaks: tuple[Break, ...]
     anchors: tuple[Anchor, ...]
+    cuts: tuple[Anchor, ...] = ()
+    start: Anchor | None = None
+    gap: Break | None = None
 
 
 class Verdict(NamedTuple):
@@ -61,6 +68,9 @@ def follow(chain: str, rows: Iterable[Row], seals: Sequence[Seal]) -> Followed:
     count, ended, head = 0, False, None
     breaks: list[Break] = []
     anchors: list[Anchor] = []
+    cuts: list[Anchor] = []
+    start: Anchor | None = None
+    gap: Break | None = None
 
     def broken(n: int, why: str) -> None:
         if len(breaks) < _MANY:
@@ -76,12 +86,16 @@ def follow(chain: str, rows: Iterable[Row], seals: Sequence[Seal]) -> Followed:
         elif n < expected:
             broken(n, "there is no such number in a chain")
         expected = n + 1
+        if count == 1 and breaks and n > 1:
+            gap = breaks[0]
         try:
             placed = msgspec.json.decode(row.body, type=Placed)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             broken(n, "it cannot be read")
             before = ""
             continue
+        if gap is not None and count == 1:
+            start = Anchor(chain, n - 1, placed.prev)
         seal = by_id.get(placed.seal)
         if seal is None:
             broken(n, f"it is sealed with a key that is not given here ({placed.seal[:16] or 'none'})")
@@ -97,22 +111,39 @@ def follow(chain: str, rows: Iterable[Row], seals: Sequence[Seal]) -> Followed:
             broken(n, "it is not the beginning of a chain")
         else:
             ended = placed.operation == END
-            anchors += placed.anchors
+            if placed.operation == CUT:
+                cuts += placed.anchors
+            else:
+                anchors += placed.anchors
         before = placed.hash
         head = Anchor(chain, n, placed.hash)
-    return Followed(chain, count, head, ended, tuple(breaks), tuple(anchors))
+    return Followed(chain, count, head, ended, tuple(breaks), tuple(anchors), tuple(cuts), start, gap)
 
 
 def verify(reader: AuditReader, seals: Sequence[Seal], known: Sequence[Anchor] = ()) -> Verdict:
     """Follow every chain in the ledger. known: records that were there at an earlier time. Raises LedgerError."""
     followed = tuple(follow(chain, reader.rows(chain), seals) for chain in reader.chains())
-    breaks = [found for one in followed for found in one.breaks]
+    cuts: dict[str, Anchor] = {}
+    for cut in sorted((cut for one in followed for cut in one.cuts), key=lambda cut: cut.n):
+        cuts[cut.chain] = cut
+    breaks: list[Break] = []
+    for one in followed:
+        begin, end = one.start, cuts.get(one.chain)
+        if begin is None or end is None or end.n < begin.n:
+            breaks += one.breaks
+            continue
+        breaks += (found for found in one.breaks if found is not one.gap)
+        if end.n == begin.n and end.hash != begin.hash:
+            breaks.append(Break(one.chain, begin.n + 1, "it does not follow the record up to which its chain was cut"))
     last = {one.chain: one.head.n if one.head is not None else 0 for one in followed}
     told: set[tuple[str, int]] = set()
 
     def compare(anchor: Anchor, who: str) -> None:
         row = reader.at(anchor.chain, anchor.n)  # asked now: a chain that lives has grown since it was followed
         if row is None:
+            cut = cuts.get(anchor.chain)
+            if cut is not None and anchor.n <= cut.n:
+                return  # older than it has to be kept
             have = last.get(anchor.chain, 0)
             place = (anchor.chain, have + 1)
             if have < anchor.n and place not in told:  # else it is missing between others, and that is told
@@ -122,6 +153,8 @@ def verify(reader: AuditReader, seals: Sequence[Seal], known: Sequence[Anchor] =
         elif not row.body.endswith(anchor.hash.encode() + b'"}'):
             breaks.append(Break(anchor.chain, anchor.n, f"it is not the record that {who} knows"))
 
+    for cut in cuts.values():
+        compare(cut, "the record of the cut")  # while it is still there
     for one in followed:
         noted = reader.head(one.chain)
         if noted is not None:

@@ -45,13 +45,17 @@ from tollhouse.ledger.segment import (
 __all__ = ["Journal"]
 
 _NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_MOST_UNSYNCED = 16 << 20
+"""Bytes kept in memory until their sync, so that they can be written again."""
 
 
 class Journal:
     """The journal of this process. `append`, `write`, `full` and `seal` belong to the event loop's thread.
 
-    segment_size: bytes after which a new segment is begun. max_size: bytes that may wait to be shipped; above, `full`
-    says so and nobody may begin a billable call. spare: bytes set aside for what is in flight when the disk is full.
+    segment_size: bytes after which a new segment is begun. max_size: bytes that may wait to be shipped, in this journal
+    and the `others`; above, `full` says so and nobody may begin a billable call. drop: above, and with a full disk, the
+    oldest segments are deleted instead, shipped or not. spare: bytes set aside for what is in flight when the disk is
+    full.
     preallocate: reserve each segment's space when it is begun, so that a full disk shows then. sync: what makes a
     descriptor's data durable, fdatasync unless given.
     """
@@ -62,6 +66,7 @@ class Journal:
         *,
         segment_size: int = 64 << 20,
         max_size: int = 8 << 30,
+        drop: bool = False,
         spare: int = 1 << 20,
         preallocate: bool = False,
         fsync: Literal["off", "group"] = "off",
@@ -74,8 +79,15 @@ class Journal:
         """The last record appended; 0 before the first one."""
         self.failures = 0
         """Writes that did not work."""
+        self.shipped = 0
+        """The last record that is in the ledger, as far as the shipper has said."""
+        self.dropped = 0
+        """Records deleted before they were shipped."""
+        self.others = 0
+        """Bytes of the other journals in the directory, as far as somebody has looked."""
+        self.max_size = max_size
+        self._drop = drop
         self._segment_size = segment_size
-        self._max_size = max_size
         self._spare_size = spare
         self._preallocate = preallocate
         self._fsync = fsync == "group"
@@ -86,12 +98,13 @@ class Journal:
         self._fd = -1
         self._number = 0
         self._at = 0
-        self._rotate_at = segment_size
+        self._rotate_at = self._segment_size
         self._no_space = False
         self._retry = 0.0
-        # Bytes written are counted by the loop alone, bytes released by the shipper alone: no lock.
+        # Bytes written and deleted are counted by the loop alone, bytes released by the shipper alone: no lock.
         self._written = 0
         self._released = 0
+        self._deleted = 0
         self._closed: dict[int, int] = {}
         self._syncer: _Syncer | None = None
 
@@ -139,14 +152,22 @@ class Journal:
     @property
     def size(self) -> int:
         """Bytes in segments, shipped or not, that are not deleted yet."""
-        return self._written - self._released
+        return self._written - self._released - self._deleted
 
     @property
     def full(self) -> bool:
-        """No new billable call may begin: the bound is reached, or the disk is full. Calls in flight may still end."""
+        """No new billable call may begin: the bound is reached, the disk is full, or so slow that too much waits for
+        its sync. Calls in flight may still end."""
         if self._no_space and monotonic() >= self._retry:
             self._recover()
-        return self._no_space or self._written - self._released >= self._max_size
+        if self._no_space or (self._syncer is not None and self._syncer.waiting >= _MOST_UNSYNCED):
+            return True
+        return not self._drop and self._written - self._released - self._deleted + self.others >= self.max_size
+
+    @property
+    def no_space(self) -> bool:
+        """The disk has taken nothing more, the last time."""
+        return self._no_space
 
     def seal(self) -> None:
         """No more appends: they raise Failure. What is written stays, and stays ours until `close`."""
@@ -221,18 +242,35 @@ class Journal:
             self._rotate_at = self._at + self._segment_size // 4
             if error.errno in _NO_SPACE:
                 self._out_of_space()
+        if self._drop:
+            while self.size + self.others > self.max_size and self._drop_oldest():
+                pass
+
+    def _drop_oldest(self) -> bool:
+        """Delete the oldest segment that is not the one being written; whether there was one."""
+        found = segments(self.directory, self.id)
+        if len(found) < 2:
+            return False
+        (number, first, path), (_, after, _) = found[:2]
+        path.unlink(missing_ok=True)
+        self._deleted += self._closed.pop(number, 0)
+        self.dropped += max(0, after - max(first, self.shipped + 1))
+        return True
 
     def _repair(self, frame: bytes, error: OSError) -> None:
         """A write failed or was short: take back what is there of it, and write it to another segment, or raise."""
         if self._fd < 0:
             raise _refusal("the journal is closed")
         self.failures += 1
-        try:
-            os.ftruncate(self._fd, self._at)
-            os.lseek(self._fd, self._at, os.SEEK_SET)
-        except OSError:
-            pass  # the torn frame ends this segment for the reader too: its CRC is wrong
+        whole = self._cut_back()  # else the torn frame ends this segment for the reader too: its CRC is wrong
         no_space = error.errno in _NO_SPACE
+        while no_space and whole and self._drop and self._drop_oldest():
+            try:
+                if os.write(self._fd, frame) == len(frame):
+                    return
+            except OSError:
+                pass
+            whole = self._cut_back()
         if no_space:
             self._out_of_space()
         spare = no_space and self._spare_path.exists()
@@ -246,12 +284,14 @@ class Journal:
             self._cut_back()
             raise _refusal(f"the journal cannot be written: {again.strerror}") from again
 
-    def _cut_back(self) -> None:
+    def _cut_back(self) -> bool:
+        """Take back what was written of a frame; whether that worked."""
         try:
             os.ftruncate(self._fd, self._at)
             os.lseek(self._fd, self._at, os.SEEK_SET)
         except OSError:
-            pass
+            return False
+        return True
 
     def _out_of_space(self) -> None:
         self._no_space = True
@@ -332,6 +372,11 @@ class _Syncer:
     failed: a sync did not work; nothing is synced until `turn_to` names another file, with `distrust`.
     """
 
+    __slots__ = (
+        "_added", "_ending", "_fd", "_frames", "_interval", "_lock", "_old", "_sync_fd", "_synced", "_thread", "_wake",
+        "failed",
+    )  # fmt: skip
+
     def __init__(self, fd: int, interval: float, sync: Callable[[int], None]) -> None:
         self.failed = False
         self._interval = interval
@@ -339,13 +384,22 @@ class _Syncer:
         self._fd = fd
         self._old: list[int] = []
         self._frames: deque[bytes] = deque()
+        # Bytes, counted by one thread each.
+        self._added = 0
+        self._synced = 0
         self._lock = Lock()
         self._wake = Event()
         self._ending = Event()
         self._thread = Thread(target=self._run, name="journal-sync", daemon=True)
         self._thread.start()
 
+    @property
+    def waiting(self) -> int:
+        """Bytes that are not synced yet."""
+        return self._added - self._synced
+
     def add(self, frame: bytes) -> None:
+        self._added += len(frame)
         self._frames.append(frame)
         if not self._wake.is_set():
             self._wake.set()
@@ -390,7 +444,7 @@ class _Syncer:
             self.failed = True
         else:
             for _ in range(n):
-                self._frames.popleft()
+                self._synced += len(self._frames.popleft())
         finally:
             for one in (*old, fd):
                 os.close(one)

@@ -1,7 +1,7 @@
 """Follows the keys in the ledger, so that one that is made or ended counts within a second in every worker.
 
-Rule: its thread asks the file twice a second whether anybody has written to it, which costs some microseconds, and
-reads what is new. What it has found is looked up without a lock: a row is put in or replaced, never changed. A ledger
+Rule: its thread asks twice a second for what is new; of a file only whether anybody has written to it, which costs
+some microseconds. What it has found is looked up without a lock: a row is put in or replaced, never changed. A ledger
 that cannot be read leaves the keys as they are, and the log says so.
 """
 
@@ -17,6 +17,9 @@ __all__ = ["KeyFollower"]
 log = logging.getLogger("tollhouse.ledger")
 
 _EVERY = 0.5
+_SPARED = 4  # times as long, while a database does not answer or does not let us in
+_PATIENCE = 2.0
+"""Seconds that a gateway waits, when it starts and when it ends, for a database that does not answer."""
 
 
 class KeyFollower:
@@ -27,6 +30,7 @@ class KeyFollower:
         self._every = every
         self._keys: dict[bytes, IssuedKey] = {}
         self._stop = Event()
+        self._looked = Event()
         self._thread: Thread | None = None
         self._failing = False
         self._ended: set[str] = set()
@@ -49,19 +53,21 @@ class KeyFollower:
         self._told = told
 
     def start(self) -> None:
-        """Read all there are, and follow them until `stop`; again does nothing. Blocks while it reads; a ledger that
-        cannot be read is tried again."""
+        """Read all there are, and follow them until `stop`; again does nothing. Blocks while it reads, for two seconds
+        at most; a ledger that cannot be read is tried again."""
         if self._thread is not None:
             return
-        self._try()
         self._thread = Thread(target=self._run, name="tollhouse-keys", daemon=True)
         self._thread.start()
+        self._looked.wait(_PATIENCE)
 
     def stop(self) -> None:
         self._stop.set()
         thread, self._thread = self._thread, None
         if thread is not None:
-            thread.join()
+            thread.join(_PATIENCE)
+            if thread.is_alive():
+                return  # it waits for a database that does not answer, and ends with the process
         self._ledger.close()
 
     def look(self) -> None:
@@ -77,11 +83,14 @@ class KeyFollower:
             told()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._every):
+        while True:
             try:
                 self._try()
             except Exception:  # the root of this thread: a bug must not end the following silently
                 log.exception("following the keys failed")
+            self._looked.set()
+            if self._stop.wait(self._every * _SPARED if self._failing else self._every):
+                return
 
     def _try(self) -> None:
         try:

@@ -9,31 +9,28 @@ reads only what is new.
 
 import re
 import secrets
-import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from hashlib import sha256
-from pathlib import Path
 from time import time
-from typing import Any
+from typing import Any, Final, Protocol
 from zlib import crc32
 
 import msgspec
 
-from tollhouse.ledger.base import LedgerError
-from tollhouse.ledger.sqlite import SqliteLedger
-
-__all__ = ["PREFIX", "IssuedKey", "KeyLedger", "KeyTaken", "NewKey", "is_whole"]
+__all__ = ["COLUMNS", "PREFIX", "IssuedKey", "KeyLedger", "KeyTable", "KeyTaken", "NewKey", "following", "is_whole"]
 
 PREFIX = "thk_"
 _LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _ID, _SECRET, _CHECK = 8, 43, 6
 _LENGTH = len(PREFIX) + _ID + 1 + _SECRET + _CHECK
 _NAME = re.compile(r"[A-Za-z0-9._@:-]{1,64}")
-_COLUMNS = (
+COLUMNS: Final = (
     "id", "digest", "name", "user", "org", "agent", "email", "groups", "scopes", "metadata", "models", "servers",
     "tools", "routes", "created_at", "expires_at", "revoked_at", "changed",
 )  # fmt: skip
+_INSERT = f"INSERT INTO api_keys VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
 _JSON = frozenset(("groups", "scopes", "metadata", "models", "servers", "tools", "routes"))
 
 
@@ -95,15 +92,39 @@ def _word(length: int) -> str:
     return "".join(secrets.choice(_LETTERS) for _ in range(length))
 
 
-class KeyLedger:
-    """The keys in the SQLite ledger at `path`. Every method blocks, and raises LedgerError where the file cannot be
-    used; each opens it for itself but `changes`, whose connection stays open until `close`."""
+class KeyTable(Protocol):
+    """The table `api_keys`, which every ledger has alike, while it is open. In a statement `?` stands for the next
+    value."""
 
-    def __init__(self, path: Path, now: Callable[[], float] = time) -> None:
-        self._path = path
+    def rows(self, where: str, values: Sequence[Any] = ()) -> list[Sequence[Any]]:
+        """The columns COLUMNS of the rows for which that is true, in the order it says."""
+        ...
+
+    def do(self, statement: str, values: Sequence[Any] = ()) -> None: ...
+
+
+class KeyLedger(ABC):
+    """The keys in a ledger. Every method blocks, and raises LedgerError where the ledger cannot be used; each opens it
+    for itself but `changes`, whose connection stays open until `close`."""
+
+    def __init__(self, now: Callable[[], float] = time) -> None:
         self._now = now
-        self._reader: sqlite3.Connection | None = None
-        self._data_version = -1
+
+    @abstractmethod
+    def changes(self, after: int) -> list[IssuedKey] | None:
+        """What was changed after that number, in order; None when it is known that nobody has written to the ledger
+        since it was asked last. Always by one thread."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Of the connection for `changes`."""
+
+    @abstractmethod
+    def _open(self) -> AbstractContextManager[KeyTable]: ...
+
+    @abstractmethod
+    def _writing(self) -> AbstractContextManager[KeyTable]:
+        """In one transaction, while nobody else writes keys."""
 
     def create(self, new: NewKey) -> tuple[str, IssuedKey]:
         """Make a key: its secret, which nobody can show again, and its row. Several keys may have one name, to change
@@ -112,7 +133,7 @@ class KeyLedger:
             raise ValueError(f"{new.name!r} is no name for a key: 1 to 64 letters, digits and ._@:-")
         with self._writing() as db:
             id = _word(_ID)
-            while db.execute("SELECT 1 FROM api_keys WHERE id = ?", (id,)).fetchone() is not None:
+            while db.rows("id = ?", (id,)):
                 id = _word(_ID)
             now = int(self._now())
             others = [key for key in _rows(db, "name = ?", (new.name,)) if key.is_good(now)]
@@ -130,15 +151,14 @@ class KeyLedger:
                 revoked_at=None,
                 changed=_next(db),
             )
-            values = [_stored(name, getattr(key, name)) for name in _COLUMNS]
-            db.execute(f"INSERT INTO api_keys VALUES ({', '.join('?' * len(_COLUMNS))})", values)  # noqa: S608
+            db.do(_INSERT, [_stored(name, getattr(key, name)) for name in COLUMNS])
         return secret, key
 
     def revoke(self, name_or_id: str) -> list[IssuedKey]:
         """End the keys of that name, or the one of that id: those that were ended now."""
         with self._writing() as db:
             now = int(self._now())
-            found = _rows(db, "(name = ?1 OR id = ?1) AND revoked_at IS NULL", (name_or_id,))
+            found = _rows(db, "(name = ? OR id = ?) AND revoked_at IS NULL", (name_or_id, name_or_id))
             for key in found:
                 _end(db, key, now)
         return found
@@ -170,76 +190,30 @@ class KeyLedger:
     def all(self) -> list[IssuedKey]:
         """Every key there ever was, oldest first."""
         with self._open() as db:
-            return _rows(db, "1 ORDER BY created_at, id", ())
-
-    def changes(self, after: int) -> list[IssuedKey] | None:
-        """What was changed after that number, in order; None when nobody has written to the ledger since it was asked
-        last. Always by one thread."""
-        try:
-            db = self._reader
-            if db is None:
-                db = self._reader = self._connect()
-            version = int(db.execute("PRAGMA data_version").fetchone()[0])
-            if version == self._data_version:
-                return None
-            found = _rows(db, "changed > ? ORDER BY changed", (after,))
-            self._data_version = version  # of before the reading: what came in between is read again
-            return found
-        except sqlite3.Error as error:
-            self.close()
-            raise LedgerError(f"{self._path}: {error}") from error
-
-    def close(self) -> None:
-        reader, self._reader = self._reader, None
-        self._data_version = -1
-        if reader is not None:
-            reader.close()
-
-    def _connect(self) -> sqlite3.Connection:
-        ledger = SqliteLedger(self._path)
-        ledger.open()  # which makes the tables
-        ledger.close()
-        db = sqlite3.connect(self._path, timeout=5.0, isolation_level=None, check_same_thread=False)
-        db.execute("PRAGMA synchronous = FULL")
-        return db
-
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with closing(self._connect()) as db:
-                yield db
-        except sqlite3.Error as error:
-            raise LedgerError(f"{self._path}: {error}") from error
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._open() as db:
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-            except BaseException:
-                db.execute("ROLLBACK")
-                raise
-            db.execute("COMMIT")
+            return _rows(db, "true ORDER BY created_at, id", ())
 
 
-def _next(db: sqlite3.Connection) -> int:
-    return int(db.execute("SELECT coalesce(max(changed), 0) + 1 FROM api_keys").fetchone()[0])
+def following(db: KeyTable, after: int) -> list[IssuedKey]:
+    """What was changed after that number, in order."""
+    return _rows(db, "changed > ? ORDER BY changed", (after,))
 
 
-def _end(db: sqlite3.Connection, key: IssuedKey, now: int) -> None:
+def _next(db: KeyTable) -> int:
+    last = _rows(db, "true ORDER BY changed DESC LIMIT 1")
+    return last[0].changed + 1 if last else 1
+
+
+def _end(db: KeyTable, key: IssuedKey, now: int) -> None:
     key.revoked_at, key.changed = now, _next(db)
-    db.execute("UPDATE api_keys SET revoked_at = ?, changed = ? WHERE id = ?", (now, key.changed, key.id))
+    db.do("UPDATE api_keys SET revoked_at = ?, changed = ? WHERE id = ?", (now, key.changed, key.id))
 
 
-def _rows(db: sqlite3.Connection, where: str, values: Sequence[Any]) -> list[IssuedKey]:
-    columns = ", ".join(f'"{name}"' for name in _COLUMNS)
-    rows = db.execute(f"SELECT {columns} FROM api_keys WHERE {where}", values)  # noqa: S608
-    return [_key(row) for row in rows]
+def _rows(db: KeyTable, where: str, values: Sequence[Any] = ()) -> list[IssuedKey]:
+    return [_key(row) for row in db.rows(where, values)]
 
 
 def _key(row: Sequence[Any]) -> IssuedKey:
-    fields = dict(zip(_COLUMNS, row, strict=True))
+    fields = dict(zip(COLUMNS, row, strict=True))
     for name in _JSON:
         value = fields[name]
         fields[name] = None if value is None else msgspec.json.decode(value)

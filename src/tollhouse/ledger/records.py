@@ -5,17 +5,25 @@ admission, so that every replay of a journal gives the same id, and ids sort by 
 """
 
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
-__all__ = ["AUDIT", "OUTCOMES", "USAGE", "Outcome", "UsageFacts", "UsageRecord", "identify", "labels"]
+__all__ = ["AUDIT", "OUTCOMES", "USAGE", "Anchor", "Outcome", "UsageFacts", "UsageRecord", "identify", "labels"]
 
 USAGE: Final = 1
 """The journal's kind of a UsageRecord. Further kinds (intent, adjust) take the next numbers."""
 
 AUDIT: Final = 2
 """The kind of an `audit.AuditRecord`."""
+
+
+class Anchor(NamedTuple):
+    """The record up to which an audit chain is known: its number there, and its hash."""
+
+    chain: str
+    n: int
+    hash: str
 
 
 class Outcome(StrEnum):
@@ -42,7 +50,17 @@ class UsageRecord(msgspec.Struct, gc=False, omit_defaults=True, kw_only=True):
     Tokens: input excludes what came from or went into the provider's cache, output includes reasoning; cache_write_1h
     is a part of cache_write, audio and image are parts of input and output. estimated: the provider did not say.
     cost_nano: nano-dollars, None where no price is known (never 0 for "unknown") and where nothing was used.
+    admitted_at is by the store's clock where a store admitted the call, so that budgets and ledger agree on its window.
     journal, seq and id are filled in when the record is read back; they are not in its body.
+
+    run_id, parent_id: the agent run it belongs to, and the run that began that one. draws: (field, amount) of each
+    allowance it was posted to; the field says whose, of which unit and from when. hold: the hold that the post
+    releases, where it is not called like the request. held_nano: what was reserved for it. saved_nano: what a hit
+    in the cache (`cached`: exact or semantic) would have cost. withheld_tokens: tokens of the answer that a guard
+    (`guard`, the one that acted) kept back; they are paid. tags: the operator's, sorted.
+
+    adjust_of: this is no call but a correction of the record of this id. It has that one's admitted_at and labels;
+    its tokens, cost_nano and draws are what is added to it. repriced: that one had no price before.
 
     The order is that of the encoded body: first what is each call's own, then, from `outcome` on (which is always
     there), the labels: what many calls have in common, and a ledger may keep once.
@@ -70,6 +88,15 @@ class UsageRecord(msgspec.Struct, gc=False, omit_defaults=True, kw_only=True):
     audio_output: int = 0
     image_input: int = 0
     image_output: int = 0
+    run_id: str = ""
+    parent_id: str = ""
+    hold: str = ""
+    held_nano: int = 0
+    saved_nano: int = 0
+    withheld_tokens: int = 0
+    draws: tuple[tuple[str, int], ...] = ()
+    adjust_of: str = ""
+    repriced: bool = False
     outcome: str
     reason: str = ""
     status: int = 0
@@ -90,6 +117,9 @@ class UsageRecord(msgspec.Struct, gc=False, omit_defaults=True, kw_only=True):
     tool: str = ""
     estimated: bool = False
     stream: bool = False
+    tags: tuple[str, ...] = ()
+    guard: str = ""
+    cached: str = ""
 
 
 class UsageFacts(msgspec.Struct, gc=False, omit_defaults=True):
@@ -115,6 +145,15 @@ class UsageFacts(msgspec.Struct, gc=False, omit_defaults=True):
     audio_output: int = 0
     image_input: int = 0
     image_output: int = 0
+    run_id: str = ""
+    parent_id: str = ""
+    hold: str = ""
+    held_nano: int = 0
+    saved_nano: int = 0
+    withheld_tokens: int = 0
+    draws: tuple[tuple[str, int], ...] = ()
+    adjust_of: str = ""
+    repriced: bool = False
 
 
 def labels(record: UsageRecord) -> bytes:

@@ -9,7 +9,7 @@ At start, and every `adopt_every` seconds, the journals of processes that are go
 
 import logging
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from threading import Event, Thread
@@ -30,7 +30,8 @@ class Shipper:
     """Ships one process's journal. `start`, then `stop` before `journal.close`.
 
     ledger: used by the shipper's thread alone, which opens and closes it. batch: records in one transaction.
-    interval: seconds between looks at the journal. Counts are plain numbers, to be read at any time.
+    interval: seconds between looks at the journal. upkeep: is given the ledger in this thread, whenever all is shipped,
+    for one short step of other work; whether there is more of it. Counts are plain numbers, to be read at any time.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Shipper:
         interval: float = 0.5,
         adopt_every: float = 60.0,
         slowest: float = 5.0,
+        upkeep: Callable[[Ledger], bool] | None = None,
     ) -> None:
         self.position = 0
         """The last seq of the journal that is in the ledger."""
@@ -61,12 +63,15 @@ class Shipper:
         """Times the ledger could not be used."""
         self.error = ""
         """Why, the last time; "" when it works."""
+        self.caught_up = Event()
+        """Set once what processes that were gone at the start had left is in the ledger."""
         self._journal = journal
         self._ledger = ledger
         self._batch = batch
         self._interval = interval
         self._adopt_every = adopt_every
         self._slowest = slowest
+        self._upkeep = upkeep
         self._ending = Event()
         self._drained = False
         self._even = monotonic()
@@ -105,8 +110,12 @@ class Shipper:
                     self.error = ""
                 self._ship(ending)
                 if monotonic() >= self._adopt_at and not ending:
-                    self._adopt_at = monotonic() + self._adopt_every
                     self._adopt()
+                    self._adopt_at = monotonic() + self._adopt_every
+                    self.caught_up.set()
+                if self._upkeep is not None and not ending:
+                    while self._upkeep(self._ledger) and not self._ending.is_set():
+                        self._ship(False)
                 pause = self._interval
                 self._drained = ending
             except Exception as error:  # the thread's root: whatever it is, the records wait and are tried again
@@ -144,7 +153,7 @@ class Shipper:
             if entries:
                 self.shipped += self._ledger.ship(journal.id, entries)
                 self.audits += _audits(entries)
-                self.position = entries[-1].seq
+                self.position = journal.shipped = entries[-1].seq
                 self._clear(reader)
             if len(entries) < self._batch:
                 self._even = looked  # these were all there were then

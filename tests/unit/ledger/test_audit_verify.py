@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tollhouse.ledger.audit import BEGIN, END, Anchor, Chain, Seal, first_of
-from tollhouse.ledger.audit_sqlite import AuditReader, Placed, Row
+from tollhouse.ledger.audit_reader import Placed, Row
+from tollhouse.ledger.audit_sqlite import SqliteAudit
 from tollhouse.ledger.audit_verify import Verdict, follow, verify
 from tollhouse.ledger.base import Entry, LedgerError
 from tollhouse.ledger.journal import Journal
@@ -180,7 +181,7 @@ def written(where: Path, count: int, *, ended: bool = True) -> str:
     path = where / "l.db"
     anchors: list[Anchor] = []
     if path.exists():
-        reader = AuditReader(path)
+        reader = SqliteAudit(path)
         anchors = reader.heads(64)
         reader.close()
     journal = Journal(where / "l.db.journal")
@@ -201,7 +202,7 @@ def written(where: Path, count: int, *, ended: bool = True) -> str:
 
 
 def verdict(where: Path, known: list[Anchor] | None = None) -> Verdict:
-    reader = AuditReader(where / "l.db")
+    reader = SqliteAudit(where / "l.db")
     try:
         return verify(reader, [SEAL], known or [])
     finally:
@@ -219,7 +220,7 @@ def test_records_of_both_kinds_find_their_tables(tmp_path: Path) -> None:
     chain = written(tmp_path, 5)
     found = verdict(tmp_path)
     assert (found.records, len(found.chains), found.breaks) == (7, 1, ())
-    reader = AuditReader(tmp_path / "l.db")
+    reader = SqliteAudit(tmp_path / "l.db")
     newest = reader.newest(0, limit=3)
     assert [(one.n, one.user) for one in newest] == [(5, "u3"), (6, "u4"), (7, "")]
     assert {one.chain for one in newest} == {chain}
@@ -296,7 +297,7 @@ def test_a_chain_that_grows_while_it_is_verified(tmp_path: Path) -> None:
     ledger.open()
     ledger.ship(CHAIN, entries[:4])
 
-    class Meanwhile(AuditReader):
+    class Meanwhile(SqliteAudit):
         def rows(self, chain: str, after: int = 0) -> Iterator[Row]:
             yield from super().rows(chain, after)
             ledger.ship(chain, entries)  # it was followed to its end
@@ -317,7 +318,7 @@ def test_a_chain_without_a_name(tmp_path: Path) -> None:
 
 def test_a_chain_is_read_by_the_page(tmp_path: Path) -> None:
     chain = written(tmp_path, 2500)
-    reader = AuditReader(tmp_path / "l.db")
+    reader = SqliteAudit(tmp_path / "l.db")
     assert [row.n for row in reader.rows(chain)] == list(range(1, 2503))
     row = reader.at(chain, 1234)
     assert row is not None
@@ -328,10 +329,10 @@ def test_a_chain_is_read_by_the_page(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_there_or_has_no_such_tables(tmp_path: Path) -> None:
     with pytest.raises(LedgerError):
-        AuditReader(tmp_path / "none.db").heads(1)
+        SqliteAudit(tmp_path / "none.db").heads(1)
     sqlite3.connect(tmp_path / "empty.db").close()
     with pytest.raises(LedgerError, match="no such table"):
-        AuditReader(tmp_path / "empty.db").heads(1)
+        SqliteAudit(tmp_path / "empty.db").heads(1)
 
 
 def test_damage_of_the_journal_is_a_break(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import msgspec
@@ -99,7 +100,7 @@ class Shipping:
         while entries := self.reader.read(100):
             self.seqs += [entry.seq for entry in entries]
         for number, path in self.reader.done:
-            path.unlink()
+            path.unlink(missing_ok=True)
             self.journal.release(number)
         self.reader.done.clear()
 
@@ -168,9 +169,98 @@ def test_full_by_size_and_free_again(tmp_path: Path) -> None:
     for number, path in reader.done:
         path.unlink()
         journal.release(number)
-    assert not journal.full
+    assert [journal.full] == [False]
     reader.close()
     journal.close()
+
+
+def test_the_others_count(tmp_path: Path) -> None:
+    journal = opened(tmp_path, max_size=3000)
+    journal.append(record(1))
+    told = []
+    for journal.others in (0, 3000, 0):
+        told.append(journal.full)
+    assert told == [False, True, False]
+    journal.close()
+
+
+def test_drops_the_oldest_instead(tmp_path: Path) -> None:
+    """Never full, never above its bound by more than a segment, and what is gone is counted."""
+    journal = opened(tmp_path, segment_size=1000, max_size=8000, drop=True)
+    for n in range(1, 201):
+        journal.append(record(n))
+        assert not journal.full
+        assert journal.size <= 9200
+    on_disk = sum(path.stat().st_size for path in files(tmp_path, journal))
+    assert on_disk == journal.size
+    assert 0 < journal.dropped < 200
+    reader = Reader(tmp_path, journal.id, 0, live=True)
+    seqs = [e.seq for e in reader.read(1000)]
+    assert seqs == list(range(journal.dropped + 1, 201))
+    reader.close()
+    journal.close()
+
+
+def test_what_was_shipped_is_not_counted_as_dropped(tmp_path: Path) -> None:
+    journal = opened(tmp_path, segment_size=1000, max_size=8000, drop=True)
+    for n in range(1, 201):
+        journal.append(record(n))
+        journal.shipped = n - 1
+    assert journal.dropped == 0
+    assert len(files(tmp_path, journal)) < 12
+    journal.close()
+
+
+def test_a_reader_goes_on_behind_what_was_dropped(tmp_path: Path) -> None:
+    journal = opened(tmp_path, segment_size=1000, max_size=8000, drop=True)
+    shipping = Shipping(journal)
+    journal.append(record(1))
+    shipping.ship()
+    for n in range(2, 301):
+        journal.append(record(n))
+    for _ in range(3):
+        shipping.ship()
+    assert shipping.seqs[0] == 1
+    assert shipping.seqs[-1] == 300
+    assert shipping.reader.missing == 300 - len(shipping.seqs) > 0
+    assert journal.size == sum(path.stat().st_size for path in files(tmp_path, journal))
+    shipping.reader.close()
+    journal.close()
+
+
+DISK_FULL_DROP = """
+import resource, sys, pathlib
+sys.path[:0] = sys.argv[2:4]
+from tests.conformance.ledger import record
+from tollhouse.ledger.journal import Journal
+journal = Journal(pathlib.Path(sys.argv[1]), spare=0, segment_size=4000, drop=True)
+journal.open()
+while journal._number < 4:
+    journal.append(record(journal.seq + 1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))  # no file may be longer, so none can grow
+journal._rotate_at = 1 << 30
+from tollhouse.core.errors import Failure
+done = journal.seq
+try:
+    while True:
+        done = journal.append(record(done + 1))
+except Failure as failure:
+    assert "space" in failure.detail, failure.detail
+print(journal.id, done, journal.dropped, journal.full, flush=True)
+import os
+os._exit(9)
+"""
+
+
+def test_a_full_disk_where_the_oldest_are_dropped(tmp_path: Path) -> None:
+    """It makes room as long as there is anything to be deleted; only then is it full."""
+    command = [sys.executable, "-c", DISK_FULL_DROP, str(tmp_path), str(Path("src").resolve()), str(Path.cwd())]
+    output = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
+    assert output.returncode == 9, output.stderr
+    journal, done, dropped, full = output.stdout.split()
+    assert full == "True"
+    assert int(dropped) > 20
+    assert read_all(tmp_path, journal) == list(range(int(dropped) + 1, int(done) + 1))
 
 
 DISK_FULL = """
@@ -310,6 +400,25 @@ def test_a_failed_sync_is_not_repeated_on_that_file(tmp_path: Path) -> None:
     wait_for(lambda: not syncer.unconfirmed())
     journal.append(record(3))
     journal.close()
+    assert syncer.waiting == 0
     second = segments(tmp_path, journal.id)[1][2].read_bytes()
     assert FRAME.unpack_from(second, 36)[2] == 1  # the first record again
     assert read_all(tmp_path, journal.id) == [1, 2, 3]
+
+
+def test_full_when_too_much_waits_for_its_sync(tmp_path: Path) -> None:
+    """What is not confirmed is kept in memory, to be written again: not without a bound."""
+    release = threading.Event()
+
+    def slow(fd: int) -> None:
+        release.wait(10)
+
+    journal = opened(tmp_path, fsync="group", fsync_interval=0.001, sync=slow)
+    large = record(org="x" * 1_000_000)
+    while not journal.full:
+        journal.append(large)
+        assert journal.seq < 20
+    assert journal.seq == 17
+    release.set()
+    wait_for(lambda: not journal.full)
+    journal.close()

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from tollhouse.ledger.base import LedgerError
 from tollhouse.ledger.key_follower import KeyFollower
 from tollhouse.ledger.keys import KeyLedger, KeyTaken, NewKey, is_whole
+from tollhouse.ledger.keys_sqlite import SqliteKeys
+from tollhouse.ledger.sqlite_tables import MIGRATIONS
 
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> KeyLedger:
-    return KeyLedger(tmp_path / "ledger.db")
+    return SqliteKeys(tmp_path / "ledger.db")
 
 
 def test_a_key_is_shown_once_and_kept_as_its_digest(ledger: KeyLedger, tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ def test_one_of_two_keys_ends_by_its_id(ledger: KeyLedger) -> None:
 
 
 def test_followers_read_what_is_new_and_nothing_else(ledger: KeyLedger, tmp_path: Path) -> None:
-    reader = KeyLedger(tmp_path / "ledger.db")
+    reader = SqliteKeys(tmp_path / "ledger.db")
     assert reader.changes(0) == []
     assert reader.changes(0) is None  # nobody has written
     _, one = ledger.create(NewKey(name="one"))
@@ -92,7 +94,7 @@ def test_followers_read_what_is_new_and_nothing_else(ledger: KeyLedger, tmp_path
 
 
 def test_a_follower_knows_a_key_within_a_second(ledger: KeyLedger, tmp_path: Path) -> None:
-    follower = KeyFollower(KeyLedger(tmp_path / "ledger.db"), every=0.02)
+    follower = KeyFollower(SqliteKeys(tmp_path / "ledger.db"), every=0.02)
     follower.start()
     follower.start()
     try:
@@ -121,7 +123,7 @@ def test_a_follower_knows_a_key_within_a_second(ledger: KeyLedger, tmp_path: Pat
 def test_a_ledger_that_cannot_be_read_leaves_keys_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "ledger.db"
     path.write_bytes(b"this is no database, and long enough to be looked at as one" * 100)
-    follower = KeyFollower(KeyLedger(path))
+    follower = KeyFollower(SqliteKeys(path))
     with pytest.raises(LedgerError):
         follower.look()
     follower.start()
@@ -131,18 +133,14 @@ def test_a_ledger_that_cannot_be_read_leaves_keys_alone(tmp_path: Path, caplog: 
 
 
 def test_the_tables_of_before_get_the_new_one(tmp_path: Path) -> None:
-    from tollhouse.ledger import sqlite
-
     path = tmp_path / "old.db"
-    ledger = sqlite.SqliteLedger(path)
-    ledger.open()
-    ledger.close()
     with sqlite3.connect(path) as db:
-        for what in ("TABLE api_keys", "VIEW audit_records", "TABLE audit", "TABLE audit_chains"):
-            db.execute(f"DROP {what}")
-        db.execute("DELETE FROM migrations WHERE version >= 3")
-    KeyLedger(path).create(NewKey(name="ci"))
-    assert [key.name for key in KeyLedger(path).all()] == ["ci"]
+        db.executescript(MIGRATIONS[0])
+        db.execute("CREATE TABLE migrations (version INTEGER PRIMARY KEY, at INTEGER NOT NULL)")
+        db.execute("INSERT INTO migrations VALUES (1, 0)")
+    db.close()
+    SqliteKeys(path).create(NewKey(name="ci"))
+    assert [key.name for key in SqliteKeys(path).all()] == ["ci"]
 
 
 def test_one_key_is_found_and_ended_by_its_id_alone(ledger: KeyLedger) -> None:
@@ -161,7 +159,7 @@ def test_one_key_is_found_and_ended_by_its_id_alone(ledger: KeyLedger) -> None:
 
 def test_pages_have_every_key_once(tmp_path: Path) -> None:
     moments = iter([3, 1, 2, 2, 2])
-    ledger = KeyLedger(tmp_path / "ledger.db", now=lambda: next(moments))
+    ledger = SqliteKeys(tmp_path / "ledger.db", now=lambda: next(moments))
     for n in range(5):
         ledger.create(NewKey(name=f"k{n}"))
     found, after = [], (-1, "")

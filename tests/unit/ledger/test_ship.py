@@ -98,7 +98,8 @@ def test_without_a_shipper_the_next_process_ships(place: Place) -> None:
     second = place.journal()
     shipper = Shipper(second, SqliteLedger(place.db), interval=0.01, batch=4)
     shipper.start()
-    wait_for(lambda: shipper.adopted == 30)
+    assert shipper.caught_up.wait(15)
+    assert shipper.adopted == 30  # who asks the ledger then sees all of it
     assert shipper.stop()
     second.close()
     assert stored(place.db) == [(first.id, n) for n in range(1, 31)]

@@ -11,11 +11,13 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.conformance.ledger import JOURNAL, T0, LedgerConformance, entry
+from tests.conformance.ledger import JOURNAL, OTHER_JOURNAL, T0, LedgerConformance, entry
 
 from tollhouse.ledger.base import Entry, Ledger, LedgerError
 from tollhouse.ledger.records import USAGE, UsageRecord, identify
-from tollhouse.ledger.sqlite import _USAGE_1, SqliteLedger, _Facts, _Labels
+from tollhouse.ledger.rows import LABELS, Facts, Labels, digested
+from tollhouse.ledger.sqlite import SqliteLedger
+from tollhouse.ledger.sqlite_tables import MIGRATIONS
 
 
 class TestConformance(LedgerConformance):
@@ -182,7 +184,7 @@ def test_readers_do_not_wait_for_the_writer(tmp_path: Path) -> None:
 def test_the_halves_are_the_record() -> None:
     """Facts and labels have together the fields of a record, in its order, with its defaults."""
     shown = {f.name: (f.default, f.default_factory) for f in msgspec.structs.fields(UsageRecord)}
-    parts = {f.name: f for part in (_Facts, _Labels) for f in msgspec.structs.fields(part)}
+    parts = {f.name: f for part in (Facts, Labels) for f in msgspec.structs.fields(part)}
     assert set(parts) == (set(shown) - {"id"}) | {"labels"}
     for name in set(shown) - {"id", "journal", "outcome"}:
         assert (parts[name].default, parts[name].default_factory) == shown[name], name
@@ -238,7 +240,10 @@ def test_what_goes_in_comes_out(
     got = rows(path, "SELECT * FROM usage ORDER BY seq")
     for n, (r, row) in enumerate(zip(sent, got, strict=True), first):
         r.id, r.journal, r.seq = identify(JOURNAL, n, r.admitted_at), JOURNAL, n
-        assert row == msgspec.structs.astuple(r)
+        assert row == tuple(
+            msgspec.json.encode(value).decode() if isinstance(value, tuple) else value
+            for value in msgspec.structs.astuple(r)
+        )
     (total,) = ledger.usage(0, 1 << 40)
     assert (total.requests, total.input, total.output) == (
         len(sent),
@@ -336,7 +341,7 @@ def test_a_file_of_the_first_tables_is_brought_up(tmp_path: Path) -> None:
     """Records that an earlier version has stored stay, with none of the kinds that it did not know."""
     path = tmp_path / "l.db"
     db = sqlite3.connect(path)
-    db.executescript(_USAGE_1)
+    db.executescript(MIGRATIONS[0])
     db.execute("CREATE TABLE migrations (version INTEGER PRIMARY KEY, at INTEGER NOT NULL)")
     db.execute("INSERT INTO migrations VALUES (1, 0)")
     db.execute("INSERT INTO journals VALUES (1, ?, 1)", (JOURNAL,))
@@ -369,4 +374,41 @@ def test_a_file_of_the_first_tables_is_brought_up(tmp_path: Path) -> None:
         (2, 1, 1, 1),
     ]
     assert rows(path, "SELECT requests, audio_input FROM usage_hour") == [(1, 0), (1, 1)]
+    ledger.close()
+
+
+def test_a_file_of_the_tables_before_control_is_brought_up(tmp_path: Path) -> None:
+    """Its records are found by what is new of them, its journals have their last place, and their labels their digests:
+    a call of the same labels gets the same number."""
+    path = tmp_path / "l.db"
+    db = sqlite3.connect(path)
+    for script in MIGRATIONS[:4]:
+        db.executescript(script)
+    db.execute("CREATE TABLE migrations (version INTEGER PRIMARY KEY, at INTEGER NOT NULL)")
+    db.executemany("INSERT INTO migrations VALUES (?, 0)", [(n,) for n in range(1, 5)])
+    db.execute("INSERT INTO journals VALUES (1, ?, 0)", (JOURNAL,))
+    db.execute("INSERT INTO journals VALUES (2, ?, 4)", (OTHER_JOURNAL,))  # of audit records alone
+    digest, values = digested(Labels(outcome="ok", user="ada", model_asked="m"))
+    labels = dict(zip(LABELS, values, strict=True))
+    old = [name for name in LABELS if name not in ("tags", "guard", "cached")]
+    marks = ", ".join("?" * (len(old) + 2))
+    db.execute(f"INSERT INTO usage_labels VALUES ({marks})", (1, digest, *(labels[name] for name in old)))
+    facts = (
+        "INSERT INTO usage_facts VALUES (1, ?, 1, ?, 7200000001, 'q', 5, 6, 0, 0, 0, 9, 1, 2, 3, 4, 5, 0, 0, 0, 0, 0)"
+    )
+    db.executemany(facts, [(n, 7_200_000_000 + n) for n in (1, 2, 3)])
+    db.execute("INSERT INTO usage_sums VALUES (2, 1, 3, 15, 18, 0, 0, 0, 27, 0, 0, 0, 0, 0, 0)")
+    db.commit()
+    db.close()
+    ledger = SqliteLedger(path)
+    ledger.open()
+    assert ledger.positions() == {JOURNAL: 3}
+    assert ledger.spent("usd", 0, 1 << 50, {"user": "ada", "tag": ""}, {JOURNAL: 2}) == 18
+    (row,) = ledger.usage(0, 1 << 40, ["run", "tag", "user"])
+    assert (row.by, row.requests, row.cost_nano) == (("", "", "ada"), 3, 27)
+    record = UsageRecord(admitted_at=7_200_000_009, ended_at=7_200_000_010, outcome="ok", user="ada", model_asked="m")
+    assert ledger.ship("3" * 32, [Entry(1, USAGE, msgspec.json.encode(record))]) == 1
+    assert rows(path, "SELECT count(*) FROM usage_labels") == [(1,)]
+    assert [row.requests for row in ledger.usage(0, 1 << 40, ["tag"])] == [4]
+    assert rows(path, "SELECT draws, tags, run_id FROM usage LIMIT 1") == [("[]", "[]", "")]
     ledger.close()

@@ -1,0 +1,250 @@
+"""What a ledger is asked, in SQL that every database understands.
+
+Rule: one text of a query for all databases; where they differ is in their `Dialect`, and nowhere else. Queries stand on
+three relations of the same columns everywhere: `usage` (one row a record, by the record's names; tags is JSON text,
+booleans are 0 and 1), `usage_hour` (hourly sums with their labels) and `draws`. No `%`, no function of one database.
+Rows are put in order here, not there: by code points, as no database's locale would have it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from heapq import nsmallest
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from tollhouse.ledger.base import BY, TIMES, UNITS, Post, Unit, UsageRow
+from tollhouse.ledger.records import Outcome, UsageRecord
+from tollhouse.ledger.rows import HOUR_US
+
+__all__ = ["ORDERS", "Answers", "Dialect"]
+
+
+class Dialect(NamedTuple):
+    """mark: placeholder of a value. elements: a FROM item with the column `value`, of a JSON array of texts and an
+    alias. members: one with the columns `key` and `value` (text, number), of a placeholder for a JSON object and an
+    alias."""
+
+    mark: str
+    elements: Callable[[str, str], str]
+    members: Callable[[str, str], str]
+
+
+Ask = Callable[[str, Sequence[Any]], Iterable[Sequence[Any]]]
+"""Runs a query: its rows. Raises LedgerError."""
+
+_COLUMNS: Final = {"model": "model_asked", "answered": "model_answered", "run": "run_id"}
+_HOURS: Final = {"hour": "hour", "day": "hour / 24", "week": "(hour / 24 + 3) / 7", "month": "hour / 24"}
+"""Integers, of which `_moment` makes text. 1 January 1970 was a Thursday."""
+
+_ERRORS: Final = ", ".join(
+    f"'{o}'" for o in (Outcome.UPSTREAM_ERROR, Outcome.TIMEOUT, Outcome.CUT, Outcome.ERROR, Outcome.LOST)
+)
+_TOKENS: Final = "input + output + cache_read + cache_write"
+_KINDS: Final = (
+    "input", "output", "cache_read", "cache_write", "reasoning", "cost_nano", "unpriced", "cache_write_1h",
+    "audio_input", "audio_output", "image_input", "image_output", "saved_nano", "withheld",
+)  # fmt: skip
+"""Sums, in the order of UsageRow's members from `input` on."""
+
+_RAW: Final = (
+    f"(SELECT admitted_at / {HOUR_US} AS hour, "  # noqa: S608
+    "CASE WHEN adjust_of = '' THEN 1 ELSE 0 END AS requests, "
+    "CASE WHEN adjust_of <> '' THEN -repriced "
+    f"WHEN cost_nano IS NULL AND {_TOKENS} <> 0 THEN 1 ELSE 0 END AS unpriced, "
+    "withheld_tokens AS withheld, usage.* FROM usage WHERE admitted_at >= {since} AND admitted_at < {until})"
+)
+_SPENT: Final[Mapping[Unit, str]] = {
+    "usd": "coalesce(cost_nano, 0)",
+    "tokens": _TOKENS,
+    "input_tokens": "input + cache_read + cache_write",
+    "output_tokens": "output",
+    # As budgets count them: a model's call, or a tool's, that was let in.
+    "calls": "CASE WHEN adjust_of = '' AND outcome NOT IN ('denied', 'invalid') AND (server = '' OR tool <> '') "
+    "THEN 1 ELSE 0 END",
+}
+
+_RECORD: Final = tuple(name for name in UsageRecord.__struct_fields__ if name != "draws")
+
+ORDERS: Final = tuple(name for name in UsageRow.__struct_fields__ if name != "by")
+"""What rows of usage can be ordered by."""
+
+
+class Answers:
+    """The answers of a ledger. ask: runs its queries."""
+
+    def __init__(self, dialect: Dialect, ask: Ask) -> None:
+        self._dialect = dialect
+        self._ask = ask
+
+    def usage(
+        self,
+        since: int,
+        until: int,
+        by: Sequence[str] = (),
+        where: Sequence[tuple[str, str]] = (),
+        order: str = "",
+        top: int = 0,
+    ) -> list[UsageRow]:
+        """See `base.Ledger.usage`."""
+        for name in by:
+            if name not in BY:
+                raise ValueError(f"usage cannot be grouped by {name!r}; by {', '.join(BY)} it can")
+        if order and order not in ORDERS:
+            raise ValueError(f"usage cannot be ordered by {order!r}; by {', '.join(ORDERS)} it can")
+        first, last = since // 3600, -(-until // 3600)
+        raw = "run" in by or any(name == "run" for name, _ in where)
+        values: list[Any] = []
+        groups = ", ".join(self._group(name) for name in by)
+        sums = ", ".join(f"coalesce(sum({name}), 0)" for name in _KINDS)  # all of a group's costs may be unknown
+        relation = "usage_hour"
+        if raw:
+            relation = _RAW.format(since=first * HOUR_US, until=last * HOUR_US) + " AS raw"
+        query = (
+            f"SELECT {groups}{', ' if groups else ''}sum(requests), "  # noqa: S608
+            f"sum(CASE WHEN outcome IN ({_ERRORS}) THEN requests ELSE 0 END), {sums} FROM {relation}"
+        )
+        if "tag" in by:
+            elements = self._dialect.elements("CASE WHEN tags = '[]' THEN '[\"\"]' ELSE tags END", "t")
+            query += f" CROSS JOIN {elements}"
+        mark = self._dialect.mark
+        query += f" WHERE hour >= {mark} AND hour < {mark}"
+        values += (first, last)
+        query += self._conditions(where, values)
+        if by:
+            query += f" GROUP BY {', '.join(str(n + 1) for n in range(len(by)))}"
+        rows = _rows(by, self._ask(query, values))
+        if "month" in by:
+            rows = _joined(rows)
+
+        def place(row: UsageRow) -> tuple[Any, ...]:
+            return (-getattr(row, order), row.by) if order else row.by
+
+        return nsmallest(top, rows, key=place) if top else sorted(rows, key=place)
+
+    def spent(
+        self, unit: Unit, since_us: int, until_us: int, where: Mapping[str, str], upto: Mapping[str, int] | None
+    ) -> int:
+        """See `base.Ledger.spent`."""
+        if unit not in UNITS:
+            raise ValueError(f"{unit!r} is nothing that is spent; {', '.join(UNITS)} are")
+        mark = self._dialect.mark
+        values: list[Any] = []
+        query = f"SELECT sum({_SPENT[unit]}) FROM usage AS r{self._upto(upto, values)}"  # noqa: S608
+        query += f" WHERE r.admitted_at >= {mark} AND r.admitted_at < {mark}"
+        values += (since_us, until_us)
+        query += self._conditions(tuple(where.items()), values)
+        return _number(self._ask(query, values))
+
+    def drawn(self, field: str, upto: Mapping[str, int] | None) -> int:
+        """See `base.Ledger.drawn`."""
+        mark = self._dialect.mark
+        values: list[Any] = []
+        query = f"SELECT sum(r.amount) FROM draws AS r{self._upto(upto, values)}"  # noqa: S608
+        query += f" WHERE r.field >= {mark} AND r.field < {mark}"
+        return _number(self._ask(query, [*values, field, field + "\U0010ffff"]))
+
+    def posts(self, journal: str, after: int, most: int) -> list[Post]:
+        """See `base.Ledger.posts`."""
+        mark = self._dialect.mark
+        query = (
+            f"SELECT seq, hold, field, amount FROM draws WHERE journal = {mark} AND seq IN "  # noqa: S608
+            f"(SELECT DISTINCT seq FROM draws WHERE journal = {mark} AND seq > {mark} ORDER BY seq LIMIT {mark}) "
+            "ORDER BY seq"
+        )
+        found: dict[int, tuple[str, list[tuple[str, int]]]] = {}
+        for seq, hold, field, amount in self._ask(query, (journal, journal, after, most)):
+            found.setdefault(int(seq), (hold, []))[1].append((field, int(amount)))
+        return [Post(seq, hold, tuple(sorted(draws))) for seq, (hold, draws) in found.items()]
+
+    def records(self, since_us: int, until_us: int, where: Sequence[tuple[str, str]], most: int) -> list[UsageRecord]:
+        """See `base.Ledger.records`."""
+        mark = self._dialect.mark
+        values: list[Any] = [since_us, until_us]
+        columns = ", ".join(f'"{name}"' for name in _RECORD)
+        query = f"SELECT {columns} FROM usage WHERE admitted_at >= {mark} AND admitted_at < {mark}"  # noqa: S608
+        query += self._conditions(where, values)
+        query += f" ORDER BY admitted_at DESC, seq DESC LIMIT {mark}"
+        found = []
+        for row in self._ask(query, [*values, most]):
+            named = dict(zip(_RECORD, row, strict=True))
+            named["tags"] = tuple(msgspec.json.decode(named["tags"], type=list[str]))
+            for flag in ("estimated", "stream", "repriced"):
+                named[flag] = bool(named[flag])
+            found.append(UsageRecord(**named))
+        return found
+
+    # ---- parts of queries
+    def _group(self, name: str) -> str:
+        if name in TIMES:
+            return _HOURS[name]
+        return "t.value" if name == "tag" else _column(name)
+
+    def _conditions(self, where: Sequence[tuple[str, str]], values: list[Any]) -> str:
+        """Of one name any value, of several names all. Raises ValueError."""
+        given: dict[str, list[str]] = {}
+        for name, value in where:
+            if name not in BY or name in TIMES:
+                known = ", ".join(one for one in BY if one not in TIMES)
+                raise ValueError(f"usage cannot be found by {name!r}; by {known} it can")
+            given.setdefault(name, []).append(value)
+        text = ""
+        if "run" in given and "" not in given["run"]:
+            text += " AND run_id <> ''"  # as the index of runs has it
+        for name, among in given.items():
+            marks = ", ".join([self._dialect.mark] * len(among))
+            if name == "tag":
+                elements = self._dialect.elements("CASE WHEN tags = '[]' THEN '[\"\"]' ELSE tags END", "w")
+                text += f" AND EXISTS (SELECT 1 FROM {elements} WHERE w.value IN ({marks}))"  # noqa: S608
+            else:
+                text += f" AND {_column(name)} IN ({marks})"
+            values += among
+        return text
+
+    def _upto(self, upto: Mapping[str, int] | None, values: list[Any]) -> str:
+        if upto is None:
+            return ""
+        values.append(msgspec.json.encode(dict(upto)).decode())
+        return f" JOIN {self._dialect.members(self._dialect.mark, 'u')} ON u.key = r.journal AND r.seq <= u.value"
+
+
+def _column(name: str) -> str:
+    return f'"{_COLUMNS.get(name, name)}"'
+
+
+def _number(rows: Iterable[Sequence[Any]]) -> int:
+    (row,) = rows
+    return 0 if row[0] is None else int(row[0])
+
+
+def _rows(by: Sequence[str], found: Iterable[Sequence[Any]]) -> Iterable[UsageRow]:
+    n = len(by)
+    for row in found:
+        if row[n] is None:
+            continue  # sums over nothing
+        group = tuple(
+            _moment(name, value) if name in TIMES else str(value) for name, value in zip(by, row[:n], strict=True)
+        )
+        yield UsageRow(group, *(int(value) for value in row[n:]))
+
+
+def _joined(rows: Iterable[UsageRow]) -> list[UsageRow]:
+    """Days that are in the same month."""
+    sums: dict[tuple[str, ...], list[int]] = {}
+    for row in rows:
+        by, *numbers = msgspec.structs.astuple(row)
+        have = sums.setdefault(by, [0] * len(numbers))
+        sums[by] = [a + b for a, b in zip(have, numbers, strict=True)]
+    return [UsageRow(by, *numbers) for by, numbers in sums.items()]
+
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _moment(name: str, value: int) -> str:
+    """When the hour, day, week or month begins of which the query gave the number (of a month: one of its days)."""
+    hours = {"hour": 1, "day": 24, "month": 24, "week": 168}[name] * int(value) - (72 if name == "week" else 0)
+    begin = _EPOCH + timedelta(hours=hours)
+    if name == "month":
+        begin = begin.replace(day=1)
+    return begin.strftime("%Y-%m-%dT%H:%M:%SZ")
