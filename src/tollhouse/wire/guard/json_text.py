@@ -2,7 +2,8 @@
 
 Rule: what is compared is the JSON with its escapes decoded, and what leaves is JSON: a mask stands inside of a string,
 escaped, and a masked number keeps its length, in ones, since a schema would not take a string there. Punctuation is
-never replaced. An escape that was cut waits for its rest.
+never replaced. An escape that was cut waits for its rest. What is no JSON is masked all the same: words that stand
+outside of strings are texts.
 
 A string that holds JSON again is compared as it is written there: what stands in it in plain letters is found, what is
 escaped twice is not.
@@ -28,7 +29,8 @@ _INSIDE = re.compile(
     rf"|\\u(?P<unit>{_HEX}{{4}})|\\(?P<short>.)",
     re.DOTALL,
 )
-_OUTSIDE = re.compile(r'(?P<number>-?[0-9][0-9.eE+-]*)|(?P<begin>")|(?P<rest>[^"0-9-]+|-)')
+_OUTSIDE = re.compile(r'(?P<begin>")|(?P<rest>[\s{}\[\]:,]+)|(?P<word>[^\s{}\[\]:,"]+)')
+_BARE = re.compile(r"(?P<number>-?[0-9][0-9.eE+-]*)|-|true|false|null")
 _CUT = re.compile(rf"\\(?:u{_HEX}{{0,3}})?|\\u[dD][89abAB]{_HEX}{{2}}(?:\\(?:u(?:[dD](?:[c-fC-F]{_HEX}?)?)?)?)?")
 _DIGITS = re.compile("[0-9]")
 _escape = msgspec.json.Encoder().encode
@@ -52,7 +54,7 @@ def _runs(source: str, inside: bool) -> tuple[list[_Run], int]:
         if not inside:
             match = _OUTSIDE.match(source, at)
             assert match is not None
-            runs.append(_Run(at, match.end(), match[0], _NUMBER if match.lastgroup == "number" else _ELSEWHERE))
+            runs.append(_Run(at, match.end(), match[0], _bare(match[0]) if match.lastgroup == "word" else _ELSEWHERE))
             inside = match.lastgroup == "begin"
             at = match.end()
             continue
@@ -68,6 +70,12 @@ def _runs(source: str, inside: bool) -> tuple[list[_Run], int]:
             runs.append(_Run(at, match.end(), _meant(match), _STRING))
         at = match.end()
     return runs, at
+
+
+def _bare(word: str) -> int:
+    """What stands outside of strings: no JSON has other words there, so they are texts, and nothing is lost."""
+    known = _BARE.fullmatch(word)
+    return _STRING if known is None else _NUMBER if known.lastgroup == "number" else _ELSEWHERE
 
 
 def _ends_inside(runs: list[_Run], inside: bool) -> bool:

@@ -124,3 +124,14 @@ def test_what_is_swallowed_across_punctuation_leaves_json(patterns: PatternSet, 
     text = json.dumps({"a": "sk-" + "A" * 400, "list": ["A" * 300, 5], "end": "."})
     out = json.loads(streamed(patterns, text, *range(size, len(text), size)))
     assert out == {"a": '<"key"\\>', "list": ["A" * 300, 5], "end": "."}
+
+
+@pytest.mark.parametrize(
+    "text", [f"{{'a': '{SECRET}'}}", SECRET, f'{{"a": {SECRET}, "b": true}}', f'"a" {SECRET} "b"', f"a {SECRET}"]
+)
+def test_what_is_no_json_is_masked_all_the_same(patterns: PatternSet, text: str) -> None:
+    expected = streamed(patterns, text)
+    assert expected == text.replace(SECRET, '<\\"key\\"\\\\>')
+    for at in range(1, len(text)):
+        assert streamed(patterns, text, at) == expected
+    assert streamed(patterns, text, *range(1, len(text))) == expected
