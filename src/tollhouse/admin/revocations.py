@@ -36,8 +36,9 @@ _Place = tuple[float, str, str, str]
 class RevocationAsked(msgspec.Struct, forbid_unknown_fields=True):
     """kind: jti (a token, by its id), gid (all of a grant's family), sid (of a session), sub (of a user) and client (of
     a client) that were issued by now, grant (of a user's for one client), kid (signed with that key), key (an API key,
-    by its name). id: what is revoked; for a grant `client` and `sub` are given instead. issuer: whose tokens are meant,
-    absent for anybody's. until: when nothing can be left that it concerns; absent: 390 days, which is the longest."""
+    by its name), agent (all that an agent asks, by its name), run (an agent run, by its full name as usage has it). id:
+    what is revoked; for a grant `client` and `sub` are given instead. issuer: whose tokens are meant, absent for
+    anybody's. until: when nothing can be left that it concerns; absent: 390 days, which is the longest."""
 
     kind: Kind
     id: Long = ""
@@ -87,7 +88,7 @@ class RevocationsResource:
             ),
             Operation(
                 "revocations.create", "POST", path, "Revoke a token, or all of a user, client, grant, "
-                "session or key", self.create, Revoked, RevocationAsked, status=201,
+                "session, key, agent or run", self.create, Revoked, RevocationAsked, status=201,
             ),
         ]  # fmt: skip
 

@@ -38,15 +38,17 @@ class Holder(Protocol):
 
 class Held:
     """One entry: `holder`, for as long as it is not released. Timed where the principal's credential has an end.
-    principal: another of the same id may take its place, who was seen later."""
+    principal: another of the same id may take its place, who was seen later. run: the agent run that it is part of, ""
+    for none."""
 
-    __slots__ = ("_among", "_key", "deadline", "holder", "principal")
+    __slots__ = ("_among", "_key", "deadline", "holder", "principal", "run")
 
-    def __init__(self, among: "Holders", key: str, principal: Principal, holder: Holder) -> None:
+    def __init__(self, among: "Holders", key: str, principal: Principal, holder: Holder, run: str = "") -> None:
         self._among: Holders | None = among
         self._key = key
         self.principal = principal
         self.holder: Holder | None = holder
+        self.run = run
         self.deadline = FOREVER
 
     def release(self) -> None:
@@ -85,11 +87,13 @@ class Holders:
     def __len__(self) -> int:
         return sum(map(len, self._of.values()))
 
-    def hold(self, principal: Principal | None, holder: Holder, *, expires: bool = True, grace: float = 0.0) -> Held:
+    def hold(
+        self, principal: Principal | None, holder: Holder, *, expires: bool = True, grace: float = 0.0, run: str = ""
+    ) -> Held:
         """Write down that `holder` is there for `principal`. expires: it ends with the credential's time, `grace`
-        seconds after it; else only when the principal is no longer good."""
+        seconds after it; else only when the principal is no longer good. run: the agent run that it is part of."""
         principal = principal or NOBODY
-        held = Held(self, principal.id, principal, holder)
+        held = Held(self, principal.id, principal, holder, run)
         self._of.setdefault(principal.id, {})[held] = None
         if self._in_force is not None and not self._in_force(principal):
             held.deadline = self._clock.now
@@ -112,6 +116,11 @@ class Holders:
     def end(self, id: str, failure: Failure) -> None:
         """The principal of that id is no longer good, whatever it has shown."""
         for held in reversed(list(self._of.get(id, ()))):
+            held.end(failure)
+
+    def end_run(self, run: str, failure: Failure) -> None:
+        """That run was stopped. All that is held is looked at, at once: this is rare, and is not to wait."""
+        for held in [held for held in self._all() if held.run and held.run == run]:
             held.end(failure)
 
     def review(self, good: Good, failure: Failure) -> None:

@@ -90,6 +90,7 @@ class Connection(asyncio.Protocol):
         "_requests",
         "_response",
         "_sent",
+        "_stopped",
         "_tunnel",
         "_waiter",
         "_write_paused",
@@ -129,6 +130,7 @@ class Connection(asyncio.Protocol):
         self._sent = server.observer.sent
         self._lingering = False  # it closes, as soon as the client has taken what was sent
         self._lost = False
+        self._stopped: Failure | None = None  # why the request is not to be answered further
 
     @property
     def certificate(self) -> bytes:
@@ -285,6 +287,12 @@ class Connection(asyncio.Protocol):
                     response = await server.handler(request)
                 except Failure as failure:
                     response = rendered(failure, request)
+                except asyncio.CancelledError:
+                    stopped = self._why_stopped()
+                    if stopped is None:
+                        raise
+                    response = rendered(stopped, request)
+                    del stopped
                 except Exception as error:  # a bug answers 500, in the caller's dialect, and the connection lives
                     log.exception("internal error while answering %s", request.context.request_id or "a request")
                     detail = type(error).__name__
@@ -320,6 +328,13 @@ class Connection(asyncio.Protocol):
             requests.drop()
             if not self._lost:
                 self._linger() if unread or self._aside else self._close()
+
+    def _why_stopped(self) -> Failure | None:
+        """What the request that was cancelled is to be answered with; None where its client is gone."""
+        stopped, self._stopped = self._stopped, None
+        if stopped is None or self._lost or self.task is None or self.task.uncancel():
+            return None
+        return stopped
 
     def _wait(self) -> "asyncio.Future[None] | None":
         """For the next request; None when there shall be none."""
@@ -458,6 +473,20 @@ class Connection(asyncio.Protocol):
         self.resume_reading()
         self.transport.write_eof()
         self.arm(_LINGER)
+
+    def stop(self, which: Callable[[Request, bool], bool], failure: Failure) -> None:
+        """End the request under way with `failure`, if it is one of those: where its answer has begun, as that ends
+        with any failure. which: told the request, and whether its answer has begun."""
+        request, outgoing = self.busy, self._outgoing
+        if request is None or self._lost or self._stopped is not None:
+            return
+        if outgoing is None:
+            if self._response is None and self._drained is None and self.task is not None and which(request, False):
+                self._stopped = failure
+                self.task.cancel()
+        elif outgoing.source is not None and which(request, True):
+            outgoing.source.close()
+            outgoing.end(failure)
 
     def close_if_idle(self) -> None:
         requests = self._requests

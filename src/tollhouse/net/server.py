@@ -2,10 +2,11 @@
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from email.utils import formatdate
 
 from tollhouse.core.clock import Clock
-from tollhouse.core.errors import Reason
+from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import Request, Response
 from tollhouse.net.connection import Connection, Observer
@@ -91,6 +92,12 @@ class Server:
         """Close the connections that carry no request now."""
         for connection in list(self.connections):
             connection.close_if_idle()
+
+    def stop(self, which: Callable[[Request, bool], bool], failure: Failure) -> None:
+        """End the requests under way of which that is true, with a copy of `failure`, now. which: told the request, and
+        whether its answer has begun."""
+        for connection in list(self.connections):
+            connection.stop(which, failure.copy())
 
     def abort(self) -> None:
         """The hard end: cut every connection."""

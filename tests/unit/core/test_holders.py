@@ -1,6 +1,7 @@
 """What is held for principals, and how it ends when they are no longer good."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -21,8 +22,8 @@ class World:
         self.holders = Holders(self.clock, lambda: self.now + 1000.0)
         self.ended: list[tuple[str, str]] = []
 
-    def hold(self, who: Principal | None, name: str, *, does: Callable[[], None] = lambda: None, **more: float) -> Held:
-        return self.holders.hold(who, One(self, name, does), **more)  # type: ignore[arg-type]
+    def hold(self, who: Principal | None, name: str, *, does: Callable[[], None] = lambda: None, **more: Any) -> Held:
+        return self.holders.hold(who, One(self, name, does), **more)
 
     def pass_(self, seconds: float) -> None:
         self.now += seconds
@@ -183,3 +184,16 @@ def test_who_was_seen_later_is_asked_about(later: bool) -> None:
         held.principal = new
     it.holders.review(lambda who: who is not old, GONE)
     assert it.names == ([] if later else ["session"])
+
+
+def test_a_run_that_is_stopped_ends_and_no_other() -> None:
+    it = World()
+    ada, bob = principal(), principal("jwt:i|bob")
+    it.hold(ada, "of it", run="ada/1")
+    it.hold(ada, "of another", run="ada/2")
+    it.hold(bob, "of another's", run="bob/1")
+    it.hold(ada, "of none")
+    it.holders.end_run("ada/1", GONE)
+    assert it.ended == [("of it", "gone")]
+    it.holders.end_run("", GONE)  # what is in no run is in none of that name
+    assert it.names == ["of it"]

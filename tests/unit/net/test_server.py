@@ -1040,3 +1040,105 @@ async def test_no_garbage_is_left_for_the_collector() -> None:
             for _ in range(5):
                 await load(listener)
         assert not [o for o in found if ours(o)]
+
+
+async def stopped(listener: Listener, path: bytes, *, begun: bool = False) -> list[bool]:
+    """End the requests of that path; what was asked of each of them."""
+    asked = []
+
+    def which(request: Request, is_begun: bool) -> bool:
+        asked.append(is_begun)
+        return request.path == path
+
+    listener.server.stop(which, Failure(403, Reason.AUTHORIZATION, "it was stopped"))
+    return asked
+
+
+async def test_a_request_that_is_stopped_is_answered_and_its_connection_lives() -> None:
+    left: list[BaseException] = []
+    began = asyncio.Event()
+
+    async def slow(request: Request) -> Response:
+        if request.path == b"/quick":
+            return Response(200, [], b"quick")
+        began.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError as error:
+            left.append(error)
+            raise
+        raise AssertionError
+
+    ended: list[Ending] = []
+
+    async def handler(request: Request) -> Response:
+        request.ends.append(ended.append)
+        return await slow(request)
+
+    async with serving(handler) as listener:
+        reader, writer = await connect(listener)
+        writer.write(b"GET /slow HTTP/1.1\r\nhost: a\r\n\r\n")
+        await began.wait()
+        assert await stopped(listener, b"/other") == [False]
+        assert await stopped(listener, b"/slow") == [False]
+        assert await stopped(listener, b"/slow") == []  # it is ended already
+        status, headers, _ = await answer(reader)
+        assert status == 403
+        assert headers[b"x-tollhouse-reason"] == b"Authorization"
+        assert len(left) == 1
+        writer.write(b"GET /quick HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert (await answer(reader))[2] == b"quick"
+        writer.close()
+    assert [(e.status, e.gone) for e in ended] == [(403, False), (200, False)]
+
+
+async def test_a_stream_that_is_stopped_ends_in_its_own_words() -> None:
+    closed = asyncio.Event()
+    began = asyncio.Event()
+
+    class Endless:
+        def start(self, sink: Sink) -> None:
+            sink.send(b"data: 1\n\n")
+            began.set()
+
+        def pause(self) -> None: ...
+
+        def resume(self) -> None: ...
+
+        def close(self) -> None:
+            closed.set()
+
+    async def handler(request: Request) -> Response:
+        return Response(200, [], source=Endless(), last_words=lambda failure: f"data: {failure}\n\n".encode())
+
+    async with serving(handler) as listener:
+        reader, writer = await connect(listener)
+        writer.write(b"GET /stream HTTP/1.1\r\nhost: a\r\n\r\n")
+        await began.wait()
+        assert await stopped(listener, b"/stream") == [True]
+        assert (await answer(reader))[2] == b"data: 1\n\ndata: it was stopped\n\n"
+        assert closed.is_set()
+        assert await stopped(listener, b"/stream") == []
+        writer.write(b"GET /stream HTTP/1.1\r\nhost: a\r\n\r\n")
+        writer.close()
+
+
+async def test_a_client_that_leaves_while_its_request_is_stopped() -> None:
+    ended: list[Ending] = []
+    began = asyncio.Event()
+
+    async def handler(request: Request) -> Response:
+        request.ends.append(ended.append)
+        began.set()
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    async with serving(handler) as listener:
+        _, writer = await connect(listener)
+        writer.write(b"GET /slow HTTP/1.1\r\nhost: a\r\n\r\n")
+        await began.wait()
+        writer.transport.abort()
+        await asyncio.sleep(0)
+        await stopped(listener, b"/slow")
+        await listener.server.wait_closed()
+    assert len(ended) == 1

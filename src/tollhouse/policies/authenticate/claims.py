@@ -33,6 +33,7 @@ class ClaimsSpec(Spec):
 
     user: Claim = Field(default="sub")
     org: Claim = Field(default=("org", "org_id", "tid"))
+    team: Claim = Field(default=("team", "team_id"), description="of the organisation, for limits, budgets and usage")
     agent: Claim = Field(
         default=("act.sub", "client_id", "azp", "appid", "cid"), description="the program that acts for the user"
     )
@@ -77,6 +78,7 @@ def principal_of(
         source=source,
         user=user,
         org=_label(claims, names.org),
+        team=_label(claims, names.team),
         agent=_label(claims, names.agent),
         email=_label(claims, names.email),
         groups=tuple(name for name in _texts(_find(claims, names.groups)) if _CONTROL.search(name) is None),

@@ -36,6 +36,7 @@ class KeySpec(Spec):
     )
     user: str = Field(default="", max_length=256, description="on whose behalf it is used")
     org: str = Field(default="", max_length=256)
+    team: str = Field(default="", max_length=256, description="of the organisation, for limits, budgets and usage")
     agent: str = Field(default="", max_length=256, description="the program that uses it")
     email: str = Field(default="", max_length=256)
     groups: tuple[str, ...] = Field(default=())
@@ -66,9 +67,15 @@ class KeySpec(Spec):
 class ApiKeys:
     """All keys of one policy. Raises ValueError when two have one name or one secret."""
 
-    __slots__ = ("_now", "_principals", "names")
+    __slots__ = ("_now", "_principals", "_revocations", "names")
 
-    def __init__(self, specs: Iterable[KeySpec], now: Callable[[], float] = time) -> None:
+    def __init__(
+        self,
+        specs: Iterable[KeySpec],
+        now: Callable[[], float] = time,
+        revocations: RevocationView | None = None,
+    ) -> None:
+        self._revocations = revocations
         self._principals: dict[bytes, tuple[bytes, Principal, bool]] = {}
         self._now = now
         self.names: set[str] = set()
@@ -92,6 +99,8 @@ class ApiKeys:
         if found is None or not compare_digest(found[0], digest):
             return None
         if found[2] and found[1].expires <= self._now():
+            return None
+        if self._revocations is not None and self._revocations.revoked(found[1]):
             return None
         return found[1]
 
@@ -155,6 +164,7 @@ def _holder(key: KeySpec | IssuedKey, expires: float | None, *, jti: str = "", i
         source="key",
         user=key.user,
         org=key.org,
+        team=_team(key),
         key=key.name,
         agent=key.agent,
         email=key.email,
@@ -167,6 +177,12 @@ def _holder(key: KeySpec | IssuedKey, expires: float | None, *, jti: str = "", i
     )
     principal.access = access_of(key.models, key.servers, key.tools, key.routes)
     return principal
+
+
+def _team(key: KeySpec | IssuedKey) -> str:
+    """An issued key's stands in its metadata."""
+    team = key.team if isinstance(key, KeySpec) else key.metadata.get("team", "")
+    return team if isinstance(team, str) else ""
 
 
 def _unix(moment: datetime) -> float:

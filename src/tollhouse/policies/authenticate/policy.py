@@ -102,7 +102,8 @@ class Authenticate:
     def __init__(self, spec: AuthenticateSpec, parts: Parts) -> None:
         """Raises ValueError for what shows only when it is put together."""
         own = parts.issuer
-        self._keys = ApiKeys(spec.keys)
+        self._revocations = parts.revocations
+        self._keys = ApiKeys(spec.keys, revocations=parts.revocations)
         self._issuers = Issuers(spec.jwt, parts, own=own)
         self._opaque = Introspection(spec.introspection, parts) if spec.introspection is not None else None
         self._basic = Basic(spec.basic, parts) if spec.basic is not None else None
@@ -197,8 +198,14 @@ class Authenticate:
                     return page
                 raise self._challenges.refused(self._reason(), "a credential is needed")
             principal = self._anonymous
-        request.context.principal = principal
+        request.context.principal = self._in_force(principal)
         return await next(request)
+
+    def _in_force(self, principal: Principal) -> Principal:
+        """Whom a means without a token has shown. Raises Failure 401 where he, or the agent that acts, was revoked."""
+        if self._revocations is not None and self._revocations.revoked(principal):
+            raise self._challenges.refused(self._reason(), "who is shown was revoked", "invalid_token")
+        return principal
 
     async def _by_scheme(
         self, request: Request, next: Handler[Request, Response], scheme: int, credential: bytes
@@ -220,7 +227,7 @@ class Authenticate:
         if principal is None:
             # No error of a scheme that was not used (RFC 6750 section 3.1): nothing of it was looked at.
             raise self._challenges.refused(self._reason(), self._understood, scheme="")
-        request.context.principal = principal
+        request.context.principal = self._in_force(principal)
         return await next(request)
 
     async def _new(
@@ -269,7 +276,7 @@ class Authenticate:
         if isinstance(found, Principal):
             return found
         if self._ext is not None:
-            return await self._ext.ask(request)
+            return self._in_force(await self._ext.ask(request))
         if not self._takes_bearers:
             raise self._challenges.refused(self._reason(), self._understood, scheme="")
         message = found if isinstance(found, str) else str(found.value)

@@ -12,7 +12,8 @@ from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import compose
 from tollhouse.ledger.key_follower import KeyFollower
-from tollhouse.ledger.keys import KeyLedger, NewKey
+from tollhouse.ledger.keys import NewKey
+from tollhouse.ledger.keys_sqlite import SqliteKeys
 from tollhouse.policies.authenticate import ACCESS, ACCESS_ROUTE, AuthenticateSpec, may_use
 from tollhouse.policies.authenticate.access import access_of
 from tollhouse.store.memory import MemoryState
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_a_key_of_the_ledger_opens_the_door_until_it_has_ended(tmp_path: Path) -> None:
-    ledger = KeyLedger(tmp_path / "l.db")
+    ledger = SqliteKeys(tmp_path / "l.db")
     secret, _ = ledger.create(
         NewKey(name="ci", user="bob", org="o", agent="runner", email="b@x", groups=("g",), metadata={"tier": "gold"})
     )
@@ -54,7 +55,7 @@ async def test_a_key_of_the_ledger_opens_the_door_until_it_has_ended(tmp_path: P
 
 async def test_an_expired_key_is_no_key(tmp_path: Path) -> None:
     now = [1000.0]
-    ledger = KeyLedger(tmp_path / "l.db", now=lambda: now[0])
+    ledger = SqliteKeys(tmp_path / "l.db", now=lambda: now[0])
     secret, _ = ledger.create(NewKey(name="ci", expires_at=1))
     follower = KeyFollower(ledger)
     follower.look()
@@ -71,7 +72,7 @@ async def test_a_gateway_that_has_only_the_state_hears_that_a_key_has_ended(tmp_
     clock = Clock()
     revocations = Revocations(MemoryState(clock), clock)
     await revocations.load()
-    ledger = KeyLedger(tmp_path / "l.db")
+    ledger = SqliteKeys(tmp_path / "l.db")
     secret, key = ledger.create(NewKey(name="ci"))
     again, _ = ledger.create(NewKey(name="ci"))
     follower = KeyFollower(ledger)
@@ -90,7 +91,7 @@ async def test_a_gateway_that_has_only_the_state_hears_that_a_key_has_ended(tmp_
     [("thk_abcdefgh_short", "mistyped or cut off"), ("thk_", "mistyped or cut off"), ("sk-1234", "not known")],
 )
 async def test_what_is_wrong_with_a_key(text: str, said: str, tmp_path: Path) -> None:
-    ledger = KeyLedger(tmp_path / "l.db")
+    ledger = SqliteKeys(tmp_path / "l.db")
     follower = KeyFollower(ledger)
     follower.look()
     failure = await Door({"issued": True}, parts(issued=follower)).refused(bearer(text.encode()))
@@ -100,7 +101,7 @@ async def test_what_is_wrong_with_a_key(text: str, said: str, tmp_path: Path) ->
 
 
 async def test_a_name_in_the_configuration_goes_before_one_in_the_ledger(tmp_path: Path) -> None:
-    ledger = KeyLedger(tmp_path / "l.db")
+    ledger = SqliteKeys(tmp_path / "l.db")
     secret, _ = ledger.create(NewKey(name="ci", user="mallory"))
     follower = KeyFollower(ledger)
     follower.look()
