@@ -18,13 +18,22 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+import msgspec
+
+from tollhouse.core.errors import Failure
+from tollhouse.core.http import Sink
+from tollhouse.core.reply import Reply
+from tollhouse.policies.guardrails.stages import Windowed
+from tollhouse.policies.guardrails.streams import Guarded
 from tollhouse.wire.guard.catalogue import named
 from tollhouse.wire.guard.channel import Channel, edited
 from tollhouse.wire.guard.json_text import JsonChannel
+from tollhouse.wire.guard.llm import Event, answer_texts, request_texts, stream_texts
 from tollhouse.wire.guard.patterns import PatternSet
 from tollhouse.wire.guard.placeholders import Placeholders, derived_key, placeholder_patterns
 from tollhouse.wire.guard.rules import Rule
 from tollhouse.wire.guard.window import StreamWindow
+from tollhouse.wire.sse import frame
 
 TURNS = 9
 SIZE = 4096
@@ -32,6 +41,8 @@ SCAN = 60.0
 """Microseconds promised for twenty patterns on 4 KB."""
 CHUNK = 8.0
 """Microseconds promised for a chunk of a stream."""
+READ = 3.0
+"""Microseconds promised for finding the text of a stream's event."""
 
 TWENTY = (
     "email", "card", "iban", "phone", "us_ssn", "ca_sin", "uk_nino", "de_tax_id", "fr_nir", "es_dni", "aws", "google",
@@ -46,6 +57,28 @@ GERMAN = (
     "Die Straße führt über schöne Brücken; für die Überprüfung genügen täglich fünf Minuten. „Größere Änderungen“, "
     "sagte er, „müssen natürlich rückgängig gemacht werden können“ – spätestens nächsten März. "
 )
+SAID: dict[str, Callable[[str], object]] = {
+    "chat": lambda text: {
+        "id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1790000000, "model": "m",
+        "service_tier": "default", "system_fingerprint": "fp_1",
+        "choices": [{"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": None}],
+    },
+    "responses": lambda text: {
+        "type": "response.output_text.delta", "item_id": "msg_1", "output_index": 0, "content_index": 0, "delta": text,
+        "logprobs": [], "sequence_number": 12, "obfuscation": "abcdefgh",
+    },
+    "messages": lambda text: {
+        "type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text},
+    },
+    "messages arguments": lambda text: {
+        "type": "content_block_delta", "index": 1, "delta": {"type": "input_json_delta", "partial_json": text},
+    },
+    "generate": lambda text: {
+        "candidates": [{"content": {"parts": [{"text": text}], "role": "model"}, "index": 0}],
+        "usageMetadata": {"promptTokenCount": 9, "totalTokenCount": 12}, "modelVersion": "m", "responseId": "r",
+    },
+}  # fmt: skip
+"""The usual events, by operation."""
 ADVERSARIAL = {
     "x": "x" * SIZE,
     "digits": "4" * SIZE,
@@ -159,6 +192,100 @@ def windows(patterns: PatternSet) -> None:
     print(f"{'events, English, 4':34}{best(run, 3) / len(chunks):8.2f}")
 
 
+class _Upstream:
+    """A source that the bench feeds, and a reader that takes all."""
+
+    sink: Sink
+
+    def start(self, sink: Sink) -> None:
+        """Whoever stands before it."""
+        self.sink = sink
+
+    def pause(self) -> None:
+        """Never slow."""
+
+    def resume(self) -> None:
+        """Nor quick."""
+
+    def close(self) -> None:
+        """It stays."""
+
+    def send(self, data: bytes) -> None:
+        """Read."""
+
+    def end(self, failure: Failure | None = None) -> None:
+        """Over."""
+
+
+def taps(patterns: PatternSet) -> float:
+    """What a guard costs a stream of chat completions, from the provider's bytes to the client's; gives the dearest
+    that is promised."""
+    print(f"\n{'a chunk, end to end':34}{'mean':>8}")
+    promised = 0.0
+    text = filled(ENGLISH)
+    for size in (4, 24):
+        pieces = [text[at : at + size] for at in range(0, len(text), size)]
+        blocks = [b'data: {"id":"c","choices":[{"index":0,"delta":{"content":%b}}]}\n\n' % json.dumps(piece).encode()
+                  for piece in pieces]  # fmt: skip
+
+        def run(blocks: list[bytes] = blocks) -> float:
+            upstream = _Upstream()
+            reply = Reply(200, [], b"", upstream, taps=[])
+            Guarded(stream_texts("chat"), [Windowed(patterns, mask, None)], None).over(reply)
+            assert reply.source is not None
+            reply.source.start(upstream)
+            send = upstream.sink.send
+            began = time.perf_counter()
+            for block in blocks:
+                send(block)
+            return time.perf_counter() - began
+
+        took = min(run() for _ in range(TURNS)) / len(blocks) * 1e6
+        promised = max(promised, took)
+        print(f"{f'chat, 20 names, {size}':34}{took:8.2f}")
+    return promised
+
+
+def events(patterns: PatternSet) -> float:
+    """Where texts stand in the APIs: events of a stream, alone and with what is done with them; gives the slowest of
+    those alone. Then a request of 40 messages and an answer."""
+    text = filled(ENGLISH)
+    pieces = [text[at : at + 4] for at in range(0, len(text), 4)]
+    slowest = 0.0
+    print(f"\n{'an event, us':34}{'read':>8}{'in all':>8}")
+    for name, form in SAID.items():
+        operation = name.split()[0]
+        sent = [frame(json.dumps(form(piece)).encode()) for piece in pieces]
+
+        def read(operation: str = operation, sent: list[bytes] = sent) -> None:
+            texts = stream_texts(operation)
+            for block in sent:
+                texts.read(block)
+
+        def guard(operation: str = operation, sent: list[bytes] = sent) -> None:
+            texts = stream_texts(operation)
+            window: StreamWindow[Event] = StreamWindow(patterns, mask)
+            for block in sent:
+                for event in texts.read(block):
+                    for key, is_json in event.opens:
+                        window.open(key, json=is_json)
+                    for left, new in window.push(event, *event.texts):
+                        texts.write(left, new, lambda key: None)
+            window.close()
+
+        took = best(read, 3) / len(pieces)
+        slowest = max(slowest, took)
+        print(f"{name:34}{took:8.2f}{best(guard, 3) / len(pieces):8.2f}")
+    messages = [{"role": ("user", "assistant")[n % 2], "content": ENGLISH[: 40 + n]} for n in range(40)]
+    fields = {"model": b'"m"', "messages": json.dumps(messages, separators=(",", ":")).encode()}
+    raw = {name: msgspec.Raw(value) for name, value in fields.items()}
+    print(f"{'a chat request, 40 messages, us':34}{best(lambda: request_texts('chat', raw), 20):8.1f}")
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    answer = json.dumps({"id": "c", "model": "m", "choices": [choice]}, separators=(",", ":")).encode()
+    print(f"{'a chat answer of 4 KB, us':34}{best(lambda: answer_texts('chat', answer), 50):8.1f}")
+    return slowest
+
+
 def main() -> int:
     """Prints all of it."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -170,9 +297,11 @@ def main() -> int:
         began = time.perf_counter()
         sets[name] = PatternSet(named(wanted))
         print(f"{name}: {len(sets[name].rules)} patterns, made in {(time.perf_counter() - began) * 1e3:.0f} ms")
-    scan, chunk = scans(sets), streams(sets)
+    scan, chunk, read = scans(sets), streams(sets), events(sets["20 names"])
+    chunk = max(chunk, taps(next(iter(sets.values()))))
     print(f"\n20 patterns on 4 KB: {scan:.1f} us (promised {SCAN:.0f}); a chunk: {chunk:.2f} us (promised {CHUNK:.0f})")
-    return int(asked.gate and (scan > SCAN or chunk > CHUNK))
+    print(f"the text of an event: {read:.2f} us (promised {READ:.0f})")
+    return int(asked.gate and (scan > SCAN or chunk > CHUNK or read > READ))
 
 
 if __name__ == "__main__":

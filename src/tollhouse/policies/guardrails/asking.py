@@ -1,0 +1,175 @@
+"""Guards that are asked: outside services, classifiers, and what judges a text as a whole.
+
+Rule: all of a phase are asked at the same time, each within its time, about the texts that patterns have left. One that
+could not run refuses the call, or is counted where it fails open; what they would mask is masked together.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tollhouse.core.call import Call
+from tollhouse.policies.base import Layer, Parts, wrong
+from tollhouse.policies.guardrails.acts import Acts, Guard
+from tollhouse.policies.guardrails.check import CannotCheck, Check, Finding, Phase
+from tollhouse.policies.guardrails.checks import CHECKS
+from tollhouse.policies.guardrails.spec import GuardRuleSpec
+from tollhouse.wire.guard.expression import Atom
+from tollhouse.wire.guard.rules import Rule
+
+__all__ = ["Asked", "Edit", "Entry", "ask_all", "ask_edits", "escaped", "made", "merged"]
+
+_GRACE = 0.25  # seconds that a check has to say itself that it is out of time
+_ANY = Atom(".")  # findings have names and no pattern
+
+
+class Entry(NamedTuple):
+    """A text that is asked about."""
+
+    key: Any
+    kind: str
+    text: str
+    json: bool = False
+
+
+class Asked:
+    """A check, and what becomes of what it finds. whole: it judges an answer as a whole. window: characters of an
+    answer that are asked about at a time; 0: all of it at once. parallel: beside the model's call."""
+
+    __slots__ = ("check", "guard", "parallel", "timeout", "whole", "window")
+
+    def __init__(
+        self, check: Check, guard: Guard, *, timeout: float = 2.0, parallel: bool = False, window: int = 0
+    ) -> None:
+        self.check = check
+        self.guard = guard
+        self.timeout = timeout
+        self.parallel = parallel
+        self.whole = check.whole
+        self.window = 0 if self.whole else window
+
+
+def made(rule: GuardRuleSpec, guard: Guard, layer: Layer, where: str, parts: Parts) -> Asked:
+    """The check of a rule that is none of patterns. Raises ConfigError."""
+    try:
+        check = CHECKS[rule.kind].make(rule.sought, parts, rule.timeout)
+    except ValueError as error:
+        raise wrong(layer, f"{where}.{rule.kind}", str(error)) from None
+    if parts.watch is not None:
+        parts.watch(guard.label, check.health)
+    window = rule.window if rule.stream == "window" else 0
+    return Asked(check, guard, timeout=rule.timeout, parallel=rule.parallel, window=window)
+
+
+Edit = tuple[int, int, str]
+
+
+async def ask_all(
+    checks: Sequence[Asked], entries: Sequence[Entry], acts: Acts, call: Call, phase: Phase
+) -> dict[Any, str]:
+    """The texts that are others now, by key. Raises Failure for what is refused, and for what could not be asked."""
+    edits = await ask_edits(checks, entries, acts, call, phase)
+    return {entries[n].key: replaced(entries[n], own) for n, own in edits.items()}
+
+
+async def ask_edits(
+    checks: Sequence[Asked], entries: Sequence[Entry], acts: Acts, call: Call, phase: Phase
+) -> dict[int, list[Edit]]:
+    """What is to be masked, by the number of the text. Raises Failure."""
+    edits: dict[int, list[Edit]] = {}
+    if len(checks) == 1:
+        await _ask(checks[0], entries, acts, call, phase, edits)
+        return edits
+    tasks = [asyncio.ensure_future(_ask(one, entries, acts, call, phase, edits)) for one in checks]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+    return edits
+
+
+async def _ask(
+    asked: Asked,
+    entries: Sequence[Entry],
+    acts: Acts,
+    call: Call,
+    phase: Phase,
+    edits: dict[int, list[Edit]],
+) -> None:
+    guard = asked.guard
+    chosen = [n for n, entry in enumerate(entries) if entry.text and guard.concerns(entry.kind)]
+    if not chosen:
+        return
+    try:
+        async with asyncio.timeout(asked.timeout + _GRACE):
+            findings = await asked.check.check([entries[n].text for n in chosen], call, phase)
+    except CannotCheck as problem:
+        acts.unable(guard, str(problem), problem.retry_after)
+        return
+    except TimeoutError:
+        acts.unable(guard, f"no answer within {asked.timeout:g} s")
+        return
+    acts.able(guard)
+    for finding in findings:
+        _act(asked, finding, [(n, entries[n]) for n in chosen], acts, edits)
+
+
+def _act(
+    asked: Asked,
+    finding: Finding,
+    chosen: Sequence[tuple[int, Entry]],
+    acts: Acts,
+    edits: dict[int, list[Edit]],
+) -> None:
+    guard = asked.guard
+    action = finding.decided or guard.action
+    spans = [(chosen[at], begin, end) for at, begin, end in finding.spans if 0 <= at < len(chosen)]
+    if action == "mask" and (asked.parallel or not spans or any(entry.kind == "names" for (_, entry), _, _ in spans)):
+        action = "reject"  # there is nothing that a mask could cover, or it has been sent
+    if guard.shadow or action == "flag":
+        acts.note(guard, action)
+        return
+    if action == "reject":
+        what = f"{finding.rule}: {finding.message}" if finding.message else finding.rule
+        acts.refuse(guard, what, shown=finding.shown)
+    rule = Rule(finding.rule, _ANY)
+    for number, ((n, entry), begin, end) in enumerate(spans):
+        begin, end = max(begin, 0), min(end, len(entry.text))
+        if begin >= end:
+            continue
+        acts.note(guard, "mask")
+        own = entry.text[begin:end]
+        told = finding.replaces[number] if number < len(finding.replaces) else None
+        text = acts.instead(guard, rule, own) if told is None else acts.told(own, told)
+        edits.setdefault(n, []).append((begin, end, text))
+
+
+def merged(edits: Sequence[Edit]) -> list[Edit]:
+    """In order; of those that overlap the first stands for all of them."""
+    out: list[Edit] = []
+    for begin, end, text in sorted(edits, key=lambda edit: (edit[0], -edit[1])):
+        if out and begin < out[-1][1]:
+            if end > out[-1][1]:
+                out[-1] = (out[-1][0], end, out[-1][2])
+        else:
+            out.append((begin, end, text))
+    return out
+
+
+def escaped(text: str) -> str:
+    """As it is written within a JSON string."""
+    return msgspec.json.encode(text).decode()[1:-1]
+
+
+def replaced(entry: Entry, edits: Sequence[Edit]) -> str:
+    """The text with the edits."""
+    out: list[str] = []
+    at = 0
+    for begin, end, text in merged(edits):
+        out += (entry.text[at:begin], escaped(text) if entry.json else text)
+        at = end
+    out.append(entry.text[at:])
+    return "".join(out)

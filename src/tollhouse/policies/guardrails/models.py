@@ -1,0 +1,200 @@
+"""Guards before and behind models.
+
+Rule: what cannot be read is not passed on. A request is looked at whole before anything of it is sent; an answer that
+streams is looked at as it comes (`streams`), any other before it is given out.
+"""
+
+from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from tollhouse.core.call import ModelCall
+from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.handler import Handler
+from tollhouse.core.http import Ending
+from tollhouse.core.reply import Reply
+from tollhouse.policies.guardrails.acts import Acts, Counts
+from tollhouse.policies.guardrails.asking import Entry
+from tollhouse.policies.guardrails.beside import beside
+from tollhouse.policies.guardrails.plan import Plan
+from tollhouse.policies.guardrails.stages import Stage, Watching, Windowed
+from tollhouse.policies.guardrails.streams import Guarded
+from tollhouse.policies.guardrails.turned_back import Making, TurnedBack
+from tollhouse.wire.guard.llm import answer_texts, request_texts, stream_texts, supports, supports_stream
+from tollhouse.wire.guard.llm.texts import FieldTexts
+from tollhouse.wire.guard.placeholders import Placeholders
+
+__all__ = ["ModelAnswers", "ModelRequests"]
+
+_FLAGS = b"x-tollhouse-guardrails"
+
+
+class ModelRequests:
+    """What goes out to models, and what of its answer is turned back. making, back: for masks that are."""
+
+    def __init__(self, plan: Plan, counts: Counts, making: Making, back: TurnedBack | None) -> None:
+        self._plan = plan
+        self._counts = counts
+        self._making = making
+        self._back = back
+        self._first = tuple(check for check in plan.checks if not check.parallel)
+        self._beside = tuple(check for check in plan.checks if check.parallel)
+
+    def handle(self, call: ModelCall, next: Handler[Any, Reply]) -> Awaitable[Reply]:
+        """Raises Failure: 403 for what is refused, 503 where a guard could not run."""
+        plan = self._plan
+        acts = Acts(call.context, "request", self._counts)
+        if not supports(call.operation):
+            return _unread(call, next, acts, passes=plan.unsupported)
+        if plan.reversible:
+            acts.make = partial(self._making, call)
+        try:
+            texts = _read(call, acts)
+            if texts.opaque:
+                acts.unseen(f"{_first(texts.opaque)} in the request", passes=plan.opaque)
+            changed = plan.scan(texts.pieces, acts)
+            if plan.checks:
+                return self._asked(call, next, acts, texts, changed)
+            _put(call, texts.replaced(changed))
+        except Failure:
+            acts.done()
+            raise
+        acts.done()
+        if acts.flags or acts.placeholders is not None:
+            return self._followed(call, next(call), acts)
+        return next(call)
+
+    async def _asked(
+        self, call: ModelCall, next: Handler[Any, Reply], acts: Acts, texts: FieldTexts, changed: dict[Any, str]
+    ) -> Reply:
+        try:
+            entries = [
+                Entry(piece.key, piece.kind, changed.get(piece.key, piece.text), piece.json) for piece in texts.pieces
+            ]
+            if self._first:
+                changed |= await self._plan.ask(self._first, entries, acts, call)
+            _put(call, texts.replaced(changed))
+            if self._beside:
+                asked = self._plan.ask(self._beside, entries, acts, call)
+                return await self._followed(call, beside(asked, next, call), acts)
+        finally:
+            acts.done()
+        return await self._followed(call, next(call), acts)
+
+    async def _followed(self, call: ModelCall, answer: Awaitable[Reply], acts: Acts) -> Reply:
+        reply = await answer
+        if acts.flags:
+            reply.headers = [*reply.headers, (_FLAGS, ", ".join(acts.flags).encode("ascii", "replace"))]
+        placeholders = acts.placeholders
+        if placeholders is not None and self._back is not None and reply.status == 200:
+            _turn_back(call, reply, self._back, placeholders)
+        return reply
+
+
+class ModelAnswers:
+    """What comes back from models."""
+
+    def __init__(self, plan: Plan, counts: Counts) -> None:
+        self._plan = plan
+        self._counts = counts
+
+    async def handle(self, call: ModelCall, next: Handler[Any, Reply]) -> Reply:
+        """Raises Failure: 403 for what is refused, 503 where a guard could not run."""
+        plan = self._plan
+        can = supports_stream if call.stream else supports
+        if not can(call.operation):
+            return await _unread(call, next, Acts(call.context, "response", self._counts), passes=plan.unsupported)
+        reply = await next(call)
+        if reply.status != 200:
+            return reply  # the provider's refusal
+        acts = Acts(call.context, "response", self._counts)
+        if reply.source is not None:
+            texts = stream_texts(call.operation)
+            stages = _stages(plan, acts)
+            Guarded(texts, stages, acts, checks=plan.checks, call=call, passes=plan.opaque).over(reply)
+            return reply
+        try:
+            reply.first = await self._looked_at(call, reply, acts)
+        except Failure as failure:
+            reply.close(Ending(failure.status, failure.reason, 0, failure))
+            raise
+        except BaseException:  # its caller has left
+            reply.close(Ending(499, Reason.CLIENT_GONE, gone=True))
+            raise
+        finally:
+            acts.done()
+        if acts.flags:
+            reply.headers = [*reply.headers, (_FLAGS, ", ".join(acts.flags).encode("ascii", "replace"))]
+        return reply
+
+    async def _looked_at(self, call: ModelCall, reply: Reply, acts: Acts) -> bytes:
+        plan = self._plan
+        for tap in reply.taps or ():
+            reply.first = tap(reply.first)
+        reply.taps = None
+        try:
+            texts = answer_texts(call.operation, reply.first)
+        except ValueError as error:
+            raise acts.overfull(f"the answer cannot be read: {error}") from None
+        if texts.opaque:
+            acts.unseen(f"{_first(texts.opaque)} in the answer", passes=plan.opaque)
+        changed = plan.scan(texts.pieces, acts)
+        if plan.checks:
+            entries = [
+                Entry(piece.key, piece.kind, changed.get(piece.key, piece.text), piece.json) for piece in texts.pieces
+            ]
+            changed |= await plan.ask(plan.checks, entries, acts, call)
+        return texts.replaced(changed)
+
+
+def _stages(plan: Plan, acts: Acts) -> Sequence[Stage]:
+    stages: list[Stage] = []
+    for one in plan.patterns:
+        kind = Watching if one.fate == "count" else Windowed
+        stages.append(kind(one.set, one.mask(acts), one.kinds))
+    return stages
+
+
+def _unread(call: ModelCall, next: Handler[Any, Reply], acts: Acts, *, passes: bool) -> Awaitable[Reply]:
+    """A call of an API that cannot be read. Raises Failure, unless it passes."""
+    try:
+        acts.unseen(f"the API {call.operation or 'of this path'}", passes=passes)
+    finally:
+        acts.done()
+    return next(call)
+
+
+def _read(call: ModelCall, acts: Acts) -> FieldTexts:
+    try:
+        return request_texts(call.operation, call.fields)
+    except ValueError as error:
+        raise acts.overfull(f"the request cannot be read: {error}") from None
+
+
+def _put(call: ModelCall, fields: "dict[str, Any]") -> None:
+    if not fields:
+        return
+    call.fields.update(fields)
+    # What was worked out of the fields before.
+    call.chat = None
+    call.reserve = None
+    if call.dialect is not None:
+        call.body = call.dialect.encode(call.fields, call.body)
+
+
+def _first(opaque: "Mapping[str, int]") -> str:
+    """The first kind of what cannot be looked at."""
+    return next(iter(opaque))
+
+
+def _turn_back(call: ModelCall, reply: Reply, back: TurnedBack, placeholders: Placeholders) -> None:
+    if reply.source is None:
+        for tap in reply.taps or ():
+            reply.first = tap(reply.first)
+        reply.taps = None
+        try:
+            reply.first = back.whole(answer_texts(call.operation, reply.first), placeholders)
+        except ValueError:
+            pass  # it is as it came: nothing was put back
+    elif supports_stream(call.operation):
+        Guarded(stream_texts(call.operation), [back.stage(placeholders)], None).over(reply)
