@@ -1,0 +1,66 @@
+"""Whether a request is one whose answer may be kept at all.
+
+Rule: it asks for text, numbers or judgements (not for sound, pictures or a session), and its answer depends on nothing
+but what it says: not on what a provider keeps for it, and not on chance, where it asks for chance.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from tollhouse.core.call import ModelCall
+
+__all__ = ["OPERATIONS", "is_chancy", "is_fit", "is_kept_elsewhere"]
+
+OPERATIONS: Final = frozenset(
+    (
+        "chat", "responses", "messages", "generate", "converse", "completions", "embeddings", "embed", "embed_batch",
+        "rerank", "moderations",
+    )
+)  # fmt: skip
+
+_NESTED: Final = {"generate": ("generationConfig", "generation_config"), "converse": ("inferenceConfig",)}
+"""Where an API has its temperature, if not at the top level."""
+
+_ELSEWHERE: Final = ("conversation", "background")
+"""Fields of the Responses API by which an answer depends on, or becomes, what the provider keeps and changes."""
+
+_OFF: Final = frozenset((b"null", b"false", b'""'))
+
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_number = msgspec.json.Decoder(float).decode
+
+
+def is_fit(call: ModelCall) -> bool:
+    """Whether it is a request of that kind, in JSON."""
+    return call.operation in OPERATIONS and not call.content_type and bool(call.label)
+
+
+def is_kept_elsewhere(fields: Mapping[str, msgspec.Raw]) -> bool:
+    """Whether the answer depends on what the provider keeps, or will be there later only."""
+    for name in _ELSEWHERE:
+        value = fields.get(name)
+        if value is not None and bytes(value) not in _OFF:
+            return True
+    return False
+
+
+def is_chancy(call: ModelCall) -> bool:
+    """Whether it says that it wants another answer each time: a temperature above 0. What cannot be read may be one."""
+    fields = call.fields
+    value = fields.get("temperature")
+    for name in _NESTED.get(call.operation, ()):
+        within = fields.get(name)
+        if within is None:
+            continue
+        try:
+            value = _members(within).get("temperature", value)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return bytes(within) != b"null"
+    if value is None or bytes(value) == b"null":
+        return False
+    try:
+        return _number(value) != 0.0
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return True

@@ -1,0 +1,65 @@
+"""`cache` in a configuration: what would have no effect, and what would give one user's answer to another."""
+
+import pytest
+
+from tollhouse.config.parse import parse
+from tollhouse.core.errors import ConfigError
+
+EXACT = "{exact: {ttl: 1m}}"
+MODELS = "providers: {p: {kind: openai, api_key: k}}\nmodels: [{name: m, targets: [{provider: p}]%s}]\n"
+SERVER = "mcp: {servers: {shop: {url: 'https://shop.example.com/mcp'%s}}}\n"
+EXCHANGE = "exchange: {issuer: self}\nissuer: {url: 'http://127.0.0.1:8080', clients: [{id: a, secret: b}]}\n"
+
+
+def problems(text: str) -> list[str]:
+    try:
+        parse(text, "tollhouse.yaml", {})
+    except ConfigError as error:
+        return [f"{problem.path}: {problem.message}" for problem in error.problems]
+    return []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        MODELS % "" + f"cache: {EXACT}",
+        MODELS % ", cache: off" + f"cache: {EXACT}",
+        MODELS % ", cache: {exact: {ttl: 1m}, semantic: {ttl: 1m, model: m}}",
+        SERVER % f", cache: {EXACT}, tools: {{x: {{cache: off}}}}",
+        SERVER % ", cache: {exact: {ttl: 1m, scope: shared}}",
+        SERVER % ", oauth: on, cache: {exact: {ttl: 1m, scope: key}}"
+        + "issuer: {url: 'http://127.0.0.1:8080', users: [{name: a, password_hash: b}]}",
+    ],
+)
+def test_what_has_an_effect(text: str) -> None:
+    assert [one for one in problems(text) if "cache" in one] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (SERVER % "" + f"cache: {EXACT}", "cache: has no effect without `models`"),
+        (MODELS % "" + "cache: off", "cache: has no effect: nothing is kept"),
+        (MODELS % ", cache: off", "models[0].cache: has no effect: nothing wider"),
+        (SERVER % ", cache: off", "mcp.servers.shop.cache: has no effect: nothing wider"),
+        (SERVER % ", tools: {x: {cache: off}}", "mcp.servers.shop.tools.x.cache: has no effect: nothing wider"),
+        (
+            MODELS % ", cache: {exact: {ttl: 1m}, semantic: {ttl: 1m, model: n}}",
+            "models[0].cache.semantic.model: there is no model `n`",
+        ),
+        (
+            SERVER % ", oauth: on, cache: {exact: {ttl: 1m, scope: org}}",
+            "mcp.servers.shop.cache.exact.scope: `org` would give users",
+        ),
+        (
+            SERVER % ", tools: {x: {cache: {exact: {ttl: 1m, scope: shared}}}}" + EXCHANGE,
+            "mcp.servers.shop.tools.x.cache.exact.scope: `shared` would give users",
+        ),
+        (MODELS % ", cache: on", "models[0].cache: write off, or what is kept"),
+        (MODELS % ", cache: {exact: {ttl: 1m, ignore: [messages]}}", "models[0].cache.exact.ignore[0]: `messages`"),
+        (MODELS % ", cache: {memory: 1MiB, exact: {ttl: 1m}}", "models[0].cache.memory: "),
+        (SERVER % ", cache: {exact: {ttl: 1m}, semantic: {ttl: 1m}}", "mcp.servers.shop.cache.semantic: "),
+    ],
+)
+def test_what_has_none_or_gives_too_much(text: str, said: str) -> None:
+    assert [one[: len(said)] for one in problems(text) if "cache" in one] == [said]
