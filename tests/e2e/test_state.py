@@ -27,10 +27,10 @@ models:
     limits: [{{per: model, calls: 25, window: 1h}}]
   - name: lenient
     targets: [{{provider: one, model: ok}}]
-    limits: [{{per: model, calls: 1000, window: 1h, on_error: allow}}]
+    limits: [{{per: model, calls: 1000, window: 1h, on_store_failure: allow}}]
   - name: tokens
     targets: [{{provider: one, model: ok}}]
-    limits: [{{per: model, tokens: 100000, window: 1h, headers: true}}]
+    limits: [{{per: model, tokens: 100000, window: 1h, headers: draft}}]
 """
 CHAT = "/v1/chat/completions"
 

@@ -117,7 +117,10 @@ def test_check_of_what_serve_serves_without_a_file(said: Said) -> None:
                     "rediss://host:6379/0 (TLS) or redis+cluster://host:6379,host:6379. "
                     "What a password has of / @ ? # % is written as %2F %40 %3F %23 %25"
                 ),
-                "a.yaml:2:9: ledger: not a ledger; write `sqlite:` and the name of a file, like sqlite:tollhouse.db",
+                (
+                    "a.yaml:2:9: ledger: not a ledger; write `sqlite:` and the name of a file, like "
+                    "sqlite:tollhouse.db, or postgresql://user:password@host:5432/database"
+                ),
             ],
         ),
     ],
@@ -206,8 +209,20 @@ def test_usage_is_a_table(used: Path, said: Said) -> None:
     out, err = said()
     assert err == ""
     assert [line.split() for line in out.splitlines()] == [
-        ["model", "requests", "errors", "input", "output", "cache_read", "cache_write", "reasoning", "unpriced", "usd"],
-        ["smart", "2", "1", "1,205", "36", "0", "0", "0", "1", "12.003450"],
+        [
+            "model",
+            "requests",
+            "errors",
+            "input",
+            "output",
+            "cache_read",
+            "cache_write",
+            "reasoning",
+            "unpriced",
+            "saved_usd",
+            "usd",
+        ],
+        ["smart", "2", "1", "1,205", "36", "0", "0", "0", "1", "0.000000", "12.003450"],
     ]
 
 

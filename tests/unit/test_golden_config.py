@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[2]
 EVERY_KEY = ROOT / "tests" / "golden" / "config" / "every-key.yaml"
 ENVIRONMENT = (
     "ANTHROPIC_API_KEY", "AWS_SECRET_ACCESS_KEY", "AZURE_API_KEY", "BEDROCK_API_KEY", "CI_KEY", "CLIENT_SECRET",
-    "GEMINI_API_KEY", "GITHUB_TOKEN", "GROQ_API_KEY", "OPENAI_API_KEY", "REPORTS_KEY", "SHOP_TOKEN",
+    "GEMINI_API_KEY", "GITHUB_TOKEN", "GROQ_API_KEY", "LEDGER_PASSWORD", "OPENAI_API_KEY", "REPORTS_KEY",
+    "SHOP_TOKEN", "WEBHOOK_SECRET",
 )  # fmt: skip
 
 
@@ -61,6 +62,7 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("api.json", "shop.json"):
         (where / name).write_text(json.dumps({**api, "servers": servers}))
     (where / "platform.token").write_text("a-token")
+    (where / "answer.json").write_text(json.dumps({"type": "object", "required": ["answer"]}))
     (where / "policy.rego").write_text("package tollhouse\nallow if input.principal.user in data.staff\n")
     (where / "roles.json").write_text(json.dumps({"staff": ["ada"]}))
     return where
@@ -158,8 +160,14 @@ def test_check_takes_every_key(there: Path, capsys: pytest.CaptureFixture[str]) 
 AROUND = {
     ("authenticate.md", "claims"): "authenticate:\n  jwt:\n    - issuer: a\n      audiences: [b]\n"
     "      jwks: https://127.0.0.1/jwks\n",
+    ("guardrails.md", "guardrails"): "models: [{name: a, targets: [{provider: local}]}]\n",
+    ("guardrails.md", "providers"): "mcp: {servers: {a: {command: npx}}}\n",
+    ("cost.md", "subscriptions"): "ledger: sqlite:x.db\n",
+    ("ledger.md", "journal"): "ledger: sqlite:x.db\n",
+    ("ledger.md", "retention"): "ledger: sqlite:x.db\n",
     ("README.md", "github"): "mcp:\n  servers:\n",
     ("routes.md", "- name"): "routes:\n",
+    ("runs.md", "runs"): "models: [{name: a, targets: [{provider: local}]}]\nmcp: {servers: {a: {command: npx}}}\n",
     ("routes.md", "strip_prefix"): "routes:\n  - name: a\n    path: /a\n    to: http://127.0.0.1:1\n",
     ("routes.md", "to"): "routes:\n  - name: a\n    path: /a\n",
 }

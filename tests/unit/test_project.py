@@ -20,7 +20,9 @@ REQUIREMENTS = ROOT / "requirements"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MOST_PACKAGES = 25
 MOST_MEGABYTES = 70  # of files as they are in the wheels
-MOST_COMPILED = 90  # the same with the bytecode that pip makes of them unless it is told not to
+MOST_COMPILED = 93  # the same with the bytecode that pip makes of them unless it is told not to
+# Of these 93 the package itself is 14, nearly all of it code and its bytecode; 20 are what `cel` wants for a command
+# line of its own (rich, pygments, prompt_toolkit, wcwidth) and nothing here imports.
 
 # Where a client would be told to fetch from. Spelled in pieces, so that this file does not hold what it looks for.
 REGISTRIES = re.compile(

@@ -15,6 +15,8 @@ import msgspec
 
 from tollhouse.admin.accounts import AccountsResource
 from tollhouse.admin.approvals import Approvals
+from tollhouse.admin.budgets import BudgetsResource
+from tollhouse.admin.cache import CacheResource
 from tollhouse.admin.door import Door
 from tollhouse.admin.keys import Keys
 from tollhouse.admin.openapi import document
@@ -22,6 +24,7 @@ from tollhouse.admin.operation import Answer, Asked, Operation, invalid, missing
 from tollhouse.admin.revocations import RevocationsResource
 from tollhouse.admin.signing_keys import SigningKeysResource
 from tollhouse.admin.token import token_file, token_in
+from tollhouse.admin.usage import Usage
 from tollhouse.config.server import AdminSpec
 from tollhouse.core.call import Principal
 from tollhouse.core.depth import decode
@@ -39,6 +42,7 @@ log = logging.getLogger("tollhouse.admin")
 _DOCUMENT = b"/openapi.json"
 _DEEPEST = 16
 _MOST = 1000
+_FIELDS = 40
 _LARGEST = 64 << 10
 _HEADERS = (
     (b"content-type", b"application/json"),
@@ -52,9 +56,12 @@ def api(premises: Premises) -> Handler[Request, Response]:
     resources = (
         Keys(premises),
         Approvals(premises),
+        CacheResource(premises),
+        BudgetsResource(premises),
         AccountsResource(premises),
         RevocationsResource(premises),
         SigningKeysResource(premises),
+        Usage(premises),
     )
     operations = [operation for resource in resources for operation in resource.operations()]
     return Api(_Doors(premises).now, operations, premises.audit).handle
@@ -168,25 +175,30 @@ class Api:
         raise missing("nothing is here; GET /openapi.json says what there is")
 
     async def _answer(self, operation: Operation, request: Request, asked: Asked) -> Answer:
-        limit, cursor = _page(operation, request.query)
+        limit, cursor, query = _page(operation, request.query)
         body = _checked(operation, request, await request.read(_LARGEST))
-        return await operation.answer(asked._replace(body=body, limit=limit, cursor=cursor))
+        return await operation.answer(asked._replace(body=body, limit=limit, cursor=cursor, query=query))
 
 
-def _page(operation: Operation, query: bytes) -> tuple[int, str]:
-    """limit and cursor. Raises Failure 400."""
+def _page(operation: Operation, query: bytes) -> tuple[int, str, tuple[tuple[str, str], ...]]:
+    """limit, cursor, and what else the operation knows. Raises Failure 400."""
     try:
-        pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, strict_parsing=bool(query), max_num_fields=8)
+        pairs = parse_qsl(
+            query.decode("latin-1"), keep_blank_values=True, strict_parsing=bool(query), max_num_fields=_FIELDS
+        )
     except ValueError:
         raise invalid("the query is not one of names and values") from None
+    again = {name.removesuffix("[]") for name, _ in operation.query if name.endswith("[]")}
+    own = {name.removesuffix("[]") for name, _ in operation.query}
+    once = [name for name, _ in pairs if name not in again]
     given = dict(pairs)
-    known = ("limit", "cursor") if operation.listed else ()
-    if len(given) < len(pairs) or any(name not in known for name in given):
+    known = [*(("limit", "cursor") if operation.listed else ()), *sorted(own)]
+    if len(set(once)) < len(once) or any(name not in known for name in given):
         raise invalid(f"of the query only {' and '.join(known)} are known, once" if known else "no query is known here")
     limit = given.get("limit", "100")
     if not (limit.isascii() and limit.isdecimal() and len(limit) <= 4 and 1 <= int(limit) <= _MOST):
         raise invalid(f"`limit` is a number from 1 to {_MOST}")
-    return int(limit), given.get("cursor", "")
+    return int(limit), given.get("cursor", ""), tuple((name, value) for name, value in pairs if name in own)
 
 
 def _checked(operation: Operation, request: Request, raw: bytes) -> object:

@@ -47,7 +47,8 @@ def document(operations: Sequence[Operation]) -> bytes:
 
 
 def _described(one: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
-    parameters = [*((_ID,) if "{id}" in one.path else ()), *(_PAGES if one.listed else ())]
+    own = [_parameter(name, what) for name, what in one.query]
+    parameters = [*((_ID,) if "{id}" in one.path else ()), *(_PAGES if one.listed else ()), *own]
     made: dict[str, Any] = {"operationId": one.name, "summary": one.summary}
     if parameters:
         made["parameters"] = parameters
@@ -59,6 +60,13 @@ def _described(one: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
         "default": {"description": "It was refused, or has failed", "content": problem},
     }
     return made
+
+
+def _parameter(name: str, what: str) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    if name.endswith("[]"):
+        schema = {"type": "array", "items": schema}
+    return {"name": name.removesuffix("[]"), "in": "query", "schema": schema, "description": what}
 
 
 def _json(schema: Any) -> dict[str, Any]:

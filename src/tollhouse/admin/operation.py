@@ -28,13 +28,14 @@ Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
 class Asked(NamedTuple):
     """operator: who asks. id: in the path, "" where it has none. body: of the type that the operation takes. limit,
-    cursor: of lists."""
+    cursor: of lists. query: the names and values that the operation knows, as they came."""
 
     operator: str
     id: str = ""
     body: Any = None
     limit: int = 100
     cursor: str = ""
+    query: tuple[tuple[str, str], ...] = ()
 
 
 class Answer(NamedTuple):
@@ -46,7 +47,8 @@ class Answer(NamedTuple):
 
 class Operation(NamedTuple):
     """name: in the log, and in the OpenAPI document. path: with `{id}` where it has one. answer: raises Failure. takes:
-    type of the JSON body, None for none. optional: it may be absent. listed: it has pages. status: of the answer."""
+    type of the JSON body, None for none. optional: it may be absent. listed: it has pages. status: of the answer.
+    query: names that it knows there, with what they say; those that end in `[]` may be given again."""
 
     name: str
     method: Literal["GET", "POST", "DELETE"]
@@ -58,6 +60,7 @@ class Operation(NamedTuple):
     optional: bool = False
     listed: bool = False
     status: int = 200
+    query: tuple[tuple[str, str], ...] = ()
 
 
 def cursor(*place: Any) -> str:

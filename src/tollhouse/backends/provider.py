@@ -184,6 +184,10 @@ class Face:
         names are `own`."""
         return b"%b %b%b%b%b\r\n" % (method, self._base, target, self._rest, lines)
 
+    def proof(self, target: bytes, body: bytes, lines: bytes) -> bytes:
+        """What proves a POST of JSON below the base URL: `lines`, which are the credential's, or a signature."""
+        return lines if self._sign is None else self._sign(self._base + target, body)
+
     def probe(self, path: bytes) -> bytes:
         """The head of a GET below the API's base, to see whether anybody is there; proven as its calls are."""
         target = self._base + path

@@ -10,7 +10,21 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Final
 
-from tollhouse.cli import accounts, approvals, audit, check, credentials, init, keys, serve, tools, usage
+from tollhouse.cli import (
+    accounts,
+    approvals,
+    audit,
+    budgets,
+    cache,
+    check,
+    credentials,
+    init,
+    keys,
+    kill,
+    serve,
+    tools,
+    usage,
+)
 from tollhouse.cli.command import Command, Commands
 from tollhouse.config.load import DEMO
 from tollhouse.core.errors import ConfigError
@@ -18,8 +32,8 @@ from tollhouse.core.errors import ConfigError
 __all__ = ["main"]
 
 _ADD: Final[tuple[Callable[[Commands], None], ...]] = (
-    serve.add, check.add, init.add, keys.add, usage.add, audit.add, approvals.add, accounts.add, tools.add,
-    credentials.add,
+    serve.add, check.add, init.add, keys.add, usage.add, budgets.add, audit.add, approvals.add, accounts.add, kill.add,
+    cache.add, tools.add, credentials.add,
 )  # fmt: skip
 """In the order in which help shows them."""
 

@@ -6,10 +6,11 @@ Rule: a command is one file with `add`, and one line in the list in `tollhouse.c
 import argparse
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from tollhouse.core.errors import ConfigError, Problem
+from tollhouse.core.moments import since_of
 
 __all__ = [
     "DEFAULT",
@@ -62,20 +63,6 @@ def text_of(file: str) -> str:
         raise ConfigError([Problem(f"cannot be read: {error.strerror}", file=file)]) from None
     except UnicodeDecodeError:
         raise ConfigError([Problem("not UTF-8 text", file=file)]) from None
-
-
-def since_of(text: str, now: datetime) -> datetime | None:
-    """The moment that `text` says, in UTC where it does not say otherwise; None when it is none since 1970."""
-    unit = {"h": "hours", "d": "days", "m": "minutes"}.get(text[-1:])
-    try:
-        if unit is not None and text[:-1].isdecimal():
-            since = now - timedelta(**{unit: int(text[:-1])})
-        else:
-            since = datetime.fromisoformat(text)
-            since = since.replace(tzinfo=UTC) if since.tzinfo is None else since.astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None
-    return since if since.timestamp() >= 0 else None
 
 
 def until_of(text: str, now: datetime) -> datetime | None:

@@ -8,8 +8,13 @@ from collections.abc import Collection, Iterator
 from typing import Any, Final
 
 from tollhouse.config.account_checks import of_accounts
+from tollhouse.config.budget_checks import of_budgets
+from tollhouse.config.cache_checks import of_cache
 from tollhouse.config.exchange_checks import of_identity, of_routes, of_servers
+from tollhouse.config.guard_checks import of_guardrails
+from tollhouse.config.ledger_checks import of_ledger
 from tollhouse.config.places import Path, render
+from tollhouse.config.run_checks import of_runs
 from tollhouse.config.spec import Config, RouteSpec
 from tollhouse.config.suggest import did_you_mean
 from tollhouse.config.wording import Finding
@@ -43,7 +48,7 @@ def check(config: Config, raw: dict[str, Any], left_out: Collection[Path]) -> li
             _mcp_endpoints,
             _approvals,
             _alternates,
-            _on_error,
+            _on_store_failure,
             _retries,
             _metrics,
             _issuer,
@@ -53,6 +58,11 @@ def check(config: Config, raw: dict[str, Any], left_out: Collection[Path]) -> li
             of_routes,
             of_identity,
             of_accounts,
+            of_guardrails,
+            of_ledger,
+            of_budgets,
+            of_cache,
+            of_runs,
         )
         for found in each(config, place)
         if not place.touched(found.path)
@@ -310,6 +320,9 @@ def _workers(config: Config, place: _Places) -> Iterator[Finding]:
     if limited:
         where = ", ".join(f"`{one}`" for one in limited[:3]) + (", ..." if len(limited) > 3 else "")
         yield Finding(at, f"limits are counts, {until} {where} out")
+    spent = [render((*path, "budgets")) for path, scope in _scopes(config, place) if getattr(scope, "budgets", None)]
+    if spent:
+        yield Finding(at, f"budgets are counts, {until} `{spent[0]}` out")
 
 
 def _approvals(config: Config, place: _Places) -> Iterator[Finding]:
@@ -395,14 +408,15 @@ def _legacy_sse(config: Config, place: _Places) -> Iterator[Finding]:
             yield Finding(("mcp", "servers", name), message, key=True)
 
 
-def _on_error(config: Config, place: _Places) -> Iterator[Finding]:
+def _on_store_failure(config: Config, place: _Places) -> Iterator[Finding]:
     if not config.state.is_memory or place.touched(("state",)):
         return
     for path, scope in _scopes(config, place):
-        for limit_path, limit in place.numbered((*path, "limits"), getattr(scope, "limits", None) or ()):
-            if "on_error" in limit.model_fields_set:
-                message = "has no effect with `state: memory`, which does not fail; leave it out"
-                yield Finding((*limit_path, "on_error"), message, key=True)
+        for key in ("limits", "budgets"):
+            for at, one in place.numbered((*path, key), getattr(scope, key, None) or ()):
+                if "on_store_failure" in one.model_fields_set:
+                    message = "has no effect with `state: memory`, which does not fail; leave it out"
+                    yield Finding((*at, "on_store_failure"), message, key=True)
 
 
 def _metrics(config: Config, place: _Places) -> Iterator[Finding]:

@@ -160,7 +160,7 @@ def parse(text: str, file: str, env: Mapping[str, str], previous: Loaded | None 
             problems.append(Problem(message, file=file, line=line, column=column, path=render(found.path)))
         raise LoadError(_in_order(problems), files)
     assert config is not None  # every round without a Config leaves a finding
-    return Loaded(config, files, Positions(text, file), secrets, _known(raw, config))
+    return Loaded(config, files, Positions(text, file), secrets, _known(raw, config, reading.files))
 
 
 def _in_order(problems: list[Problem]) -> list[Problem]:
@@ -172,10 +172,7 @@ def _in_order(problems: list[Problem]) -> list[Problem]:
 
 
 def _reuse(raw: dict[str, Any], before: Mapping[bytes, ModelSpec]) -> dict[str, Any]:
-    """`raw` with ModelSpecs of an earlier reading in place of the models that are written just as then.
-
-    A model names no files, so nothing that it was made from can have changed beside it.
-    """
+    """`raw` with ModelSpecs of an earlier reading in place of the models that are written just as then."""
     models = raw.get("models")
     if not before or not isinstance(models, list):
         return raw
@@ -183,11 +180,15 @@ def _reuse(raw: dict[str, Any], before: Mapping[bytes, ModelSpec]) -> dict[str, 
     return {**raw, "models": [model if spec is None else spec for model, spec in zip(models, same, strict=True)]}
 
 
-def _known(raw: dict[str, Any], config: Config) -> dict[bytes, ModelSpec]:
+def _known(raw: dict[str, Any], config: Config, files: Collection[str]) -> dict[bytes, ModelSpec]:
+    """The models, by how they are written: all that name no file, which may change beside them. Only a Spec that is
+    made anew has its files read and watched."""
     models = raw.get("models")
     if not isinstance(models, list):
         return {}
-    return {_encoded(model): spec for model, spec in zip(models, config.models, strict=True)}
+    names = {FilePath(file).name.encode("utf-8", "surrogatepass") for file in files}
+    known = {_encoded(model): spec for model, spec in zip(models, config.models, strict=True)}
+    return {model: spec for model, spec in known.items() if not any(name in model for name in names)}
 
 
 def _encoded(value: Any) -> bytes:

@@ -15,7 +15,6 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    ValidationInfo,
     model_validator,
 )
 
@@ -27,10 +26,13 @@ from tollhouse.backends.mcp.rest import RestServerSpec
 from tollhouse.backends.mcp.stdio import StdioServerSpec
 from tollhouse.backends.pool import PoolSpec
 from tollhouse.backends.providers import ProviderSpec
+from tollhouse.config.journal import JournalSpec
+from tollhouse.config.ledger import LedgerSetting
 from tollhouse.config.many_tools import CodeMode, SearchMode, SearchSpec
+from tollhouse.config.retention import RetentionSpec
 from tollhouse.config.server import ServerSpec
+from tollhouse.config.subscriptions import SubscriptionSpec
 from tollhouse.config.telemetry import TelemetrySpec
-from tollhouse.config.writable import settled
 from tollhouse.core.errors import Failure
 from tollhouse.core.match import normalise
 from tollhouse.core.spec import Duration, Spec
@@ -59,24 +61,12 @@ __all__ = [
     "ToolSpec",
 ]
 
-_SQLITE: Final = "sqlite:"
-
 
 def _state(value: Any) -> Any:
     """A place alone may stand for {url: ...}."""
     if not isinstance(value, (str, dict, StateSpec)):
         raise ValueError("not a place for state; write `memory`, a URL like redis://host:6379/0, or {url: ...}")
     return {"url": value} if isinstance(value, str) else value
-
-
-def _ledger(value: str, info: ValidationInfo) -> str:
-    kind, colon, name = value.partition(":")
-    if kind in ("postgres", "postgresql"):
-        raise ValueError("a ledger in PostgreSQL is not available in this version; write sqlite:tollhouse.db")
-    absolute = name.startswith("///")
-    if kind != "sqlite" or not colon or name in ("", ":memory:") or (name.startswith("//") and not absolute):
-        raise ValueError("not a ledger; write `sqlite:` and the name of a file, like sqlite:tollhouse.db")
-    return _SQLITE + settled(name[2:] if absolute else name, info)
 
 
 def _estimates(value: str) -> str:
@@ -391,10 +381,16 @@ class Config(Scope):
         "Redis server or cluster; or {url, encryption_key, ...}",
         examples=["memory", "redis://127.0.0.1:6379/0"],
     )
-    ledger: Annotated[str, AfterValidator(_ledger)] | None = Field(
+    ledger: LedgerSetting | None = Field(
         default=None,
-        description="where usage is recorded: sqlite:FILE, relative to where the gateway is started; absent: nowhere",
+        description="where usage and audit are kept: sqlite:FILE, relative to where the gateway is started; "
+        "postgresql://user:password@host/database; or {url, ...}; absent: nowhere",
         examples=["sqlite:tollhouse.db"],
+    )
+    journal: JournalSpec = Field(default=JournalSpec(), description="the files in which records wait for the ledger")
+    retention: RetentionSpec = Field(default=RetentionSpec(), description="for how long the ledger keeps what")
+    subscriptions: tuple[SubscriptionSpec, ...] = Field(
+        default=(), description="seats that could be bought instead: `tollhouse usage seats` says for whom they pay"
     )
     audit: AuditSetting | None = Field(
         default=None,
@@ -420,5 +416,5 @@ class Config(Scope):
 
     @property
     def ledger_file(self) -> Path | None:
-        """The file that `ledger` names."""
-        return None if self.ledger is None else Path(self.ledger.removeprefix(_SQLITE))
+        """The file beside which all that the ledger has on this machine is: for SQLite the database itself."""
+        return None if self.ledger is None else self.ledger.file

@@ -19,8 +19,6 @@ from tollhouse.policies import Scope
 __all__ = ["LATER", "Finding", "explain", "kind_of"]
 
 LATER: Final[dict[str, str]] = {
-    "budgets": "budgets",
-    "guardrails": "guardrails",
     "cache": "response caches",
     "traces": "traces",
 }

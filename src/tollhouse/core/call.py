@@ -18,6 +18,7 @@ __all__ = [
     "Call",
     "Consent",
     "Context",
+    "Hold",
     "Instead",
     "ModelCall",
     "Movable",
@@ -102,6 +103,7 @@ class Principal:
         "sid",
         "source",
         "subject",
+        "team",
         "token",
         "user",
         "verdicts",
@@ -131,11 +133,13 @@ class Principal:
         family: str = "",
         issued: float = 0.0,
         proof: str = "",
+        team: str = "",
     ) -> None:
         self.id = id  # stable and unique: "key:ci", "jwt:<issuer>|<subject>", "anonymous"
         self.source = source  # "key" | "jwt" | "opaque" | "basic" | "mtls" | "oidc" | "ext" | "anonymous"
         self.user = user
         self.org = org
+        self.team = team
         self.key = key
         self.agent = agent
         self.email = email
@@ -197,6 +201,9 @@ class Context(msgspec.Struct, gc=False):
     approver: str = ""  # who approved or refused to: user | operator:<name> | timeout; kept: an earlier approval
     shadow: str = ""  # the rule that would have denied, were it in force
     integrity: str = ""  # what is wrong with the tool that was called: changed | new | scan
+    guard: str = ""  # the guard that acted on it, by its name in the configuration
+    guard_action: str = ""  # what that did: flag | mask | failopen | reject
+    withheld_tokens: int = 0  # of its answer, estimated, that guards kept back
     bytes_in: int = 0
     error: str = ""  # what a Failure that was answered says to the operator
     token_jti: str = ""  # of the token that was made for this call
@@ -204,21 +211,59 @@ class Context(msgspec.Struct, gc=False):
     event: Any = None  # core.identity.Event: what the auth provider has done
     credential: bytes = b""  # as `Call.credential`, for a request to a plain service; it goes into no log
     identity: bytes = b""  # as `Call.identity`, likewise
+    run_id: str = ""  # the agent run it is part of, with its principal before it
+    parent_id: str = ""  # the run that began that one
+    tags: tuple[str, ...] = ()  # the caller's own words for what it is about, sorted
+    cached: str = ""  # how it was answered without being asked: exact | semantic
+    saved_nano: int = 0  # nano-dollars that asking would have cost
 
     def __repr__(self) -> str:  # without what is secret in it
         return f"<Context of {self.request_id!r}>"
 
 
+class Hold(Protocol):
+    """What a call holds of what its callers may spend, until it is known what it came to. id: of the hold. at:
+    microseconds since 1970 when it was admitted, by the clock of who counts. nano: nano-dollars that are held."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def at(self) -> int: ...
+
+    @property
+    def nano(self) -> int: ...
+
+    def believed(self, usage: "Usage") -> "Usage":
+        """What was used, or what was held where a provider tells more than can be."""
+        ...
+
+    def draws(self, usage: "Usage | None", cost_nano: int | None, counts: bool) -> tuple[tuple[str, int], ...]:
+        """(field, amount) of each allowance that is spent, for the call's record. counts: it is one of the calls that
+        are counted. Asked once, before `post`."""
+        ...
+
+    def post(self, journal: str, seq: int) -> None:
+        """The record with these draws is number `seq` of that journal: let them count, and let go of what was held."""
+        ...
+
+    def release(self) -> None:
+        """There is no record of the call: let go of what was held."""
+        ...
+
+
 class Call(msgspec.Struct, eq=False):
     """Something is asked. `request` is the HTTP request it came in; policies read it and never change it. principal:
     the context's. credential: the field `authorization` that this one call goes out with, b"" where it goes out with
-    what its upstream is configured with. identity: a header line that tells the upstream who calls, b"" for none."""
+    what its upstream is configured with. identity: a header line that tells the upstream who calls, b"" for none.
+    hold: what was reserved for it; whoever records the call settles it."""
 
     request: Any
     context: Context
     principal: Principal | None = None
     credential: bytes = b""
     identity: bytes = b""
+    hold: Hold | None = None
 
     def __post_init__(self) -> None:
         self.principal = self.context.principal
@@ -333,7 +378,8 @@ class ToolCall(Call, kw_only=True, eq=False):
     they are, once somebody needed them. child: which of its
     caller's sessions with the server it was put to, set by the backend, and is to be put to where it is about a task.
     connects: the tool is ours (`core.identity.CONNECT`), by which the agent's user connects an account at the server;
-    it is answered before the server.
+    it is answered before the server. outgoing: what becomes of a JSON-RPC response of the agent's, to what the server
+    asks within the call, before it goes out.
     """
 
     server: str
@@ -359,6 +405,7 @@ class ToolCall(Call, kw_only=True, eq=False):
     decoded: tuple[Any, Any] | None = None
     child: int = 0
     connects: bool = False
+    outgoing: Callable[[bytes], bytes] | None = None
 
     @property
     def arguments(self) -> msgspec.Raw | bytes:

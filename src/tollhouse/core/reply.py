@@ -3,7 +3,9 @@
 A backend returns a Reply at its first event; before that failures raise, so retry and failover need only
 `try: await next(call)`. Afterwards a failure is the stream's last event. Whoever receives a Reply returns it, adds
 to its `taps` and `ends`, or closes it. Nobody wraps the source for work per event or at the end: a tap is a plain
-function of the event's bytes, an end is a callback that runs once, before the last byte is released.
+function of the event's bytes, an end is a callback that runs once, before the last byte is released. Only who holds
+events back, or has more to say when the source ends, stands before it: it takes the source's place, with a list of taps
+of its own, and says in `behind` what it stands before.
 """
 
 from collections.abc import Callable
@@ -12,7 +14,7 @@ import msgspec
 
 from tollhouse.core.http import End, Ending, Source, finish
 
-__all__ = ["Reply", "Tap"]
+__all__ = ["Reply", "Tap", "innermost"]
 
 Tap = Callable[[bytes], bytes]
 
@@ -37,3 +39,10 @@ class Reply(msgspec.Struct, eq=False):
         if source is not None:
             source.close()
         finish(self.ends, ending)
+
+
+def innermost(source: Source | None) -> Source | None:
+    """The Source that answers, whoever stands before it."""
+    while (behind := getattr(source, "behind", None)) is not None:
+        source = behind
+    return source

@@ -21,7 +21,7 @@ _STREAM_HEADERS = (
 )
 
 
-_UPSTREAM = Reason.UPSTREAM  # to ask an Enum for a member costs as much as a call
+_UPSTREAM, _OURS = Reason.UPSTREAM, Reason.DIRECT_RESPONSE  # to ask an Enum for a member costs as much as a call
 
 Locate = Callable[[bytes], "tuple[str, bool | None] | None"]
 """Model and whether to stream of a request's path; None in the pair where the body says it, None for another path."""
@@ -104,14 +104,15 @@ class LLMEndpoint:
         if dialect.id_header is not None and context.request_id:
             reply.headers.append((dialect.id_header, context.request_id.encode("latin-1", "replace")))
         source = reply.source
+        reason = _OURS if context.cached else _UPSTREAM
         if source is None:
-            return Response(reply.status, reply.headers, first, reason=_UPSTREAM, ends=reply.ends)
+            return Response(reply.status, reply.headers, first, reason=reason, ends=reply.ends)
         request_id = context.request_id
         return Response(
             reply.status,
             [*self._stream_headers, *reply.headers],
             source=Begun(first, source),
-            reason=_UPSTREAM,
+            reason=reason,
             ends=reply.ends,
             last_words=lambda failure: dialect.last_words(failure, request_id),
         )

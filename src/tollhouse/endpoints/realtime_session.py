@@ -159,7 +159,7 @@ class Session:
         self._sink = sink
         self._among.add(self)
         if self._holders is not None:
-            self._held = self._holders.hold(self._call.principal, self)
+            self._held = self._holders.hold(self._call.principal, self, run=self._call.context.run_id)
         if self._exchange is not None:
             self._exchange.start(_Down(self))
 

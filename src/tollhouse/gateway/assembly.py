@@ -7,6 +7,8 @@ wrong is noted, so that the rest is looked at as well.
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 from tollhouse.config.spec import Config
@@ -22,6 +24,7 @@ from tollhouse.core.reply import Reply
 from tollhouse.gateway import audit
 from tollhouse.gateway.keep import Tenure
 from tollhouse.gateway.operate import Operations
+from tollhouse.gateway.spending import asked, draws
 from tollhouse.ledger.audit import Chain
 from tollhouse.ledger.catalogue import Catalogue
 from tollhouse.ledger.journal import Journal
@@ -30,13 +33,15 @@ from tollhouse.ledger.prices import Origin, Prices
 from tollhouse.net.client import Client, OriginError
 from tollhouse.observe.access_log import AccessLog
 from tollhouse.observe.families import ExtraLabels, Families
-from tollhouse.policies import REQUEST
+from tollhouse.policies import ADMISSION, REQUEST
 from tollhouse.policies.audit import Audit
 from tollhouse.policies.authenticate import ACCESS, REQUIRES_ENDPOINT, is_bounded, scopes_of_layers
 from tollhouse.policies.authorize import AUTHORIZE, unasked
-from tollhouse.policies.base import Entrance, Exchangers, Kind, Layer, Level, OwnIssuer, Parts
-from tollhouse.policies.limits import LIMITS
+from tollhouse.policies.base import Entrance, Exchangers, Kind, Layer, Level, Opens, OwnIssuer, Parts, Services
+from tollhouse.policies.cache import Behind
+from tollhouse.policies.holds import Holds
 from tollhouse.policies.meter import Meter
+from tollhouse.policies.quotes import Quotes
 from tollhouse.store.base import State
 from tollhouse.store.revocation import Revocations
 from tollhouse.wire.oauth import canonical_resource
@@ -59,6 +64,8 @@ class Fixtures:
     revocations: Revocations | None = None
     issued: KeyFollower | None = None
     chain: Chain | None = None
+    holds: Holds | None = None
+    opens: Opens | None = None
 
 
 class Scopes:
@@ -81,8 +88,15 @@ class Scopes:
         return tuple(found)
 
     def policies(self, kinds: Iterable[Kind[Any, Any]], parts: Parts) -> list[Policy[Any, Any]]:
-        made = (kind.make(self.layers(kind), parts) for kind in kinds)
-        return [policy for policy in made if policy is not None]
+        policies: list[Policy[Any, Any]] = []
+        for joins, some in groupby(kinds, lambda kind: kind.joins):
+            made = (kind.make(self.layers(kind), parts) for kind in some)
+            built = [policy for policy in made if policy is not None]
+            if joins is None:
+                policies += built
+            elif built:
+                policies.append(joins(built, parts))
+        return policies
 
 
 class Assembly:
@@ -123,6 +137,7 @@ class Assembly:
             revoke=None if fixtures.revocations is None else fixtures.revocations.revoke,
             issued=fixtures.issued,
             spool=spool_of(config),
+            behind=Behind(config.models, config.providers, {} if config.mcp is None else config.mcp.servers, config),
         )
         self.prices: Prices | None = None
         if config.models:
@@ -131,7 +146,18 @@ class Assembly:
             }
             with self.finding():
                 self.prices = Prices(catalogue(), origins, config.prices)
-        self.meter = Meter(self.families, fixtures.journal, self.prices)
+        if self.prices is not None:
+            self._parts = replace(self._parts, price=self.prices.cost)
+        counter = fixtures.state.counter if draws(config) or config.state.is_memory else None
+        if counter is not None and fixtures.journal is not None:
+            counter.post(fixtures.journal.id, fixtures.journal.seq, "")  # from here on it hears of every record
+        self.meter = Meter(self.families, fixtures.journal, self.prices, counter)
+        self._parts = replace(
+            self._parts, quotes=Quotes(self.prices, asked(config)), holds=fixtures.holds, opens=fixtures.opens
+        )
+        guards: dict[str, Callable[[], str]] = {}
+        self._parts = replace(self._parts, watch=guards.__setitem__)
+        starts.append(partial(setattr, fixtures.operations, "guards", guards))
         self.audit: Audit | None = None
         wanted = audit.setting(config)
         if wanted is not None and fixtures.chain is not None:
@@ -155,6 +181,10 @@ class Assembly:
     def connect(self, accounts: Callable[[str], Accounts | None]) -> None:
         """The same about the accounts that users have at servers."""
         self._parts = replace(self._parts, accounts=accounts)
+
+    def serve(self, services: Services) -> None:
+        """The same about services at providers."""
+        self._parts = replace(self._parts, services=services)
 
     def parts(self, entrance: Entrance) -> Parts:
         """What policies behind that entrance are made with."""
@@ -200,7 +230,7 @@ class Assembly:
 
     def admission(self, parts: Parts) -> Callable[[Call], Awaitable[None]] | None:
         """What a request that reaches no model and no server must pass all the same: the top's rules and limits."""
-        policies = self.top.policies((ACCESS, AUTHORIZE, LIMITS), parts)
+        policies = self.top.policies((ACCESS, AUTHORIZE, *ADMISSION), parts)
         approvals = unasked(self.top.layers(AUTHORIZE), parts)
         if approvals is not None:
             policies.append(approvals)

@@ -13,9 +13,9 @@ import msgspec
 
 from tollhouse.config.spec import Config
 from tollhouse.core.errors import ConfigError, Problem
-from tollhouse.gateway.ledger import caught_up
+from tollhouse.gateway.ledger import audit_of, caught_up
 from tollhouse.ledger.audit import Anchor, AuditRecord, Chain, Seal, key_in
-from tollhouse.ledger.audit_sqlite import AuditReader
+from tollhouse.ledger.audit_reader import AuditReader
 from tollhouse.ledger.audit_verify import Verdict, verify
 from tollhouse.ledger.base import LedgerError
 from tollhouse.ledger.journal import Journal
@@ -47,14 +47,12 @@ def seal_of(config: Config, spec: AuditSpec) -> Seal:
 
 def chain_of(config: Config, journal: Journal) -> Chain:
     """The chain of this process, which knows the last records of others. Blocks."""
-    path = _ledger(config)
     anchors: Sequence[Anchor] = ()
-    if path.exists():
-        try:
-            with _reading(path) as reader:
-                anchors = reader.heads(_ANCHORS)
-        except LedgerError:
-            anchors = ()  # tables of before there was an audit, or somebody has it alone: the next chain names them
+    try:
+        with _reading(config) as reader:
+            anchors = reader.heads(_ANCHORS)
+    except LedgerError:
+        pass  # none yet, tables of before there was an audit, or it cannot be reached: the next chain names them
     return Chain(journal, anchors)
 
 
@@ -70,8 +68,8 @@ def verified(config: Config, heads: Path | None = None) -> Verdict:
             raise ValueError(
                 f"{heads} is not what an earlier `tollhouse audit verify --heads` has written: {error}"
             ) from None
-    path = _caught_up(config)
-    with _reading(path) as reader:
+    _catch_up(config)
+    with _reading(config) as reader:
         verdict = verify(reader, _seals(config), known)
     if heads is not None and not verdict.breaks:
         fresh = heads.with_name(heads.name + ".new")
@@ -82,7 +80,8 @@ def verified(config: Config, heads: Path | None = None) -> Verdict:
 
 def records(config: Config, since: int, limit: int, where: Sequence[tuple[str, str]]) -> list[AuditRecord]:
     """The newest records, the oldest of them first. Raises ConfigError, LedgerError."""
-    with _reading(_caught_up(config)) as reader:
+    _catch_up(config)
+    with _reading(config) as reader:
         return reader.newest(since, limit=limit, where=where)
 
 
@@ -143,16 +142,16 @@ def _key_file(config: Config) -> Path:
     return path.with_name(path.name + ".audit-key")
 
 
-def _caught_up(config: Config) -> Path:
-    """The ledger's file, with what a dead process left. Raises LedgerError."""
-    path = _ledger(config)
-    with caught_up(path):
-        return path
+def _catch_up(config: Config) -> None:
+    """See that what a dead process left is in the ledger. Raises LedgerError; ConfigError."""
+    _ledger(config)
+    with caught_up(config):
+        pass
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[AuditReader]:
-    reader = AuditReader(path)
+def _reading(config: Config) -> Iterator[AuditReader]:
+    reader = audit_of(config)
     try:
         yield reader
     finally:

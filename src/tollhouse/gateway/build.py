@@ -26,6 +26,7 @@ from tollhouse.gateway.assembly import Assembly, Fixtures, retried
 from tollhouse.gateway.exchangers import Exchangers, upstream_uri
 from tollhouse.gateway.issuer_routes import IssuerRoutes
 from tollhouse.gateway.keep import Keep, Tenure
+from tollhouse.gateway.ledger import check_ledger
 from tollhouse.gateway.login_routes import login_routes
 from tollhouse.gateway.mcp_routes import KeptServers, McpRoutes
 from tollhouse.gateway.model_routes import KeptModels, ModelRoutes
@@ -42,6 +43,7 @@ from tollhouse.observe.families import Families
 from tollhouse.observe.metrics import Metrics
 from tollhouse.policies.audit import Audit
 from tollhouse.policies.record import Record
+from tollhouse.policies.runs import stopped_run
 from tollhouse.store.memory import MemoryState
 from tollhouse.store.revocation import Revocation
 
@@ -53,11 +55,20 @@ _GET = frozenset((b"GET", b"HEAD"))
 _PATIENCE = 5.0  # seconds
 
 
+Stop = Callable[[Callable[[Request, bool], bool], Failure], None]
+"""As `net.server.Server.stop`."""
+
+_HELD = frozenset(("mcp", "realtime"))
+"""Operations whose answers, once they have begun, are held for their callers and end in their protocol's way."""
+
+
 class Builder:
     """Builds one request floor after another for a process. `close` ends what it keeps between them."""
 
-    def __init__(self, fixtures: Fixtures) -> None:
+    def __init__(self, fixtures: Fixtures, stop: Stop | None = None) -> None:
+        """stop: ends requests under way, of whatever listener."""
         self._fixtures = fixtures
+        self._stop = stop
         self._holders = Holders(fixtures.clock, in_force=self._in_force)
         self._models = KeptModels(self._holders)
         self._mcp = KeptServers(fixtures, self._holders)
@@ -128,14 +139,37 @@ class Builder:
         self._mcp.applied(config.mcp)
         before, self._serves = self._serves, config
         if before is not None and (good := still_let_in(before, config)) is not None:
-            self._holders.review(good, _not_let_in("the credential that this was opened with is not known any more"))
+            self._end_unless(good, _not_let_in("the credential that this was opened with is not known any more"))
 
-    def _revoked(self, _: Revocation) -> None:
-        """Somebody is no longer good: whoever it is loses what is held for him here."""
-        self._review()
+    def _revoked(self, revocation: Revocation) -> None:
+        """Somebody is no longer good: whoever it is loses what is held for him here. Or a run was stopped."""
+        if revocation.kind == "run":
+            failure = stopped_run(revocation.id)
+            self._holders.end_run(revocation.id, failure)
+            if self._stop is not None:
+                self._stop(lambda request, _: request.context.run_id == revocation.id, failure)
+        else:
+            self._review()
 
     def _review(self) -> None:
-        self._holders.review(self._in_force, _not_let_in("the credential that this was opened with was revoked"))
+        self._end_unless(self._in_force, _not_let_in("the credential that this was opened with was revoked"))
+
+    def _end_unless(self, good: Callable[[Principal], bool], failure: Failure) -> None:
+        """What is held for others ends, and so do requests of theirs that are under way."""
+        self._holders.review(good, failure)
+        if self._stop is not None:
+            verdicts: dict[Principal, bool] = {}
+
+            def which(request: Request, begun: bool) -> bool:
+                principal = request.context.principal
+                if principal is None or (begun and request.context.operation in _HELD):
+                    return False
+                known = verdicts.get(principal)
+                if known is None:
+                    known = verdicts[principal] = good(principal)
+                return not known
+
+            self._stop(which, failure)
 
     def _in_force(self, principal: Principal) -> bool:
         revocations, issued = self._fixtures.revocations, self._fixtures.issued
@@ -169,6 +203,7 @@ class Builder:
 def validate(config: Config) -> None:
     """Build `config` without serving it. Raises ConfigError with every problem."""
     check_state(config.state)
+    check_ledger(config.ledger)
     clock = Clock()
     families = Families(Metrics())
     fixtures = Fixtures(clock, families, Client(clock), MemoryState(clock), Operations(families.metrics))

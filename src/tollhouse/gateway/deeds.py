@@ -80,7 +80,7 @@ def recorded(config: Config, operation: str, target: str = "") -> Iterator[Deed]
                 _write(*writer, spec, _facts(deed, outcome, began))
     if writer is not None:
         try:
-            with caught_up(path):
+            with caught_up(config):
                 pass
         except LedgerError as error:  # it is in the journal: whoever reads the ledger next takes it over
             log.info("the record is not in the ledger yet: %s", error)

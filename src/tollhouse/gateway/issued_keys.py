@@ -12,6 +12,7 @@ from typing import Any
 from tollhouse.config.spec import Config
 from tollhouse.core.errors import ConfigError, Failure, Problem
 from tollhouse.gateway.build import takes_issued_keys
+from tollhouse.gateway.ledger import keys_of
 from tollhouse.gateway.state import opened_state
 from tollhouse.ledger.keys import PREFIX, IssuedKey, KeyLedger, NewKey
 from tollhouse.store.revocation import Revocations
@@ -29,7 +30,7 @@ def keys_in(config: Config) -> KeyLedger:
         raise ConfigError([Problem("keys live in the ledger: name one, like sqlite:tollhouse.db", path="ledger")])
     if not path.parent.is_dir():
         raise ConfigError([Problem(f"there is no directory {str(path.parent)!r}", path="ledger")])
-    return KeyLedger(path)
+    return keys_of(config)
 
 
 def create(config: Config, new: NewKey) -> tuple[str, IssuedKey]:

@@ -57,6 +57,9 @@ from tollhouse.policies.authenticate import (
 from tollhouse.policies.authorize import AUTHORIZE, Authorize, described, permitted, unasked
 from tollhouse.policies.base import Parts
 from tollhouse.policies.exchange import EXCHANGE, exchange
+from tollhouse.policies.guardrails.listing import descriptions
+from tollhouse.policies.guardrails.policy import GUARD_ANSWERS, GUARD_REQUESTS
+from tollhouse.policies.identity_headers import IDENTITY
 from tollhouse.policies.limits import LIMITS
 from tollhouse.policies.retry import RETRY
 from tollhouse.wire.mcp.catalogue import Cursors
@@ -176,6 +179,7 @@ class McpRoutes:
                 tools = {}
                 lasts = {}
                 guards = {}
+                looking = {}
                 layers = [*scopes.layers(AUTHORIZE)]
                 for tool, own in one.tools.items():
                     below = scopes.below("tool", f"{name}/{tool}", own)
@@ -185,6 +189,7 @@ class McpRoutes:
                     if own_rules is not None:
                         guards[tool] = own_rules
                     layers += below.layers(AUTHORIZE)
+                    looking[tool] = below.layers(GUARD_ANSWERS)
                 chain = call_chain(policies, end)
                 visible = _visible(rules, guards, bounded=self._assembly.bounded)
                 shown = _overrides(one.tools)
@@ -201,8 +206,9 @@ class McpRoutes:
                     described=described(layers),
                     last=end,
                     lasts=lasts,
-                    vouches=end is not last,
+                    vouches=bool(scopes.policies((IDENTITY, EXCHANGE), self._parts_for(scopes, name))),
                     connect=None if accounts is None else Connect(name, accounts.host),
+                    looked_at=descriptions(name, scopes.layers(GUARD_ANSWERS), looking, self._parts),
                 )
                 if accounts is not None:
                     self._assembly.starts.append(partial(_changing, accounts, self._kept.sessions, upstream))
@@ -284,6 +290,7 @@ class McpRoutes:
         policies = [
             *scopes.policies((ACCESS, REQUIRES, AUTHORIZE), self._parts),
             *narrow.policies((LIMITS,), self._parts),
+            *narrow.policies((GUARD_REQUESTS,), self._parts),
             *((approvals,) if approvals is not None else ()),
             *scopes.policies((RETRY,), self._parts_for(scopes, server)),
         ]

@@ -5,6 +5,7 @@ Rule: a model that is as it was is the model that was; what all of them share is
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
@@ -17,13 +18,14 @@ from tollhouse.backends.providers.remote import OpenSpec, RemoteSpec
 from tollhouse.backends.quota import Outcome, Quota
 from tollhouse.config.spec import Config, ModelSpec
 from tollhouse.core.call import Call, Context, ModelCall, Principal
-from tollhouse.core.errors import Problem
+from tollhouse.core.errors import Failure, Problem, Reason
 from tollhouse.core.handler import Handler, Policy, compose
 from tollhouse.core.holders import Holders
 from tollhouse.core.http import Headers, Request, Response
 from tollhouse.core.match import Predicate
 from tollhouse.core.reply import Reply
 from tollhouse.core.spec import Spec
+from tollhouse.endpoints.embed import embed
 from tollhouse.endpoints.google_key import key_of_query
 from tollhouse.endpoints.llm import LLMEndpoint, Locate, PathEndpoint
 from tollhouse.endpoints.models import Model, Models, ModelsEndpoint
@@ -32,13 +34,17 @@ from tollhouse.endpoints.realtime import RealtimeEndpoint, key_of_protocol
 from tollhouse.endpoints.realtime_session import GRANTED, Begin, Session
 from tollhouse.gateway.assembly import Assembly, Scopes, call_chain, retried
 from tollhouse.gateway.audit import setting
+from tollhouse.gateway.guard_services import GuardServices
 from tollhouse.gateway.router import Route
+from tollhouse.gateway.spending import draws
 from tollhouse.ledger.catalogue import Catalogue
 from tollhouse.observe.families import Families
-from tollhouse.policies import CALL
+from tollhouse.policies import ADMISSION, CALL
 from tollhouse.policies.authenticate import ACCESS, may_use
 from tollhouse.policies.authorize import APPROVE, AUTHORIZE, Authorize, permitted
-from tollhouse.policies.limits import LIMITS
+from tollhouse.policies.cache import hold
+from tollhouse.policies.guardrails.policy import GUARD_ANSWERS, GUARD_REQUESTS
+from tollhouse.policies.runs import RUNS
 from tollhouse.wire.llm import (
     CHAT,
     CONVERSE,
@@ -90,6 +96,7 @@ class KeptModels:
         self._vocabularies: Vocabularies | None = None
         self._before: Config | None = None
         self.built: dict[str, _BuiltModel] = {}
+        self.inside: dict[str, Handler[Any, Reply]] = {}  # chains past what records a call, by the model's name
 
     def catalogue(self) -> Catalogue:
         """What providers ask for their models; read from its file when first needed."""
@@ -126,7 +133,8 @@ class ModelRoutes:
         self._assembly = assembly
         self._config = assembly.config
         self._kept = kept
-        self._parts = assembly.parts("llm")
+        assembly.serve(GuardServices(assembly, self._provider))
+        self._parts = replace(assembly.parts("llm"), inside=kept.inside.get, embed=self._embed)
         self.found = Models(())
 
     def _entrance(self, handler: Handler[Request, Response]) -> Handler[Request, Response]:
@@ -217,7 +225,8 @@ class ModelRoutes:
                 label = f"providers/{name}"
                 prefix = b"/" + label.encode("ascii")
                 # A retry is not for what may do anything.
-                guards = self._assembly.top.policies((ACCESS, AUTHORIZE, LIMITS, APPROVE), self._parts)
+                kinds = (ACCESS, AUTHORIZE, *ADMISSION, GUARD_REQUESTS, APPROVE, GUARD_ANSWERS)
+                guards = self._assembly.top.policies(kinds, self._parts)
                 policies = [*self._assembly.outermost, *guards]
                 endpoint = NativeEndpoint(
                     prefix,
@@ -235,12 +244,13 @@ class ModelRoutes:
         providers = self._providers()
         if self._assembly.problems:  # a model's target may be one of the providers that could not be made
             return Models(()), {}
+        hold((self._config, *self._config.models), self._parts)
         known = self._kept.reusable(self._config)
         plain: tuple[list[Policy[Call, Reply]], Authorize | None] | None = None
         built: dict[str, _BuiltModel] = {}
         for spec in self._config.models:
             have = known.get(spec.name)
-            if have is not None and (have[0] is spec or have[0] == spec):
+            if have is not None and (have[0] is spec or have[0] == spec) and not self._asks(spec):
                 built[spec.name] = have
                 self._check(have[3])
                 continue
@@ -252,7 +262,9 @@ class ModelRoutes:
                     policies, guard = self._call_floor(self._assembly.top.below("model", spec.name, spec))
                 told = partial(retried, self._assembly.fixtures.families)
                 targets = pool(spec.name, spec, providers, self._assembly.fixtures.clock, retried=told)
-                model = Model(spec.name, call_chain(policies, targets.handle), aliases=spec.aliases)
+                inside = call_chain(policies, targets.handle)
+                self._kept.inside[spec.name] = inside
+                model = Model(spec.name, call_chain(self._assembly.outermost, inside), aliases=spec.aliases)
                 built[spec.name] = (spec, model, guard, targets)
                 self._check(targets)
         self._kept.remember(built)
@@ -260,6 +272,10 @@ class ModelRoutes:
         top = permitted(self._assembly.top.layers(AUTHORIZE), self._parts)  # the scope that may name a policy server
         shown = partial(_shown, top) if top is not None and top.asks else None
         return Models((model for _, model, _, _ in built.values()), shown=shown), guards
+
+    def _asks(self, spec: ModelSpec) -> bool:
+        """Whether its guards ask anybody, over connections that end with the configuration."""
+        return any(one is not None and one.asks for one in (self._config.guardrails, spec.guardrails))
 
     def _check(self, targets: Pool) -> None:
         """Active checks of a model's targets begin when the configuration serves, and end with the last that has it."""
@@ -271,18 +287,29 @@ class ModelRoutes:
         return targets
 
     def _call_floor(self, scopes: Scopes) -> tuple[list[Policy[Call, Reply]], Authorize | None]:
-        """The policies of a call chain, outermost first, and what decides for listings."""
+        """The policies of a call chain past what records calls, outermost first, and what decides for listings."""
         guard = permitted(scopes.layers(AUTHORIZE), self._parts)
-        return [*self._assembly.outermost, *scopes.policies(CALL, self._parts)], guard
+        return scopes.policies(CALL, self._parts), guard
+
+    def _embed(self, name: str) -> Callable[[Request, Sequence[str]], Awaitable[list[list[float]]]]:
+        """Vectors of texts by the model of that name; it may stand below in the configuration."""
+
+        async def vectors(request: Request, texts: Sequence[str]) -> list[list[float]]:
+            model = self.found.find(name)
+            if model is None:
+                raise Failure(503, Reason.NOT_FOUND, f"there is no model {name!r} to embed with")
+            return await embed(model, name, request, texts)
+
+        return vectors
 
     def _turns(self) -> Callable[[str], Begin]:
         """The chain that each answer of a realtime session passes, by the model's name: it is metered and limited."""
 
         def turn(scopes: Scopes) -> Begin:
-            return compose([*self._assembly.outermost, *scopes.policies((LIMITS,), self._parts)], _granted)
+            return compose([*self._assembly.outermost, *scopes.policies((RUNS, *ADMISSION), self._parts)], _granted)
 
         usual = turn(self._assembly.top)
-        limited = [spec for spec in self._config.models if spec.limits]
+        limited = [spec for spec in self._config.models if spec.limits or spec.budgets]
         own = {spec.name: turn(self._assembly.top.below("model", spec.name, spec)) for spec in limited}
         return lambda name: own.get(name, usual)
 
@@ -313,7 +340,7 @@ class ModelRoutes:
 def _shared(config: Config) -> tuple[Any, ...]:
     """Everything of a configuration that a model's chain is made from, besides the model."""
     scope = tuple(getattr(config, kind.name, None) for kind in CALL)
-    shared = (config.providers, config.prices, config.estimates, config.telemetry.metrics, config.server)
+    shared = (config.providers, config.prices, config.estimates, config.telemetry.metrics, config.server, draws(config))
     return (*scope, *shared, setting(config))
 
 

@@ -4,6 +4,8 @@ Rule: liveness says only that the process answers and whether it is leaving; rea
 traffic. Neither looks at upstreams: a provider's outage must not take the gateway out of its load balancer.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+
 import msgspec
 
 from tollhouse.core.errors import Failure, Reason
@@ -18,18 +20,32 @@ _FRESH = (b"cache-control", b"no-store")
 
 
 class Operations:
-    """State of a worker as it is seen from outside. ready, draining: set by the worker."""
+    """State of a worker as it is seen from outside. ready, draining: set by the worker. alarm: of its journal."""
 
-    def __init__(self, metrics: Metrics, share: Share | None = None, journal: Journal | None = None) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        share: Share | None = None,
+        journal: Journal | None = None,
+        alarm: Callable[[], str] = str,
+    ) -> None:
         self._metrics = metrics
         self._share = share
         self._journal = journal
+        self._alarm = alarm
         self.ready = False
         self.draining = False
+        self.guards: Mapping[str, Callable[[], str]] = {}
+        """Guards of the configuration that serves, by name: each says why it cannot run, "" where it can."""
 
     async def status(self, request: Request) -> Response:
-        """`GET /status`: 200 `{"status":"ok"}`, and 503 `{"status":"draining"}` once the worker is leaving."""
-        return _state(503, "draining") if self.draining else _state(200, "ok")
+        """`GET /status`: 200 `{"status":"ok"}`, and 503 `{"status":"draining"}` once the worker is leaving. `journal`
+        is there as well while records wait that should not: filling, full or dropping; and `guardrails`, the names of
+        guards that cannot run."""
+        unable = sorted(name for name, health in self.guards.items() if health())
+        if self.draining:
+            return _state(503, "draining", self._alarm(), unable)
+        return _state(200, "ok", self._alarm(), unable)
 
     async def readiness(self, request: Request) -> Response:
         """`GET /ready`: 200 while new requests are welcome; 503 with the reason otherwise."""
@@ -59,5 +75,10 @@ class Operations:
         raise Failure(404, Reason.NOT_FOUND, "here are /metrics, /ready and /status")
 
 
-def _state(status: int, word: str) -> Response:
-    return Response(status, [_JSON, _FRESH], msgspec.json.encode({"status": word}))
+def _state(status: int, word: str, journal: str = "", guardrails: Sequence[str] = ()) -> Response:
+    said: dict[str, object] = {"status": word}
+    if journal:
+        said["journal"] = journal
+    if guardrails:
+        said["guardrails"] = guardrails
+    return Response(status, [_JSON, _FRESH], msgspec.json.encode(said))

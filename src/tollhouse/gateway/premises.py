@@ -5,7 +5,7 @@ Rule: it is asked each time and not remembered: the configuration, and with it t
 
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from tollhouse.config.server import AdminSpec
@@ -15,6 +15,7 @@ from tollhouse.core.handler import Handler
 from tollhouse.core.http import Request, Response
 from tollhouse.gateway.account_list import AccountList
 from tollhouse.gateway.listeners import Certificates, admin_certificate
+from tollhouse.gateway.reconciliation import Reconciled
 from tollhouse.issuer.keys import SigningKeys
 from tollhouse.net.head import Limits
 from tollhouse.net.listen import Address, Listener
@@ -33,7 +34,7 @@ _LIMITS = Limits(connections=64, body=64 << 10)
 class Premises(NamedTuple):
     """spec, name: the admin listener's settings and its name. config: the configuration that serves. signing_keys: of
     its auth provider, None where it has none. audit: records what is done, None where that is off. accounts: that users
-    have connected at servers, None where there is no such server."""
+    have connected at servers, None where there is no such server. check_budgets: compares them with the ledger."""
 
     spec: AdminSpec
     name: str
@@ -43,6 +44,7 @@ class Premises(NamedTuple):
     signing_keys: Callable[[], SigningKeys | None]
     audit: Callable[[], Audit | None]
     accounts: Callable[[], AccountList | None] = lambda: None
+    check_budgets: Callable[[], Awaitable[Reconciled]] | None = None
 
 
 Admin = Callable[[Premises], Handler[Request, Response]]

@@ -36,6 +36,7 @@ _FIXED = (
     "server.workers",
     "state",
     "ledger",
+    "journal",
     "egress",
     "telemetry.metrics.namespace",
     "telemetry.access_log.path",
@@ -83,6 +84,11 @@ class Runtime:
     @property
     def config(self) -> Config:
         return self._loaded.config
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether nothing goes by an earlier configuration any more."""
+        return len(self._tenures) == 1
 
     def handle(self, request: Request) -> Awaitable[Response]:
         current = self.current

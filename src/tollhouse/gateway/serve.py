@@ -11,6 +11,8 @@ import shutil
 import signal
 import socket
 import tempfile
+import threading
+from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from importlib.metadata import version
@@ -26,10 +28,12 @@ from tollhouse.config.sources.file import FileSource
 from tollhouse.config.spec import Config
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import ConfigError, Failure, Problem
+from tollhouse.core.http import Request
 from tollhouse.gateway.audit import chain_of
 from tollhouse.gateway.build import Builder, Fixtures
 from tollhouse.gateway.drain import Drain
-from tollhouse.gateway.ledger import journal_of
+from tollhouse.gateway.journal_watch import JournalWatch, measured, opened_journal
+from tollhouse.gateway.ledger import keys_of, ledger_of, sink_of
 from tollhouse.gateway.listeners import (
     Certificates,
     admin_certificate,
@@ -41,16 +45,17 @@ from tollhouse.gateway.listeners import (
 from tollhouse.gateway.memory import Memory, system_trim
 from tollhouse.gateway.operate import Operations
 from tollhouse.gateway.premises import Admin, Premises, admin_listener
+from tollhouse.gateway.reconciliation import lease_of
 from tollhouse.gateway.runtime import Runtime
+from tollhouse.gateway.spending import Spending
 from tollhouse.gateway.state import file_of, open_state
 from tollhouse.gateway.supervise import Supervisor
+from tollhouse.gateway.upkeep import Upkeep
 from tollhouse.gateway.workers import LastGood, Shared, Where, reserve, say_where
 from tollhouse.ledger.audit import Chain
 from tollhouse.ledger.journal import Journal
 from tollhouse.ledger.key_follower import KeyFollower
-from tollhouse.ledger.keys import KeyLedger
 from tollhouse.ledger.ship import Shipper
-from tollhouse.ledger.sqlite import SqliteLedger
 from tollhouse.net.client import Client
 from tollhouse.net.egress import Egress
 from tollhouse.net.head import Limits
@@ -165,6 +170,10 @@ class Worker:
         self.metrics_listener: Listener | None = None
         self.admin_listener: Listener | None = None
         self.listening = asyncio.Event()
+        self._watch: JournalWatch | None = None
+        self._upkeep: Upkeep | None = None
+        self._spending: Spending | None = None
+        self._whole: threading.Event | None = None
         self.drain: Drain | None = None
         self.runtime: Runtime | None = None
 
@@ -191,7 +200,11 @@ class Worker:
         file = None if config.issuer is None else file_of(config.state, config.ledger_file)
         state = open_state(config.state, clock, families, keys, file)
         stack.push_async_callback(state.close)
-        operations = Operations(families.metrics, self._share(families.metrics, clock, stack), journal)
+        ledger = None if config.ledger is None else ledger_of(config)
+        spending = Spending(state.counter, ledger, families, clock, self._whole, lease_of(state))
+        self._spending = spending
+        stack.push_async_callback(spending.close)
+        operations = Operations(families.metrics, self._share(families.metrics, clock, stack), journal, self._alarm)
         held = self._bound(config, stack)
         names = tuple((name, "https" if spec.tls else "http") for spec, name, _ in held)
         fixtures = Fixtures(
@@ -206,8 +219,10 @@ class Worker:
             revocations=await self._revocations(state, clock, families, stack),
             issued=self._issued(config, stack),
             chain=chain,
+            holds=spending.holds,
+            opens=spending.open,
         )
-        builder = Builder(fixtures)
+        builder = Builder(fixtures, self._stop_requests)
         stack.push_async_callback(builder.close)
         runtime = self.runtime = Runtime(
             self._loaded,
@@ -218,6 +233,7 @@ class Worker:
             self._looked,
         )
         stack.push_async_callback(runtime.close)
+        spending.start(lambda: runtime.is_drained)
         await builder.ready()
         self._listen(config, runtime, clock, families, access_log, held)
         if config.server.metrics is not None:
@@ -274,26 +290,21 @@ class Worker:
         return share
 
     def _journal(self, config: Config, families: Families, stack: AsyncExitStack) -> Journal | None:
-        path = config.ledger_file
-        if path is None:
+        if config.ledger is None:
             return None
-        journal = Journal(journal_of(path))
-        try:
-            journal.open()
-        except OSError as error:
-            message = f"the ledger's journal cannot be written in {journal.directory}: {error.strerror}"
-            raise ConfigError([Problem(message, path="ledger")]) from None
+        journal = opened_journal(config)
         stack.callback(journal.close)
-        shipper = Shipper(journal, SqliteLedger(path))
+        if self._index == 0:
+            self._upkeep = Upkeep(config, journal)
+        ledger = ledger_of(config)
+        shipper = Shipper(journal, ledger, upkeep=None if self._upkeep is None else self._upkeep.step)
+        self._whole = shipper.caught_up
         shipper.start()
         stack.push_async_callback(_stop_shipper, shipper)
-        families.ledger_lag.reads(lambda: shipper.lag, "sqlite")
-        families.journal_bytes.reads(lambda: float(journal.size), "journal")
-        families.ledger_records.reads(lambda: float(shipper.shipped - shipper.audits), "usage", "sqlite")
-        families.ledger_records.reads(lambda: float(shipper.audits), "audit", "sqlite")
-        families.ledger_errors.reads(lambda: float(shipper.rejected), "rejected", "sqlite")
-        families.ledger_errors.reads(lambda: float(shipper.damaged), "damaged", "journal")
-        families.ledger_errors.reads(lambda: float(journal.failures), "failed", "journal")
+        measured(families, journal, shipper, ledger, sink_of(config))
+        watch = self._watch = JournalWatch(journal, lambda: shipper.error)
+        self._clock.every_turn(watch.turn)
+        stack.callback(self._clock.remove, watch.turn)
         return journal
 
     async def _chain(self, config: Config, journal: Journal | None, stack: AsyncExitStack) -> Chain | None:
@@ -301,8 +312,12 @@ class Worker:
         if journal is None:
             return None
         chain = await asyncio.to_thread(chain_of, config, journal)
+        if self._upkeep is not None:
+            self._upkeep.chain = chain
 
         def end() -> None:
+            if self._upkeep is not None:
+                self._upkeep.chain = None
             try:
                 chain.end()
             except Failure as failure:
@@ -315,7 +330,7 @@ class Worker:
         """The keys in the ledger; followed once a configuration takes them."""
         if config.ledger_file is None:
             return None
-        follower = KeyFollower(KeyLedger(config.ledger_file))
+        follower = KeyFollower(keys_of(config))
         stack.push_async_callback(asyncio.to_thread, follower.stop)
         return follower
 
@@ -399,10 +414,14 @@ class Worker:
             lambda: builder.signing_keys,
             lambda: builder.audit,
             lambda: builder.accounts,
+            None if self._spending is None else self._spending.check,
         )
         return admin_listener(admin, premises, sockets, fixtures.clock, self._certificates)
 
     # ---- while it runs
+    def _alarm(self) -> str:
+        return "" if self._watch is None else self._watch.state
+
     def _say_that_it_listens(self) -> None:
         if self.admin_listener is not None:
             log.info("admin API on %s://%s", self.admin_listener.server.scheme, self.admin_listener.server.name)
@@ -412,6 +431,10 @@ class Worker:
         else:
             metrics = self.metrics_listener.server.name if self.metrics_listener is not None else None
             say_where(((one.server.scheme, one.server.name) for one in self.listeners), metrics)
+
+    def _stop_requests(self, which: Callable[[Request, bool], bool], failure: Failure) -> None:
+        for listener in self.listeners:
+            listener.server.stop(which, failure)
 
     def _connections(self) -> int:
         return sum(len(listener.server.connections) for listener in self.listeners)
@@ -427,6 +450,10 @@ class Worker:
 
     def _applied(self, builder: Builder, config: Config) -> None:
         builder.applied(config)
+        if self._spending is not None:
+            self._spending.serves(config)
+        if self._upkeep is not None:
+            self._upkeep.config = config
         if self._shared is not None:
             self._shared.tell_served(self._loaded)
         limits = limits_of(config)

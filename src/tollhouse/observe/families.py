@@ -152,6 +152,26 @@ class Families:
             "gen_ai_price_lookups_total", "Calls that used tokens, by whether their price is known.", ("result",)
         )
 
+        # Cache
+        self.cache_requests: Family[Count] = counter(
+            "cache_requests_total", "Requests that an answer might have been kept for.", ("kind", "result", "route")
+        )
+        self.cache_entries: Family[Gauge] = gauge("cache_entries", "Answers that are kept in memory.")
+        self.cache_bytes: Family[Gauge] = gauge("cache_bytes", "Bytes that they take there.")
+        self.cache_evictions: Family[Count] = counter(
+            "cache_evictions_total", "Answers that had to go for others before their time."
+        )
+        self.cache_failures: Family[Count] = counter(
+            "cache_state_failures_total",
+            "What a shared state could not do for the cache: get, put, remove, slow, read (damaged), dropped (unwritten).",
+            ("operation",),
+        )
+        self.cache_compared: Family[Count] = counter(
+            "cache_semantic_samples_total",
+            "Answers found by meaning that were asked for all the same, by whether both say the same.",
+            ("result",),
+        )
+
         # MCP
         self.mcp_requests: Family[Count] = counter(
             "mcp_requests",
@@ -178,6 +198,21 @@ class Families:
         )
         self.integrity_findings: Family[Count] = counter(
             "mcp_integrity_findings_total", "What scans found in tools that they act on.", ("server", "rule")
+        )
+
+        # Guardrails
+        self.guardrail_checks: Family[Count] = counter(
+            "guardrail_checks",
+            "Calls that guards have looked at, by phase and by the strongest of what they did.",
+            ("phase", "action"),
+        )
+        self.guardrail_findings: Family[Count] = counter(
+            "guardrail_findings_total",
+            "What guards have found, and what became of it (shadow: would have).",
+            ("phase", "guard", "action", "shadow"),
+        )
+        self.guardrail_unable: Family[Gauge] = gauge(
+            "guardrail_unable", "1 for a guard that could not run when it was asked last.", ("guard",), merge="max"
         )
 
         # Auth provider
@@ -256,6 +291,27 @@ class Families:
         self.provider_quota_wait: Family[Spread] = histogram(
             "provider_quota_wait_seconds", "How long those have waited that were queued.", ("provider",), OVERHEAD
         )
+        self.budget_checks: Family[Count] = counter(
+            "budget_checks_total",
+            "Calls that drew on a budget: admitted, warned, refused, fallback (asked another model), unasked (the "
+            "state was not available).",
+            ("budget", "outcome"),
+        )
+        self.budget_holds: Family[Gauge] = gauge("budget_holds", "Calls that hold something of a budget or limit.")
+        self.budget_seeds: Family[Count] = counter(
+            "budget_seeds_total", "Times that budgets were filled from the ledger: seeded, failed.", ("result",)
+        )
+        self.budget_doubts: Family[Count] = counter(
+            "budget_doubtful_usage_total", "Calls whose provider told usage that cannot be: the bound was charged.", ()
+        )
+        self.budget_drift: Family[Count] = counter(
+            "budget_drift_total",
+            "Units (of money nano-dollars) by which spending was not what the ledger says, and was put right.",
+            ("allowance",),
+        )
+        self.budget_reconciliations: Family[Count] = counter(
+            "budget_reconciliations_total", "Times that budgets were compared with the ledger: ok, failed.", ("result",)
+        )
         self.state_duration: Family[Spread] = histogram(
             "state_operation_duration_seconds",
             "What was asked of a shared state.",
@@ -290,8 +346,13 @@ class Families:
             "ledger_lag_seconds", "Age of the oldest record not yet in the sink.", ("sink",), merge="max"
         )
         self.journal_bytes: Family[Gauge] = gauge("ledger_journal_bytes", "Bytes in the journal.", ("sink",))
+        self.journal_limit: Family[Gauge] = gauge(
+            "ledger_journal_limit_bytes", "Bytes that all journals of the ledger may have.", ("sink",), merge="max"
+        )
         self.ledger_errors: Family[Count] = counter(
-            "ledger_errors_total", "Records rejected, journal segments damaged, failed writes.", ("kind", "sink")
+            "ledger_errors_total",
+            "Records rejected or dropped, journal segments damaged, failed writes.",
+            ("kind", "sink"),
         )
         self.log_dropped: Family[Count] = counter("access_log_dropped_total", "Access log lines lost to a slow disk.")
 

@@ -33,20 +33,27 @@ from tollhouse.policies.authorize import (
     GuardSpec,
 )
 from tollhouse.policies.base import Kind
+from tollhouse.policies.budgets import BUDGETS, BudgetSpec
+from tollhouse.policies.cache import CACHE, ModelCacheSetting, ToolCacheSetting, TopCacheSetting
 from tollhouse.policies.cors import CORS, CorsSpec
 from tollhouse.policies.exchange import EXCHANGE, EXCHANGE_ROUTE
 from tollhouse.policies.exchange_spec import ExchangeSetting
+from tollhouse.policies.guardrails.policy import GUARD_ANSWERS, GUARD_REQUESTS
+from tollhouse.policies.guardrails.spec import GuardrailsSpec
 from tollhouse.policies.headers import HEADERS, RESPONSE_HEADERS, HeadersSpec
 from tollhouse.policies.identity_headers import IDENTITY, IDENTITY_ROUTE, IdentitySetting
 from tollhouse.policies.limits import LIMITS, LIMITS_ROUTE, LimitSpec
 from tollhouse.policies.oauth_spec import OauthSetting
 from tollhouse.policies.origin import ORIGIN
 from tollhouse.policies.retry import RETRY, RetrySpec
+from tollhouse.policies.run_caps import RUN_CAPS
+from tollhouse.policies.runs import RUNS, RunsSpec
 from tollhouse.policies.timeout import TIMEOUT, TimeoutSpec
 from tollhouse.policies.transform import TRANSFORM, Steps
 
 __all__ = [
-    "CALL", "REQUEST", "CallScope", "EntranceScope", "ModelScope", "RouteScope", "RuledScope", "Scope", "ServerScope",
+    "ADMISSION", "CALL", "REQUEST", "CallScope", "EntranceScope", "ModelScope", "RouteScope", "RuledScope", "Scope",
+    "ServerScope",
 ]  # fmt: skip
 
 REQUEST: Final[tuple[Kind[Request, Response], ...]] = (
@@ -67,17 +74,28 @@ REQUEST: Final[tuple[Kind[Request, Response], ...]] = (
     HEADERS,  # last: rules see the request as it came, the upstream sees it as it was changed
 )
 
+ADMISSION: Final[tuple[Kind[Call, Reply], ...]] = (
+    RUN_CAPS,
+    BUDGETS,
+    LIMITS,
+)
+"""What is counted, in one step: one policy, wherever it stands."""
+
 CALL: Final[tuple[Kind[Call, Reply], ...]] = (
-    ACCESS,  # first: what a key may not be used for, no rule can permit
+    RUNS,  # before all: what is refused belongs to its run, too
+    ACCESS,  # before rules: what a key may not be used for, no rule can permit
     REQUIRES,  # before rules: a caller who can get another token is told so
     AUTHORIZE,  # before limits: what is forbidden must not use up anybody's share
-    LIMITS,  # outside retries: a call counts once, however often it is tried
+    *ADMISSION,  # outside retries: a call counts once, however often it is tried
+    GUARD_REQUESTS,  # behind rules and limits: nobody looks for free; before who is asked, who sees what may be seen
     APPROVE,  # behind both: nobody is asked for what would be refused anyway, and nobody can flood those who approve
     ACCOUNTS,  # behind it: nobody connects an account for a call that is not approved
     TRANSFORM,  # behind both: rules and limits see the request as it came
+    CACHE,  # behind all that changes a request: the key has what is really asked; before all that makes an answer
     RETRY,  # outside of what makes tokens, and of nothing else: only the backend is asked again
     IDENTITY,
-    EXCHANGE,  # innermost: what is asked again goes out with a token that is good then
+    EXCHANGE,  # within it: what is asked again goes out with a token that is good then
+    GUARD_ANSWERS,  # innermost: no answer passes it by, nor one that is kept or asked for again
 )
 
 
@@ -94,6 +112,13 @@ class RuledScope(Spec):
 class CallScope(RuledScope):
     """What may be set on a model, an MCP server or one of its tools."""
 
+    budgets: tuple[BudgetSpec, ...] | None = Field(
+        default=None, min_length=1, description="what may be spent in an hour, a day, a month"
+    )
+    cache: ToolCacheSetting | None = Field(default=None, description="results of tools that only read, given again")
+    guardrails: GuardrailsSpec | None = Field(
+        default=None, description="what is masked, refused or noted in calls and their answers"
+    )
     retry: RetrySpec | None = Field(default=None, description="when a failed call to a model or tool is made again")
 
 
@@ -110,6 +135,7 @@ class ServerScope(CallScope):
 class ModelScope(CallScope):
     """What may be set on a model."""
 
+    cache: ModelCacheSetting | None = Field(default=None, description="answers that are given again")
     transform: Steps | None = Field(default=None, description="changes to requests: fields and system text")
 
 
@@ -137,6 +163,8 @@ class Scope(EntranceScope, ModelScope):
     authorize: GuardSpec | None = Field(
         default=None, description="who may do what: rules in CEL, policies in Rego, and how calls are approved"
     )
+    runs: RunsSpec | None = Field(default=None, description="the runs of agents: what names them and what they may use")
+    cache: TopCacheSetting | None = Field(default=None, description="answers of models that are given again")
     timeout: TimeoutSpec | None = Field(default=None, description="how long a request may take")
     exchange: ExchangeSetting | None = Field(
         default=None, description="a token for each call to an MCP server over HTTP, and how it is made"

@@ -5,28 +5,31 @@ is all it gets. What must outlive a configuration (counters are `counter`; key s
 is asked of `Parts.shared` by a key that holds everything it was made from.
 """
 
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
-from tollhouse.core.call import Principal
+from tollhouse.core.call import Context, ModelCall, Principal
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import ConfigError, Failure, Problem
 from tollhouse.core.forwarded import Forwarding
-from tollhouse.core.handler import Policy
-from tollhouse.core.http import Request, Response
+from tollhouse.core.handler import Handler, Policy
+from tollhouse.core.http import Headers, Request, Response
 from tollhouse.core.identity import Accounts, Exchanger, Minted, RevocationView
+from tollhouse.core.reply import Reply
 from tollhouse.core.spec import Spec
 from tollhouse.ledger.key_follower import KeyFollower
 from tollhouse.net.client import Client
 from tollhouse.observe.families import Families
-from tollhouse.store.base import Counter, State
+from tollhouse.policies.holds import Holds
+from tollhouse.policies.quotes import Quotes
+from tollhouse.store.base import Counter, Draw, State
 from tollhouse.store.revocation import Kind as RevocationKind
 from tollhouse.wire.jose import Keys, Token
 
 __all__ = [
-    "ENTRANCES", "EVERYWHERE", "Entrance", "Exchangers", "Kind", "Layer", "Level", "OwnIssuer", "Parts", "Shared",
-    "on_or_off", "one_or_several", "several", "shown", "wrong",
+    "ENTRANCES", "EVERYWHERE", "Entrance", "Exchangers", "Inside", "Kind", "Layer", "Level", "Opens", "OwnIssuer",
+    "Parts", "Service", "Services", "Shared", "on_or_off", "one_or_several", "several", "shown", "wrong",
 ]  # fmt: skip
 
 Level = Literal["top", "model", "server", "tool", "endpoint", "route"]
@@ -38,6 +41,13 @@ ENTRANCES: frozenset[Entrance] = frozenset(("llm", "mcp", "http"))
 T = TypeVar("T")
 Q = TypeVar("Q")
 R = TypeVar("R")
+
+
+Opens = Callable[[Sequence[Draw]], Awaitable[None]]
+"""Fills what the draws are spent from with what the ledger knows. Raises Failure 503."""
+
+Inside = Callable[[str], "Handler[ModelCall, Reply] | None"]
+"""The call chain of a model, past what records a call; None where there is no such model."""
 
 
 class Shared(Protocol):
@@ -89,6 +99,36 @@ class Exchangers(Protocol):
         ...
 
 
+class Service(Protocol):
+    """An HTTP service that policies ask."""
+
+    async def post(self, target: bytes, body: bytes, *, deadline: float, limit: int) -> tuple[int, Headers, bytes]:
+        """Status, header fields and body of its answer to a JSON body. target: path and query below its address.
+        deadline: monotonic seconds. limit: bytes of the answer. Raises Failure."""
+        ...
+
+
+class Services(Protocol):
+    """Services at providers that are configured."""
+
+    def __call__(self, provider: str, kinds: tuple[str, ...], url: str = "", connections: int = 32, /) -> Service:
+        """What is asked with that provider's credentials: beside its models, or at another URL. kinds: that the
+        provider may be of. Raises ValueError: what is wrong, and what would be right."""
+        ...
+
+
+class Ways(Protocol):
+    """What chains lead to, in digests of all settings that may change an answer."""
+
+    def __call__(self, model: str, /) -> Any:
+        """`policies.cache.key.Path` to the model that is configured under this name."""
+        ...
+
+    def server(self, name: str, /) -> bytes:
+        """Of an MCP server."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What policies may use. entrance: what the chain stands before. public_url: of the gateway, as clients see it,
@@ -100,7 +140,13 @@ class Parts:
     own; "" for none. upstream: canonical URI of what the chain leads to, "" where that takes no tokens
     made for it. exchangers: who makes those. accounts: those that users have connected at a server, by its name; None
     where none are. revoke: as `store.revocation.Revocations.revoke`. server: name of the MCP server that the chain
-    leads to. patience: seconds that an agent's user may take for what he is asked."""
+    leads to. patience: seconds that an agent's user may take for what he is asked. watch: told of each guard that may
+    be unable to run, by its name, and of what says why; None where nobody asks. services: at providers; None where
+    there are none. quotes: what calls of models may cost. holds: of all calls of the worker; None where nothing is
+    held. opens: fills allowances from the ledger. inside: by a model's name its call chain past what records a call.
+    behind: what stands behind the chain. price: nano-dollars of what a call has used, None where no price is known;
+    None where there are no models. embed: vectors of texts by a configured model, asked for in the name of a request's
+    caller."""
 
     clock: Clock
     families: Families
@@ -124,6 +170,15 @@ class Parts:
     revoke: Callable[[RevocationKind, str, float, str], Awaitable[None]] | None = None
     server: str = ""
     patience: float = 300.0
+    quotes: Quotes | None = None
+    holds: Holds | None = None
+    opens: Opens | None = None
+    inside: Inside | None = None
+    services: Services | None = None
+    watch: Callable[[str, Callable[[], str]], None] | None = None
+    behind: Ways | None = None
+    price: Callable[[Context], int | None] | None = None
+    embed: Callable[[str], Callable[[Request, Sequence[str]], Awaitable[list[list[float]]]]] | None = None
 
     @property
     def keys_read(self) -> Callable[[str], None]:
@@ -139,7 +194,8 @@ class Kind(Generic[Q, R]):
     name: the config key. levels: where it may stand. adds: layers add up; else the narrowest one replaces the wider.
     build: from the layers, widest first, as they are in force for one chain (for one that does not add, only the
     narrowest counts); None when there is nothing to do. Raises ConfigError. entrances: before what it is of use.
-    always: is built without layers too.
+    always: is built without layers too. joins: what `build` gives is no policy, but a part of one: this makes it of the
+    parts of all kinds that have the same `joins` and stand next to each other.
     """
 
     name: str
@@ -148,6 +204,7 @@ class Kind(Generic[Q, R]):
     build: Callable[[tuple[Layer, ...], Parts], Policy[Q, R] | None]
     entrances: frozenset[Entrance] = ENTRANCES
     always: bool = False
+    joins: "Callable[[Sequence[Any], Parts], Policy[Q, R]] | None" = None
 
     def make(self, layers: tuple[Layer, ...], parts: Parts) -> Policy[Q, R] | None:
         """The policy of one chain, or None. layers: of this kind, widest first, those without a spec left out."""

@@ -1,12 +1,12 @@
-"""Rate limits: requests, calls and tokens per caller, model, tool, address or anything CEL can name.
+"""Limits: requests, calls, tokens and money in a window, and calls at once; per caller, model, tool or by CEL.
 
-Rule: all or nothing. A request is admitted by every limit or taken from none, in one step of the counter. Tokens are
-not known before the answer: an estimate is taken first, and corrected in the request's `ends` to what was used; it is
-given back when the call failed or nobody was asked. A refusal says which limit, and when to come back.
+Rule: a limit is a rate (GCRA), never a counter that is reset; calls at once are an allowance that is only held. What is
+not known before the answer (tokens, money) is taken on an estimate, and corrected in the request's `ends` to what was
+used; it is given back when the call failed or nobody was asked. A refusal says which limit, and when to come back.
 
-Where the counter's state is in this process (`Buckets`) nothing waits: limits are taken from one by one, and given back
-to when a later one refuses, before anybody else can have looked. Else one `admit` asks for all of them. When that
-cannot be asked, the answer is 503, unless every limit that it is about says `on_error: allow`.
+Limits are one party of the admission (`admission`), which takes from all of them or from none. Where they stand alone
+and are rates in this process (`Buckets`) nothing has to be gathered: they are taken from one by one, and given back to
+when a later one refuses, before anybody else can have looked.
 
 Limits of LLM and MCP run on the call floor, where the model or tool is known; those of plain routes on the request
 floor. Both are this one class.
@@ -16,268 +16,260 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from math import ceil, inf
 from random import random
-from secrets import token_hex
-from typing import Annotated, Any, Literal, Self
+from time import time
+from typing import Any, Final
 
-from pydantic import AfterValidator, Field, model_validator
-
-from tollhouse.core.call import Call, Context, ModelCall, Principal, ToolCall
+from tollhouse.core.call import Call, Context, ModelCall, Usage
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.core.expr import Expression, Undecided
-from tollhouse.core.forwarded import network_of
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import End, Ending, Request, Response
 from tollhouse.core.reply import Reply
-from tollhouse.core.spec import Duration, Spec
 from tollhouse.observe.families import Families
+from tollhouse.policies.admission import Taking, joined, joined_route
 from tollhouse.policies.base import EVERYWHERE, Kind, Layer, Parts, wrong
-from tollhouse.store.base import Buckets, Charge, Counter, Rate
+from tollhouse.policies.limit_headers import Left, Style, fields_of, policy_item
+from tollhouse.policies.limit_spec import LimitSpec
+from tollhouse.policies.quotes import Quotes
+from tollhouse.policies.whose import WHOSE, calls, key_of
+from tollhouse.store.base import Buckets, Charge, Draw, Rate, Verdict
 
 __all__ = ["LIMITS", "LIMITS_ROUTE", "LimitSpec", "Limits"]
 
-Key = Callable[[Call], str | None]
-"""Whose bucket a call takes from; None when the limit does not concern it."""
-
-_LONGEST_KEY = 256
-
-
-def _user(call: Call) -> str | None:
-    principal = call.principal
-    return ANONYMOUS if principal is None else principal.user or _itself(principal)
-
-
-def _key(call: Call) -> str | None:
-    principal = call.principal
-    return ANONYMOUS if principal is None else principal.key or _itself(principal)
-
-
-def _agent(call: Call) -> str | None:
-    principal = call.principal
-    return ANONYMOUS if principal is None else principal.agent or _itself(principal)
-
-
-def _org(call: Call) -> str | None:
-    principal = call.principal
-    return "" if principal is None else principal.org
-
-
-ANONYMOUS = "\0anonymous"
-
-
-def _itself(principal: Principal) -> str:
-    # No user can have this name, or one could empty the bucket of a caller who has none.
-    return "\0" + principal.id
-
-
-def _model(call: Call) -> str | None:
-    # The configured name: asking for ever new names under a `*` must not give ever new buckets.
-    return (call.label or None) if isinstance(call, ModelCall) else None
-
-
-def _tool(call: Call) -> str | None:
-    if isinstance(call, ToolCall) and call.server and call.method == "tools/call":
-        return f"{call.server}/{call.name}"
-    return None  # a name that no server has is nobody's: those who guess must not share a bucket
-
-
-def _server(call: Call) -> str | None:
-    return (call.server or None) if isinstance(call, ToolCall) else None
-
-
-def _ip(call: Call) -> str | None:
-    return network_of(call.context.client or call.request.peer)
+_OF_MODELS: Final = frozenset(("tokens", "input_tokens", "output_tokens", "usd"))
+_MICRO: Final = 1000  # nano-dollars in the unit that money is limited in
 
 
 def _tokens(call: Call) -> int:
     return (call.estimate or 1) if type(call) is ModelCall and call.model else 0
 
 
-def _calls(call: Call) -> int:
-    if isinstance(call, ModelCall):
-        return 1 if call.model else 0
-    # A later round carries on a call that was counted.
-    return 1 if isinstance(call, ToolCall) and call.server and call.method == "tools/call" and not call.round else 0
+def _input(call: Call) -> int:
+    if type(call) is not ModelCall or not call.model:
+        return 0
+    return max(call.estimate - _bound(call), 1)
 
 
-_KEYS: dict[str, Key] = {
-    "user": _user,
-    "key": _key,
-    "org": _org,
-    "agent": _agent,
-    "model": _model,
-    "tool": _tool,
-    "server": _server,
-    "ip": _ip,
-}
+def _output(call: Call) -> int:
+    if type(call) is not ModelCall or not call.model:
+        return 0
+    return _bound(call) or 1
 
 
-def _per(value: str) -> str:
-    if value not in _KEYS:
-        try:
-            Expression(value)
-        except ValueError as error:
-            raise ValueError(f"neither one of {', '.join(_KEYS)} nor a CEL expression: {error}") from None
-    return value
+def _bound(call: ModelCall) -> int:
+    """Output tokens of the call's estimate."""
+    return 0 if call.dialect is None or not call.estimate else call.dialect.output_bound(call.fields)
 
 
-class LimitSpec(Spec):
-    """So many requests, calls or tokens in a window, for each of something."""
+def _dollars(quotes: Quotes | None) -> Callable[[Call], int]:
+    def amount(call: Call) -> int:
+        if type(call) is not ModelCall or not call.model or quotes is None:
+            return 0
+        quote = quotes.of(call)
+        if quote.free:
+            return 0
+        output = quote.output if quote.output >= 0 else quotes.likely(call.label)
+        return -(-quote.cost(quote.estimate, output) // _MICRO) or 1
 
-    per: Annotated[str, AfterValidator(_per)] = Field(
-        description="user, key, org, agent, model, tool, server, ip (IPv6: its /64), or a CEL expression",
-        examples=["user", "model", 'request.headers["x-team"]'],
-    )
-    requests: int | None = Field(default=None, ge=1, description="whatever arrives, MCP's lists and pings included")
-    calls: int | None = Field(default=None, ge=1, description="calls of models and tools")
-    tokens: int | None = Field(default=None, ge=1, description="tokens of models, in and out")
-    window: Duration = Field(gt=0.0, le=86400.0 * 31, description="the time in which so many come back")
-    burst: int | None = Field(default=None, ge=1, description="how many at once; default: all of them")
-    name: str = Field(
-        default="", max_length=64, pattern=r"^[A-Za-z0-9_.:-]*$", description="in headers, metrics and errors"
-    )
-    headers: bool = Field(default=False, description="also answers say what is left, in the header RateLimit")
-    on_error: Literal["deny", "allow"] = Field(
-        default="deny",
-        description="what happens while a shared `state` cannot be asked: deny answers 503, allow counts nothing",
-    )
+    return amount
 
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if sum(n is not None for n in (self.requests, self.calls, self.tokens)) != 1:
-            raise ValueError("a limit has exactly one of `requests`, `calls`, `tokens`")
-        return self
 
-    @property
-    def unit(self) -> str:
-        return "requests" if self.requests is not None else "calls" if self.calls is not None else "tokens"
+_AMOUNTS: dict[str, Callable[[Call], int]] = {
+    "calls": calls, "tokens": _tokens, "input_tokens": _input, "output_tokens": _output,
+}  # fmt: skip
 
-    @property
-    def amount(self) -> int:
-        return self.requests or self.calls or self.tokens or 0
+
+def _total(usage: Usage) -> int:
+    return usage.input + usage.output + usage.cache_read + usage.cache_write
+
+
+def _prompt(usage: Usage) -> int:
+    return usage.input + usage.cache_read + usage.cache_write
+
+
+def _answer(usage: Usage) -> int:
+    return usage.output
+
+
+_USED: dict[str, Callable[[Usage], int]] = {"tokens": _total, "input_tokens": _prompt, "output_tokens": _answer}
 
 
 class _Limit:
-    """One limit, ready to be asked."""
+    """One limit, ready to be asked. rate: None for one of calls at once, which has an allowance instead."""
 
     __slots__ = (
-        "_item", "allows", "always", "amount", "buckets", "hits", "key", "most", "name", "near", "over", "policy",
-        "rate", "shown", "tokens", "unasked", "unit", "warn",
+        "_quotes", "_spent", "allowance", "always", "amount", "buckets", "fallback", "header", "hits", "key", "most",
+        "name", "near", "on_store_failure", "over", "policy", "rate", "settles", "shown", "style", "unasked_count",
+        "unit", "units", "warn", "window",
     )  # fmt: skip
 
     def __init__(
-        self, spec: LimitSpec, name: str, rate: Rate, descriptor: str, families: Families, buckets: Buckets | None
+        self,
+        spec: LimitSpec,
+        name: str,
+        identity: str,
+        descriptor: str,
+        parts: Parts,
+        *,
+        of_requests: bool,
     ) -> None:
+        families: Families = parts.families
         self.name = name
-        self.unit = spec.unit
-        self.always = spec.unit == "requests"  # concerns every call, with one unit
-        self.tokens = spec.unit == "tokens"
-        self.amount = _tokens if self.tokens else _calls  # units where it is not `always` one; 0: not its business
-        self.rate = rate
-        self.most = rate.most
-        self.buckets = buckets
-        self.key = _KEYS.get(spec.per) or _expression(spec.per)
-        self.warn = rate.tolerance * 0.8
-        self.shown = spec.headers
-        self.allows = spec.on_error == "allow"  # what cannot be asked
-        self.policy = b'"%b";q=%d;w=%d' % (name.encode(), rate.amount, max(1, round(rate.window)))
-        self._item = b'"%b";r=%%d;t=%%d' % name.encode()
+        self.unit = unit = spec.unit
+        self.units = spec.amount
+        self.fallback = ""
+        self.always = unit == "requests" or (unit == "concurrent" and of_requests)  # concerns every call
+        self.settles = unit in _OF_MODELS
+        self._quotes = parts.quotes
+        self._spent = _USED.get(unit)
+        # Units where it is not `always` one; 0: not its business.
+        self.amount = _dollars(parts.quotes) if unit == "usd" else _AMOUNTS.get(unit, calls)
+        self.window = spec.window or 0.0
+        self.allowance = identity if spec.window is None else ""
+        self.rate: Rate | None = None
+        self.buckets: Buckets | None = None
+        self.most = self.warn = 0.0
+        if spec.window is not None:
+            self.rate = Rate(identity, spec.amount, spec.window, spec.burst)
+            self.most = self.rate.most
+            self.warn = self.rate.tolerance * 0.8
+            self.buckets = parts.counter.buckets(self.rate)
+        self.key = key_of(spec.per)
+        self.style: Style = spec.headers
+        self.shown = spec.headers != "off"
+        self.on_store_failure: str = spec.on_store_failure
+        self.header = name.encode()
+        self.policy = policy_item(self.header, spec.amount, self.window)
         self.hits = families.limit_hits.child(descriptor)
         self.over = families.limit_over.child(descriptor)
         self.near = families.limit_near.child(descriptor)
-        self.unasked = families.limit_unasked.child(descriptor)
+        self.unasked_count = families.limit_unasked.child(descriptor)
 
-    def left(self, behind: float) -> int:
+    # ---- as a rate
+    def left(self, ahead: float) -> int:
         """Units that could be taken now."""
         rate = self.rate
-        return max(int((rate.tolerance - behind) / rate.step + 1e-6), 0)
+        assert rate is not None
+        return max(int((rate.tolerance - ahead) / rate.step + 1e-6), 0)
 
-    def state(self, behind: float) -> bytes:
-        """The limit's item of the header RateLimit: what is left, and when all of it is."""
-        return self._item % (self.left(behind), ceil(behind))
+    def told(self, ahead: float) -> Left:
+        return Left(self.header, self.unit, self.style, self.units, self.left(ahead), ahead, self.window)
+
+    def took(self, ahead: float, taking: Taking) -> None:
+        self.hits.value += 1
+        if ahead > self.warn:
+            self.near.value += 1
+        if self.shown:
+            taking.shown.append(self.told(ahead))
+
+    def refusal(self, call: Call, charge: Charge, verdict: Verdict, index: int) -> Failure:
+        self.hits.value += 1
+        return _refusal(self, charge, verdict.wait, verdict.behind[index], call.context.dialect)
+
+    def used(self, call: Call, ending: Ending) -> int:
+        return self.used_by(call.context, ending) if self.settles else -1
+
+    def used_by(self, context: Context, ending: Ending) -> int:
+        """Units that a request's answer came to; -1 where nobody counted, so that the estimate stays."""
+        usage = context.usage
+        if usage is not None:
+            if self._spent is not None:
+                return self._spent(usage)
+            cost = None if self._quotes is None else self._quotes.cost(context)
+            return -1 if cost is None else -(-cost // _MICRO)
+        if ending.gone and context.upstream_began:
+            return -1  # the caller did not wait: what was asked is worked on, and to be paid for, all the same
+        return 0 if ending.status >= 400 else -1  # whatever ended it, there was no answer to pay for
+
+    def unasked(self) -> None:
+        self.hits.value += 1
+        self.unasked_count.value += 1
+
+    # ---- as an allowance
+    def drew(self, draw: Draw, used: int, taking: Taking) -> None:
+        self.hits.value += 1
+        if used * 5 > self.units * 4:
+            self.near.value += 1
+        if self.shown:
+            left = max(self.units - used, 0)
+            taking.shown.append(Left(self.header, self.unit, self.style, self.units, left, 0.0, 0.0))
+
+    def spent(self, usage: Usage | None, cost_nano: int | None, counts: bool) -> int:
+        return 0
+
+    def fewer(self, call: ModelCall, draw: Draw, verdict: Verdict, taking: Taking) -> bool:
+        return False
+
+    def cut(self, draw: Draw) -> Failure:
+        return self._full(draw, self.units)
+
+    def refused(self, call: Call, draw: Draw, verdict: Verdict) -> Failure:
+        self.hits.value += 1
+        self.over.inc()
+        return self._full(draw, verdict.used[verdict.draw] if len(verdict.used) > verdict.draw >= 0 else self.units)
+
+    def _full(self, draw: Draw, used: int) -> Failure:
+        message = f"the limit `{self.name}` ({self.units} at once) is reached; try again when one of them has ended"
+        left = b'"%b";r=%d' % (self.header, max(self.units - used, 0))
+        return Failure(
+            429,
+            Reason.RATE_LIMIT,
+            message,
+            code="rate_limit_exceeded",
+            detail=f"limit {draw.allowance} key {draw.key!r}",
+            retry_after=1.0,
+            headers=((b"ratelimit-policy", self.policy), (b"ratelimit", left), (b"retry-after", b"1")),
+        )
 
 
-def _expression(source: str) -> Key:
-    expression = Expression(source)
-
-    def key(call: Call) -> str | None:
-        try:
-            return expression.text(call, _LONGEST_KEY)
-        except Undecided:
-            # Without the header or claim it is about, everybody is in one bucket, not in none.
-            return None if expression.apart(call) else ""
-
-    return key
-
-
-def _used(context: Context, ending: Ending) -> int:
-    """The tokens that a request's answer came to; -1 where nobody counted, so that the estimate stays."""
-    usage = context.usage
-    if usage is not None:
-        return usage.input + usage.output + usage.cache_read + usage.cache_write
-    if ending.gone and context.upstream_began:
-        return -1  # the caller did not wait: what was asked is worked on, and to be paid for, all the same
-    return 0 if ending.status >= 400 else -1  # whatever ended it, there was no answer to pay for
-
-
-def _settle(context: Context, buckets: Buckets, key: str, reserved: int, further: End | None, ending: Ending) -> None:
-    """Correct tokens that were taken on an estimate, for the request's `ends`. further: those of another limit."""
-    used = _used(context, ending)
+def _settle(limit: _Limit, context: Context, key: str, reserved: int, further: End | None, ending: Ending) -> None:
+    """Correct what was taken on an estimate, for the request's `ends`. further: that of another limit."""
+    used = limit.used_by(context, ending)
     if used >= 0:
-        buckets.move(key, used - reserved)
+        limit.buckets.move(key, used - reserved)  # type: ignore[union-attr]
     if further is not None:
         further(ending)
 
 
-def _settle_far(context: Context, counter: Counter, id: str, charges: Sequence[Charge], ending: Ending) -> None:
-    """The same, of a counter that `admit` was asked of."""
-    used = _used(context, ending)
-    if used >= 0:
-        counter.settle(id, charges, [used] * len(charges))
-
-
 class Limits:
-    """The limits that are in force for one chain."""
+    """The limits that are in force for one chain: a Party of the admission, and quick where they are rates here."""
 
-    def __init__(self, limits: Sequence[_Limit], counter: Counter) -> None:
+    def __init__(self, limits: Sequence[_Limit]) -> None:
         self._limits = tuple(limits)
-        self._counter = counter
         self._here = all(limit.buckets is not None for limit in limits)
         self._shows = any(limit.shown for limit in limits)
 
+    @property
+    def quick(self) -> "Limits | None":
+        return self if self._here else None
+
+    def ask(self, call: Call, taking: Taking) -> None:
+        for limit in self._limits:
+            amount = 1 if limit.always else limit.amount(call)
+            key = limit.key(call) if amount else None
+            if key is None:
+                continue
+            if limit.rate is not None:
+                taking.charge(limit, Charge(limit.rate, key, amount))
+            else:
+                taking.draw(limit, Draw(limit.allowance, key, 1, limit.units, kept=False))
+
     def handle(self, call: Call, next: Handler[Call, Reply]) -> Awaitable[Reply]:
-        """Raises Failure 429, and 503 where the counter cannot be asked."""
-        if not self._here:
-            return self._far(call, next)
-        states: list[bytes] | None = [] if self._shows else None
-        reserved = self._take(call, states)
+        """Raises Failure 429."""
+        told: list[Left] | None = [] if self._shows else None
+        reserved = self._take(call, told)
         if reserved is not None:
             call.request.ends.append(reserved)
-        return _told(next(call), states) if states else next(call)
+        return _told(next(call), told, call.context.dialect) if told else next(call)
 
     def handle_request(self, request: Request, next: Handler[Request, Response]) -> Awaitable[Response]:
         """The same for a plain route, where nothing is reserved. Raises the same."""
-        call = Call(request, request.context)
-        if not self._here:
-            return self._far_request(call, next)
-        states: list[bytes] | None = [] if self._shows else None
-        self._take(call, states)
-        return _shown(next(request), states) if states else next(request)
+        told: list[Left] | None = [] if self._shows else None
+        self._take(Call(request, request.context), told)
+        return _shown(next(request), told) if told else next(request)
 
-    async def _far(self, call: Call, next: Handler[Call, Reply]) -> Reply:
-        states: list[bytes] = []
-        reserved = await self._ask(call, states)
-        if reserved is not None:
-            call.request.ends.append(reserved)
-        return await _told(next(call), states)
-
-    async def _far_request(self, call: Call, next: Handler[Request, Response]) -> Response:
-        states: list[bytes] = []
-        await self._ask(call, states)
-        return await _shown(next(call.request), states)
-
-    def _take(self, call: Call, states: list[bytes] | None) -> End | None:
+    def _take(self, call: Call, told: list[Left] | None) -> End | None:
         """Take from every limit that `call` concerns, without waiting: what corrects it at the end, if anything does.
-        states: gets the items of the header."""
+        told: gets what the answer's head says."""
         reserved: End | None = None
         near: tuple[_Limit, ...] = ()
         for limit in self._limits:
@@ -293,111 +285,88 @@ class Limits:
                     raise self._give_back(call, limit, key, amount, ahead)
                 near = (*near, limit)
             limit.hits.value += 1
-            if limit.tokens:
-                reserved = partial(_settle, call.context, limit.buckets, key, amount, reserved)  # type: ignore[arg-type]
-            if states is not None and limit.shown:
-                states.append(limit.state(ahead))
+            if limit.settles:
+                reserved = partial(_settle, limit, call.context, key, amount, reserved)
+            if told is not None and limit.shown:
+                told.append(limit.told(ahead))
         for limit in near:
             limit.near.value += 1
         return reserved
 
     def _give_back(self, call: Call, refusing: _Limit, key: str, amount: int, ahead: float) -> Failure:
         """One refused: nothing is taken from those before it, and those after it were asked all the same."""
+        taking = Taking(None, 0.0)
+        self.ask(call, taking)
         before = True
-        for limit, charge in self._concerned(call):
+        for limit, charge in zip(self._limits_of(taking), taking.charges, strict=True):
             before = before and limit is not refusing
             if before:
                 limit.buckets.move(charge.key, -charge.amount)  # type: ignore[union-attr]
             else:
                 limit.hits.value += 1
         rate = refusing.rate
+        assert rate is not None
         wait = inf if amount > rate.burst else ahead - rate.tolerance
-        return _refusal(refusing, Charge(rate, key, amount), wait, ahead - amount * rate.step)
+        return _refusal(refusing, Charge(rate, key, amount), wait, ahead - amount * rate.step, call.context.dialect)
 
-    async def _ask(self, call: Call, states: list[bytes]) -> End | None:
-        """`_take`, of a counter that has to be waited for."""
-        concerned = self._concerned(call)
-        if not concerned:
-            return None
-        # Several admissions may be part of one request, whose id its caller may have chosen.
-        id = f"{call.context.request_id}.{token_hex(8)}"
-        for limit, _ in concerned:
-            limit.hits.value += 1
-        try:
-            verdict = await self._counter.admit(id, [charge for _, charge in concerned])
-        except Failure:
-            if not all(limit.allows for limit, _ in concerned):
-                raise
-            for limit, _ in concerned:
-                limit.unasked.inc()
-            return None
-        if verdict.refused >= 0:
-            limit, charge = concerned[verdict.refused]
-            raise _refusal(limit, charge, verdict.wait, verdict.behind[verdict.refused])
-        for (limit, _), ahead in zip(concerned, verdict.behind, strict=True):
-            if ahead > limit.warn:
-                limit.near.value += 1
-            if limit.shown:
-                states.append(limit.state(ahead))
-        tokens = [charge for limit, charge in concerned if limit.tokens]
-        return partial(_settle_far, call.context, self._counter, id, tokens) if tokens else None
-
-    def _concerned(self, call: Call) -> list[tuple[_Limit, Charge]]:
-        """The limits that `call` concerns, and what it takes from each."""
-        concerned = []
-        for limit in self._limits:
-            amount = 1 if limit.always else limit.amount(call)
-            key = limit.key(call) if amount else None
-            if key is not None:
-                concerned.append((limit, Charge(limit.rate, key, amount)))
-        return concerned
+    def _limits_of(self, taking: Taking) -> list[_Limit]:
+        return [limit for limit in taking.limits if isinstance(limit, _Limit)]
 
 
-async def _told(answer: Awaitable[Reply], states: list[bytes]) -> Reply:
+async def _told(answer: Awaitable[Reply], told: Sequence[Left], dialect: str) -> Reply:
     reply = await answer
-    if states:
-        reply.headers = [*reply.headers, (b"ratelimit", b", ".join(states))]
+    reply.headers = [*reply.headers, *fields_of(told, dialect, time())]
     return reply
 
 
-async def _shown(answer: Awaitable[Response], states: list[bytes]) -> Response:
+async def _shown(answer: Awaitable[Response], told: Sequence[Left]) -> Response:
     response = await answer
-    if states:
-        response.headers = [*response.headers, (b"ratelimit", b", ".join(states))]
+    response.headers = [*response.headers, *fields_of(told, "", time())]
     return response
 
 
-def _refusal(limit: _Limit, charge: Charge, wait: float, behind: float) -> Failure:
-    """The answer 429. wait: seconds until it would fit. behind: how far its bucket's TAT is ahead of now."""
+def _refusal(limit: _Limit, charge: Charge, wait: float, behind: float, dialect: str = "") -> Failure:
+    """The answer 429. wait: seconds until it would fit. behind: how far its bucket's TAT is ahead of now. dialect: the
+    family that the caller speaks."""
     limit.over.inc()
-    rate = limit.rate
-    allowed = f"{rate.amount} {limit.unit} in {_seconds(rate.window)}"
-    headers = [(b"ratelimit-policy", limit.policy), (b"ratelimit", limit.state(behind))]
+    rate = charge.rate
+    allowed = f"{_amount(limit.unit, rate.amount)} in {_seconds(rate.window)}"
+    state = b'"%b";r=%d;t=%d' % (limit.header, limit.left(behind), ceil(behind))
+    headers = [(b"ratelimit-policy", limit.policy), (b"ratelimit", state)]
+    if limit.style == "dialect":
+        headers += fields_of([limit.told(behind)], dialect, time())
     detail = f"limit {rate.name} key {charge.key!r}"
     if wait == inf:
         message = (
-            f"this request needs about {charge.amount} {limit.unit}, and the limit `{limit.name}` ({allowed}) "
-            f"never allows more than {rate.burst} at once; ask for less"
+            f"this request needs about {_amount(limit.unit, charge.amount)}, and the limit `{limit.name}` ({allowed}) "
+            f"never allows more than {_amount(limit.unit, rate.burst, short=True)} at once; ask for less"
         )
         return Failure(
             429, Reason.RATE_LIMIT, message, code="rate_limit_exceeded", detail=detail, headers=tuple(headers)
         )
     left = limit.left(behind)
-    state = "is used up"
+    said = "is used up"
     if left:
-        state = f"has {left} {limit.unit} left, and this request may need {charge.amount}"
+        needed = _amount(limit.unit, charge.amount, short=True)
+        said = f"has {_amount(limit.unit, left)} left, and this request may need {needed}"
     # Up to a tenth later, so that those who were refused together do not come back together.
     after = ceil(wait * (1.0 + 0.1 * random())) or 1  # noqa: S311 - spreads load
     headers.append((b"retry-after", b"%d" % after))
     return Failure(
         429,
         Reason.RATE_LIMIT,
-        f"the limit `{limit.name}` ({allowed}) {state}; try again in {after} s",
+        f"the limit `{limit.name}` ({allowed}) {said}; try again in {after} s",
         code="rate_limit_exceeded",
         detail=detail,
         retry_after=float(after),
         headers=tuple(headers),
     )
+
+
+def _amount(unit: str, amount: int, *, short: bool = False) -> str:
+    if unit == "usd":
+        return f"{amount / 1e6:.6f}".rstrip("0").rstrip(".") + " USD"
+    return str(amount) if short else f"{amount} {unit.replace('_', ' ')}"
 
 
 def _seconds(window: float) -> str:
@@ -421,19 +390,24 @@ def _limits(layers: tuple[Layer, ...], parts: Parts) -> list[_Limit]:
     limits: list[_Limit] = []
     names: set[str] = set()
     rates: set[str] = set()
+    http = parts.entrance == "http"
     for layer in layers:
         specs: tuple[LimitSpec, ...] = layer.spec
         for number, spec in enumerate(specs):
             _check(layer, number, spec)
-            if parts.entrance == "http" and (spec.unit != "requests" or spec.per in _NEVER["route"]):
+            if http and (spec.unit not in ("requests", "concurrent") or spec.per in _NEVER["route"]):
                 continue  # of the top: it is about models and tools
-            per = spec.per if spec.per in _KEYS else "expression"
-            name = _unused(spec.name or f"{per}-{spec.unit}", names)
+            if http and spec.unit == "concurrent" and layer.level == "top":
+                continue  # calls of models and tools
+            per = spec.per if spec.per in WHOSE else "expression"
+            name = _unused(spec.name or f"{per}-{spec.unit.replace('_', '-')}", names)
             # Not the amount: raising a limit must not empty everybody's bucket.
-            rate = _unused(f"{layer.where}/{spec.name or spec.per}/{spec.unit}/{spec.window:g}", rates)
+            if spec.window is None:
+                identity = _unused(f"concurrent:{layer.where}/{spec.name or spec.per}".replace("|", "!"), rates)
+            else:
+                identity = _unused(f"{layer.where}/{spec.name or spec.per}/{spec.unit}/{spec.window:g}", rates)
             descriptor = name if layer.level == "top" else f"{layer.where.replace(' ', ':')}/{name}"
-            made = Rate(rate, spec.amount, spec.window, spec.burst)
-            limits.append(_Limit(spec, name, made, descriptor, parts.families, parts.counter.buckets(made)))
+            limits.append(_Limit(spec, name, identity, descriptor, parts, of_requests=http))
     return limits
 
 
@@ -441,8 +415,8 @@ def _check(layer: Layer, number: int, spec: LimitSpec) -> None:
     path = f"limits[{number}]"
     if spec.per in _NEVER.get(layer.level, ()):
         raise wrong(layer, path, f"`per: {spec.per}` can have no effect on a {layer.level}")
-    if layer.level != "top" and layer.level != "model" and spec.unit == "tokens":
-        raise wrong(layer, path, f"`tokens` can have no effect on a {layer.level}: only models use tokens")
+    if layer.level != "top" and layer.level != "model" and spec.unit in _OF_MODELS:
+        raise wrong(layer, path, f"`{spec.unit}` can have no effect on a {layer.level}: only models use tokens")
     if layer.level == "route" and spec.unit == "calls":
         raise wrong(layer, path, "`calls` can have no effect on a route; write `requests`")
 
@@ -457,17 +431,22 @@ def _unused(name: str, names: set[str]) -> str:
 
 
 def _build(layers: tuple[Layer, ...], parts: Parts) -> Any:
-    return Limits(_limits(layers, parts), parts.counter).handle
+    return Limits(_limits(layers, parts))
 
 
 def _build_route(layers: tuple[Layer, ...], parts: Parts) -> Any:
     limits = _limits(layers, parts)
-    return Limits(limits, parts.counter).handle_request if limits else None
+    return Limits(limits) if limits else None
 
 
 LIMITS: Kind[Call, Reply] = Kind(
-    "limits", EVERYWHERE - {"route"}, adds=True, build=_build, entrances=frozenset(("llm", "mcp"))
+    "limits", EVERYWHERE - {"route"}, adds=True, build=_build, entrances=frozenset(("llm", "mcp")), joins=joined
 )
 LIMITS_ROUTE: Kind[Request, Response] = Kind(
-    "limits", frozenset(("top", "route")), adds=True, build=_build_route, entrances=frozenset(("http",))
+    "limits",
+    frozenset(("top", "route")),
+    adds=True,
+    build=_build_route,
+    entrances=frozenset(("http",)),
+    joins=joined_route,
 )

@@ -11,6 +11,7 @@ ever, so a tool's name, and a model's under a `*`, is `other` until then, and be
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from secrets import token_hex
 from time import monotonic, time
 from typing import Any
 
@@ -26,6 +27,8 @@ from tollhouse.ledger.prices import Prices
 from tollhouse.ledger.records import Outcome, UsageFacts, UsageRecord, labels
 from tollhouse.observe.families import Bounded, Families
 from tollhouse.observe.metrics import OTHER, Count, Spread
+from tollhouse.policies.whose import tags_of
+from tollhouse.store.base import Counter
 
 __all__ = ["Meter", "how_it_failed", "outcome_at_end", "outcome_of"]
 
@@ -40,6 +43,7 @@ _DENIED = frozenset(
         Reason.AUTHORIZATION, Reason.GUARDRAIL,
     )
 )  # fmt: skip
+_NOT_COUNTED = frozenset((Outcome.DENIED, Outcome.INVALID))
 _INVALID = frozenset((Reason.NOT_FOUND, Reason.INVALID_REQUEST))
 _UPSTREAM = frozenset((Reason.UPSTREAM, Reason.UPSTREAM_FAILURE, Reason.NO_HEALTHY_BACKEND, Reason.MCP))
 
@@ -139,22 +143,30 @@ class _Model:
 class _Row:
     """What calls with the same labels have in common: the half of a record that says them, and a model's series."""
 
-    __slots__ = ("cost", "model", "recorded")
+    __slots__ = ("cost", "counts", "model", "recorded")
 
-    def __init__(self, recorded: bytes) -> None:
+    def __init__(self, recorded: bytes, counts: bool) -> None:
         self.recorded = recorded
+        self.counts = counts  # as a call that was let in
         self.model: _Model | None = None
         self.cost: Count | None = None
 
 
 class Meter:
     """The policy `handle`, one for all chains of a Snapshot. journal: None keeps no records. prices: None knows no
-    price."""
+    price. counter: what is told of every record, None where nobody ever draws on it."""
 
-    def __init__(self, families: Families, journal: Journal | None = None, prices: Prices | None = None) -> None:
+    def __init__(
+        self,
+        families: Families,
+        journal: Journal | None = None,
+        prices: Prices | None = None,
+        counter: Counter | None = None,
+    ) -> None:
         self._families = families
         self._journal = journal
         self._prices = prices
+        self._counter = counter
         self._encode: Callable[[UsageFacts], bytes] = msgspec.json.Encoder().encode
         self._extra = families.extra.values if families.extra.names else None
         self._answered = Bounded(500)
@@ -167,6 +179,7 @@ class Meter:
         self._asked: set[str] = set()
         records = families.ledger_records
         self._recorded = records.child("usage", "journal")
+        self._own, self._number = token_hex(16), 0  # what numbers posts by, where there is no journal
 
     def handle(self, call: Call, next: Handler[Call, Reply]) -> Awaitable[Reply]:
         """Raises Failure 503 while the journal is full."""
@@ -180,6 +193,9 @@ class Meter:
                 detail="the journal is full: its disk, or the records that wait for the ledger",
                 retry_after=5.0,
             )
+        tags = call.request.header(b"x-tollhouse-tags")
+        if tags is not None:
+            call.context.tags = tags_of(tags)
         if type(call) is not ModelCall:
             return self._tool_call(call, next)
         # A request asks one model, and how the request ended tells how the call did: nothing is waited for here.
@@ -190,6 +206,8 @@ class Meter:
         began = monotonic()
         reply = await next(call)
         context = call.context
+        if context.cached:  # no model has answered
+            return reply
         row = self._row(call, _OK, reply.status, _ANSWERED)
         model = row.model or self._model(call, row)
         model.first.observe((context.first_event or monotonic()) - began)
@@ -215,19 +233,27 @@ class Meter:
         row = self._row(call, outcome, status, reason)
         usage = call.context.usage
         if usage is not None:
-            model = row.model or self._model(call, row)
-            model.observe(call, usage, now)
-            if call.context.stream and not call.stream and call.context.first_event:
-                model.first.observe(call.context.first_event - began)  # of one in a session, which nobody waits for
-            if self._prices is not None:
-                self._charge(self._prices, call, usage, row)
+            if call.hold is not None:
+                usage = self._believed(call, usage)
+            if not call.context.cached:
+                self._observe(call, usage, row, began, now)
         if self._journal is None:
+            self._unrecorded(call, row)
             return
         try:
             self._append(self._journal, row, call, began, now, ending.bytes_out)
         except Failure:
             if status < 400:
                 raise  # else it fails already, for its own reason; the journal counts its failures
+
+    def _observe(self, call: ModelCall, usage: Usage, row: _Row, began: float, now: float) -> None:
+        """A model has answered."""
+        model = row.model or self._model(call, row)
+        model.observe(call, usage, now)
+        if call.context.stream and not call.stream and call.context.first_event:
+            model.first.observe(call.context.first_event - began)  # of one in a session, which nobody waits for
+        if self._prices is not None:
+            self._charge(self._prices, call, usage, row)
 
     def _tool_ended(self, call: Call, began: float, ending: Ending) -> None:
         now = monotonic()
@@ -238,6 +264,8 @@ class Meter:
             failure = ending.failure
             row = self._row(call, outcome, ending.status, ending.reason if failure is None else failure.reason)
             self._append(self._journal, row, call, began, now, ending.bytes_out)
+        elif call.hold is not None:
+            self._unrecorded(call, self._row(call, outcome, ending.status, ending.reason))
 
     def _failed(self, call: Call, began: float, outcome: Outcome, status: int, reason: str) -> None:
         now = monotonic()
@@ -248,6 +276,24 @@ class Meter:
                 self._append(self._journal, self._row(call, outcome, status, reason), call, began, now, 0)
             except Failure:
                 pass  # the call fails already, for its own reason; the journal counts its failures
+        elif call.hold is not None:
+            self._unrecorded(call, self._row(call, outcome, status, reason))
+
+    def _believed(self, call: ModelCall, usage: Usage) -> Usage:
+        hold, context = call.hold, call.context
+        believed = usage if hold is None else hold.believed(usage)
+        if believed is not usage:
+            context.usage, context.shares, context.cost_nano = believed, (), None
+        return believed
+
+    def _unrecorded(self, call: Call, row: _Row) -> None:
+        """There is no ledger: what was spent is known to the counter alone."""
+        hold = call.hold
+        if hold is not None:
+            context = call.context
+            hold.draws(context.usage, context.cost_nano, row.counts)
+            self._number += 1
+            hold.post(self._own, self._number)
 
     def _charge(self, prices: Prices, call: ModelCall, usage: Usage, row: _Row) -> None:
         cost = prices.cost(call.context)
@@ -274,9 +320,15 @@ class Meter:
             upstream = int(((context.upstream_ended or now) - context.upstream_began) * 1e6)
             if context.first_event:
                 first = int((context.first_event - began) * 1e6)
+        hold = call.hold
+        draws: tuple[tuple[str, int], ...] = ()
+        at = ended - total
+        if hold is not None:
+            draws = hold.draws(context.usage, context.cost_nano, row.counts)
+            at = hold.at or at
         facts = UsageFacts(
-            ended - total,
-            ended,
+            at,
+            max(ended, at),
             context.request_id,
             usage.input,
             usage.output,
@@ -294,8 +346,19 @@ class Meter:
             usage.audio_output,
             usage.image_input,
             usage.image_output,
+            context.run_id,
+            context.parent_id,
+            hold.id if hold is not None else "",
+            hold.nano if hold is not None else 0,
+            context.saved_nano,
+            context.withheld_tokens,
+            draws,
         )
-        journal.write(self._encode(facts)[:-1] + row.recorded)
+        seq = journal.write(self._encode(facts)[:-1] + row.recorded)
+        if hold is not None:
+            hold.post(journal.id, seq)
+        elif self._counter is not None:
+            self._counter.post(journal.id, seq, "")
         self._recorded.value += 1
 
     def _org(self, call: Call) -> str:
@@ -313,12 +376,15 @@ class Meter:
         )  # fmt: skip
         if context.server:
             key = (*key, context.server, context.tool)
+        if context.tags or context.guard or context.cached:
+            key = (*key, context.tags, context.guard, context.cached)
         if self._extra is not None:
             key = (*key, self._extra(call.request, context))
         row = self._rows.get(key)
         if row is None:
             name = self._name(call, outcome)
-            row = _Row(_labels(call, outcome, status, reason, estimated, name, self._answered(context.model_answered)))
+            recorded = _labels(call, outcome, status, reason, estimated, name, self._answered(context.model_answered))
+            row = _Row(recorded, outcome not in _NOT_COUNTED and _billable(call))
             if len(row.recorded) <= _SMALL and name != OTHER:  # which another name, or a later call, is not
                 if len(self._rows) >= _REMEMBERED:
                     self._rows.clear()
@@ -403,9 +469,13 @@ def _labels(call: Call, outcome: Outcome, status: int, reason: str, estimated: b
         record.model_answered = answered
         record.provider = context.provider
         record.stream = context.stream
+    record.tags = context.tags
+    record.guard = context.guard
+    record.cached = context.cached
     principal = call.principal
     if principal is not None:
         record.org = principal.org
+        record.team = principal.team
         record.user = principal.user
         record.key = principal.key
         record.agent = principal.agent

@@ -235,6 +235,14 @@ class Record:
             line.shadow = context.shadow
         if context.integrity:
             line.integrity = context.integrity
+        if context.guard_action:
+            line.guard = context.guard
+            line.guard_action = context.guard_action
+            line.withheld_tokens = context.withheld_tokens
+        if context.cached:
+            line.cache = context.cached
+        if context.run_id:
+            line.run = context.run_id[:_LONGEST]
         failure = ending.failure
         error = context.error if failure is None else failure.detail or failure.message
         if error:

@@ -9,7 +9,8 @@ from tests.unit.admin.house import House
 from tollhouse.admin.operation import cursor
 from tollhouse.core.call import Principal
 from tollhouse.ledger.key_follower import KeyFollower
-from tollhouse.ledger.keys import KeyLedger, NewKey
+from tollhouse.ledger.keys import NewKey
+from tollhouse.ledger.keys_sqlite import SqliteKeys
 
 pytestmark = pytest.mark.anyio
 
@@ -29,7 +30,7 @@ async def test_a_key_is_shown_once_and_has_what_was_said(house: House, tmp_path:
     assert status == 201
     assert {**said, "expires_at": "2099-01-01T00:00:00Z", "tools": None} == {n: made[n] for n in (*said, "tools")}
     assert made["key"].startswith(f"{made['id']}_")
-    follower = KeyFollower(KeyLedger(tmp_path / "keys.db"))
+    follower = KeyFollower(SqliteKeys(tmp_path / "keys.db"))
     follower.start()
     try:
         assert len(follower) == 1
@@ -42,11 +43,11 @@ async def test_a_key_is_shown_once_and_has_what_was_said(house: House, tmp_path:
 
 
 async def test_pages_have_every_key_once_also_while_keys_are_made(house: House, tmp_path: Path) -> None:
-    ledger = KeyLedger(tmp_path / "keys.db", now=lambda: 1_800_000_000.0)
+    ledger = SqliteKeys(tmp_path / "keys.db", now=lambda: 1_800_000_000.0)
     made = {ledger.create(NewKey(name=f"k{n}"))[1].id for n in range(7)}  # within one second
     seen: list[str] = []
     target: str | None = "/api/keys?limit=3"
-    later = KeyLedger(tmp_path / "keys.db", now=lambda: 1_800_000_001.0)
+    later = SqliteKeys(tmp_path / "keys.db", now=lambda: 1_800_000_001.0)
     while target:
         status, told, _ = await house.ask("GET", target)
         assert status == 200

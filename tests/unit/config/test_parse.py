@@ -120,7 +120,7 @@ SAID = """\
 12:37: providers.ours.api_kye: unknown key `api_kye`; did you mean `api_key`?
 13:34: providers.nokey.api_key: the environment variable `NOPE` is not set
 14:9: providers.none.kind: required, but not there
-15:1: budgets: budgets are not available in this version; leave `budgets` out
+15:10: budgets: should not be empty
 18:26: models[0].targets[0].provider: there is no provider `opena`; did you mean `openai`?
 18:68: models[0].targets[1].model: `*` stands for what a `*` in the name matched, and `smart` has none
 19:22: models[0].timeout.total: not a duration; write a number and a unit, like 250ms, 5s, 1m, 1h or 1d
@@ -151,7 +151,6 @@ SAID = """\
 41:76: telemetry.metrics.labels.ok: unknown variable `jw`; there are: request, source, jwt, key, principal, llm, mcp
 42:24: telemetry.access_log.format: should be one of json, text, not `jsn`; did you mean `json`?
 43:3: telemetry.traces: traces are not available in this version; leave `traces` out
-44:10: limits[0].window: required, but not there
 44:32: limits[0].requests: should be a whole number, not text
 45:45: authorize.rego.file: required, but not there
 46:1: authorize: the key `authorize` stands twice; keep one
@@ -350,7 +349,12 @@ def test_settings_are_checked_against_each_other() -> None:
         ("server: {public_url: ftp://x}", "not a URL of a server"),
         ("server: {max_head: 2KiB, max_target: 4KiB}", "`max_target` is more than `max_head`"),
         ("server: {workers: 0}", "server.workers: should be at least 1"),
-        ("ledger: postgresql://db", "a ledger in PostgreSQL is not available in this version"),
+        ("ledger: postgresql://db", "not a place for the ledger; write postgresql://user:password@host:5432/database"),
+        ("ledger: postgresql://ada:hunter2@db/usage?sslmode=off", "what would follow a `?` has settings here"),
+        ("ledger: {url: 'postgresql://a:b@db/usage', tls: off}", "write {ca: FILE}, or false for a line that is not"),
+        ("ledger: {url: 'sqlite:l.db', schema: s}", "`schema` has no effect with sqlite:; leave it out"),
+        ("ledger: {url: 'postgresql://a:b@db/usage', schema: 'A b'}", "should look like the regular expression"),
+        ("ledger: 7", "not a place for the ledger; write sqlite:tollhouse.db, a URL of PostgreSQL, or {url: ...}"),
         ("ledger: tollhouse.db", "not a ledger; write `sqlite:` and the name of a file"),
         ("egress: {allow: ['not a host']}", "egress.allow[0]:"),
         ("telemetry: {metrics: {namespace: 1up}}", "not a namespace of metrics; use letters"),
@@ -498,6 +502,23 @@ def test_models_that_did_not_change_are_the_same_objects() -> None:
     again = parse(GOOD, "t.yaml", ENV, second)
     assert again.config == first.config
     assert again.config.models[1] is first.config.models[1]
+
+
+def test_a_model_that_names_a_file_is_read_again(tmp_path: Path) -> None:
+    """The file may have changed although the model is written as before; and only what is read is watched."""
+    file = tmp_path / "words.txt"
+    file.write_text("rose\n")
+    guarded = "{name: a, targets: [{provider: p}], guardrails: {request: [{keywords: {file: ./words.txt}}]}}"
+    plain = "{name: b, targets: [{provider: p}]}"
+    text = f"providers: {{p: {{kind: openai, api_key: k}}}}\nmodels:\n  - {guarded}\n  - {plain}\n"
+    loaded = [parse(text, str(tmp_path / "t.yaml"), {})]
+    for words in ("rose\n", "tulip\n", "lily\n"):
+        file.write_text(words)
+        loaded.append(parse(text, str(tmp_path / "t.yaml"), {}, loaded[-1]))
+        assert loaded[-1].files == {str(file): digest_of(str(file))}
+    models = [one.config.models for one in loaded]
+    assert models[0][0] == models[1][0] != models[2][0] != models[3][0]
+    assert all(one[1] is models[0][1] for one in models)
 
 
 def test_reuse_hides_no_mistake() -> None:

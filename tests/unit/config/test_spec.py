@@ -17,13 +17,57 @@ from tollhouse.config.spec import Config
     ],
 )
 def test_a_ledger_is_written_where_the_gateway_was_started(written: str, file: str) -> None:
-    assert parse(f"ledger: {written}\n", "/etc/tollhouse/tollhouse.yaml", {}).config.ledger == f"sqlite:{file}"
+    config = parse(f"ledger: {written}\n", "/etc/tollhouse/tollhouse.yaml", {}).config
+    assert str(config.ledger_file) == file
+    assert config.ledger is not None
+    assert not config.ledger.is_postgres
 
 
 @pytest.mark.parametrize("written", ["sqlite:", "sqlite", "sqlite://usage.db", "sqlite::memory:", "mysql:x", ""])
 def test_what_is_no_ledger(written: str) -> None:
     with pytest.raises(ValueError, match="not a ledger"):
         Config.model_validate({"ledger": written})
+
+
+def _postgres(tls: object) -> Config:
+    return Config.model_validate({"ledger": {"url": "postgresql://ada:secret@db.example.com/usage", "tls": tls}})
+
+
+@pytest.mark.parametrize(
+    "tls,mode",
+    [(None, "verify-full"), ({}, "verify-full"), ({"ca": "ca.pem"}, "verify-full"), ({"verify": False}, "require"),
+     (False, "disable")],
+)  # fmt: skip
+def test_how_the_line_to_a_ledger_is_protected(tls: object, mode: str) -> None:
+    ledger = _postgres(tls).ledger
+    assert ledger is not None
+    assert ledger.place.options()["sslmode"] == mode
+    assert "secret" not in repr(ledger) + str(ledger.place) + ledger.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    "tls,why",
+    [
+        ({"cert": "c"}, "`cert` and `key` go together"),
+        ({"key": "c"}, "`key` without `cert`"),
+        ({"verify": False, "ca": "c"}, "`ca` has no effect"),
+        ("off", "write {ca: FILE}, or false"),
+        (True, "write {ca: FILE}, or false"),
+    ],
+)
+def test_how_it_is_not(tls: object, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        _postgres(tls)
+
+
+def test_the_settings_of_a_ledger_reach_its_place() -> None:
+    url = "postgresql://ada:secret@%2Frun%2Fpostgresql/usage"
+    given = {"url": url, "schema": "ours", "timeout": "3s", "files": "/var/lib/t/ledger"}
+    config = Config.model_validate({"ledger": given})
+    assert config.ledger is not None
+    place = config.ledger.place
+    assert (place.schema, place.timeout, place.hosts[0][0]) == ("ours", 3.0, "/run/postgresql")
+    assert str(config.ledger_file) == "/var/lib/t/ledger"
 
 
 @pytest.mark.parametrize("name", ["smart", "openai/*", "*", "*-latest", "org/team:v1.2@x"])

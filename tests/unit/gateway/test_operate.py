@@ -45,6 +45,23 @@ async def test_a_full_journal_is_not_ready_but_alive(tmp_path: Path) -> None:
         journal.close()
 
 
+async def test_a_journal_that_fills_up_is_told(tmp_path: Path) -> None:
+    alarm = [""]
+    operations = Operations(Metrics(), alarm=lambda: alarm[0])
+    assert said(await operations.status(get(b"/status"))) == (200, b'{"status":"ok"}')
+    alarm[0] = "filling"
+    assert said(await operations.status(get(b"/status"))) == (200, b'{"status":"ok","journal":"filling"}')
+
+
+async def test_a_guard_that_cannot_run_is_told() -> None:
+    operations = Operations(Metrics())
+    why = [""]
+    operations.guards = {"judge": lambda: why[0], "other": str}
+    assert said(await operations.status(get(b"/status"))) == (200, b'{"status":"ok"}')
+    why[0] = "no answer within 2 s"
+    assert said(await operations.status(get(b"/status"))) == (200, b'{"status":"ok","guardrails":["judge"]}')
+
+
 async def test_the_metrics_listener() -> None:
     metrics = Metrics()
     metrics.counter("things_total", "Things.", ("kind",)).child("a").inc(3)

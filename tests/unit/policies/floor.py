@@ -12,7 +12,9 @@ from tollhouse.core.reply import Reply
 from tollhouse.net.client import Client
 from tollhouse.observe.families import Families
 from tollhouse.observe.metrics import Metrics
+from tollhouse.policies.admission import joined
 from tollhouse.policies.base import Layer, Parts
+from tollhouse.policies.limits import LIMITS, LimitSpec
 from tollhouse.store.memory import MemoryCounter
 
 
@@ -55,6 +57,12 @@ def parts(time: Time | None = None, **more: Any) -> Parts:
 
 def layer(spec: Any, level: Any = "top", name: str = "") -> Layer:
     return Layer(level, name, spec)
+
+
+def limiting(specs: tuple[LimitSpec, ...], of: Parts) -> Any:
+    """The policy of these limits; None where there are none."""
+    party: Any = LIMITS.make((layer(specs),), of) if specs else None
+    return None if party is None else joined([party], of)
 
 
 def who(source: str = "jwt", id: str = "ada", **more: Any) -> Principal:

@@ -18,7 +18,7 @@ from tollhouse.core.http import Ending, Headers, Request, Response, finish
 from tollhouse.core.identity import Event
 from tollhouse.core.reply import Reply
 from tollhouse.ledger.audit import BEGIN, AuditRecord, Chain, Seal
-from tollhouse.ledger.audit_sqlite import Row
+from tollhouse.ledger.audit_reader import Row
 from tollhouse.ledger.audit_verify import follow
 from tollhouse.ledger.journal import Journal
 from tollhouse.ledger.records import AUDIT

@@ -4,7 +4,7 @@ import gc
 from asyncio import sleep
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tests.unit.policies.floor import Time, answer, counted, end, layer, model, request, respond, tool, who
@@ -17,7 +17,7 @@ from tollhouse.core.http import Ending, finish
 from tollhouse.core.reply import Reply
 from tollhouse.policies.base import Layer, Parts
 from tollhouse.policies.limits import LIMITS, LIMITS_ROUTE, LimitSpec
-from tollhouse.store.base import Charge, Counter, Rate, Verdict, unavailable
+from tollhouse.store.base import Charge, Counter, Draw, Rate, Verdict, unavailable
 
 pytestmark = pytest.mark.anyio
 
@@ -29,12 +29,19 @@ class Far:
         self._counter = counter
         self.settle = counter.settle
 
+        self.void = counter.void
+
     def buckets(self, rate: Rate) -> None:
         return None
 
-    async def admit(self, id: str, charges: Sequence[Charge]) -> Verdict:
+    def allowances(self) -> None:
+        return None
+
+    async def admit(
+        self, id: str, charges: Sequence[Charge], draws: Sequence[Draw] = (), lives: float = 60.0
+    ) -> Verdict:
         await sleep(0)
-        return await self._counter.admit(id, charges)
+        return await self._counter.admit(id, charges, draws, lives)
 
 
 Make = Callable[..., Parts]
@@ -46,7 +53,7 @@ def parts(request: pytest.FixtureRequest) -> Make:
 
     def far(*args: Any, **more: Any) -> Parts:
         made = near_parts(*args, **more)
-        return replace(made, counter=Far(made.counter))
+        return replace(made, counter=cast(Any, Far(made.counter)))
 
     return near_parts if request.param == "near" else far
 
@@ -56,9 +63,10 @@ def limits(*specs: dict[str, Any], level: Any = "top", name: str = "") -> Layer:
 
 
 def chain(p: Parts, *layers: Layer, backend: Handler[Call, Reply] = answer) -> Handler[Call, Reply]:
-    policy = LIMITS.make(layers, p)
-    assert policy is not None
-    return compose((policy,), backend)
+    party = LIMITS.make(layers, p)
+    assert party is not None
+    assert LIMITS.joins is not None
+    return compose((LIMITS.joins((party,), p),), backend)
 
 
 async def outcome(handler: Handler[Call, Reply], call: Call) -> int:
@@ -277,10 +285,10 @@ async def test_retry_after_is_at_least_a_second(parts: Make) -> None:
 
 async def test_answers_say_what_is_left(parts: Make) -> None:
     layers = limits(
-        {"per": "user", "requests": 5, "headers": True},
-        {"per": "user", "requests": 9, "window": "1h", "headers": True},
+        {"per": "user", "requests": 5, "headers": "draft"},
+        {"per": "user", "requests": 9, "window": "1h", "headers": "draft"},
         {"per": "org", "requests": 7},
-        {"per": "tool", "requests": 7, "headers": True},
+        {"per": "tool", "requests": 7, "headers": "draft"},
     )
     reply = await chain(parts(Time(), entrance="llm"), layers)(model())
     assert dict(reply.headers)[b"ratelimit"] == b'"user-requests";r=4;t=12, "user-requests-2";r=8;t=400'
@@ -309,13 +317,16 @@ async def test_plain_routes(parts: Make) -> None:
     p = parts(Time(), entrance="http")
     layers = (
         limits(
-            {"per": "ip", "requests": 3, "headers": True}, {"per": "user", "tokens": 1}, {"per": "tool", "requests": 1}
+            {"per": "ip", "requests": 3, "headers": "draft"},
+            {"per": "user", "tokens": 1},
+            {"per": "tool", "requests": 1},
         ),
         limits({"per": "request.path", "requests": 1}, level="route", name="r"),
     )
-    policy = LIMITS_ROUTE.make(layers, p)
-    assert policy is not None
-    handler = compose((policy,), respond)
+    party = LIMITS_ROUTE.make(layers, p)
+    assert party is not None
+    assert LIMITS_ROUTE.joins is not None
+    handler = compose((LIMITS_ROUTE.joins((party,), p),), respond)
     response = await handler(request(b"GET", b"/a"))
     assert dict(response.headers)[b"ratelimit"].startswith(b'"ip-requests";r=2')
     for target, status in ((b"/a", 429), (b"/b", 200), (b"/c", 200), (b"/d", 429)):
@@ -386,22 +397,29 @@ async def test_no_cycles(parts: Make) -> None:
 class Gone(Far):
     """One that cannot be asked."""
 
-    async def admit(self, id: str, charges: Sequence[Charge]) -> Verdict:
+    async def admit(
+        self, id: str, charges: Sequence[Charge], draws: Sequence[Draw] = (), lives: float = 60.0
+    ) -> Verdict:
         await sleep(0)
         raise unavailable("nobody there")
 
 
-ALLOW = {"on_error": "allow"}
+ALLOW = {"on_store_failure": "allow"}
 
 
 def without_state(time: Time) -> Parts:
     made = near_parts(time, entrance="llm")
-    return replace(made, counter=Gone(made.counter))
+    return replace(made, counter=cast(Any, Gone(made.counter)))
 
 
 @pytest.mark.parametrize(
     "first, second, status",
-    [({}, {}, 503), ({"on_error": "deny"}, {}, 503), ({"on_error": "allow"}, {}, 503), (ALLOW, ALLOW, 200)],
+    [
+        ({}, {}, 503),
+        ({"on_store_failure": "deny"}, {}, 503),
+        ({"on_store_failure": "allow"}, {}, 503),
+        (ALLOW, ALLOW, 200),
+    ],
 )
 async def test_a_state_that_is_not_available(first: Any, second: Any, status: int) -> None:
     p = without_state(Time())
@@ -420,16 +438,18 @@ async def test_what_no_limit_concerns_needs_no_state() -> None:
 
 async def test_every_admission_has_an_id_of_its_own_that_the_caller_cannot_choose() -> None:
     class Noted(Far):
-        async def admit(self, id: str, charges: Sequence[Charge]) -> Verdict:
+        async def admit(
+            self, id: str, charges: Sequence[Charge], draws: Sequence[Draw] = (), lives: float = 60.0
+        ) -> Verdict:
             ids.append(id)
-            return await super().admit(id, charges)
+            return await super().admit(id, charges, draws, lives)
 
     ids: list[str] = []
     settled: list[str] = []
     made = near_parts(Time(), entrance="llm")
     counter = Noted(made.counter)
-    counter.settle = lambda id, charges, amounts: settled.append(id)  # type: ignore[method-assign]
-    handler = chain(replace(made, counter=counter), limits({"per": "user", "tokens": 100}))
+    counter.settle = lambda id, charges, amounts: settled.append(id)
+    handler = chain(replace(made, counter=cast(Any, counter)), limits({"per": "user", "tokens": 100}))
     for _ in range(3):  # parts of one request
         assert await outcome(handler, model(estimate=1)) == 200
     assert len(set(ids)) == 3
@@ -444,3 +464,78 @@ async def test_a_later_round_of_a_call_is_not_another_call(parts: Make) -> None:
     further.round = 1
     assert await outcome(handler, further) == 200
     assert await outcome(handler, tool()) == 429
+
+
+async def test_tokens_of_prompts_and_of_answers(parts: Make) -> None:
+    layers = limits({"per": "user", "input_tokens": 100}, {"per": "user", "output_tokens": 50, "name": "out"})
+    handler = chain(parts(Time(), entrance="llm"), layers)
+    call = model(estimate=60)  # which nobody says the answer's part of
+    reply = await handler(call)
+    assert await outcome(handler, model(estimate=60)) == 429
+    end(reply, call, Usage(20, 49, cache_read=5))
+    assert await outcome(handler, model(estimate=75)) == 200
+    with pytest.raises(Failure, match=r"`out` .50 output tokens in 1 min. is used up"):
+        call = model(estimate=1)
+        end(await handler(call), call, Usage(0, 40))
+        await handler(model(estimate=1))
+
+
+async def test_per_team_and_route(parts: Make) -> None:
+    handler = chain(parts(Time(), entrance="llm"), limits({"per": "team", "requests": 1}))
+    assert await outcome(handler, model(principal=who(org="o", team="t"))) == 200
+    assert await outcome(handler, model(principal=who(org="o", team="t", id="x"))) == 429
+    assert await outcome(handler, model(principal=who(org="p", team="t"))) == 200  # another organisation's
+    assert [await outcome(handler, model(principal=who(id=name))) for name in ("x", "y")] == [200, 429]  # of none
+    one = model()
+    one.context.route = "chat"
+    handler = chain(parts(Time(), entrance="llm"), limits({"per": "route", "requests": 1}))
+    assert [await outcome(handler, call) for call in (one, model(), one)] == [200, 200, 429]
+
+
+async def test_a_dialect_is_answered_in_its_headers(parts: Make) -> None:
+    handler = chain(parts(Time(), entrance="llm"), limits({"per": "user", "requests": 2, "headers": "dialect"}))
+    call = model()
+    call.context.dialect = "openai"
+    assert dict((await handler(call)).headers)[b"x-ratelimit-remaining-requests"] == b"1"
+    await handler(model())
+    refused = model()
+    refused.context.dialect = "anthropic"
+    with pytest.raises(Failure) as caught:
+        await handler(refused)
+    headers = dict(caught.value.headers)
+    assert headers[b"anthropic-ratelimit-requests-remaining"] == b"0"
+    assert b"ratelimit-policy" in headers
+
+
+async def test_a_share_while_the_state_is_gone() -> None:
+    class Apart(Gone):
+        def admit_apart(self, id: str, charges: Sequence[Charge]) -> Verdict:
+            taken.append(id)
+            ahead = [charge.amount * charge.rate.step for charge in charges]
+            return Verdict(-1, 0.0, ahead) if len(taken) < 3 else Verdict(0, 7.0, ahead)
+
+    taken: list[str] = []
+    made = near_parts(Time(), entrance="llm")
+    p = replace(made, counter=cast(Any, Apart(made.counter)))
+    handler = chain(p, limits({"per": "user", "requests": 9, "on_store_failure": "local"}))
+    assert [await outcome(handler, model()) for _ in range(3)] == [200, 200, 429]
+    assert len(set(taken)) == 3
+    both = chain(p, limits({"per": "user", "requests": 9, "on_store_failure": "local"}, {"per": "org", "requests": 9}))
+    assert await outcome(both, model()) == 503  # one that denies is enough
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"concurrent": 2, "window": "1m"}, "`window` has no effect with `concurrent`"),
+        ({"concurrent": 2, "window": None, "burst": 1}, "`burst` has no effect with `concurrent`"),
+        ({"concurrent": 2, "window": None, "on_store_failure": "local"}, "has no share"),
+        ({"requests": 2, "window": None}, "needs a `window`"),
+        ({"usd": 2, "burst": 5}, "`burst` has no effect with `usd`"),
+        ({"usd": "inf"}, "finite"),
+        ({"requests": 2, "headers": True}, "draft"),
+    ],
+)
+def test_further_bad_limits(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        LimitSpec.model_validate({"per": "user", "window": "1m"} | wrong)

@@ -144,6 +144,21 @@ async def test_an_answered_call(bench: Bench) -> None:
     assert sum(bench.families.first_token.child(*labels).counts) == 0
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_of_the_cache_is_recorded_and_no_model_has_given_it(bench: Bench, stream: bool) -> None:
+    async def kept(call: Call) -> None:
+        call.context.cached, call.context.usage, call.context.saved_nano = "exact", Usage(), 35
+        call.context.provider, call.context.model_answered = "openai", "gpt-4o-2024"
+
+    await bench.run(model_call(stream=stream), kept, Ending(200, Reason.DIRECT_RESPONSE, 704))
+    (record,) = bench.records()
+    assert (record.outcome, record.reason, record.cached, record.saved_nano) == ("ok", "DirectResponse", "exact", 35)
+    families = bench.families
+    for family in (families.token_usage, families.server_duration, families.first_token, families.per_token):
+        assert bench.shown(family) == {}
+    assert families.price_lookups.child("hit").value == 0
+
+
 async def test_a_stream_has_time_to_first_token_at_the_commit(bench: Bench) -> None:
     call = model_call(stream=True)
 

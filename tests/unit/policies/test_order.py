@@ -19,8 +19,8 @@ def test_the_order() -> None:
         "limits", "timeout", "authorize", "exchange", "identity", "headers",
     ]  # fmt: skip
     assert [kind.name for kind in CALL] == [
-        "authenticate", "requires", "authorize", "limits", "authorize", "oauth", "transform", "retry", "identity",
-        "exchange",
+        "runs", "authenticate", "requires", "authorize", "runs", "budgets", "limits", "guardrails", "authorize",
+        "oauth", "transform", "cache", "retry", "identity", "exchange", "guardrails",
     ]  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def test_one_name_has_one_policy_for_each_entrance() -> None:
     for entrance in ENTRANCES:
         names = [kind.name for kind in KINDS if entrance in kind.entrances]
         twice = {name for name in names if names.count(name) > 1}
-        assert twice <= {"authenticate", "authorize", "cors", "headers", "requires"}
+        assert twice <= {"authenticate", "authorize", "cors", "guardrails", "headers", "requires", "runs"}
         assert all(names.count(name) <= 2 for name in names)
 
 

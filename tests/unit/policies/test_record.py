@@ -129,6 +129,20 @@ async def test_what_a_call_cost(path: Path) -> None:
     assert "cost_usd" not in none
 
 
+async def test_of_the_cache_and_of_a_run(path: Path) -> None:
+    gate = Gate(path)
+
+    def answer(request: Request) -> Response:
+        request.context.cached, request.context.run_id = "semantic", "key:ci/task-1"
+        return Response(200, [], b"ok")
+
+    await gate.serve(request(), answer)
+    await gate.serve(request())
+    first, second = gate.lines()
+    assert (first["cache"], first["run"], first["reason"]) == ("semantic", "key:ci/task-1", "DirectResponse")
+    assert not {"cache", "run"} & second.keys()
+
+
 async def test_a_failure(path: Path) -> None:
     gate = Gate(path)
 

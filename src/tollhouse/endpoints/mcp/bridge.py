@@ -21,7 +21,7 @@ from tollhouse.core.call import ACCOUNT, APPROVAL, CONNECTING, Asks, Consent, Pr
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.holders import Holders
-from tollhouse.core.reply import Reply
+from tollhouse.core.reply import Reply, innermost
 from tollhouse.endpoints.mcp.handover import Gone, HandOver, Refusal
 from tollhouse.endpoints.mcp.held import HeldCall, Leg
 from tollhouse.endpoints.mcp.ids import tag_of
@@ -136,7 +136,7 @@ class Bridge:
         who = call.instead
         session, new = call.session, server.upstream.new if who is None else who.new
         if session is not None:
-            waits = isinstance(reply.source, TaskResult)  # it asks by itself
+            waits = isinstance(innermost(reply.source), TaskResult)  # it asks by itself
             if new and not waits and (reply.source is not None or b"input_required" in reply.first):
                 return Rounds.of(
                     reply,
@@ -148,7 +148,7 @@ class Bridge:
                     allowed=server.bridged,
                 )
         elif call.profile and not new and reply.source is not None and call.resume is None:
-            if isinstance(reply.source, Leg):
+            if isinstance(innermost(reply.source), Leg):
                 return reply  # of a call that was taken over from another worker
             held = HeldCall(
                 self,

@@ -208,7 +208,8 @@ def _told(
 
 def _held(asking: Asking, response: Response, holder: Any, holders: Holders) -> Response:
     """It streams: it is to end when who asked is no longer good."""
-    held = holders.hold(asking.request.context.principal, holder, grace=_GRACE)
+    context = asking.request.context
+    held = holders.hold(context.principal, holder, grace=_GRACE, run=context.run_id)
     ends = response.ends
     assert ends is not None
     ends.append(lambda _: held.release())

@@ -391,12 +391,20 @@ async def _read_on(server: Server, left: Left, call: ToolCall) -> Reply:
         raise Failure(503, Reason.MCP, f"{call.server}: the server is another than it was", code="call_lost")
     try:
         if left.place:
-            return await upstream.adopt(call, left.place)
+            call.resume = partial(_adopted, upstream, left.place)
+            return await server.again(call)
     except Failure as failure:
         if not left.params:
             raise
+        call.resume = None
         log.info("mcp: %s: a call is made again: %s", call.server, failure.message)
     return await server.again(call)
+
+
+async def _adopted(upstream: Upstream, place: bytes, call: ToolCall) -> Reply:
+    """In the place of a server that is at work on the call already."""
+    call.resume = None
+    return await upstream.adopt(call, place)
 
 
 def _version(headers: dict[bytes, bytes]) -> str:

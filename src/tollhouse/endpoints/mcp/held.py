@@ -282,7 +282,7 @@ class HeldCall:
     def _tell(self, answer: bytes) -> None:
         call = self._call
         if call is not None and call.answer is not None:
-            call.answer(answer)
+            call.answer(answer if call.outgoing is None else call.outgoing(answer))
 
     def _gather(self) -> None:
         if self._timer is None:

@@ -37,6 +37,9 @@ UNAVAILABLE = "dev.tollhouse/unavailable"
 Permitted = Callable[[ToolCall], bool]
 """Whether this caller may do what the call would do: the rules that guard the call itself."""
 
+LookedAt = Callable[[Kind, Listing], Listing]
+"""What agents see of a list, where guards look at what it says."""
+
 Shown = Callable[[Sequence[ToolCall]], Awaitable[Sequence[bool]]]
 """The same of many that are permitted so far, in their order, where somebody has to be waited for."""
 
@@ -100,11 +103,11 @@ class Server:
     account there, None where they need none.
     permitted: None when nothing is ever refused. shown: None where nobody is waited for. bridged: it may ask agents of
     the other era. overrides: of its tools, None for none. guard: None where nobody asks what its tools are. described:
-    its rules ask what the server says of a tool that is called."""
+    its rules ask what the server says of a tool that is called. looked_at: None where no guard looks at lists."""
 
     __slots__ = (
-        "__weakref__", "_last", "_lasts", "bridged", "chain", "connect", "described", "guard", "name", "overrides",
-        "permitted", "shown", "tools", "upstream", "vouches",
+        "__weakref__", "_last", "_lasts", "bridged", "chain", "connect", "described", "guard", "looked_at", "name",
+        "overrides", "permitted", "shown", "tools", "upstream", "vouches",
     )  # fmt: skip
 
     def __init__(
@@ -124,8 +127,10 @@ class Server:
         lasts: Mapping[str, Handler[ToolCall, Reply]] | None = None,
         vouches: bool = False,
         connect: Connect | None = None,
+        looked_at: LookedAt | None = None,
     ) -> None:
         self.connect = connect
+        self.looked_at = looked_at
         self.vouches = vouches
         self._last = last if last is not None else upstream.handle
         self._lasts = dict(lasts) if lasts else {}
@@ -149,7 +154,8 @@ class Server:
     def exposed(self, kind: Kind, listing: Listing) -> Listing:
         """What agents see of a listing, before anybody's rules."""
         overrides = self.overrides
-        return listing if overrides is None or kind is not _TOOLS else overrides.exposed(listing)
+        shown = listing if overrides is None or kind is not _TOOLS else overrides.exposed(listing)
+        return shown if self.looked_at is None else self.looked_at(kind, shown)
 
 
 Found = tuple[Server, str, bool]

@@ -147,6 +147,9 @@ class Asking:
             text = f"the client does not support {message.method!r} here"
             answer(jsonrpc.error(bytes(message.id), jsonrpc.METHOD_NOT_FOUND, text))
             return None
+        outgoing = call.outgoing
+        if outgoing is not None:
+            return session.ask(message, lambda data: answer(outgoing(data)))
         return session.ask(message, answer)
 
     def first(self, data: bytes) -> tuple[bytes, int]:

@@ -153,8 +153,9 @@ class _Pending:
             self._tell(jsonrpc.result(id, answers[key]))
 
     def _tell(self, answer: bytes) -> None:
-        if self._call is not None and self._call.answer is not None:
-            self._call.answer(answer)
+        call = self._call
+        if call is not None and call.answer is not None:
+            call.answer(answer if call.outgoing is None else call.outgoing(answer))
 
     # ---- Sink
     def send(self, data: bytes) -> None:

@@ -18,7 +18,7 @@ from mcp_types import ElicitResult
 from tests.fixtures.accounts import Connected
 from tests.fixtures.mcp_gateway import NEW, Answer, Gateway, gateway, until
 from tests.fixtures.mcp_raw import TOOLS, Asked, Old, answer, result, upstream
-from tests.unit.policies.floor import Time, counted, layer, parts
+from tests.unit.policies.floor import Time, counted, layer, limiting, parts
 
 from tollhouse.backends.mcp.http import HttpServerSpec
 from tollhouse.core.call import Call, Context, ToolCall
@@ -30,7 +30,7 @@ from tollhouse.net.program import Limits, Programs
 from tollhouse.net.timer import Timer
 from tollhouse.policies.account import AccountAsked
 from tollhouse.policies.authorize import APPROVE, AUTHORIZE, GuardSpec
-from tollhouse.policies.limits import LIMITS, LimitSpec
+from tollhouse.policies.limits import LimitSpec
 from tollhouse.store.memory import MemoryState
 from tollhouse.wire import jsonrpc
 
@@ -155,7 +155,7 @@ def ruled(**rule: Any) -> Callable[[Any], Any]:
 
 def limited(calls: int) -> Callable[[Any], Any]:
     spec = LimitSpec.model_validate({"per": "user", "calls": calls, "window": "1h"})
-    return lambda p: LIMITS.make((layer((spec,)),), p)
+    return lambda p: limiting((spec,), p)
 
 
 SHOPS = pytest.mark.parametrize("made", [Shop, NewShop])

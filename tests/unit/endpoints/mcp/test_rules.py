@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tests.fixtures.mcp_gateway import NEW, Answer, Gateway, child, gateway, until
 from tests.fixtures.mcp_raw import Asked, Old, answer, result, upstream
-from tests.unit.policies.floor import Time, layer, parts
+from tests.unit.policies.floor import Time, layer, limiting, parts
 
 from tollhouse.backends.mcp.http import HttpServerSpec
 from tollhouse.core.call import Call, ToolCall
@@ -14,7 +14,7 @@ from tollhouse.core.handler import compose
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp.endpoint import Admit
 from tollhouse.policies.authorize import AUTHORIZE, AuthorizeSpec, permitted
-from tollhouse.policies.limits import LIMITS, LimitSpec
+from tollhouse.policies.limits import LimitSpec
 
 pytestmark = pytest.mark.anyio
 
@@ -28,10 +28,10 @@ class Rules:
     def __init__(self, *rules: dict[str, str], requests: int = 0) -> None:
         p = parts(Time(), entrance="mcp")
         layers = [layer(AuthorizeSpec.model_validate({"rules": rules}))] if rules else []
-        limits = [layer((LimitSpec.model_validate({**WAIT, "requests": requests}),))] if requests else []
+        limits = (LimitSpec.model_validate({**WAIT, "requests": requests}),) if requests else ()
         guard = permitted(layers, p)
         self.permitted = None if guard is None else guard.permitted
-        made = (AUTHORIZE.make(tuple(layers), p), LIMITS.make(tuple(limits), p))
+        made = (AUTHORIZE.make(tuple(layers), p), limiting(limits, p))
         self.policies = [policy for policy in made if policy is not None]
         self.asked: list[str] = []
 

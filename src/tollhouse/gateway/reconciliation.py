@@ -1,0 +1,166 @@
+"""Budgets against the ledger: what the counter says was spent is summed up anew, and put right where it differs.
+
+Rule: nothing is ever expected to differ; what does is counted, logged and mended while calls go on. One node does it,
+each hour, slowly. Accounts are those that the ledger lists (`budget_accounts`): up to 1000 of each budget, in the window
+of now. While records are still on their way to the ledger nothing is put right.
+
+After a change of the configuration a budget that is new is looked at once more: what the calls came to that began
+before it is in the ledger, and was drawn on nothing.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final, NamedTuple
+
+from tollhouse.config.spec import Config
+from tollhouse.core.errors import Failure
+from tollhouse.gateway.budget_accounts import Budget, accounts, budgets_of
+from tollhouse.gateway.ledger_history import LedgerHistory
+from tollhouse.ledger.base import LedgerError
+from tollhouse.observe.families import Families
+from tollhouse.store.base import Counter, Draw, State
+from tollhouse.store.seeding import check
+
+__all__ = ["EVERY", "Drift", "Reconciled", "Reconciliation", "lease_of", "reconcile"]
+
+log = logging.getLogger("tollhouse.gateway")
+
+EVERY: Final = 3600.0
+"""Seconds between two reconciliations."""
+
+_LOOK = 2.0  # seconds between two looks at what is due
+_AT_ONCE = 25  # fields
+_PAUSE = 0.1  # seconds between them, where nobody waits
+_PATIENCE = 10.0  # seconds for records that are on their way
+_LEASE = "budgets:reconciled"
+
+
+class Drift(NamedTuple):
+    """A key's account that was not what the ledger says. start: of its window, or of a slot of one that rolls, unix
+    seconds. by: units (of money nano-dollars) that the counter had too much, below 0 too little."""
+
+    budget: Budget
+    key: str
+    start: int
+    by: int
+
+
+class Reconciled(NamedTuple):
+    """checked: accounts, each slot of a rolling one by itself. drifts: those that were wrong, and are not any more."""
+
+    checked: int
+    drifts: list[Drift]
+
+
+async def reconcile(
+    counter: Counter, history: LedgerHistory, budgets: Sequence[Budget], now: float, pause: float = 0.0
+) -> Reconciled:
+    """Compare what was spent of these budgets with the ledger, and put it right. now: unix seconds. Raises LedgerError
+    and Failure 503."""
+    checked, drifts = 0, []
+    for budget in budgets:
+        nothing: list[Draw] = []
+        draws = await history.ask(partial(accounts, budget, now), nothing)
+        most = max(1, _AT_ONCE // (1 + len(draws[0].earlier))) if draws else 1
+        for at in range(0, len(draws), most):
+            batch = draws[at : at + most]
+            found = await check(counter, history, batch, _PATIENCE, strict=True)
+            checked += len(found)
+            for draw in batch:
+                for field, window in draw.slots:
+                    if by := found.get(field, 0):
+                        drifts.append(Drift(budget, draw.key, window.start, by))
+            await asyncio.sleep(pause)
+    return Reconciled(checked, drifts)
+
+
+def lease_of(state: State, every: float = EVERY) -> Callable[[], Awaitable[bool]]:
+    """Whether it is this node's turn: of those that share a state one hears True in each `every`."""
+    return lambda: state.values.add(_LEASE, state.node.encode(), every * 0.9)
+
+
+class Reconciliation:
+    """Does it each `every` seconds where `lease` says so (None: always), and after changes. serves() comes first."""
+
+    def __init__(
+        self,
+        counter: Counter,
+        history: LedgerHistory,
+        families: Families,
+        lease: Callable[[], Awaitable[bool]] | None = None,
+        every: float = EVERY,
+    ) -> None:
+        self._counter = counter
+        self._history = history
+        self._lease = lease
+        self._every = every
+        self._drifted = families.budget_drift
+        self._done = families.budget_reconciliations.child("ok")
+        self._failed = families.budget_reconciliations.child("failed")
+        self._budgets: dict[str, Budget] | None = None
+        self._added: dict[str, Budget] = {}
+        self._drained: Callable[[], bool] = lambda: True
+        self._lock = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+
+    def serves(self, config: Config) -> None:
+        """This configuration serves now; calls may still go by the one before."""
+        before, self._budgets = self._budgets, {budget.allowance: budget for budget in budgets_of(config)}
+        if before is not None:
+            self._added |= {name: one for name, one in self._budgets.items() if name not in before}
+        self._added = {name: self._budgets[name] for name in self._added if name in self._budgets}
+        for name in self._budgets:
+            self._drifted.child(name)  # 0 is said, too
+
+    def start(self, drained: Callable[[], bool]) -> None:
+        self._drained = drained
+        self._task = asyncio.get_running_loop().create_task(self._follow())
+
+    async def close(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait((task,))
+
+    async def all(self, pause: float = 0.0) -> Reconciled:
+        """All budgets that serve. Raises LedgerError and Failure 503."""
+        return await self._reconcile(list((self._budgets or {}).values()), pause)
+
+    async def _reconcile(self, budgets: Sequence[Budget], pause: float) -> Reconciled:
+        async with self._lock:
+            try:
+                found = await reconcile(self._counter, self._history, budgets, time.time(), pause)
+            except (LedgerError, Failure):
+                self._failed.inc()
+                raise
+        self._done.inc()
+        for drift in found.drifts:
+            allowance = drift.budget.allowance
+            self._drifted.child(allowance).inc(abs(drift.by))
+            much = "much" if drift.by > 0 else "little"
+            log.error(
+                "budget %s: of key %r %d too %s was counted as spent; put right", allowance, drift.key, abs(drift.by),
+                much,
+            )  # fmt: skip
+        return found
+
+    async def _follow(self) -> None:
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(min(_LOOK, self._every))
+            try:
+                if self._added and self._drained():
+                    added, self._added = self._added, {}
+                    await self._reconcile(list(added.values()), _PAUSE)
+                if self._budgets and time.monotonic() - last >= self._every:
+                    last = time.monotonic()
+                    if self._lease is None or await self._lease():
+                        await self.all(_PAUSE)
+            except (LedgerError, Failure) as error:
+                detail = error.detail if isinstance(error, Failure) else error
+                log.warning("budgets cannot be compared with the ledger: %s", detail)
+            except Exception:  # the task's root: the next hour must come
+                log.exception("comparing budgets with the ledger failed")

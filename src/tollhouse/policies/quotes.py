@@ -1,0 +1,281 @@
+"""What a call may cost, before anybody has answered it: bounds to hold, and estimates.
+
+Rule: a bound is never below what a provider can charge for what is asked: a token is at least a byte of the body, the
+answer has at most the tokens that the caller allows, and every token is taken at the dearest rate that it may have at
+any of the model's targets. What no bound is known for (pictures behind a URL, a conversation that the provider keeps,
+an answer without a limit) is estimated, and the quote says so.
+"""
+
+import re
+from bisect import insort
+from collections import deque
+from collections.abc import Callable, Sequence
+from time import monotonic, time
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from tollhouse.core.call import Context, ModelCall, Usage
+from tollhouse.ledger.prices import Prices
+from tollhouse.ledger.rates import Rates
+from tollhouse.wire.llm.tokens import DEFAULT_OUTPUT, MOST_OUTPUT, PICTURE
+
+__all__ = ["Asked", "Quote", "Quotes", "can_shorten", "output_of", "shorten", "spent_of", "worth"]
+
+_NANO = 1_000_000  # femto-dollars in a nano-dollar
+_FRAME = 64  # tokens that providers put around a prompt; messages have frames in JSON that are longer
+_EXPLAINED = 512  # of the text that explains tools to a model
+_TOOLS = ("tools", "functions", "toolConfig")
+_KEPT_SECONDS = 60.0
+_KNOWN = 10_000
+_SAMPLES = 200
+_INLINE = re.compile(rb"[A-Za-z0-9+/_-]{2048,}={0,2}")
+_DEAREST_PICTURE = 4 * PICTURE  # of one that is sent, or pointed to
+_POINTERS = (b'"image_url"', b'"input_image"', b'"file_id"', b'"input_file"', b'"fileData"', b'"url"')
+_CACHES = (b'"cache_control"', b'"cachePoint"')
+_SOUND = (b'"input_audio"', b'"audio"', b"audio/")
+_ELSEWHERE = ("previous_response_id", "conversation", "cachedContent", "container")
+
+
+class Asked(NamedTuple):
+    """One target of a model: a configured provider, and the name it is asked for; `*` stands for what the `*` of the
+    model's own name matched, "" for the whole name."""
+
+    provider: str
+    model: str
+
+
+class Quote(Struct, gc=False):
+    """input, estimate: tokens of the prompt, at most and likely. output: tokens that the caller allows, -1 for no
+    bound. open: more may come to the prompt than is known here. rates: nano-dollars a million tokens of prompt and of
+    answer, and for the call itself, at the dearest target; None where the price of one is not known."""
+
+    input: int
+    estimate: int
+    output: int
+    open: bool
+    rates: tuple[int, int, int] | None
+
+    @property
+    def free(self) -> bool:
+        return self.rates == (0, 0, 0)
+
+    def cost(self, input: int, output: int) -> int:
+        """Nano-dollars of so many tokens, rounded up; 0 where no price is known."""
+        if self.rates is None:
+            return 0
+        prompt, answer, call = self.rates
+        return -(-(input * prompt + output * answer + call) // _NANO)
+
+
+def worth(unit: str, quote: Quote, output: int) -> int:
+    """What a call of a model can come to. unit: usd (nano-dollars), tokens, input_tokens, output_tokens. output: tokens
+    of its answer, at most."""
+    match unit:
+        case "usd":
+            return quote.cost(quote.input, output)
+        case "tokens":
+            return quote.input + output
+        case "input_tokens":
+            return quote.input
+        case _:
+            return output
+
+
+def spent_of(unit: str, usage: Usage | None, cost_nano: int | None, counts: bool) -> int:
+    """What a call came to, by its record. unit: as of `worth`, or calls. counts: it is one of the calls that count."""
+    if unit == "calls":
+        return 1 if counts else 0
+    if unit == "usd":
+        return max(cost_nano or 0, 0)
+    if usage is None:
+        return 0
+    prompt = usage.input + usage.cache_read + usage.cache_write
+    amount = prompt if unit == "input_tokens" else usage.output if unit == "output_tokens" else prompt + usage.output
+    return max(amount, 0)
+
+
+class _Model:
+    """A configured model. often: how long its answers were, of late, sorted and in their order."""
+
+    __slots__ = ("after", "before", "factor", "lengths", "order", "targets")
+
+    def __init__(self, name: str, targets: Sequence[Asked], factor: int) -> None:
+        self.before, _, self.after = name.partition("*")
+        self.targets = tuple(targets)
+        self.factor = factor
+        self.lengths: list[int] = []
+        self.order: deque[int] = deque()
+
+    def likely(self) -> int:
+        lengths = self.lengths
+        return lengths[int(len(lengths) * 0.95)] if len(lengths) >= 20 else DEFAULT_OUTPUT
+
+    def note(self, output: int) -> None:
+        lengths, order = self.lengths, self.order
+        insort(lengths, output)
+        order.append(output)
+        if len(order) > _SAMPLES:
+            lengths.remove(order.popleft())
+
+
+class Quotes:
+    """Of one configuration. models: by configured name the targets, and how many of them may be asked for one call at
+    once; asked for each when it is first called. now: unix seconds."""
+
+    def __init__(
+        self,
+        prices: Prices | None,
+        models: Callable[[str], tuple[Sequence[Asked], int] | None],
+        now: Callable[[], float] = time,
+    ) -> None:
+        self._prices = prices
+        self._find_model = models
+        self._models: dict[str, _Model] = {}
+        self._now = now
+        self._known: dict[tuple[str, str, str, bool, bool], tuple[float, tuple[int, int, int] | None]] = {}
+
+    def of(self, call: ModelCall) -> Quote:
+        body = call.body
+        dialect = call.dialect
+        if dialect is None:  # a call of no request: an answer in a session, which says itself what it takes
+            estimate = call.estimate
+            return Quote(estimate, estimate, 0, True, self._rates(call, "", cached=False, sound=False))
+        if not call.estimate:  # opening a session, counting tokens: it uses none itself
+            return Quote(0, 0, 0, False, self._rates(call, "", cached=False, sound=False))
+        output = output_of(call)
+        likely = output if output >= 0 else dialect.output_bound(call.fields)
+        estimate = max(call.estimate - likely, 0)
+        size, pictures = len(body), 0
+        if size > 4096:
+            for match in _INLINE.finditer(body):
+                size -= match.end() - match.start()
+                pictures += 1
+        pictures += sum(map(body.count, _POINTERS))
+        frame = _FRAME + (_EXPLAINED if any(name in call.fields for name in _TOOLS) else 0)
+        most = max(size + frame + pictures * _DEAREST_PICTURE, estimate)
+        opened = pictures > 0 or any(name in call.fields for name in _ELSEWHERE)
+        cached = any(word in body for word in _CACHES)
+        sound = any(word in body for word in _SOUND)
+        tier = bytes(call.fields.get("service_tier", b"")).strip(b'"').decode("utf-8", "replace")[:32]
+        return Quote(most, estimate, output, opened, self._rates(call, tier, cached=cached, sound=sound))
+
+    def likely(self, label: str) -> int:
+        """Tokens that 19 of 20 answers of that model had at most, of late."""
+        model = self._model(label)
+        return model.likely() if model is not None else DEFAULT_OUTPUT
+
+    def note(self, label: str, output: int) -> None:
+        """An answer had so many tokens."""
+        model = self._model(label)
+        if model is not None and output > 0:
+            model.note(output)
+
+    def cost(self, context: Context) -> int | None:
+        """Nano-dollars of what was used; None while nothing was, or no price is known."""
+        return None if self._prices is None else self._prices.cost(context)
+
+    def _model(self, label: str) -> _Model | None:
+        model = self._models.get(label)
+        if model is None:
+            found = self._find_model(label)
+            if found is not None:
+                model = self._models[label] = _Model(label, *found)
+        return model
+
+    def _rates(self, call: ModelCall, tier: str, *, cached: bool, sound: bool) -> tuple[int, int, int] | None:
+        key = (call.label, call.model, tier, cached, sound)
+        known = self._known.get(key)
+        now = monotonic()
+        if known is not None and known[0] > now:
+            return known[1]
+        found = self._find(call.label, call.model, tier, cached=cached, sound=sound)
+        if len(self._known) >= _KNOWN:
+            self._known.clear()
+        if len(call.model) <= 256:
+            self._known[key] = (now + _KEPT_SECONDS, found)
+        return found
+
+    def _find(self, label: str, name: str, tier: str, *, cached: bool, sound: bool) -> tuple[int, int, int] | None:
+        model = self._model(label)
+        prices = self._prices
+        if model is None or prices is None:
+            return None
+        matched = name[len(model.before) : len(name) - len(model.after)]
+        dearest = (0, 0, 0)
+        for target in model.targets:
+            asked = (target.model or name).replace("*", matched)
+            at = self._now()
+            rates = prices.rates(target.provider, asked, at)
+            if rates is None:
+                return None
+            for one in (rates, prices.rates(target.provider, asked, at, tier) if tier not in _USUAL else None):
+                if one is not None:
+                    dearest = _dearer(dearest, one, cached=cached, sound=sound)
+        prompt, answer, once = dearest
+        return prompt * model.factor, answer * model.factor, once * model.factor
+
+
+_USUAL = ("", "auto", "default", "standard", "standard_only")
+
+
+def _dearer(most: tuple[int, int, int], rates: Rates, *, cached: bool, sound: bool) -> tuple[int, int, int]:
+    prompt, answer, once = most
+    for one in (rates, *(tier for _, tier in rates.tiers)):
+        each = one.input
+        if cached:
+            each = max(each, one.cache_write + max(one.cache_write_1h_more, 0))
+        said = one.output + max(one.reasoning_more, 0)
+        if sound:
+            each = max(each, one.input + max(one.audio_input_more, 0))
+            said = max(said, one.output + max(one.audio_output_more, 0))
+        prompt, answer, once = max(prompt, each), max(answer, said), max(once, one.request)
+    return prompt, answer, once
+
+
+def output_of(call: ModelCall) -> int:
+    """Output tokens that the caller allows, for all answers that he wants; -1 for no bound."""
+    dialect, fields = call.dialect, call.fields
+    if dialect is None:
+        return -1
+    bound: int = dialect.output_bound(fields)
+    if any(name in fields for name in dialect.output_bounds):
+        return min(bound, MOST_OUTPUT)
+    usual = dialect.output_bound({})
+    return bound if bound != usual or usual == 0 else -1
+
+
+_NESTED = {
+    "generationConfig": "maxOutputTokens",
+    "generation_config": "maxOutputTokens",
+    "inferenceConfig": "maxTokens",
+}
+_NEST = {"generate": "generationConfig", "converse": "inferenceConfig"}
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def can_shorten(call: ModelCall) -> bool:
+    """Whether the call's API has a place for a bound of the answer."""
+    return call.dialect is not None and (bool(call.dialect.output_bounds) or call.operation in _NEST)
+
+
+def shorten(call: ModelCall, most: int) -> None:
+    """Let all answers of the call together have at most so many tokens, as if its caller had asked for that."""
+    dialect, fields = call.dialect, call.fields
+    raw = bytes(fields.get("n", b"1"))
+    each = most // max(int(raw), 1) if raw.isdigit() and len(raw) < 4 else most
+    number = msgspec.Raw(b"%d" % max(each, 1))
+    if dialect.output_bounds:
+        there = [name for name in dialect.output_bounds if name in fields] or [dialect.output_bounds[0]]
+        for name in there:
+            fields[name] = number
+        return
+    place = next((name for name in _NESTED if name in fields), _NEST.get(call.operation, ""))
+    if place:
+        try:
+            inner = _object(fields[place]) if place in fields else {}
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return  # for the provider to refuse
+        inner[_NESTED[place]] = number
+        fields[place] = msgspec.Raw(msgspec.json.encode(inner))

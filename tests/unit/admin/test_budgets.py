@@ -1,0 +1,77 @@
+"""Budgets by the admin API and by the command: what was spent of each, and what is left."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.admin.house import House
+
+from tollhouse.cli import main
+from tollhouse.ledger.journal import Journal
+from tollhouse.ledger.records import UsageRecord
+
+pytestmark = pytest.mark.anyio
+
+MORE = """
+providers: {one: {kind: openai, base_url: "http://127.0.0.1:9/v1", api_key: k-of-provider}}
+models: [{name: m, targets: [{provider: one}], budgets: [{per: user, calls: 5, window: year}]}]
+budgets:
+  - {per: user, usd: 10, window: year, name: money}
+  - {per: 'request.headers["x-p"]', calls: 3, window: year, name: by-cel}
+"""
+
+
+@pytest.fixture
+def where(tmp_path: Path) -> Path:
+    """Three calls, left in the journal of a process that is gone."""
+    journal = Journal(tmp_path / "keys.db.journal")
+    journal.open()
+    now = int(datetime.now(UTC).timestamp() * 1e6)
+    fields: dict[str, Any]
+    for user, cost in (("ada", 2_500_000_000), ("ada", 1), ("bob", 11_000_000_000)):
+        fields = {"outcome": "ok", "user": user, "model_asked": "m", "operation": "chat", "cost_nano": cost}
+        journal.append(UsageRecord(admitted_at=now, ended_at=now, **fields))
+    journal.close()
+    return tmp_path
+
+
+async def test_the_admin_api(where: Path) -> None:
+    house = House(where, MORE)
+    status, found, _ = await house.ask("GET", "/api/budgets")
+    assert status == 200
+    accounts: list[dict[str, Any]] = found["accounts"]
+    told = [(one["budget"], one["whose"], one["spent"], one["left"], one["summed"]) for one in accounts]
+    assert told == [
+        ("money", "bob", "11.000000000", "0.000000000", True),
+        ("money", "ada", "2.500000001", "7.499999999", True),
+        ("by-cel", "", "0", "3", False),
+        ("calls:model m/user:year", "ada", "2", "3", True),
+        ("calls:model m/user:year", "bob", "1", "4", True),
+    ]
+    assert accounts[0]["start"].endswith("-01-01T00:00:00Z")
+    _, found, _ = await house.ask("GET", "/api/budgets?budget=by-cel")
+    assert [one["budget"] for one in found["accounts"]] == ["by-cel"]
+    assert (await house.ask("GET", "/api/budgets?user=ada"))[0] == 400
+    assert (await house.ask("GET", "/api/budgets", key="another-key-of-32-characters-here"))[0] == 401
+
+
+async def test_without_a_ledger_yet(tmp_path: Path) -> None:
+    assert (await House(tmp_path, MORE).ask("GET", "/api/budgets"))[1] == {"accounts": []}
+
+
+def test_the_command(where: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = where / "t.yaml"
+    file.write_text(f"ledger: sqlite:{where}/keys.db\n{MORE}", encoding="utf-8")
+    assert main(["budgets", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["budget", "whose", "spent", "of", "left", "until"]
+    assert lines[1].split()[:8] == ["money", "bob", "11.0000", "USD", "10.0000", "USD", "0.0000", "USD"]
+    assert "(by expression)" in lines[3]
+    assert main(["budgets", str(file), "--json", "--budget", "money"]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["whose"], first["spent"], second["spent"]) == ("bob", 11_000_000_000, 2_500_000_001)
+    file.write_text(MORE.partition("budgets:\n")[0].replace(", budgets: [{per: user, calls: 5, window: year}]", ""))
+    assert main(["budgets", str(file)]) == 1
+    assert "ledger" in capsys.readouterr().err

@@ -1,0 +1,206 @@
+"""Spending: which records a budget's key stands for, asked of a real ledger; and how budgets stand by it."""
+
+from asyncio import sleep
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tollhouse.cli.budgets import _table
+from tollhouse.config.parse import parse
+from tollhouse.config.spec import Config
+from tollhouse.core.clock import Clock
+from tollhouse.core.errors import Failure
+from tollhouse.gateway.budget_accounts import accounts, budgets_of
+from tollhouse.gateway.budget_report import report
+from tollhouse.gateway.ledger_history import LedgerHistory
+from tollhouse.gateway.spending import Spending, asked, draws
+from tollhouse.ledger.base import Entry, LedgerError
+from tollhouse.ledger.records import USAGE, UsageRecord
+from tollhouse.ledger.sqlite import SqliteLedger
+from tollhouse.observe.families import Families
+from tollhouse.observe.metrics import Metrics
+from tollhouse.policies.windows import clock_of
+from tollhouse.store.base import ADMITTED, OPEN, Draw, Window
+from tollhouse.store.memory import MemoryCounter
+
+pytestmark = pytest.mark.anyio
+
+NOW = 1_790_000_000.0
+JOURNAL, OTHER = "a" * 32, "b" * 32
+
+TEXT = """
+ledger: sqlite:tollhouse.db
+providers: {one: {kind: openai, base_url: "http://127.0.0.1:9/v1", api_key: k}}
+models:
+  - name: m
+    targets: [{provider: one, model: x}, {provider: one}]
+    fallback: [{provider: one, model: y}]
+    budgets: [{per: user, tokens: 50, window: 1d}]
+  - name: "w/*"
+    hedge: {after: 1s}
+    targets: [{provider: one, model: "*"}, {provider: one}]
+    budgets: [{per: user, calls: 5, window: 1d}]
+mcp:
+  servers:
+    shop: {url: "http://127.0.0.1:9/mcp", tools: {order: {budgets: [{per: tool, calls: 5, window: 1d}]}}}
+budgets:
+  - {per: all, usd: 10, window: 1d}
+  - {per: org, usd: 10, window: 1d}
+  - {per: team, calls: 10, window: {rolling: 30d}}
+  - {per: user, input_tokens: 10, window: 1d}
+  - {per: tag, usd: 10, window: 1d}
+  - {per: tool, calls: 10, window: 1d}
+  - {per: model, output_tokens: 10, window: 1d}
+  - {per: 'request.headers["x-p"]', usd: 10, window: 1d}
+"""
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return parse(TEXT, "t.yaml", {}).config
+
+
+def record(**more: Any) -> UsageRecord:
+    values: dict[str, Any] = {
+        "outcome": "ok", "org": "o", "team": "t", "user": "ada", "model_asked": "m", "input": 3, "output": 2,
+        "cost_nano": 7, "operation": "chat",
+    }  # fmt: skip
+    return UsageRecord(admitted_at=int(NOW * 1e6), ended_at=int(NOW * 1e6) + 5, **(values | more))
+
+
+def ship(ledger: SqliteLedger, *records: UsageRecord, journal: str = JOURNAL) -> None:
+    at = ledger.position(journal)
+    ledger.ship(journal, [Entry(at + n, USAGE, msgspec.json.encode(one)) for n, one in enumerate(records, 1)])
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[SqliteLedger]:
+    one = SqliteLedger(tmp_path / "tollhouse.db")
+    one.open()
+    yield one
+    one.close()
+
+
+def draw_of(config: Config, unit: str, per: str, key: str, where: str = "top") -> Draw:
+    budget = next(b for b in budgets_of(config) if (b.spec.unit, b.spec.per, b.where) == (unit, per, where))
+    now = clock_of(budget.spec.window, budget.spec.zone).at(NOW)
+    return Draw(budget.allowance, key, 1, budget.spec.amount, Window(now.start, now.end), now.earlier)
+
+
+def test_what_a_configuration_says(config: Config) -> None:
+    assert draws(config)
+    assert not draws(Config())
+    assert len({budget.allowance for budget in budgets_of(config)}) == 11
+    found = asked(config)
+    assert found("m") == ([("one", "x"), ("one", ""), ("one", "y")], 1)
+    assert found("w/*") == ([("one", "*"), ("one", "")], 2)
+
+
+async def test_whose_records_are_whose(config: Config, ledger: SqliteLedger, tmp_path: Path) -> None:
+    tool = {"model_asked": "", "server": "shop", "tool": "order", "input": 0, "output": 0, "cost_nano": None}
+    ship(
+        ledger,
+        record(),
+        record(user="bob", tags=("red", "blue")),
+        record(org="p", team="", model_asked="w/x", cost_nano=None),
+        record(operation="tools/call", **tool),
+        record(outcome="denied", input=0, output=0, cost_nano=None),
+        record(draws=(('usd:top/request.headers["x-p"]:day|secret|' + str(int(NOW // 86400) * 86400), 7),)),
+    )
+    history = LedgerHistory(SqliteLedger(tmp_path / "tollhouse.db"))
+    history.serves(config)
+    upto = await history.positions()
+    assert upto == {JOURNAL: 6}
+
+    async def spent(unit: str, per: str, key: str, where: str = "top") -> int:
+        draw = draw_of(config, unit, per, key, where)
+        return sum([await history.spent(draw, window, upto) for _, window in draw.slots])
+
+    assert await spent("usd", "all", "") == 21
+    assert [await spent("usd", "org", key) for key in ("o", "p", "q")] == [21, 0, 0]
+    assert [await spent("calls", "team", key) for key in ("o\x01t", "p\x01t", "")] == [4, 0, 1]
+    assert [await spent("input_tokens", "user", key) for key in ("ada", "bob", "\x01key:ci")] == [9, 3, 0]
+    assert [await spent("usd", "tag", key) for key in ("red", "blue", "green")] == [7, 7, 0]
+    assert [await spent("calls", "tool", key) for key in ("shop/order", "shop/other")] == [1, 0]
+    assert await spent("output_tokens", "model", "m") == 6
+    assert await spent("tokens", "user", "ada", "model m") == 10
+    assert await spent("calls", "user", "ada", "model w/*") == 0  # what it drew itself, and that is nothing yet
+    assert await spent("usd", 'request.headers["x-p"]', "secret") == 7
+    assert await spent("usd", 'request.headers["x-p"]', "secre") == 0
+    upto = {JOURNAL: 1}
+    assert await spent("usd", "all", "") == 7
+    postings = await history.posts(JOURNAL, 0, 10)
+    assert [posting.seq for posting in postings][-1] == 6
+    assert postings[-1].amounts[0][1] == 7
+    await history.close()
+    with pytest.raises(LedgerError):
+        await history.positions()
+
+
+async def test_a_counter_is_filled_and_catches_up(config: Config, ledger: SqliteLedger, tmp_path: Path) -> None:
+    ship(ledger, *[record() for _ in range(3)])
+    clock = Clock()
+    counter = MemoryCounter(clock, wall=lambda: NOW)
+    spending = Spending(counter, SqliteLedger(tmp_path / "tollhouse.db"), Families(Metrics()), clock)
+    spending.serves(config)
+    draw = draw_of(config, "usd", "org", "o")
+    assert counter.allowances().admit("x", (), [draw]).happened == OPEN
+    await spending.open([draw])
+    verdict = counter.allowances().admit("x", (), [draw])
+    assert (verdict.happened, verdict.used) == (ADMITTED, [3 * 7 + 1])
+    # A correction from elsewhere is posted when it has come to the ledger.
+    ship(ledger, record(cost_nano=5, adjust_of="z", draws=((draw.field, 5),)), journal=OTHER)
+    spending.start()
+    for n in range(200):
+        used = counter.allowances().admit(f"y{n}", (), [draw]).used[0] - 2 - n
+        if used == 3 * 7 + 5:
+            break
+        await sleep(0.02)
+    assert used == 3 * 7 + 5
+    await spending.close()
+    await counter.close()
+
+
+async def test_no_ledger_and_one_that_cannot_be_read(config: Config, tmp_path: Path) -> None:
+    clock = Clock()
+    counter = MemoryCounter(clock, wall=lambda: NOW)
+    draw = draw_of(config, "usd", "org", "o")
+    nothing = Spending(counter, None, Families(Metrics()), clock)
+    nothing.serves(config)
+    await nothing.open([draw])
+    assert counter.allowances().admit("x", (), [draw]).happened == ADMITTED
+    await nothing.close()
+    await counter.close()
+    bad = tmp_path / "bad.db"
+    bad.write_bytes(b"this is no database" * 100)
+    counter = MemoryCounter(clock, wall=lambda: NOW)
+    broken = Spending(counter, SqliteLedger(bad), Families(Metrics()), clock)
+    with pytest.raises(Failure) as caught:
+        await broken.open([draw])
+    assert caught.value.status == 503
+    assert "no database" not in caught.value.message
+    await broken.close()
+    await counter.close()
+
+
+def test_how_budgets_stand(config: Config, ledger: SqliteLedger) -> None:
+    ship(ledger, record(cost_nano=2_500_000_000), record(user="bob", tags=("red",), cost_nano=1))
+    lines = report(config, ledger, NOW)
+    found = {(line.budget, line.whose): line.spent for line in lines if line.summed}
+    assert found["usd:top/all:day", ""] == 2_500_000_001
+    assert found["usd:top/org:day", "o"] == 2_500_000_001
+    assert found["calls:top/team:rolling 2592000s", "o/t"] == 2
+    assert found["input_tokens:top/user:day", "bob"] == 3
+    assert found["usd:top/tag:day", "red"] == 1
+    assert found["tokens:model m/user:day", "ada"] == 5
+    assert [line.budget for line in lines if not line.summed] == [
+        'usd:top/request.headers["x-p"]:day', "calls:model w/*/user:day",
+    ]  # fmt: skip
+    table = _table(lines)
+    assert table[0].split() == ["budget", "whose", "spent", "of", "left", "until"]
+    assert any("2.5000 USD" in row and "7.5000 USD" in row for row in table)
+    assert report(config, ledger, NOW, "usd:top/all:day")[0].whose == ""
+    assert report(config, ledger, NOW + 86400 * 40, "usd:top/all:day") == []
