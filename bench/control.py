@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+from pydantic import SecretStr
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -83,7 +84,7 @@ async def local(turns: int) -> float:
         taken = charges(charged)
         kept = draws(number, rolling)
         posted = [(draw.field, 900) for draw in kept]
-        seqs = count(allowances.journals()["j"] + 1 if "j" in allowances.journals() else 1)
+        seqs = count((allowances.journals() or {}).get("j", 0) + 1)
 
         def run(times: int) -> None:
             for _ in range(times):
@@ -140,7 +141,7 @@ async def remote(server: Valkey, turns: int) -> tuple[float, float]:
     print("\non Valkey                    script us   alone us   64: calls/s   client us   round trips")
     cpu = trips = 0.0
     for number, charged in ((0, 1), (1, 0), (3, 4), (6, 6)):
-        state = RedisState(StateSpec(url=server.url, prefix=next(PREFIXES), connections=1), Clock())
+        state = RedisState(StateSpec(url=SecretStr(server.url), prefix=next(PREFIXES), connections=1), Clock())
         counter: Any = state.counter
         taken, kept = charges(charged), draws(number)
         await seed(counter, Records(), kept)
@@ -177,7 +178,7 @@ async def remote(server: Valkey, turns: int) -> tuple[float, float]:
 
 async def posts(server: Valkey, turns: int) -> None:
     """Prints postings of calls with 3 draws, in the batches they go in."""
-    state = RedisState(StateSpec(url=server.url, prefix=next(PREFIXES)), Clock())
+    state = RedisState(StateSpec(url=SecretStr(server.url), prefix=next(PREFIXES)), Clock())
     counter: Any = state.counter
     kept = draws(3)
     await seed(counter, Records(), kept)

@@ -530,6 +530,25 @@ class AllowanceSuite:
         assert it.run(check(it.counter, records, draws)) == {draws[0].field: 0, draws[1].field: 0}
         assert draw(it, usd(1)).used == [9]
 
+    def test_what_begins_at_0_and_is_not_there_has_nothing_to_be_put_right(self, it: Bench) -> None:
+        """It may be drawn on at any moment, and what is posted to it then must not be written over."""
+        records = Records()
+        it.counter.know({"usd:top/user:1h": 3600.0})
+        it.tick()
+        filled(it, usd(1), records=records)
+        it.tick()
+        it.advance(3600.0)
+        new = usd(1, window=Window(HOUR.start + 3600, HOUR.end + 3600))
+        it.advance(11.0)
+        assert it.run(it.counter.opening(new, {}, again=True)) == []
+        assert it.run(check(it.counter, records, [new])) == {}
+        id, verdict = draw_as(it, new)
+        assert (verdict.happened, verdict.used) == (ADMITTED, [1])
+        record = records.add("j", id, [(new.field, 8)])
+        it.run(it.counter.posted("j", 0, 1, [record]))
+        records.ship()
+        assert it.run(check(it.counter, records, [new])) == {new.field: 0}
+
     # ---- what is not to stop anything
 
     @pytest.mark.parametrize("nonsense", [(("no field", 1),), (("a|b|1", 1.5),), (("a|b|x", 1),), (("a|b|1", 2**60),)])

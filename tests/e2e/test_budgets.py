@@ -4,7 +4,10 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sqlite3
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,6 +115,25 @@ async def test_what_was_spent_is_known_after_kill_9(tmp_path: Path) -> None:
                 gateway.process.kill()
                 gateway.process.wait()
                 gateway.process = None
+
+
+async def test_what_is_counted_in_memory_is_compared_by_the_admin_api(tmp_path: Path) -> None:
+    async with provider() as upstream:
+        text = config(upstream.port, "budgets: [{per: user, usd: 5, window: year, name: five}]")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        text = text.replace("server: {", f'server: {{admin: {{address: "127.0.0.1:{port}"}}, ', 1)
+        async with serving(text, tmp_path) as gateway:
+            for user in ("ada", "bob", "ada"):
+                assert (await ask(gateway, user=user)).status == 200
+            gateway.records(3)
+            line = [sys.executable, "-m", "tollhouse.cli", "budgets", "check", str(gateway.config)]
+            done = await asyncio.to_thread(
+                subprocess.run, line, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+            )
+            assert (done.returncode, done.stdout) == (0, "2 accounts: none differed from the ledger\n"), done.stderr
+            assert "budgets.check by admin" in gateway.text()
 
 
 async def test_a_budget_that_comes_later_knows_what_was_spent_before(tmp_path: Path) -> None:

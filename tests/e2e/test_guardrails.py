@@ -13,9 +13,11 @@ import yaml
 from tests.e2e.test_mcp_endpoints import ask as mcp
 from tests.fixtures.gateway import Gateway, serving, until
 from tests.fixtures.guard_services import guard_services
+from tests.fixtures.mcp_raw import Asked, result, upstream
 from tests.fixtures.mcp_suite import FIXTURE, ROOT
 from tests.fixtures.provider import Provider, Seen, begun
 from tests.fixtures.wire import Answer, once
+from tests.unit.endpoints.mcp.test_tasks import DECLARED, NEW, TASK, extension
 
 pytestmark = pytest.mark.anyio
 
@@ -273,6 +275,72 @@ async def test_tools_lists_and_refusals(tmp_path: Path) -> None:
         assert (answer.status, answer.headers["x-tollhouse-reason"]) == (403, "Guardrail")
         document = await once(gateway.url, "GET", "/tools/openapi.json", b"", {})
         assert SECRET.encode() not in document.body
+
+
+@pytest.mark.parametrize("of_the_server", [False, True])
+async def test_a_file_that_changes_alone_is_in_force_for_tools_too(tmp_path: Path, of_the_server: bool) -> None:
+    (tmp_path / "words.txt").write_text("rose\n")
+    rules = {"request": [{"keywords": {"file": "words.txt"}}]}
+    demo: dict[str, Any] = {"command": FIXTURE[0], "args": [*FIXTURE[1:], "--stdio"], "cwd": str(ROOT)}
+    config: dict[str, Any] = {"server": {"listen": "127.0.0.1:0"}, "mcp": {"servers": {"demo": demo}}}
+    (demo if of_the_server else config)["guardrails"] = rules
+    async with serving(yaml.safe_dump(config), tmp_path) as gateway:
+
+        async def refused(text: str) -> bool:
+            call = {"name": "echo", "arguments": {"message": text}}
+            return "error" in await asyncio.to_thread(mcp, f"{gateway.url}/mcp/demo", "tools/call", call)
+
+        for before, after in (("rose", "tulip"), ("tulip", "lily")):
+            assert (await refused(f"a {before}"), await refused(f"a {after}")) == (True, False)
+            since = gateway.log.stat().st_size
+            (tmp_path / "fresh").write_text(f"{after}\n")
+            (tmp_path / "fresh").replace(tmp_path / "words.txt")
+            await gateway.logged(r"configuration \d+ serves", since)
+            assert (await refused(f"a {before}"), await refused(f"a {after}")) == (False, True)
+
+
+def _tells(asked: Asked) -> Any:
+    """A server whose tool is a task, and gives a secret."""
+    if asked.method != "tasks/get":
+        return extension(asked)
+    done = {"resultType": "complete", "content": [{"type": "text", "text": SECRET}]}
+    return result(asked, {"resultType": "complete", **TASK, "status": "completed", "result": done})
+
+
+@pytest.mark.parametrize("level", ["top", "server", "tool"])
+async def test_a_task_and_what_goes_beside_a_call(tmp_path: Path, level: str) -> None:
+    rules = {"request": [{"pii": ["email"]}], "response": [{"secrets": True, "action": "mask"}]}
+    async with upstream(_tells) as server:
+        own: dict[str, Any] = {"url": server.url}
+        config: dict[str, Any] = {"server": {"listen": "127.0.0.1:0"}, "mcp": {"servers": {"u": own}}}
+        at = config if level == "top" else own if level == "server" else own.setdefault("tools", {"slow": {}})["slow"]
+        at["guardrails"] = rules
+        async with serving(yaml.safe_dump(config), tmp_path) as gateway:
+
+            async def said_to(method: str, of: str, meta: dict[str, Any] | None = None, **params: Any) -> Any:
+                client = {"io.modelcontextprotocol/clientInfo": {"name": "a", "version": "1"}, **DECLARED}
+                told = {"io.modelcontextprotocol/protocolVersion": NEW, **client, **(meta or {})}
+                body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": {**params, "_meta": told}}
+                accepts = {"accept": "application/json, text/event-stream", "mcp-protocol-version": NEW}
+                headers = {**JSON, **accepts, "mcp-method": method, "mcp-name": of}
+                answer = await once(gateway.url, "POST", "/mcp/u", json.dumps(body).encode(), headers)
+                return json.loads(answer.body)
+
+            await said_to("tools/list", "")
+            refused = await said_to("tools/call", "slow", {"example.com/note": "ada@example.org"}, name="slow")
+            assert "a guardrail" in refused["error"]["message"]
+            assert not server.calls("tools/call")
+            trace = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
+            created = await said_to("tools/call", "slow", {"example.com/note": "b", **trace}, name="slow")
+            passed = server.calls("tools/call")[-1].body["params"]["_meta"]
+            assert (passed["example.com/note"], passed["traceparent"]) == ("b", trace["traceparent"])
+            id = created["result"]["taskId"]
+            found = await said_to("tasks/get", id, taskId=id)
+            assert found["result"]["result"]["content"] == [{"type": "text", "text": "[ANTHROPIC]"}]
+            answers = {"q": {"action": "accept", "content": {"to": "ada@example.org"}}}
+            refused = await said_to("tasks/update", id, taskId=id, inputResponses=answers)
+            assert "a guardrail" in refused["error"]["message"]
+            assert not server.calls("tasks/update")
 
 
 async def test_a_providers_own_paths(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ class Agent:
 async def nodes(tmp_path: Path) -> AsyncIterator[tuple[Gateway, Gateway, Provider]]:
     """Two gateways on one state, before a provider whose streams take their time."""
     with valkey(tmp_path) as store:
-        async with provider(pace=1.0) as up:
+        async with provider(pace=0.5) as up:
             text = CONFIG.format(more="", state=f"state: {store.url}", port=up.port)
             for name in ("a", "b"):
                 (tmp_path / name).mkdir()
@@ -143,7 +143,7 @@ async def test_an_agent_or_a_key_has_nothing_under_way_any_more(tmp_path: Path, 
 
 
 async def test_a_gateway_alone_is_told_by_its_admin_api(tmp_path: Path) -> None:
-    async with provider(pace=1.0) as up:
+    async with provider(pace=0.5) as up:
         text = CONFIG.format(more="admin: 127.0.0.1:0, ", state="", port=up.port)
         async with serving(text, tmp_path) as node:
             address = (await node.logged(r"admin API on http://(\S+)"))[1]

@@ -14,6 +14,7 @@ import pytest
 from tests.fixtures.fault_proxy import Fault, FaultProxy
 from tests.fixtures.gateway import Gateway, gateway, serving, within
 from tests.fixtures.postgres import PASSWORD, WRITTEN, Postgres, postgres
+from tests.fixtures.valkey import valkey
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """
@@ -236,3 +237,34 @@ def test_a_budget_is_what_the_ledger_says_also_after_a_kill(server: Postgres, da
             database, "SELECT count(*), sum(amount) FROM draws WHERE field LIKE 'calls:%%few%%' AND amount > 0"
         )
         assert spent == [(5, 5)]
+
+
+def test_nodes_spend_from_one_budget_in_redis_that_is_what_the_database_says(
+    server: Postgres, database: str, tmp_path: Path
+) -> None:
+    places = [tmp_path / "one", tmp_path / "two"]
+    for where in places:
+        where.mkdir()
+    with valkey(tmp_path / "valkey") as state:
+        shared = f'state: {{url: "{state.url}", encryption_key: "0123456789abcdef0123456789abcdef"}}\n'
+        text = config(server.url(database)) + shared + BUDGET.replace("calls: 5", "calls: 8")
+        with gateway(text, places[0]) as one, gateway(text, places[1]) as two:
+            assert [call((one, two)[n % 2], "hello") for n in range(6)] == [200] * 6
+            os.kill(two.pid, signal.SIGKILL)
+            two.stop()
+            two.start()  # and what it left is shipped
+            state.do("FLUSHALL")
+            assert [call((one, two)[n % 2], "hello") for n in range(4)] == [200, 200, 429, 429]
+            within(20, lambda: recorded(server, database) == 10)
+            checked = command(places[0], "budgets", "check")
+            assert (checked.returncode, checked.stdout) == (0, "1 accounts: none differed from the ledger\n")
+            table = state.do("KEYS", "*:d")[0]
+            for field in state.do("HKEYS", table):
+                if field[-1:].isdigit():
+                    state.do("HINCRBY", table, field, 3)
+            checked = command(places[0], "budgets", "check", "--json")
+            assert checked.returncode == 1, checked.stderr
+            (drift,) = json.loads(checked.stdout)["drifts"]
+            assert (drift["whose"], drift["unit"], drift["by"]) == ("ci-bot", "calls", "3")
+            assert command(places[1], "budgets", "check").returncode == 0
+            within(10, lambda: "admin.budgets.check" in command(places[0], "audit", "list").stdout)

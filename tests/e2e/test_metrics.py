@@ -19,13 +19,20 @@ CONFIG = """
 server: {{listen: 127.0.0.1:0, metrics: 127.0.0.1:0}}
 ledger: sqlite:tollhouse.db
 telemetry: {{access_log: {{path: access.log}}}}
-providers: {{up: {{kind: openai, base_url: "http://127.0.0.1:{port}/v1", api_key: real-upstream-key}}}}
+providers:
+  up:
+    kind: openai
+    base_url: "http://127.0.0.1:{port}/v1"
+    api_key: key-of-ours
+    quota: {{limits: [{{requests: 1000}}]}}
 models:
-  - {{name: ok, targets: [{{provider: up}}]}}
+  - {{name: ok, targets: [{{provider: up}}], cache: {{exact: {{ttl: 1m, scope: shared}}}}}}
   - {{name: "500", targets: [{{provider: up}}], retry: {{attempts: 2, backoff: 1ms}}}}
 mcp: {{servers: {{demo: {{command: {python}, args: [-m, tollhouse.demo]}}}}}}
 authorize: {{rules: [{{deny: 'request.path == "/none"'}}]}}
 limits: [{{per: ip, requests: 1000, window: 1h}}]
+budgets: [{{per: all, calls: 1000, window: day}}]
+guardrails: {{request: [{{regex: "x+", action: flag}}]}}
 issuer:
   url: http://127.0.0.1:1
   resources: [{{uri: "https://api.example.com"}}]
@@ -47,6 +54,10 @@ ELSEWHERE = {
     "tollhouse_replays_total",
     "tollhouse_exchanges_total",  # which needs callers with tokens: test_exchange
     "tollhouse_gen_ai_cost_usd_total",  # prices
+    "tollhouse_guardrail_unable",  # with a guard that is asked and fails: test_guard_checks
+    "tollhouse_cache_state_failures_total",  # these with a shared state, and with answers by meaning: test_cache
+    "tollhouse_cache_semantic_samples_total",
+    "tollhouse_provider_quota_wait_seconds",  # with who waits: unit/backends/test_quota
     "tollhouse_mcp_integrity_tools",  # and these, with pins: test_tool_integrity
     "tollhouse_mcp_integrity_findings_total",
     "tollhouse_mcp_integrity_refusals_total",
@@ -62,7 +73,8 @@ async def test_each_family_has_a_sample(tmp_path: Path) -> None:
         gateway = await stack.enter_async_context(serving(config, tmp_path))
         headers = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
         for model, stream, status in (("ok", "false", 200), ("ok", "true", 200), ("500", "false", 502)):
-            body = b'{"model":"%b","stream":%b,"messages":[]}' % (model.encode(), stream.encode())
+            said = b'[{"role":"user","content":"x"}]'
+            body = b'{"model":"%b","stream":%b,"messages":%b}' % (model.encode(), stream.encode(), said)
             assert (await once(gateway.url, "POST", "/v1/chat/completions", body, headers)).status == status
         opened = await once(gateway.url, "POST", "/mcp", INITIALIZE, headers)
         session = {"mcp-session-id": opened.headers["mcp-session-id"], "mcp-protocol-version": "2025-11-25"}

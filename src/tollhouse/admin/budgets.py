@@ -1,4 +1,4 @@
-"""How budgets stand, by the ledger.
+"""How budgets stand, by the ledger; and whether what is counted says the same.
 
 Rule: the same as `tollhouse budgets` says. The ledger is asked in a thread.
 """
@@ -8,11 +8,12 @@ import time
 
 import msgspec
 
-from tollhouse.admin.operation import Answer, Asked, Moment, Operation, moment, unconfigured
+from tollhouse.admin.operation import Answer, Asked, Moment, Operation, moment, refused, unconfigured
 from tollhouse.core.errors import ConfigError, Failure, Reason
 from tollhouse.gateway.budget_report import BudgetLine, report
 from tollhouse.gateway.ledger import NothingRecorded, caught_up
 from tollhouse.gateway.premises import Premises
+from tollhouse.gateway.reconciliation import Drift
 from tollhouse.ledger.base import LedgerError
 
 __all__ = ["BudgetsResource"]
@@ -42,9 +43,28 @@ class BudgetsAnswer(msgspec.Struct):
     accounts: list[BudgetAccount]
 
 
+class BudgetDrift(msgspec.Struct, kw_only=True):
+    """An account that was not what the ledger says. budget: its allowance, in metrics too. start: of its window. by:
+    what was counted too much, below 0 too little; of `usd` dollars."""
+
+    budget: str
+    whose: str
+    unit: str
+    start: Moment
+    by: str
+
+
+class BudgetsChecked(msgspec.Struct):
+    """checked: how many accounts were compared with the ledger. drifts: those that differed, and do not any more."""
+
+    checked: int
+    drifts: list[BudgetDrift]
+
+
 class BudgetsResource:
     def __init__(self, premises: Premises) -> None:
         self._config = premises.config
+        self._check = premises.check_budgets
 
     def operations(self) -> list[Operation]:
         query = (("budget", "only the one of that name"),)
@@ -52,13 +72,27 @@ class BudgetsResource:
             Operation(
                 "budgets.list", "GET", "/api/budgets", "What was spent of each budget, and what is left", self.show,
                 BudgetsAnswer, query=query,
-            )
+            ),
+            Operation(
+                "budgets.check", "POST", "/api/budgets/check", "Compare what is counted of each budget with the "
+                "ledger, and put it right", self.check, BudgetsChecked,
+            ),
         ]  # fmt: skip
 
     async def show(self, asked: Asked) -> Answer:
         name = dict(asked.query).get("budget", "")
         lines = await asyncio.to_thread(self._report, name)
         return Answer(BudgetsAnswer([_account(line) for line in lines]))
+
+    async def check(self, asked: Asked) -> Answer:
+        config = self._config()
+        if config.ledger is None or self._check is None:
+            raise refused("there are no budgets: they need a `ledger`")
+        if config.state.is_memory and config.server.workers > 1:
+            raise refused("several workers share no memory: name a server in `state`, or set `server.workers` to 1")
+        found = await self._check()
+        drifts = [_drift(one) for one in found.drifts]
+        return Answer(BudgetsChecked(found.checked, drifts), f"{found.checked} accounts, {len(drifts)} put right")
 
     def _report(self, name: str) -> list[BudgetLine]:
         config = self._config()
@@ -74,19 +108,33 @@ class BudgetsResource:
             raise Failure(503, Reason.INTERNAL, message, detail=str(error), retry_after=1.0) from None
 
 
-def _account(line: BudgetLine) -> BudgetAccount:
-    def said(amount: int) -> str:
-        return f"{amount // 10**9}.{amount % 10**9:09d}" if line.unit == "usd" else str(amount)
+def _said(unit: str, amount: int) -> str:
+    sign, amount = "-" if amount < 0 else "", abs(amount)
+    return f"{sign}{amount // 10**9}.{amount % 10**9:09d}" if unit == "usd" else f"{sign}{amount}"
 
+
+def _drift(drift: Drift) -> BudgetDrift:
+    budget = drift.budget
+    unit = budget.spec.unit
+    return BudgetDrift(
+        budget=budget.allowance,
+        whose=drift.key.replace("\x01", "/"),
+        unit=unit,
+        start=moment(drift.start),
+        by=_said(unit, drift.by),
+    )
+
+
+def _account(line: BudgetLine) -> BudgetAccount:
     return BudgetAccount(
         budget=line.budget,
         scope=line.scope,
         per=line.per,
         whose=line.whose,
         unit=line.unit,
-        spent=said(line.spent),
-        amount=said(line.amount),
-        left=said(max(line.amount - line.spent, 0)),
+        spent=_said(line.unit, line.spent),
+        amount=_said(line.unit, line.amount),
+        left=_said(line.unit, max(line.amount - line.spent, 0)),
         start=moment(line.start),
         end=moment(line.end),
         summed=line.summed,

@@ -1,7 +1,7 @@
 """The budgets that a configuration has, and the accounts of them: whose, and which records of the ledger are theirs.
 
-Rule: what a key of a budget stands for in columns of records is said here once, both ways. A key that is no column (CEL,
-a model with a `*`, a caller without a name) is known by what records say they drew on, and listed nowhere.
+Rule: what a key of a budget stands for in columns of records is said here once, both ways. A key that is no column
+(CEL, a model with a `*`, a caller without a name) is known by what records say they drew on, and listed nowhere.
 """
 
 from collections.abc import Iterator, Mapping

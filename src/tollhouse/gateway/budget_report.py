@@ -15,6 +15,7 @@ from tollhouse.policies.windows import clock_of
 
 __all__ = ["BudgetLine", "report"]
 
+
 class BudgetLine(msgspec.Struct, kw_only=True):
     """One key's account of one budget. scope: where it stands: top, model smart. per: as configured. whose: the key,
     its parts with a slash between them. unit, spent, amount: nano-dollars of usd. start, end: unix seconds of the

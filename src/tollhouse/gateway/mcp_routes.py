@@ -191,6 +191,13 @@ class McpRoutes:
                     layers += below.layers(AUTHORIZE)
                     looking[tool] = below.layers(GUARD_ANSWERS)
                 chain = call_chain(policies, end)
+                of_tasks = {
+                    tool: call_chain(own.policies((GUARD_REQUESTS, GUARD_ANSWERS), self._parts), chain)
+                    for tool, own in (
+                        (tool, Scopes(("tool", f"{name}/{tool}", own))) for tool, own in one.tools.items()
+                    )
+                    if own.layers(GUARD_ANSWERS)
+                }
                 visible = _visible(rules, guards, bounded=self._assembly.bounded)
                 shown = _overrides(one.tools)
                 servers[name] = Server(
@@ -206,6 +213,7 @@ class McpRoutes:
                     described=described(layers),
                     last=end,
                     lasts=lasts,
+                    of_tasks=of_tasks,
                     vouches=bool(scopes.policies((IDENTITY, EXCHANGE), self._parts_for(scopes, name))),
                     connect=None if accounts is None else Connect(name, accounts.host),
                     looked_at=descriptions(name, scopes.layers(GUARD_ANSWERS), looking, self._parts),

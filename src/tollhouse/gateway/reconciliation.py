@@ -1,8 +1,8 @@
 """Budgets against the ledger: what the counter says was spent is summed up anew, and put right where it differs.
 
 Rule: nothing is ever expected to differ; what does is counted, logged and mended while calls go on. One node does it,
-each hour, slowly. Accounts are those that the ledger lists (`budget_accounts`): up to 1000 of each budget, in the window
-of now. While records are still on their way to the ledger nothing is put right.
+each hour, slowly. Accounts are those that the ledger lists (`budget_accounts`): up to 1000 of each budget, in the
+window of now. While records are still on their way to the ledger nothing is put right.
 
 After a change of the configuration a budget that is new is looked at once more: what the calls came to that began
 before it is in the ledger, and was drawn on nothing.
@@ -56,10 +56,15 @@ class Reconciled(NamedTuple):
 
 
 async def reconcile(
-    counter: Counter, history: LedgerHistory, budgets: Sequence[Budget], now: float, pause: float = 0.0
+    counter: Counter,
+    history: LedgerHistory,
+    budgets: Sequence[Budget],
+    now: float,
+    pause: float = 0.0,
+    patience: float = _PATIENCE,
 ) -> Reconciled:
-    """Compare what was spent of these budgets with the ledger, and put it right. now: unix seconds. Raises LedgerError
-    and Failure 503."""
+    """Compare what was spent of these budgets with the ledger, and put it right. now: unix seconds. patience: seconds
+    for records that are on their way to the ledger. Raises LedgerError and Failure 503."""
     checked, drifts = 0, []
     for budget in budgets:
         nothing: list[Draw] = []
@@ -67,7 +72,7 @@ async def reconcile(
         most = max(1, _AT_ONCE // (1 + len(draws[0].earlier))) if draws else 1
         for at in range(0, len(draws), most):
             batch = draws[at : at + most]
-            found = await check(counter, history, batch, _PATIENCE, strict=True)
+            found = await check(counter, history, batch, patience, strict=True)
             checked += len(found)
             for draw in batch:
                 for field, window in draw.slots:

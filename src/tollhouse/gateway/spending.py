@@ -57,8 +57,8 @@ def asked(config: Config) -> Callable[[str], tuple[Sequence[Asked], int] | None]
 
 class Spending:
     """What a worker's calls hold, and a counter that is filled from the ledger and catches up with it. serves() comes
-    first, then start(). ledger: of its own, None where nothing is recorded. whole: as of LedgerHistory. lease, every: as
-    of Reconciliation."""
+    first, then start(). ledger: of its own, None where nothing is recorded. whole: as of LedgerHistory. lease, every:
+    as of Reconciliation."""
 
     def __init__(
         self,

@@ -60,7 +60,7 @@ _SPENT: Final[Mapping[Unit, str]] = {
     "input_tokens": "input + cache_read + cache_write",
     "output_tokens": "output",
     # As budgets count them: a model's call, or a tool's, that was let in.
-    "calls": "CASE WHEN adjust_of = '' AND outcome NOT IN ('denied', 'invalid') AND (server = '' OR tool <> '') "
+    "calls": "CASE WHEN adjust_of = '' AND outcome NOT IN ('denied', 'invalid') AND reason <> 'Overloaded' AND (server = '' OR tool <> '') "
     "THEN 1 ELSE 0 END",
 }
 

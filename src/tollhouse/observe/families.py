@@ -163,7 +163,7 @@ class Families:
         )
         self.cache_failures: Family[Count] = counter(
             "cache_state_failures_total",
-            "What a shared state could not do for the cache: get, put, remove, slow, read (damaged), dropped (unwritten).",
+            "What a shared state could not do for the cache: get, put, remove, slow, read (damaged), dropped.",
             ("operation",),
         )
         self.cache_compared: Family[Count] = counter(

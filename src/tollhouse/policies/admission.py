@@ -354,8 +354,9 @@ class Admission:
                 held = call.hold = self._holds.add(id, taking.draws, taking.allowances)
                 held.at, held.nano = int(verdict.at * 1e6), taking.nano
                 quote = taking.quote
-                if quote is not None and quote.output >= 0 and not quote.open:
-                    held.most = quote.input, quote.output
+                if quote is not None and isinstance(call, ModelCall):
+                    held.most = quote.most()
+                    held.likely = quote.input, quote.output if quote.output >= 0 else taking.likely(call)
                 # The last of all ends: whoever records the call posts it before, and then nothing is left to do.
                 call.request.ends.insert(0, partial(_let_go, held, self._quotes, call))
         if taking.limits:
@@ -416,6 +417,10 @@ def _settle(
     counter: Counter, id: str, call: Call, limits: Sequence[Limit], charges: Sequence[Charge], ending: Ending
 ) -> None:
     """Correct what was taken on an estimate."""
+    context, hold = call.context, call.hold
+    usage = context.usage
+    if usage is not None and hold is not None and (believed := hold.believed(usage)) is not usage:
+        context.usage, context.shares, context.cost_nano = believed, (), None
     corrected: list[Charge] = []
     amounts: list[int] = []
     for limit, charge in zip(limits, charges, strict=True):

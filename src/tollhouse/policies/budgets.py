@@ -25,7 +25,7 @@ from tollhouse.core.spec import Spec
 from tollhouse.policies.admission import Taking, joined
 from tollhouse.policies.base import Kind, Layer, Parts, wrong
 from tollhouse.policies.quotes import can_shorten, spent_of, worth
-from tollhouse.policies.whose import WHOSE, Key, calls, checked_per, key_of
+from tollhouse.policies.whose import TAGS, WHOSE, Key, calls, checked_per, key_of
 from tollhouse.policies.windows import CALENDAR, RollingSpec, Word, checked_window, checked_zone, clock_of
 from tollhouse.store.base import Draw, Verdict, Window
 
@@ -35,6 +35,7 @@ _PER: Final = ("org", "team", "user", "key", "agent", "model", "tool", "server",
 _UNITS: Final = ("usd", "tokens", "input_tokens", "output_tokens", "calls")
 _SHORTEST: Final = 16  # tokens: an answer that is cut shorter than that is none
 _MOST: Final = 2**53 - 1
+_DRAWN: Final = 100  # accounts of one call
 _KEYS: Final = 10_000  # that callers make up, in one window and worker
 _PATIENCE: Final = 60.0  # seconds that it makes sense for a client to wait in
 _FINAL: Final = (b"x-should-retry", b"false")
@@ -368,6 +369,7 @@ _NEVER = {"model": ("tool", "server"), "server": ("model",), "tool": ("model",)}
 
 def _build(layers: tuple[Layer, ...], parts: Parts) -> Any:
     budgets: list[_Budget] = []
+    drawn = 0
     names: set[str] = set()
     taken: set[str] = set()
     for layer in layers:
@@ -380,6 +382,10 @@ def _build(layers: tuple[Layer, ...], parts: Parts) -> Any:
                 raise wrong(layer, path, f"`{spec.unit}` can have no effect on a {layer.level}: only models cost")
             if layer.level in ("server", "tool") and spec.on_exceed == "fallback":
                 raise wrong(layer, path, f"`fallback` can have no effect on a {layer.level}: it names a model")
+            drawn += TAGS if spec.per == "tag" else 1
+            if drawn > _DRAWN:
+                message = f"one call would draw on more than {_DRAWN} accounts here: a budget of tags counts {TAGS}"
+                raise wrong(layer, path, message)
             allowance = allowance_of(spec, layer.where)
             if allowance in taken:
                 message = "there is one before it of the same `per`, unit and window: give one of them a `name`"

@@ -43,7 +43,8 @@ class Drawer(Protocol):
 
 
 class Held:
-    """One call's hold: a `core.call.Hold`. most: tokens of its prompt and of its answer, where both have a bound."""
+    """One call's hold: a `core.call.Hold`. most: tokens that its prompt and its answer can have, None where none is
+    known. likely: those that are charged where a provider tells what cannot be."""
 
     __slots__ = (
         "_among",
@@ -54,6 +55,7 @@ class Held:
         "_posted",
         "at",
         "id",
+        "likely",
         "most",
         "nano",
         "over",
@@ -73,6 +75,7 @@ class Held:
         self.at = 0
         self.nano = 0
         self.most: tuple[int, int] | None = None
+        self.likely = (0, 0)
         self.until = until
         self.over = False
 
@@ -90,9 +93,14 @@ class Held:
         most = self.most
         if most is None or (usage.total <= _DOUBT * sum(most) and min(usage.input, usage.output) >= 0):
             return usage
-        log.warning("a provider tells %d tokens where %d were the most: those are charged", usage.total, sum(most))
+        log.warning(
+            "a provider tells %d tokens where %d were the most: %d are charged",
+            usage.total,
+            sum(most),
+            sum(self.likely),
+        )
         self._among.doubted()
-        return Usage(*most, estimated=True, tier=usage.tier)
+        return Usage(*self.likely, estimated=True, tier=usage.tier)
 
     def post(self, journal: str, seq: int) -> None:
         # Also when nothing is held any more: a call may outlive its request, and what it came to counts all the same.

@@ -32,6 +32,7 @@ from tollhouse.policies.limit_spec import LimitSpec
 from tollhouse.policies.quotes import Quotes
 from tollhouse.policies.whose import WHOSE, calls, key_of
 from tollhouse.store.base import Buckets, Charge, Draw, Rate, Verdict
+from tollhouse.wire.llm.tokens import MOST_OUTPUT
 
 __all__ = ["LIMITS", "LIMITS_ROUTE", "LimitSpec", "Limits"]
 
@@ -90,6 +91,7 @@ def _answer(usage: Usage) -> int:
     return usage.output
 
 
+_CANNOT_BE: Final = 16 * MOST_OUTPUT  # tokens of one call: a debt of more would shut its caller out for years
 _USED: dict[str, Callable[[Usage], int]] = {"tokens": _total, "input_tokens": _prompt, "output_tokens": _answer}
 
 
@@ -97,8 +99,8 @@ class _Limit:
     """One limit, ready to be asked. rate: None for one of calls at once, which has an allowance instead."""
 
     __slots__ = (
-        "_quotes", "_spent", "allowance", "always", "amount", "buckets", "fallback", "header", "hits", "key", "most",
-        "name", "near", "on_store_failure", "over", "policy", "rate", "settles", "shown", "style", "unasked_count",
+        "_doubted", "_quotes", "_spent", "allowance", "always", "amount", "buckets", "fallback", "header", "hits",
+        "key", "most", "name", "near", "on_store_failure", "over", "policy", "rate", "settles", "shown", "style", "unasked_count",
         "unit", "units", "warn", "window",
     )  # fmt: skip
 
@@ -120,6 +122,7 @@ class _Limit:
         self.always = unit == "requests" or (unit == "concurrent" and of_requests)  # concerns every call
         self.settles = unit in _OF_MODELS
         self._quotes = parts.quotes
+        self._doubted = families.budget_doubts.child()
         self._spent = _USED.get(unit)
         # Units where it is not `always` one; 0: not its business.
         self.amount = _dollars(parts.quotes) if unit == "usd" else _AMOUNTS.get(unit, calls)
@@ -172,6 +175,9 @@ class _Limit:
         """Units that a request's answer came to; -1 where nobody counted, so that the estimate stays."""
         usage = context.usage
         if usage is not None:
+            if usage.total > _CANNOT_BE:
+                self._doubted.value += 1
+                return -1
             if self._spent is not None:
                 return self._spent(usage)
             cost = None if self._quotes is None else self._quotes.cost(context)

@@ -230,13 +230,12 @@ class Meter:
         status = ending.status
         reason = ending.reason if failure is None else failure.reason
         outcome = _OK if status < 400 and failure is None else outcome_at_end(ending)
-        row = self._row(call, outcome, status, reason)
         usage = call.context.usage
-        if usage is not None:
-            if call.hold is not None:
-                usage = self._believed(call, usage)
-            if not call.context.cached:
-                self._observe(call, usage, row, began, now)
+        if usage is not None and call.hold is not None:
+            usage = self._believed(call, usage)
+        row = self._row(call, outcome, status, reason)
+        if usage is not None and not call.context.cached:
+            self._observe(call, usage, row, began, now)
         if self._journal is None:
             self._unrecorded(call, row)
             return
@@ -384,7 +383,8 @@ class Meter:
         if row is None:
             name = self._name(call, outcome)
             recorded = _labels(call, outcome, status, reason, estimated, name, self._answered(context.model_answered))
-            row = _Row(recorded, outcome not in _NOT_COUNTED and _billable(call))
+            let_in = outcome not in _NOT_COUNTED and reason != Reason.OVERLOADED
+            row = _Row(recorded, let_in and _billable(call))
             if len(row.recorded) <= _SMALL and name != OTHER:  # which another name, or a later call, is not
                 if len(self._rows) >= _REMEMBERED:
                     self._rows.clear()

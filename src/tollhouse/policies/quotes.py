@@ -61,6 +61,11 @@ class Quote(Struct, gc=False):
     def free(self) -> bool:
         return self.rates == (0, 0, 0)
 
+    def most(self) -> tuple[int, int]:
+        """Tokens that prompt and answer can have at all; where nothing bounds them, those of the largest there are."""
+        prompt = max(self.input, MOST_OUTPUT) if self.open else self.input
+        return prompt, self.output if self.output >= 0 else MOST_OUTPUT
+
     def cost(self, input: int, output: int) -> int:
         """Nano-dollars of so many tokens, rounded up; 0 where no price is known."""
         if self.rates is None:

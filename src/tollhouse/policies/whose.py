@@ -13,7 +13,7 @@ from tollhouse.core.call import Call, ModelCall, Principal, ToolCall
 from tollhouse.core.expr import Expression, Undecided
 from tollhouse.core.forwarded import network_of
 
-__all__ = ["ANONYMOUS", "WHOSE", "Key", "calls", "checked_per", "key_of", "tags_of"]
+__all__ = ["ANONYMOUS", "TAGS", "WHOSE", "Key", "calls", "checked_per", "key_of", "tags_of"]
 
 Key = Callable[[Call], str | None]
 """Whose; None where a call is no concern of it."""
@@ -21,7 +21,7 @@ Key = Callable[[Call], str | None]
 ANONYMOUS: Final = "\x01anonymous"
 
 _LONGEST = 256
-_TAGS = 16
+TAGS: Final = 16
 _TAG = re.compile(r"[A-Za-z0-9_.:/@+-]{1,64}")
 
 
@@ -103,7 +103,7 @@ def tags_of(value: bytes) -> tuple[str, ...]:
     """The tags in a header field x-tollhouse-tags: words of up to 64 letters with a comma between them, sorted; what is
     no word is left out, and what comes after 16 of them."""
     words = {word.strip() for word in value.decode("latin-1").split(",")}
-    return tuple(sorted(word for word in words if _TAG.fullmatch(word))[:_TAGS])
+    return tuple(sorted(word for word in words if _TAG.fullmatch(word))[:TAGS])
 
 
 def checked_per(value: str, names: tuple[str, ...]) -> str:

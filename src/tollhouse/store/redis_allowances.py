@@ -48,7 +48,8 @@ _EVERY = 1.0  # seconds between two looks at what may be lost
 _KNOWN = b"5"  # seconds until an allowance that is new counts as known by all workers
 _STALE = b"10"  # seconds in which who began to fill a field is expected to have done it
 _DOUBTFUL = 3  # times that a hold is voided of which nobody knows whether it is there
-_MOST_DRAWS = 32
+_MOST_DRAWS = 128
+_MOST_FIELDS = 3500  # looked at in one admission: a script's arguments have a bound
 
 _HAPPENED: dict[bytes, Happened] = {b"a": ADMITTED, b"c": REFUSED, b"d": REFUSED, b"w": WINDOW, b"o": OPEN}
 
@@ -139,7 +140,8 @@ class RedisAllowances:
             )
             for earlier in draw.earlier:
                 arguments.append(b"%d" % earlier)
-        if len(bases) < len(draws) or len(draws) > _MOST_DRAWS:
+        fields = sum(len(draw.earlier) for draw in draws) + len(draws)
+        if len(bases) < len(draws) or len(draws) > _MOST_DRAWS or fields > _MOST_FIELDS:
             raise ValueError(f"an admission has at most {_MOST_DRAWS} draws, each on another allowance or key")
         keys = [*self._keys, *map(self._name_of, charges)]
         try:

@@ -1,7 +1,7 @@
 """An admin API over real parts of a gateway: its ledger's file, its state, its keys."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from tollhouse.core.errors import Failure
 from tollhouse.core.http import Headers, Request
 from tollhouse.gateway.account_list import AccountList
 from tollhouse.gateway.premises import Premises
+from tollhouse.gateway.reconciliation import Reconciled
 from tollhouse.issuer.keys import SigningKeys
 from tollhouse.issuer.spec import KeysSpec
 from tollhouse.policies.audit import Audit
@@ -37,6 +38,7 @@ class House:
         audit: Audit | None = None,
         admin: str = ADMIN,
         ledger: str | None = None,
+        check_budgets: Callable[[], Awaitable[Reconciled]] | None = None,
     ) -> None:
         file = f"ledger: sqlite:{where}/keys.db\n" if ledger is None else ledger
         text = f"server: {{admin: {admin}}}\n{file}authenticate: {{issued: true}}\n{more}"
@@ -55,6 +57,7 @@ class House:
             lambda: keys,
             lambda: audit,
             lambda: self.accounts,
+            check_budgets,
         )
         self.handle = api(premises)
         self.requests: list[Request] = []

@@ -9,6 +9,8 @@ import pytest
 from tests.unit.admin.house import House
 
 from tollhouse.cli import main
+from tollhouse.gateway.budget_accounts import budgets_of
+from tollhouse.gateway.reconciliation import Drift, Reconciled
 from tollhouse.ledger.journal import Journal
 from tollhouse.ledger.records import UsageRecord
 
@@ -55,6 +57,24 @@ async def test_the_admin_api(where: Path) -> None:
     assert [one["budget"] for one in found["accounts"]] == ["by-cel"]
     assert (await house.ask("GET", "/api/budgets?user=ada"))[0] == 400
     assert (await house.ask("GET", "/api/budgets", key="another-key-of-32-characters-here"))[0] == 401
+
+
+async def test_they_are_compared_with_the_ledger(tmp_path: Path) -> None:
+    async def checks() -> Reconciled:
+        budgets = {one.spec.unit: one for one in budgets_of(house.config)}
+        drifts = [
+            Drift(budgets["usd"], "ada", 1_790_000_000, -1_500_000_000), Drift(budgets["calls"], "o\x01t", 1, 2),
+        ]  # fmt: skip
+        return Reconciled(7, drifts)
+
+    house = House(tmp_path, MORE, check_budgets=checks)
+    status, found, _ = await house.ask("POST", "/api/budgets/check")
+    assert (status, found["checked"]) == (200, 7)
+    told = [(one["budget"], one["whose"], one["unit"], one["by"]) for one in found["drifts"]]
+    assert told == [
+        ("usd:top/money:year", "ada", "usd", "-1.500000000"), ("calls:model m/user:year", "o/t", "calls", "2"),
+    ]  # fmt: skip
+    assert (await House(tmp_path, MORE).ask("POST", "/api/budgets/check"))[0] == 409
 
 
 async def test_without_a_ledger_yet(tmp_path: Path) -> None:

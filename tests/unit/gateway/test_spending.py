@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tollhouse.cli.budgets import _table
 from tollhouse.config.parse import parse
@@ -22,7 +24,9 @@ from tollhouse.ledger.records import USAGE, UsageRecord
 from tollhouse.ledger.sqlite import SqliteLedger
 from tollhouse.observe.families import Families
 from tollhouse.observe.metrics import Metrics
+from tollhouse.policies.budgets import BudgetSpec, window_seconds
 from tollhouse.policies.windows import clock_of
+from tollhouse.store.allowances import GRACE, kept_until
 from tollhouse.store.base import ADMITTED, OPEN, Draw, Window
 from tollhouse.store.memory import MemoryCounter
 
@@ -97,6 +101,40 @@ def test_what_a_configuration_says(config: Config) -> None:
     found = asked(config)
     assert found("m") == ([("one", "x"), ("one", ""), ("one", "y")], 1)
     assert found("w/*") == ([("one", "*"), ("one", "")], 2)
+
+
+@pytest.mark.parametrize("window", ["hour", "day", "week", "month", "quarter", "year", 60, 61, 100, 86400, 8_000_000])
+@given(now=st.integers(1_600_000_000, 2_000_000_000))
+def test_what_is_kept_of_a_field_is_all_that_counts(window: Any, now: int) -> None:
+    fields: dict[str, Any] = {"per": "user", "calls": 1}
+    if isinstance(window, str):
+        fields |= {"window": window, "zone": "Europe/Berlin"}
+    else:
+        fields["window"] = {"rolling": f"{window}s"}
+    spec = BudgetSpec.model_validate(fields)
+    start, end, earlier = clock_of(spec.window, spec.zone).at(now)
+    draw = Draw("calls:x", "", 1, None, Window(start, end), earlier)
+    assert window_seconds(spec) >= kept_until(draw) - GRACE - start
+
+
+def test_the_accounts_of_a_ledger_are_those_that_calls_draw_on(config: Config, ledger: SqliteLedger) -> None:
+    """What is listed of a record is what its call drew on; a caller without a name is nobody's in columns."""
+    tool = {"model_asked": "", "server": "shop", "tool": "order", "input": 0, "output": 0, "operation": "tools/call"}
+    ship(ledger, record(tags=("red",)), record(user="", team="", org=""), record(**tool))
+    found = {budget.allowance: {draw.key for draw in accounts(budget, NOW, ledger)} for budget in budgets_of(config)}
+    assert found["usd:top/all:day"] == {""}
+    assert found["usd:top/org:day"] == {"o", ""}
+    assert found["calls:top/team:rolling 2592000s"] == {"o\x01t", ""}
+    assert found["input_tokens:top/user:day"] == {"ada"}
+    assert found["usd:top/tag:day"] == {"red"}
+    assert found["calls:top/tool:day"] == {"shop/order"}
+    assert found["output_tokens:top/model:day"] == {"m"}
+    assert found["calls:tool shop/order/tool:day"] == {"shop/order"}
+    assert found["calls:model w/*/user:day"] == found['usd:top/request.headers["x-p"]:day'] == set()
+    for budget in budgets_of(config):
+        for draw in accounts(budget, NOW, ledger):
+            assert draw.window.start <= NOW < draw.window.end
+            assert budget.whose(draw.key) is not None
 
 
 async def test_whose_records_are_whose(config: Config, ledger: SqliteLedger, tmp_path: Path) -> None:

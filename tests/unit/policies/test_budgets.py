@@ -392,6 +392,23 @@ async def test_usage_that_cannot_be_is_not_believed(house: House) -> None:
     assert believed.estimated
     assert believed.output == 10
     assert believed.total < 1000
+    open_ended = asked(most=None)  # a bound of its own it has none, but no answer is that long
+    await handler(open_ended)
+    assert open_ended.hold is not None
+    long = Usage(300, 300_000)
+    assert open_ended.hold.believed(long) is long
+    believed = open_ended.hold.believed(Usage(4_000_000_000, 4_000_000_000))
+    assert (believed.estimated, believed.output) == (True, 1024)
+
+
+async def test_limits_do_not_believe_what_budgets_do_not(house: House) -> None:
+    limits = [{"per": "user", "tokens": 100_000, "window": "1m"}]
+    handler = house.chain({"per": "user", "tokens": 10**12}, limits=limits)
+    call = asked()
+    assert await house.status(handler, call, Usage(900_000_000, 600_000_000)) == 200
+    assert call.context.usage is not None
+    assert call.context.usage.estimated
+    assert await house.status(handler, asked()) == 200
 
 
 async def test_no_cycles(house: House) -> None:
@@ -476,6 +493,13 @@ def test_bad_budgets_are_refused(wrong: dict[str, Any], said: str) -> None:
 def test_where_budgets_can_have_no_effect(level: Any, spec: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         House(far=False).chain(spec, level=level)
+
+
+def test_one_call_draws_on_so_many_accounts() -> None:
+    tags = [{"per": "tag", "calls": 1, "name": f"t{n}"} for n in range(7)]
+    House(far=False).chain(*tags[:6])
+    with pytest.raises(ConfigError, match="more than 100 accounts"):
+        House(far=False).chain(*tags)
 
 
 def test_two_of_the_same_need_names() -> None:

@@ -181,7 +181,10 @@ async def test_tokens_are_reserved_and_settled(parts: Make) -> None:
     assert 61 <= caught.value.retry_after <= 67.1  # 101 over 100, and up to a tenth
 
 
-@pytest.mark.parametrize("usage, status, left", [(None, 200, 40), (None, 400, 100), (Usage(0, 0), 200, 100)])
+@pytest.mark.parametrize(
+    "usage, status, left",
+    [(None, 200, 40), (None, 400, 100), (Usage(0, 0), 200, 100), (Usage(4_000_000_000, 5), 200, 40)],
+)
 async def test_what_nobody_counted(parts: Make, usage: Usage | None, status: int, left: int) -> None:
     handler = chain(parts(Time(), entrance="llm"), limits({"per": "user", "tokens": 100}))
     call = model(estimate=60)

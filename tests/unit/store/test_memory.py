@@ -10,8 +10,9 @@ from tests.conformance.counter import Bench, CounterSuite, Direct, admit
 
 from tollhouse.core.clock import SLICES, Clock
 from tollhouse.core.errors import Failure
-from tollhouse.store.base import Buckets, Charge, Counter, Rate, Verdict
+from tollhouse.store.base import Buckets, Charge, Counter, Draw, Rate, Verdict, Window
 from tollhouse.store.memory import MemoryCounter, MemoryState, MemoryValues
+from tollhouse.store.memory_allowances import MemoryAllowances
 from tollhouse.store.topics import Topics
 
 T = TypeVar("T")
@@ -281,3 +282,23 @@ def test_gaps_are_told_once_to_those_who_may_lack_something(caplog: pytest.LogCa
     topics.regained()
     assert told == ["fail", "t", "fail", "later"]
     assert emptied == []
+
+
+def test_who_has_an_allowance_spends_on_when_there_is_no_room_for_more() -> None:
+    now = [float(NOW)]
+    clock = Clock()
+    table = MemoryAllowances(clock, lambda charges: Verdict(-1, 0.0, []), wall=lambda: now[0], limit=3)
+    table.know({"usd:x": 3600.0})
+    table.opening(Draw("usd:x", "", 1, None, Window(NOW - 600, NOW + 60)), {}, again=False)
+    now[0] += 60
+    new = Window(NOW + 60, NOW + 3660)
+    a, b, c, d = [Draw("usd:x", key, 1, 100, new) for key in "abcd"]
+    for n in range(12):
+        draw = (a, b, c)[n % 3]
+        assert table.admit(f"id{n}", (), [draw]).used == [1 + n // 3]
+        table.post("j", n + 1, f"id{n}", [(draw.field, 1)])
+    with pytest.raises(Failure) as caught:
+        table.admit("new", (), [a, d])
+    assert caught.value.status == 503
+    at_once = Draw("concurrent:x", "a", 1, 1, kept=False)
+    assert table.admit("last", (), [a, at_once]).used == [5, 1]

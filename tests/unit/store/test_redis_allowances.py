@@ -99,6 +99,20 @@ async def test_an_admission_whose_answer_is_lost_holds_once(server: Valkey, cloc
         assert await used(counter, usd(0)) == 60
 
 
+async def test_a_call_with_many_tags_draws_on_all_of_their_accounts(server: Valkey, clock: Clock) -> None:
+    now = int(time.time()) // 3600 * 3600
+    earlier = tuple(now - 3600 * n for n in range(24, 0, -1))
+    span = Window(now, now + 7200)
+    async with state(server.url, clock) as counter:
+        draws = [Draw("calls:x", f"tag{n}", 1, 9, span, earlier) for n in range(128)]
+        await seed(counter, Records(), draws[:1])
+        counter.know({"calls:x": 1e6})
+        verdict = await counter.admit(next(IDS), (), draws)
+        assert verdict.happened in (ADMITTED, OPEN)
+        with pytest.raises(ValueError, match="at most 128 draws"):
+            await counter.admit(next(IDS), (), [*draws, Draw("calls:x", "more", 1, 9, span)])
+
+
 async def test_who_does_not_wait_holds_nothing(server: Valkey, clock: Clock) -> None:
     """Nobody knows whether it was admitted, so it is voided, more than once: it may be done after that."""
     async with state(server.url, clock) as counter:

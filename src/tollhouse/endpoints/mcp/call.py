@@ -118,7 +118,11 @@ async def put(
     )
     if asking.task and asking.method == "tasks/result":
         asking.translation.method, asking.translation.related = "tools/call", asking.task
-    chain = (server.tools.get(original) if server.tools and asking.method == "tools/call" else None) or server.chain
+    chain = server.chain
+    if asking.method == "tools/call":
+        chain = server.tools.get(original, chain)
+    elif asking.task and server.of_tasks:
+        chain = server.of_tasks.get(context.tool, chain)
     told = partial(_told, asking, server, bridge, retry)
     in_flight = begin(asking)
     streams = False

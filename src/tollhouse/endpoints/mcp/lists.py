@@ -99,6 +99,7 @@ class Guard(Protocol):
 class Server:
     """A server behind an endpoint. chain: policies and backend; tools: the same for tools with policies of their own.
     last, lasts: the ends of these chains, behind all that is asked once for a call; None for the backend alone.
+    of_tasks: for what is asked about a task of one of its tools: `chain` behind the guards of that tool.
     vouches: what goes out says in whose name, by tokens made for that. connect: what it lists for users who have no
     account there, None where they need none.
     permitted: None when nothing is ever refused. shown: None where nobody is waited for. bridged: it may ask agents of
@@ -107,7 +108,7 @@ class Server:
 
     __slots__ = (
         "__weakref__", "_last", "_lasts", "bridged", "chain", "connect", "described", "guard", "looked_at", "name",
-        "overrides", "permitted", "shown", "tools", "upstream", "vouches",
+        "of_tasks", "overrides", "permitted", "shown", "tools", "upstream", "vouches",
     )  # fmt: skip
 
     def __init__(
@@ -125,6 +126,7 @@ class Server:
         described: bool = False,
         last: Handler[ToolCall, Reply] | None = None,
         lasts: Mapping[str, Handler[ToolCall, Reply]] | None = None,
+        of_tasks: Mapping[str, Handler[ToolCall, Reply]] | None = None,
         vouches: bool = False,
         connect: Connect | None = None,
         looked_at: LookedAt | None = None,
@@ -134,6 +136,7 @@ class Server:
         self.vouches = vouches
         self._last = last if last is not None else upstream.handle
         self._lasts = dict(lasts) if lasts else {}
+        self.of_tasks = dict(of_tasks) if of_tasks else {}
         self.bridged = bridged
         self.described = described
         self.guard = guard
@@ -145,10 +148,12 @@ class Server:
         self.permitted = permitted
         self.shown = shown
 
-    def again(self, call: ToolCall) -> Awaitable[Reply]:
+    def again(self, call: ToolCall, tool: str = "") -> Awaitable[Reply]:
         """Ask the server once more, or for something about it, within a call that its chain has let through: with
-        credentials that are good now, past no guard, and without what is asked or counted once. Raises Failure."""
-        last = self._lasts.get(call.name) if self._lasts and call.method == "tools/call" else None
+        credentials that are good now, past no guard, and without what is asked or counted once. tool: whose task it is
+        about. Raises Failure."""
+        called = call.name if call.method == "tools/call" else tool
+        last = self._lasts.get(called) if self._lasts else None
         return (last or self._last)(call)
 
     def exposed(self, kind: Kind, listing: Listing) -> Listing:

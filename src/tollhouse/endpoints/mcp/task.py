@@ -57,7 +57,7 @@ class Sub:
     async def ask(self, call: ToolCall, method: str, **more: msgspec.Raw) -> jsonrpc.Message:
         """The server's answer to `method`. Raises Failure."""
         made = self.call(call, method, **more)
-        return await final(made, await self.server.again(made))
+        return await final(made, await self.server.again(made, self.found.tool))
 
     def call(self, call: ToolCall, method: str, **more: msgspec.Raw) -> ToolCall:
         profile = self.found.profile | (TASKS if self.found.new else 0)

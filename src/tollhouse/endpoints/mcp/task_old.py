@@ -165,7 +165,7 @@ class OldTasks:
         """Open the stream on which the server asks what a task needs; it outlives the request that wants to know."""
         made = sub.call(call, "tasks/result")
         made.context = msgspec.structs.replace(call.context)
-        return made, await sub.server.again(made)
+        return made, await sub.server.again(made, sub.found.tool)
 
     async def _update(self, sub: Sub, call: ToolCall) -> Reply:
         try:

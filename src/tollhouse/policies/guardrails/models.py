@@ -21,12 +21,14 @@ from tollhouse.policies.guardrails.stages import Stage, Watching, Windowed
 from tollhouse.policies.guardrails.streams import Guarded
 from tollhouse.policies.guardrails.turned_back import Making, TurnedBack
 from tollhouse.wire.guard.llm import answer_texts, request_texts, stream_texts, supports, supports_stream
-from tollhouse.wire.guard.llm.texts import FieldTexts
+from tollhouse.wire.guard.llm.forms import OTHER
+from tollhouse.wire.guard.llm.texts import FieldTexts, Texts
 from tollhouse.wire.guard.placeholders import Placeholders
 
 __all__ = ["ModelAnswers", "ModelRequests"]
 
 _FLAGS = b"x-tollhouse-guardrails"
+_SOUND = frozenset(("speech",))  # APIs whose answers are sound
 
 
 class ModelRequests:
@@ -105,10 +107,12 @@ class ModelAnswers:
         if not can(call.operation):
             return await _unread(call, next, Acts(call.context, "response", self._counts), passes=plan.unsupported)
         reply = await next(call)
-        if reply.status != 200:
-            return reply  # the provider's refusal
         acts = Acts(call.context, "response", self._counts)
+        if reply.status != 200:
+            return self._refused(reply, acts)
         if reply.source is not None:
+            if not supports_stream(call.operation):  # nobody has asked for one
+                return self._unasked(reply, acts)
             texts = stream_texts(call.operation)
             stages = _stages(plan, acts)
             Guarded(texts, stages, acts, checks=plan.checks, call=call, passes=plan.opaque).over(reply)
@@ -127,11 +131,40 @@ class ModelAnswers:
             reply.headers = [*reply.headers, (_FLAGS, ", ".join(acts.flags).encode("ascii", "replace"))]
         return reply
 
+    def _unasked(self, reply: Reply, acts: Acts) -> Reply:
+        """A stream of an API whose streams cannot be read. Raises Failure, unless it passes."""
+        try:
+            acts.unseen("a stream of this API", passes=self._plan.unsupported)
+        except Failure as failure:
+            reply.close(Ending(failure.status, failure.reason, 0, failure))
+            raise
+        finally:
+            acts.done()
+        return reply
+
+    def _refused(self, reply: Reply, acts: Acts) -> Reply:
+        """The provider's refusal: no answer to be judged, but patterns see to what it says."""
+        if reply.source is not None or not reply.first or not self._plan.patterns:
+            return reply
+        try:
+            texts = Texts(OTHER, reply.first)
+            reply.first = texts.replaced(self._plan.scan(texts.pieces, acts))
+        except (Failure, ValueError) as error:
+            failure = error if isinstance(error, Failure) else acts.overfull(f"the refusal cannot be read: {error}")
+            reply.close(Ending(failure.status, failure.reason, 0, failure))
+            raise failure from None
+        finally:
+            acts.done()
+        return reply
+
     async def _looked_at(self, call: ModelCall, reply: Reply, acts: Acts) -> bytes:
         plan = self._plan
         for tap in reply.taps or ():
             reply.first = tap(reply.first)
         reply.taps = None
+        if call.operation in _SOUND:
+            acts.unseen("sound", passes=plan.opaque)
+            return reply.first
         try:
             texts = answer_texts(call.operation, reply.first)
         except ValueError as error:

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from tollhouse.core.call import ToolCall
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
@@ -30,6 +32,7 @@ __all__ = ["Passing", "ToolAnswers", "ToolRequests"]
 
 log = logging.getLogger("tollhouse.policies.guardrails")
 
+_TRACE = frozenset(("traceparent", "tracestate"))  # numbers of `_meta` that anything might match
 _AHEAD = 16  # messages that wait for a check before the server is paused
 
 
@@ -56,7 +59,7 @@ class ToolRequests:
             call.outgoing = partial(_outgoing, plan, acts)
         try:
             try:
-                texts = request_texts(call.method, call.params)
+                texts = request_texts(call.method, _fields(call))
             except ValueError as error:
                 raise acts.overfull(f"the request cannot be read: {error}") from None
             if not texts.pieces and not texts.opaque:
@@ -356,7 +359,19 @@ def _entries(texts: Texts | FieldTexts, changed: dict[Any, str]) -> list[Entry]:
     return [Entry(piece.key, piece.kind, changed.get(piece.key, piece.text), piece.json) for piece in texts.pieces]
 
 
+def _fields(call: ToolCall) -> dict[str, msgspec.Raw]:
+    """What goes out: with what of `_meta` agents and servers have agreed on between them, as one more field."""
+    meta = call.meta
+    if meta is None or _TRACE.issuperset(meta):
+        return call.params
+    own = {key: value for key, value in meta.items() if key not in _TRACE}
+    return {**call.params, "_meta": msgspec.Raw(jsonrpc.encode_fields(own))}
+
+
 def _put(call: ToolCall, fields: dict[str, Any]) -> None:
+    meta = fields.pop("_meta", None)
+    if meta is not None:
+        call.meta = {**(call.meta or {}), **jsonrpc.decode_fields(meta)}
     if fields:
         call.params.update(fields)
         call.decoded = None

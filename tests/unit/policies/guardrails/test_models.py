@@ -98,10 +98,46 @@ async def test_an_answer_that_is_rejected_is_closed_first() -> None:
     assert [ending.status for ending in server.ended] == [403]
 
 
-async def test_a_providers_refusal_is_not_an_answer() -> None:
-    server = Server(b'{"error": {"message": "no"}}', status=400)
-    _, client = await through(guarded(server, {"response": [{"keywords": ["no"]}]}), asked(messages=hi("?")))
-    assert client.body == b'{"error": {"message": "no"}}'
+async def test_a_providers_refusal_is_no_answer_but_says_no_secret() -> None:
+    rules = {"response": [{"schema": {"type": "object"}}, {"secrets": True, "action": "mask"}, {"keywords": ["rose"]}]}
+    for told, seen in (("no", "no"), (f"bad key {SECRET}", "bad key [ANTHROPIC]")):
+        server = Server(msgspec.json.encode({"error": {"message": told, "code": 7}}), status=400)
+        reply, client = await through(guarded(server, rules), asked(messages=hi("?")))
+        assert (reply.status, client.body) == (400, msgspec.json.encode({"error": {"message": seen, "code": 7}}))
+    server = Server(b'{"error": {"message": "a rose"}}', status=400)
+    with pytest.raises(Failure) as refused:
+        await through(guarded(server, rules), asked(messages=hi("?")))
+    assert (refused.value.status, [ending.status for ending in server.ended]) == (403, [403])
+
+
+async def test_speech_is_answered_with_sound() -> None:
+    for opaque in ("pass", "reject"):
+        server = Server(b"ID3\xff\xfb")
+        chain = guarded(server, {"response": [{"secrets": True}], "opaque": opaque})
+        call = asked(messages=hi("?"))
+        call.operation, call.fields = "speech", {"input": msgspec.Raw(b'"x"')}
+        if opaque == "pass":
+            assert (await through(chain, call))[1].body == b"ID3\xff\xfb"
+            continue
+        with pytest.raises(Failure) as refused:
+            await through(chain, call)
+        assert refused.value.status == 403
+
+
+async def test_a_stream_that_nobody_has_asked_for() -> None:
+    rules: Any = {"response": [{"secrets": True, "action": "mask"}]}
+    fields = {"input": msgspec.Raw(b'"x"')}
+    for passes in (False, True):
+        server = Server(b"data: {}\n\n", stream=True)
+        chain = guarded(server, {**rules, "unsupported": "pass" if passes else "reject"})
+        call = asked(messages=hi("?"))
+        call.operation, call.fields = "speech", fields
+        if passes:
+            assert (await through(chain, call))[1].body == b"data: {}\n\n"
+            continue
+        with pytest.raises(Failure) as refused:
+            await through(chain, call)
+        assert (refused.value.status, server.closed) == (403, True)
 
 
 async def test_masks_are_turned_back_for_the_caller() -> None:

@@ -1,0 +1,158 @@
+"""Budgets against a real ledger: what was counted wrong is found, told and put right; what is not there yet is waited
+for."""
+
+from asyncio import sleep
+from collections.abc import Iterator
+from pathlib import Path
+from time import time
+from typing import Any
+
+import msgspec
+import pytest
+
+from tollhouse.config.parse import parse
+from tollhouse.config.spec import Config
+from tollhouse.core.clock import Clock
+from tollhouse.core.errors import Failure
+from tollhouse.gateway.budget_accounts import budgets_of
+from tollhouse.gateway.ledger_history import LedgerHistory
+from tollhouse.gateway.reconciliation import lease_of, reconcile
+from tollhouse.gateway.spending import Spending
+from tollhouse.ledger.base import Entry
+from tollhouse.ledger.records import USAGE, UsageRecord
+from tollhouse.ledger.sqlite import SqliteLedger
+from tollhouse.observe.families import Families
+from tollhouse.observe.metrics import Metrics
+from tollhouse.policies.windows import clock_of
+from tollhouse.store.base import Draw, Window
+from tollhouse.store.memory import MemoryCounter, MemoryState
+from tollhouse.store.seeding import seed
+
+pytestmark = pytest.mark.anyio
+
+NOW = 1_790_000_000.0
+JOURNAL = "a" * 32
+MONEY = "{per: user, usd: 10, window: year, name: money}"
+ROLLING = "{per: user, calls: 10, window: {rolling: 30d}, name: last}"
+
+
+def config_of(*budgets: str) -> Config:
+    text = "ledger: sqlite:tollhouse.db\nproviders: {one: {kind: openai, api_key: k}}\n"
+    text += "models: [{name: m, targets: [{provider: one}]}]\n"
+    return parse(f"{text}budgets: [{', '.join(budgets)}]", "t.yaml", {}).config
+
+
+def draw_of(config: Config, name: str, now: float = NOW) -> Draw:
+    budget = next(one for one in budgets_of(config) if one.spec.name == name)
+    start, end, earlier = clock_of(budget.spec.window, budget.spec.zone).at(now)
+    return Draw(budget.allowance, "ada", 1, None, Window(start, end), earlier)
+
+
+class Books:
+    """A ledger's file, and records put into it."""
+
+    def __init__(self, where: Path) -> None:
+        self.file = where / "tollhouse.db"
+        self.ledger = SqliteLedger(self.file)
+        self.ledger.open()
+
+    def ship(self, at: float, *draws: Draw, cost: int = 7) -> int:
+        seq = self.ledger.position(JOURNAL) + 1
+        fields: dict[str, Any] = {"outcome": "ok", "user": "ada", "model_asked": "m", "operation": "chat"}
+        drawn = tuple((draw.field, cost if draw.allowance.startswith("usd") else 1) for draw in draws)
+        one = UsageRecord(admitted_at=int(at * 1e6), ended_at=int(at * 1e6), cost_nano=cost, draws=drawn, **fields)
+        self.ledger.ship(JOURNAL, [Entry(seq, USAGE, msgspec.json.encode(one))])
+        return seq
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Iterator[Books]:
+    one = Books(tmp_path)
+    yield one
+    one.ledger.close()
+
+
+async def test_what_differs_is_found_and_put_right_while_calls_go_on(books: Books) -> None:
+    config = config_of(MONEY, ROLLING)
+    counter = MemoryCounter(Clock(), wall=lambda: NOW)
+    history = LedgerHistory(SqliteLedger(books.file))
+    history.serves(config)
+    money, last = draw_of(config, "money"), draw_of(config, "last")
+    books.ship(NOW, money, last)
+    await seed(counter, history, [money, last])
+    draws = counter.allowances()
+    draws.admit("held", (), [money, last])
+    counter.post(JOURNAL, books.ship(NOW, money, last), "", [(money.field, 40), (last.field, 1)])
+    counter.post(JOURNAL, books.ship(NOW, last, cost=0), "", [])
+    assert draws.admit("x", (), [money, last]).used == [7 + 40 + 2, 2 + 2]
+    counter.void("x")
+    found = await reconcile(counter, history, list(budgets_of(config)), NOW)
+    assert {(one.budget.spec.name, one.key, one.start): one.by for one in found.drifts} == {
+        ("money", "ada", money.window.start): 33, ("last", "ada", last.window.start): -1,
+    }  # fmt: skip
+    assert found.checked == 1 + len(last.slots)
+    assert draws.admit("y", (), [money, last]).used == [7 + 7 + 2, 3 + 2]  # what is held is as it was
+    assert (await reconcile(counter, history, list(budgets_of(config)), NOW)).drifts == []
+    await history.close()
+    await counter.close()
+
+
+async def test_nothing_is_put_right_by_a_ledger_that_is_behind(books: Books) -> None:
+    config = config_of(MONEY)
+    counter = MemoryCounter(Clock(), wall=lambda: NOW)
+    history = LedgerHistory(SqliteLedger(books.file))
+    history.serves(config)
+    money = draw_of(config, "money")
+    books.ship(NOW, money)
+    await seed(counter, history, [money])
+    counter.post(JOURNAL, 2, "", [(money.field, 5)])
+    with pytest.raises(Failure) as caught:
+        await reconcile(counter, history, list(budgets_of(config)), NOW, patience=0.0)
+    assert "has not got all records yet" in caught.value.detail
+    assert counter.allowances().admit("x", (), [money]).used == [7 + 5 + 1]
+    books.ship(NOW, money, cost=5)
+    assert (await reconcile(counter, history, list(budgets_of(config)), NOW, patience=0.0)).drifts == []
+    await history.close()
+    await counter.close()
+
+
+async def test_a_budget_that_came_by_a_change_is_compared_when_earlier_calls_have_ended(books: Books) -> None:
+    """A call that began before is in the ledger when it ends, and drew on nothing."""
+    clock, metrics, now = Clock(), Metrics(), time()
+    counter = MemoryCounter(clock)
+    drained: list[int] = []
+    turns: list[int] = []
+
+    async def lease() -> bool:
+        turns.append(1)
+        return False  # another node does the rest
+
+    spending = Spending(counter, SqliteLedger(books.file), Families(metrics), clock, lease=lease, every=0.01)
+    spending.serves(config_of(ROLLING))
+    spending.start(lambda: bool(drained))
+    config = config_of(ROLLING, MONEY)
+    spending.serves(config)
+    money = draw_of(config, "money", now)
+    books.ship(now)
+    await spending.open([money])
+    counter.post(JOURNAL, books.ship(now), "", [])  # it ends
+    while len(turns) < 3:
+        await sleep(0.01)
+    assert (await counter.admit("x", [], [money])).used == [7 + 1]
+    drained.append(1)
+    while b'budget_drift_total{allowance="usd:top/money:year"} 7' not in metrics.render()[1]:
+        await sleep(0.01)
+    assert (await counter.admit("y", [], [money])).used == [14 + 2]
+    assert (await spending.check()).drifts == []
+    await spending.close()
+    await counter.close()
+
+
+async def test_one_node_does_it_each_hour() -> None:
+    clock = Clock()
+    state = MemoryState(clock)
+    lease, other = lease_of(state, 100.0), lease_of(state, 100.0)
+    assert [await lease(), await other(), await lease()] == [True, False, False]
+    clock.now += 91.0
+    assert [await other(), await lease()] == [True, False]
+    await state.close()
