@@ -251,6 +251,7 @@ class LedgerConformance:
                 entry(5, user="bob", cost_nano=1000),
                 entry(6, user="eve", model_asked="", server="shop", tool="buy"),
                 entry(7, user="eve", model_asked="", server="shop"),  # asked which tools there are
+                entry(8, user="ada", input=0, output=0, outcome="error", reason="Overloaded"),  # nobody could say
             ],
         )
         ledger.ship(OTHER_JOURNAL, [entry(1, user="ada", cost_nano=10_000)])

@@ -60,8 +60,8 @@ _SPENT: Final[Mapping[Unit, str]] = {
     "input_tokens": "input + cache_read + cache_write",
     "output_tokens": "output",
     # As budgets count them: a model's call, or a tool's, that was let in.
-    "calls": "CASE WHEN adjust_of = '' AND outcome NOT IN ('denied', 'invalid') AND reason <> 'Overloaded' AND (server = '' OR tool <> '') "
-    "THEN 1 ELSE 0 END",
+    "calls": "CASE WHEN adjust_of = '' AND outcome NOT IN ('denied', 'invalid') AND reason <> 'Overloaded' "
+    "AND (server = '' OR tool <> '') THEN 1 ELSE 0 END",
 }
 
 _RECORD: Final = tuple(name for name in UsageRecord.__struct_fields__ if name != "draws")

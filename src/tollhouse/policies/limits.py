@@ -100,8 +100,8 @@ class _Limit:
 
     __slots__ = (
         "_doubted", "_quotes", "_spent", "allowance", "always", "amount", "buckets", "fallback", "header", "hits",
-        "key", "most", "name", "near", "on_store_failure", "over", "policy", "rate", "settles", "shown", "style", "unasked_count",
-        "unit", "units", "warn", "window",
+        "key", "most", "name", "near", "on_store_failure", "over", "policy", "rate", "settles", "shown", "style",
+        "unasked_count", "unit", "units", "warn", "window",
     )  # fmt: skip
 
     def __init__(
