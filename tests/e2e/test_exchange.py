@@ -14,7 +14,7 @@ import pytest
 from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, KeySet
-from tests.fixtures.gateway import Gateway, free_port
+from tests.fixtures.gateway import Gateway, free_port, serving
 from tests.fixtures.mcp_raw import TOOLS, Asked, Old, Upstream, answer, result, upstream
 
 pytestmark = pytest.mark.anyio
@@ -161,7 +161,7 @@ async def test_each_sees_what_the_server_shows_him_and_nobody_suffers_for_anothe
     script = Old(tools_list=lambda asked: result(asked, {"tools": [{**TOOLS[0], "name": asked.headers["x-who"]}]}))
     async with guarded(port, script) as (guard, server):
         guard.banned = "eve"
-        with Gateway(config(port, idp, f"    shop: {{url: {server.url}}}"), tmp_path) as gateway:
+        async with serving(config(port, idp, f"    shop: {{url: {server.url}}}"), tmp_path) as gateway:
             await guard.learn()
             who = f"{gateway.url}/mcp"
             async with Agent(gateway, idp.token(who)) as ada, Agent(gateway, idp.token(who, sub="bob")) as bob:
@@ -187,7 +187,7 @@ async def test_a_call_in_somebodys_name(tmp_path: Path, script: Any) -> None:
     idp = Idp(tmp_path)
     async with guarded(port, script()) as (guard, server):
         servers = f"    shop: {{url: {server.url}}}"
-        with Gateway(config(port, idp, servers), tmp_path) as gateway:
+        async with serving(config(port, idp, servers), tmp_path) as gateway:
             await guard.learn()
             mine = idp.token(f"{gateway.url}/mcp")
             async with Agent(gateway, mine) as ada, Agent(gateway, idp.token(f"{gateway.url}/mcp", sub="bob")) as bob:
@@ -224,7 +224,7 @@ async def test_tools_have_their_own(tmp_path: Path) -> None:
         look: {{exchange: {{mints: [shop.read]}}}}
         buy: {{exchange: {{mints: [shop.write], ttl: 30s, reuse: never}}}}
 """
-        with Gateway(config(port, idp, servers, "{ttl: 10s}"), tmp_path) as gateway:
+        async with serving(config(port, idp, servers, "{ttl: 10s}"), tmp_path) as gateway:
             await guard.learn()
             async with Agent(gateway, idp.token(f"{gateway.url}/mcp", scope="mcp shop:write")) as ada:
                 for name in ("look", "buy", "buy"):
@@ -244,15 +244,17 @@ async def test_tools_have_their_own(tmp_path: Path) -> None:
 async def test_a_server_that_refuses_a_remembered_token_gets_another_once(tmp_path: Path) -> None:
     port = free_port()
     idp = Idp(tmp_path)
-    async with guarded(port, Old()) as (guard, server):
-        with Gateway(config(port, idp, f"    shop: {{url: {server.url}, exchange: {{ttl: 1m}}}}"), tmp_path) as gateway:
-            await guard.learn()
-            async with Agent(gateway, idp.token(f"{gateway.url}/mcp")) as ada:
-                assert "result" in await ada.call()
-                guard.refuse = 1
-                assert "result" in await ada.call()
-                guard.refuse = 2
-                assert "error" in await ada.call()
+    async with (
+        guarded(port, Old()) as (guard, server),
+        serving(config(port, idp, f"    shop: {{url: {server.url}, exchange: {{ttl: 1m}}}}"), tmp_path) as gateway,
+    ):
+        await guard.learn()
+        async with Agent(gateway, idp.token(f"{gateway.url}/mcp")) as ada:
+            assert "result" in await ada.call()
+            guard.refuse = 1
+            assert "result" in await ada.call()
+            guard.refuse = 2
+            assert "error" in await ada.call()
     assert guard.tokens[0] != guard.tokens[1]
 
 
@@ -268,7 +270,7 @@ async def test_an_api_as_tools_and_a_plain_service(tmp_path: Path) -> None:
       rest: [{{name: look, description: Look., path: /look}}]
 """
         routes = f"routes: [{{name: plain, path: /plain, to: {base}, exchange: {{ttl: 9s}}}}]"
-        with Gateway(config(port, idp, servers, more=routes), tmp_path) as gateway:
+        async with serving(config(port, idp, servers, more=routes), tmp_path) as gateway:
             await guard.learn()
             mine = idp.token(f"{gateway.url}/mcp")
             async with Agent(gateway, mine) as ada:
@@ -302,7 +304,7 @@ async def test_a_plain_service_is_told_who_calls(tmp_path: Path) -> None:
           headers: {{X_Identity: "{{who}}", x-other: "{{who}}"}}
 """
         routes = f"routes: [{{name: plain, path: /plain, to: {base}}}]\nidentity: {{header: x-identity, ttl: 30s}}"
-        with Gateway(config(port, idp, servers, more=routes), tmp_path) as gateway:
+        async with serving(config(port, idp, servers, more=routes), tmp_path) as gateway:
             guard = Guarded(Old(), gateway.url)
             await guard.learn()
             async with Agent(gateway, idp.token(f"{gateway.url}/mcp")) as ada:
@@ -348,7 +350,10 @@ mcp: {{servers: {{shop: {{url: "{server.url}"}}}}}}
 """
         for name in ("issuer", "gateway"):
             (tmp_path / name).mkdir()
-        with Gateway(issuer, tmp_path / "issuer") as provider, Gateway(gateway, tmp_path / "gateway") as running:
+        async with (
+            serving(issuer, tmp_path / "issuer") as provider,
+            serving(gateway, tmp_path / "gateway") as running,
+        ):
             await guard.learn()
             async with httpx.AsyncClient(auth=("robot", SECRET)) as robot:
                 form = {"grant_type": "client_credentials", "resource": f"{url}/mcp", "scope": "mcp"}
@@ -372,16 +377,18 @@ async def test_what_was_revoked_is_refused_within_a_second(tmp_path: Path) -> No
     """A token of our own issuer, that has been exchanged and is remembered."""
     port = free_port()
     idp = Idp(tmp_path)
-    async with guarded(port, Old()) as (guard, server):
-        with Gateway(config(port, idp, f"    shop: {{url: {server.url}, exchange: {{ttl: 1h}}}}"), tmp_path) as gateway:
-            await guard.learn()
-            async with httpx.AsyncClient(auth=("robot", SECRET)) as robot:
-                form = {"grant_type": "client_credentials", "resource": f"{gateway.url}/mcp"}
-                given = (await robot.post(f"{gateway.url}/oauth/token", data=form)).json()["access_token"]
-                async with Agent(gateway, given) as agent:
-                    assert "result" in await agent.call()
-                    await robot.post(f"{gateway.url}/oauth/revoke", data={"token": given})
-                    refused = await agent.post("tools/call", {"name": "echo", "arguments": {}})
+    async with (
+        guarded(port, Old()) as (guard, server),
+        serving(config(port, idp, f"    shop: {{url: {server.url}, exchange: {{ttl: 1h}}}}"), tmp_path) as gateway,
+    ):
+        await guard.learn()
+        async with httpx.AsyncClient(auth=("robot", SECRET)) as robot:
+            form = {"grant_type": "client_credentials", "resource": f"{gateway.url}/mcp"}
+            given = (await robot.post(f"{gateway.url}/oauth/token", data=form)).json()["access_token"]
+            async with Agent(gateway, given) as agent:
+                assert "result" in await agent.call()
+                await robot.post(f"{gateway.url}/oauth/revoke", data={"token": given})
+                refused = await agent.post("tools/call", {"name": "echo", "arguments": {}})
     assert refused.status_code == 401
     assert "resource_metadata" in refused.headers["www-authenticate"]
     [said] = guard.claims
