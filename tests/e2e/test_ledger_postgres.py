@@ -150,9 +150,11 @@ def test_it_starts_and_answers_without_its_database(server: Postgres, database: 
         assert "Traceback" not in asked.stderr
     finally:
         server.start()
-    with running:
+    try:
         settled(server, database, 1)
         assert command(tmp_path, "keys", "create", "late").returncode == 0
+    finally:
+        running.stop()
 
 
 def test_a_wrong_password_is_said_without_it_and_loses_nothing(server: Postgres, database: str, tmp_path: Path) -> None:
