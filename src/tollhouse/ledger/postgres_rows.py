@@ -25,6 +25,7 @@ from tollhouse.ledger.rows import (
     digested,
     drawn,
     fact_row,
+    seldom,
     sum_up,
 )
 
@@ -148,24 +149,7 @@ class Batch:
                 have = sums.setdefault((hour, labels), [*NOTHING])
                 self.times.add(admitted)
                 self.low, self.high = min(self.low, begin), max(self.high, end - 1)
-            if (
-                facts.cache_read
-                or facts.cache_write
-                or facts.reasoning
-                or facts.cache_write_1h
-                or facts.audio_input
-                or facts.audio_output
-                or facts.image_input
-                or facts.image_output
-                or facts.run_id
-                or facts.parent_id
-                or facts.hold
-                or facts.held_nano
-                or facts.saved_nano
-                or facts.withheld_tokens
-                or facts.adjust_of
-                or facts.repriced
-            ):
+            if seldom(facts):
                 facts.journal, facts.seq, facts.labels = journal, entry.seq, labels
                 self.rest.append(_line(facts))
                 sum_up(sums, facts)

@@ -15,7 +15,7 @@ from tollhouse.ledger.records import Outcome
 
 __all__ = [
     "DRAWS", "FACTS", "HOUR_US", "LABELS", "LONGEST", "MARK", "NOTHING", "SUMS", "Facts", "Labels", "OnlyFacts",
-    "OnlyLabels", "Sums", "digested", "drawn", "fact_row", "sum_up",
+    "OnlyLabels", "Sums", "digested", "drawn", "fact_row", "seldom", "sum_up",
 ]  # fmt: skip
 
 MARK: Final = b',"outcome":'
@@ -70,6 +70,28 @@ class Facts(msgspec.Struct, kw_only=True, gc=False):
     draws: tuple[tuple[str, _Int], ...] = ()
     adjust_of: str = ""
     repriced: bool = False
+
+
+def seldom(facts: Facts) -> bool:
+    """Whether a call has something that most have not, besides draws: its row is written with all columns."""
+    return bool(
+        facts.cache_read
+        or facts.cache_write
+        or facts.reasoning
+        or facts.cache_write_1h
+        or facts.audio_input
+        or facts.audio_output
+        or facts.image_input
+        or facts.image_output
+        or facts.run_id
+        or facts.parent_id
+        or facts.hold
+        or facts.held_nano
+        or facts.saved_nano
+        or facts.withheld_tokens
+        or facts.adjust_of
+        or facts.repriced
+    )
 
 
 class Labels(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):

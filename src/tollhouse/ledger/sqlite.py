@@ -39,6 +39,7 @@ from tollhouse.ledger.rows import (
     digested,
     drawn,
     fact_row,
+    seldom,
     sum_up,
 )
 from tollhouse.ledger.sqlite_prune import prune
@@ -320,24 +321,7 @@ class SqliteLedger:
                 have = sums.setdefault((hour, labels), [*NOTHING])
             if entry.kind != USAGE:
                 raise _Doubtful
-            if (
-                facts.cache_read
-                or facts.cache_write
-                or facts.reasoning
-                or facts.cache_write_1h
-                or facts.audio_input
-                or facts.audio_output
-                or facts.image_input
-                or facts.image_output
-                or facts.run_id
-                or facts.draws
-                or facts.held_nano
-                or facts.saved_nano
-                or facts.withheld_tokens
-                or facts.hold
-                or facts.parent_id
-                or facts.adjust_of
-            ):
+            if facts.draws or seldom(facts):
                 facts.journal = journal
                 facts.seq = entry.seq
                 facts.labels = labels
