@@ -31,7 +31,7 @@ def answered(
     spec = config.server.admin
     if spec is None:
         return (
-            "it is in the gateway's own memory: set `server.admin`, by which the gateway can be told, or a `state`",
+            "what it changes is in the gateway's own memory: set `server.admin`, by which it can be told, or a `state`",
             b"",
         )
     if spec.keys or spec.tls is not None:
