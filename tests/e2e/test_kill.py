@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 from tests.fixtures.gateway import Gateway, serving
+from tests.fixtures.mcp_raw import Asked as McpAsked
+from tests.fixtures.mcp_raw import Old, result, upstream
 from tests.fixtures.provider import Provider, provider
 from tests.fixtures.valkey import valkey
 
@@ -140,6 +142,77 @@ async def test_an_agent_or_a_key_has_nothing_under_way_any_more(tmp_path: Path, 
             assert (await Agent(node).call("500"))[0] == 401
         status, text = await asyncio.wait_for(goes_on.task, 20)
         assert (status, "[DONE]" in text) == (200, True)
+
+
+MCP = """
+server: {{listen: 127.0.0.1:0, metrics: null, shutdown: {{min: 0s, max: 2s}}}}
+state: {state}
+ledger: sqlite:tollhouse.db
+authenticate: {{keys: [{{name: ci, key: ci-secret-0123}}]}}
+runs: {{tools: 1000}}
+mcp:
+  servers: {{slow: {{url: "{url}"}}}}
+"""
+
+
+async def test_calls_of_tools_end_with_their_run_in_whatever_revision(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+
+    def call(asked: McpAsked) -> Any:
+        return [go_on.wait(), result(asked, {"content": [{"type": "text", "text": "done"}]})]
+
+    headers = {"authorization": "Bearer ci-secret-0123", "accept": "application/json, text/event-stream"}
+    body = {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": "slow", "arguments": {}}}
+    with valkey(tmp_path) as store:
+        async with (
+            upstream(Old(tools_call=call)) as server,
+            serving(MCP.format(state=store.url, url=server.url), tmp_path) as node,
+            httpx.AsyncClient(base_url=node.url, headers=headers, timeout=30.0) as http,
+        ):
+
+            async def begin(revision: str, run: str) -> Asked:
+                before = len(server.calls("tools/call"))
+                own = {"x-tollhouse-run": run, "mcp-protocol-version": revision}
+                message = dict(body)
+                if revision == "2026-07-28":
+                    own |= {"mcp-method": "tools/call", "mcp-name": "slow"}
+                    of = "io.modelcontextprotocol/"
+                    meta = {f"{of}protocolVersion": revision, f"{of}clientCapabilities": {}}
+                    message["params"] = {**body["params"], "_meta": meta}  # type: ignore[dict-item]
+                else:
+                    info = {"name": "test", "version": "1"}
+                    params = {"protocolVersion": revision, "capabilities": {}, "clientInfo": info}
+                    hello = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
+                    opened = await http.post("/mcp", json=hello)
+                    own["mcp-session-id"] = opened.headers["mcp-session-id"]
+                    ready = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+                    assert (await http.post("/mcp", json=ready, headers=own)).status_code == 202
+
+                async def ask() -> tuple[int, str]:
+                    answer = await http.post("/mcp", json=message, headers=own)
+                    return answer.status_code, answer.text
+
+                asked = Asked(asyncio.create_task(ask()), asyncio.Event())
+                async with asyncio.timeout(SOON):
+                    while len(server.calls("tools/call")) == before:
+                        await asyncio.sleep(0.01)
+                return asked
+
+            revisions = ("2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28")
+            waiting = [await begin(revision, "one") for revision in revisions]
+            others = [await begin(revision, "other") for revision in revisions]
+            assert (await kill(node, "run", "key:ci/one"))[0] == 0
+            for asked in waiting:
+                _, text = await asked.end()
+                assert "run_stopped" in text
+            async with asyncio.timeout(SOON):
+                while len(server.calls("notifications/cancelled")) < len(revisions):
+                    await asyncio.sleep(0.01)
+            assert all(asked.goes_on for asked in others)
+            go_on.set()
+            for asked in others:
+                status, text = await asked.end()
+                assert (status, "done" in text) == (200, True)
 
 
 async def test_a_gateway_alone_is_told_by_its_admin_api(tmp_path: Path) -> None:

@@ -216,6 +216,8 @@ class Context(msgspec.Struct, gc=False):
     tags: tuple[str, ...] = ()  # the caller's own words for what it is about, sorted
     cached: str = ""  # how it was answered without being asked: exact | semantic
     saved_nano: int = 0  # nano-dollars that asking would have cost
+    cache: str = ""  # what a cache did that has not answered it: miss | bypass
+    limit: str = ""  # what refused it, or warned its caller: "limit NAME", "budget NAME", "run UNIT"
 
     def __repr__(self) -> str:  # without what is secret in it
         return f"<Context of {self.request_id!r}>"

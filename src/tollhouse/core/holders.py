@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from tollhouse.core.call import Principal
+from tollhouse.core.call import Context, Principal
 from tollhouse.core.clock import FOREVER, Clock
 from tollhouse.core.errors import Failure, Reason
 
@@ -38,17 +38,19 @@ class Holder(Protocol):
 
 class Held:
     """One entry: `holder`, for as long as it is not released. Timed where the principal's credential has an end.
-    principal: another of the same id may take its place, who was seen later. run: the agent run that it is part of, ""
-    for none."""
+    principal: another of the same id may take its place, who was seen later. context: of the call that it is for,
+    which says of which agent run it is part; None for what is of no call."""
 
-    __slots__ = ("_among", "_key", "deadline", "holder", "principal", "run")
+    __slots__ = ("_among", "_key", "context", "deadline", "holder", "principal")
 
-    def __init__(self, among: "Holders", key: str, principal: Principal, holder: Holder, run: str = "") -> None:
+    def __init__(
+        self, among: "Holders", key: str, principal: Principal, holder: Holder, context: Context | None = None
+    ) -> None:
         self._among: Holders | None = among
         self._key = key
         self.principal = principal
         self.holder: Holder | None = holder
-        self.run = run
+        self.context = context
         self.deadline = FOREVER
 
     def release(self) -> None:
@@ -88,12 +90,18 @@ class Holders:
         return sum(map(len, self._of.values()))
 
     def hold(
-        self, principal: Principal | None, holder: Holder, *, expires: bool = True, grace: float = 0.0, run: str = ""
+        self,
+        principal: Principal | None,
+        holder: Holder,
+        *,
+        expires: bool = True,
+        grace: float = 0.0,
+        context: Context | None = None,
     ) -> Held:
         """Write down that `holder` is there for `principal`. expires: it ends with the credential's time, `grace`
-        seconds after it; else only when the principal is no longer good. run: the agent run that it is part of."""
+        seconds after it; else only when the principal is no longer good. context: see `Held`."""
         principal = principal or NOBODY
-        held = Held(self, principal.id, principal, holder, run)
+        held = Held(self, principal.id, principal, holder, context)
         self._of.setdefault(principal.id, {})[held] = None
         if self._in_force is not None and not self._in_force(principal):
             held.deadline = self._clock.now
@@ -120,8 +128,9 @@ class Holders:
 
     def end_run(self, run: str, failure: Failure) -> None:
         """That run was stopped. All that is held is looked at, at once: this is rare, and is not to wait."""
-        for held in [held for held in self._all() if held.run and held.run == run]:
-            held.end(failure)
+        for held in self._all():
+            if run and held.context is not None and held.context.run_id == run:
+                held.end(failure)
 
     def review(self, good: Good, failure: Failure) -> None:
         """Ask of every principal that holds something whether it is still `good`, soon; what is held for others ends

@@ -159,7 +159,7 @@ class Session:
         self._sink = sink
         self._among.add(self)
         if self._holders is not None:
-            self._held = self._holders.hold(self._call.principal, self, run=self._call.context.run_id)
+            self._held = self._holders.hold(self._call.principal, self, context=self._call.context)
         if self._exchange is not None:
             self._exchange.start(_Down(self))
 

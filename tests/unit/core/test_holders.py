@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tollhouse.core.call import Principal
+from tollhouse.core.call import Context, Principal
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.holders import Held, Holders
@@ -189,9 +189,9 @@ def test_who_was_seen_later_is_asked_about(later: bool) -> None:
 def test_a_run_that_is_stopped_ends_and_no_other() -> None:
     it = World()
     ada, bob = principal(), principal("jwt:i|bob")
-    it.hold(ada, "of it", run="ada/1")
-    it.hold(ada, "of another", run="ada/2")
-    it.hold(bob, "of another's", run="bob/1")
+    it.hold(ada, "of it", context=Context(run_id="ada/1"))
+    it.hold(ada, "of another", context=Context(run_id="ada/2"))
+    it.hold(bob, "of another's", context=Context(run_id="bob/1"))
     it.hold(ada, "of none")
     it.holders.end_run("ada/1", GONE)
     assert it.ended == [("of it", "gone")]

@@ -12,8 +12,10 @@ from functools import partial
 import msgspec
 
 from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.holders import Holders
 from tollhouse.core.http import End, Ending, Request, Response, Sink, Source, finish
-from tollhouse.endpoints.mcp.request import JSON, Refused, render
+from tollhouse.endpoints.mcp.apart import answered
+from tollhouse.endpoints.mcp.request import JSON, Refused
 from tollhouse.endpoints.mcp.stream import HEADERS
 from tollhouse.wire import jsonrpc, sse
 
@@ -53,10 +55,12 @@ def _method(item: bytes) -> str:
         return ""  # it is refused as one of several
 
 
-async def answer(request: Request, items: Sequence[bytes], put: Callable[[Request], Awaitable[Response]]) -> Response:
+async def answer(
+    request: Request, items: Sequence[bytes], put: Callable[[Request], Awaitable[Response]], holders: Holders
+) -> Response:
     """Have each message answered by `put`, all at once, and put the answers into one. 202 where there are none."""
     parts = [_part(request, item) for item in items]
-    tasks = [asyncio.ensure_future(put(part)) for part in parts]
+    tasks = [asyncio.ensure_future(answered(part, put, holders)) for part in parts]
     try:
         found = await asyncio.gather(*tasks, return_exceptions=True)
     except asyncio.CancelledError:
@@ -65,11 +69,9 @@ async def answer(request: Request, items: Sequence[bytes], put: Callable[[Reques
         raise
     responses: list[Response] = []
     bug: BaseException | None = None
-    for part, one in zip(parts, found, strict=True):
+    for one in found:
         if isinstance(one, Response):
             responses.append(one)
-        elif isinstance(one, Failure):
-            responses.append(render(one, part))
         else:
             bug = one
     if bug is not None:

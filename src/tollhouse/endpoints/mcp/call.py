@@ -6,7 +6,6 @@ as an agent that leaves does, so that there is one way in which the work upstrea
 
 import asyncio
 from functools import partial
-from typing import Any
 
 from tollhouse.core.call import ToolCall
 from tollhouse.core.clock import Clock
@@ -128,7 +127,8 @@ async def put(
     streams = False
     try:
         if session is not None and session.primes and in_flight is not None:
-            carried = Carried(asking, session, in_flight, clock, chain, call, told)
+            hold = partial(_hold, asking, holders)
+            carried = Carried(asking, session, in_flight, clock, chain, call, told, hold)
             try:
                 found = await carried.wait()
             except asyncio.CancelledError:
@@ -136,7 +136,7 @@ async def put(
                 raise
             if isinstance(found, Response):
                 streams = True
-                return _held(asking, found, in_flight.answer, holders)
+                return found
             reply, first = told(found)
         else:
             reply, first = told(await chain(call))
@@ -149,6 +149,8 @@ async def put(
             response = Response(status, [JSON], first, reason=Reason.UPSTREAM, ends=reply.ends)
         if context.integrity:  # the tool is not as it was approved, but is used all the same
             response.headers.append((b"x-tollhouse-integrity", context.integrity.encode()))
+        if context.cached or context.cache:
+            response.headers.append((b"x-tollhouse-cache", b"hit" if context.cached else context.cache.encode()))
         return response
     except asyncio.CancelledError:
         if streams or not interrupted(asking, in_flight):
@@ -210,14 +212,11 @@ def _told(
         raise failure from None
 
 
-def _held(asking: Asking, response: Response, holder: Any, holders: Holders) -> Response:
+def _hold(asking: Asking, holders: Holders, answer: Answer | ResumableAnswer) -> None:
     """It streams: it is to end when who asked is no longer good."""
     context = asking.request.context
-    held = holders.hold(context.principal, holder, grace=_GRACE, run=context.run_id)
-    ends = response.ends
-    assert ends is not None
-    ends.append(lambda _: held.release())
-    return response
+    held = holders.hold(context.principal, answer, grace=_GRACE, context=context)
+    answer.ends.append(lambda _: held.release())
 
 
 def _stream(
@@ -241,7 +240,8 @@ def _stream(
     if in_flight is not None:
         in_flight.task = None
         in_flight.answer = answer
-    return _held(asking, answer.response(), answer, holders)
+    _hold(asking, holders, answer)
+    return answer.response()
 
 
 def begin(asking: Asking) -> InFlight | None:

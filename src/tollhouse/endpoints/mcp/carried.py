@@ -27,17 +27,20 @@ log = logging.getLogger("tollhouse.endpoints.mcp")
 
 _SOON = 0.25  # seconds within which most tools answer: before that nothing is sent, and an answer may be plain JSON
 
+Hold = Callable[["ResumableAnswer"], None]
+"""Writes down for whom it is there, until it has ended."""
+
 Told = Callable[[Reply], tuple[Reply, bytes | None]]
 """What a server's Reply is to the agent, and its first message as the agent is told it. Raises Failure."""
 
 
 class Carried:
-    """`call`, put to `chain` for the session of `asking`. Timed until its answer begins. told: see its type. Made
-    within the task of the request, which must `wait`."""
+    """`call`, put to `chain` for the session of `asking`. Timed until its answer begins. told, hold: see their types.
+    Made within the task of the request, which must `wait`."""
 
     __slots__ = (
-        "_answer", "_asking", "_clock", "_ending", "_in_flight", "_problem", "_reply", "_session", "_task", "_told",
-        "_waiter", "deadline",
+        "_answer", "_asking", "_clock", "_ending", "_hold", "_in_flight", "_problem", "_reply", "_session", "_task",
+        "_told", "_waiter", "deadline",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +52,7 @@ class Carried:
         chain: Handler[ToolCall, Reply],
         call: ToolCall,
         told: Told,
+        hold: Hold,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._asking = asking
@@ -56,6 +60,7 @@ class Carried:
         self._in_flight = in_flight
         self._clock = clock
         self._told = told
+        self._hold = hold
         self._ending = session.ending
         self._answer: ResumableAnswer | None = None
         self._reply: Reply | None = None
@@ -196,12 +201,14 @@ class Carried:
             stop=self._stop,
         )  # fmt: skip
         in_flight.answer = answer
+        self._hold(answer)
         return answer
 
     def _left(self) -> None:
-        """The connection of the request is gone."""
+        """The request is answered by nobody else: its connection is gone, or it was stopped."""
         reply, self._reply = self._reply, None
-        if not self._session.open or self._problem is not None or (reply is not None and reply.source is None):
+        over_already = self._problem is not None or (reply is not None and reply.source is None)
+        if over_already or not self._session.open or self._asking.request.stopped is not None:
             self._stop()
             if reply is not None:
                 reply.close(Ending(499, Reason.CLIENT_GONE, gone=True))

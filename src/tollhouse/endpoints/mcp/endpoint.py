@@ -218,7 +218,7 @@ class McpEndpoint(Methods):
         except Refused as refused:
             told = refusal(b"null", refused.code, refused.message, refused.data, refused.status or 400)
         else:
-            return await batch.answer(request, items, lambda part: self._post(part, headers))
+            return await batch.answer(request, items, lambda part: self._post(part, headers), self._sessions.holders)
         context.mcp_outcome = "protocol_error"
         await self._ask(request, "batch")  # what is refused as a whole reaches nobody else who counts it
         return told

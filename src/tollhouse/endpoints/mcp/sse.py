@@ -20,7 +20,8 @@ from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
 from tollhouse.core.holders import Held, Holders
 from tollhouse.core.http import Ending, Headers, Request, Response, Source, finish
-from tollhouse.endpoints.mcp.request import LONGEST_METHOD, plain, render
+from tollhouse.endpoints.mcp.apart import answered
+from tollhouse.endpoints.mcp.request import LONGEST_METHOD, plain
 from tollhouse.endpoints.mcp.stream import Outlet
 from tollhouse.endpoints.mcp.subscriptions import caller_of
 from tollhouse.wire import jsonrpc, sse
@@ -176,9 +177,7 @@ class _Stream:
 
     async def _answer(self, request: Request, *, handshake: bool) -> None:
         try:
-            response = await self._home.endpoint(request)
-        except Failure as failure:
-            response = render(failure, request)
+            response = await answered(request, self._home.endpoint, self._home.holders)
         except asyncio.CancelledError:
             _settle(request, Response(499, []), Ending(499, Reason.CLIENT_GONE, 0, None, True))
             raise

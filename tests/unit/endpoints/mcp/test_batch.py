@@ -10,7 +10,9 @@ from tests.fixtures.mcp_raw import Old, result, upstream
 
 from tollhouse.backends.mcp.http import HttpServerSpec
 from tollhouse.core.call import ToolCall
+from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.holders import Holders
 from tollhouse.core.http import Ending, Request, Response
 from tollhouse.endpoints.mcp import batch
 
@@ -161,7 +163,7 @@ async def test_what_was_answered_is_recorded_when_the_agent_leaves_before_the_re
         return Response(200, [], b"{}", ends=[ended.append])
 
     request = Request(b"POST", b"/mcp", [])
-    task = asyncio.ensure_future(batch.answer(request, [b"quick", b"slow"], put))
+    task = asyncio.ensure_future(batch.answer(request, [b"quick", b"slow"], put, Holders(Clock())))
     await waits.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -1,19 +1,26 @@
 """What ends when a principal is no longer good: streams, sessions and calls, over real sockets."""
 
 import asyncio
+import json
+from collections.abc import Awaitable
+from typing import Any
 
 import pytest
 from tests.fixtures.mcp_gateway import Gateway, child, gateway, until
+from tests.fixtures.mcp_raw import upstream
+from tests.unit.endpoints.mcp.test_carried import Slow, specs
 
-from tollhouse.core.call import Principal
+from tollhouse.core.call import Principal, ToolCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.handler import Handler
 from tollhouse.core.holders import Held, Holders
+from tollhouse.core.reply import Reply
 
 pytestmark = pytest.mark.anyio
 
 REVOKED = Failure(401, Reason.JWT_AUTH, "it was revoked", code="credential_revoked")
-CAN = {"io.modelcontextprotocol/clientCapabilities": {"elicitation": {}}}
+CAN: dict[str, Any] = {"io.modelcontextprotocol/clientCapabilities": {"elicitation": {}}}
 NEVER = {"name": "never", "arguments": {}}
 
 
@@ -143,3 +150,89 @@ async def test_a_call_that_waits_for_an_answer_is_given_up() -> None:
         answers = {key: {"action": "decline"} for key in asked["inputRequests"]}
         more = {"requestState": asked["requestState"], "inputResponses": answers}
         assert (await ada.call("ask", asks, _meta=CAN, **more)).message["error"]["data"]["reason"] == "call_lost"
+
+
+# ---- runs
+STOPPED = Failure(403, Reason.AUTHORIZATION, "the run was stopped", code="run_stopped")
+SLOW = {"name": "slow", "arguments": {}}
+
+
+def of_run(call: ToolCall, next: Handler[ToolCall, Reply]) -> Awaitable[Reply]:
+    call.context.run_id = (call.request.header(b"x-run") or b"").decode()
+    return next(call)
+
+
+def stop(running: Gateway, run: str) -> None:
+    """As a process does it for its one endpoint."""
+    running.sessions.holders.end_run(run, STOPPED)
+    running.http.stop(lambda request, _: request.context.run_id == run, STOPPED)
+
+
+@pytest.mark.parametrize("revision", ["2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28"])
+async def test_a_call_that_waits_ends_with_its_run(revision: str) -> None:
+    slow = Slow()
+    async with upstream(slow) as server, gateway(specs(server.url), policies=(of_run,)) as running:
+        new = revision == "2026-07-28"
+        agent = running.stateless() if new else await running.agent(revision=revision)
+        agent.headers["x-run"] = "one"
+        waiting = await agent.start("tools/call", SLOW)
+        agent.headers["x-run"] = "other"
+        goes_on = await agent.start("tools/call", SLOW)
+        await until(lambda: slow.asked == 2)
+        stop(running, "one")  # before its agent was told anything
+        async with asyncio.timeout(5):
+            await waiting.head()
+            assert "the run was stopped" in (await waiting.body()).decode()
+        assert waiting.status == 403
+        await until(lambda: server.calls("notifications/cancelled"))
+        slow.go.set()
+        await goes_on.head()
+        assert "done" in (await goes_on.body()).decode()
+        for each in (waiting, goes_on):
+            await each.close()
+        await until(lambda: not any(session.calls for session in running.sessions._open.values()))
+        assert len(running.sessions.holders) == (0 if new else 1)
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_call_whose_agent_has_left_ends_with_its_run(late: bool) -> None:
+    slow = Slow()
+    async with upstream(slow) as server, gateway(specs(server.url), policies=(of_run,)) as running:
+        agent = await running.agent()
+        agent.headers["x-run"] = "one"
+        stream = await agent.start("tools/call", SLOW)
+        await until(lambda: slow.asked)
+        if late:
+            await stream.head()
+        await stream.close()
+        (session,) = running.sessions._open.values()
+        await until(lambda: session.tracks)
+        stop(running, "one")
+        await until(lambda: server.calls("notifications/cancelled"))
+        await until(lambda: not session.calls)
+        assert len(running.sessions.holders) == 1
+
+
+async def test_of_a_batch_what_is_of_the_run_ends() -> None:
+    slow = Slow()
+
+    def by_argument(call: ToolCall, next: Handler[ToolCall, Reply]) -> Awaitable[Reply]:
+        call.context.run_id = json.loads(bytes(call.params["arguments"]))["run"]
+        return next(call)
+
+    async with upstream(slow) as server, gateway(specs(server.url), policies=(by_argument,)) as running:
+        agent = await running.agent(revision="2025-03-26")
+        batch = [agent.request("tools/call", {"name": "slow", "arguments": {"run": run}}) for run in ("one", "other")]
+        stream = await running.open(batch, agent.headers)
+        await until(lambda: slow.asked == 2)
+        stop(running, "one")
+        await until(lambda: server.calls("notifications/cancelled"))
+        slow.go.set()
+        async with asyncio.timeout(5):
+            await stream.head()
+            messages: dict[int, Any] = {one["id"]: one for one in json.loads(await stream.body())}
+        first, second = (messages[one["id"]] for one in batch)
+        assert first["error"]["message"] == "the run was stopped"
+        assert second["result"]["content"][0]["text"] == "done"
+        await stream.close()
+        await until(lambda: len(running.sessions.holders) == 1)

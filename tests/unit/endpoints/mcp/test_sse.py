@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -10,10 +10,11 @@ import pytest
 from tests.fixtures.mcp_gateway import INFO, Gateway, Stream, child, until
 
 from tollhouse.backends.mcp.servers import Servers
-from tollhouse.core.call import Principal
+from tollhouse.core.call import Principal, ToolCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Ending, Request, Response
+from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp.bridge import Bridge
 from tollhouse.endpoints.mcp.endpoint import McpEndpoint, Server, render
 from tollhouse.endpoints.mcp.session import Sessions
@@ -60,7 +61,7 @@ async def place() -> AsyncIterator[Place]:
     await listener.start()
     try:
         running = Place(listener.port, sessions, servers, clock)
-        running.http_sse = http_sse
+        running.http_sse, running.reached = http_sse, one
         yield running
     finally:
         bridge.close()
@@ -280,3 +281,32 @@ async def test_what_is_due_at_the_end_of_a_message_runs_when_the_agent_leaves() 
             while not ended:
                 await asyncio.sleep(0.01)
         assert (ended[0].status, ended[0].gone) == (499, True)
+
+
+async def test_a_message_ends_with_its_run() -> None:
+    """As of the run as its chain has found out."""
+
+    def of_run(call: ToolCall) -> Awaitable[Reply]:
+        call.context.run_id = (call.request.header(b"x-run") or b"").decode()
+        return chain(call)
+
+    async with place() as running:
+        (server,) = running.reached.values()
+        chain, server.chain = server.chain, of_run
+        one = await agent(running)
+        one.headers["x-run"] = "one"
+        body = {"jsonrpc": "2.0", "id": "a", "method": "tools/call", "params": {"name": "never", "arguments": {}}}
+        assert await one.post(body) == 202
+        one.headers["x-run"] = "other"
+        assert await one.post(body | {"id": "b"}) == 202
+        holders = running.http_sse.holders
+
+        def runs() -> set[str]:
+            return {held.context.run_id for held in holders._all() if held.context is not None}
+
+        await until(lambda: runs() == {"one", "other"})
+        holders.end_run("one", Failure(403, Reason.AUTHORIZATION, "the run was stopped", code="run_stopped"))
+        told = await one.stream.next()
+        assert (told["id"], told["error"]["message"]) == ("a", "the run was stopped")
+        await until(lambda: runs() == {"other"})
+        await one.stream.close()
