@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -213,6 +214,10 @@ async def test_calls_of_tools_end_with_their_run_in_whatever_revision(tmp_path: 
             for asked in others:
                 status, text = await asked.end()
                 assert (status, "done" in text) == (200, True)
+    with sqlite3.connect(tmp_path / "tollhouse.db") as ledger:  # whole, since the gateway has ended
+        rows = ledger.execute("SELECT run_id, outcome, reason FROM usage WHERE tool <> '' ORDER BY run_id")
+        ended = [("key:ci/one", "denied", "Authorization")] * 4 + [("key:ci/other", "ok", "Upstream")] * 4
+        assert [tuple(row) for row in rows] == ended
 
 
 async def test_a_gateway_alone_is_told_by_its_admin_api(tmp_path: Path) -> None:

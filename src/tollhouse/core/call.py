@@ -9,6 +9,8 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
+from tollhouse.core.errors import Failure
+
 __all__ = [
     "ACCOUNT",
     "APPROVAL",
@@ -217,7 +219,9 @@ class Context(msgspec.Struct, gc=False):
     cached: str = ""  # how it was answered without being asked: exact | semantic
     saved_nano: int = 0  # nano-dollars that asking would have cost
     cache: str = ""  # what a cache did that has not answered it: miss | bypass
+    stopped: Failure | None = None  # why it is not to be answered any further, though it is under way; never raised
     limit: str = ""  # what refused it, or warned its caller: "limit NAME", "budget NAME", "run UNIT"
+    raw_usage: str = ""  # what a provider told of tokens and was not believed, JSON of 1024 characters at most
 
     def __repr__(self) -> str:  # without what is secret in it
         return f"<Context of {self.request_id!r}>"
@@ -235,6 +239,21 @@ class Hold(Protocol):
 
     @property
     def nano(self) -> int: ...
+
+    @property
+    def pending(self) -> bool:
+        """Whether it is of money that nobody may pass, and `begin` has not been called."""
+        ...
+
+    @property
+    def begun(self) -> bool:
+        """Whether it is written down what is due if nobody lives to say how the call ended."""
+        ...
+
+    def begin(self, intend: Callable[["Usage", int, tuple[tuple[str, int], ...]], None]) -> None:
+        """The call's upstream is about to be asked. intend: writes down what is due then: what it may use and cost
+        (nano-dollars), and its draws; done again as the hold grows. Raises what that raises, the first time."""
+        ...
 
     def believed(self, usage: "Usage") -> "Usage":
         """What was used, or what was held where a provider tells more than can be."""

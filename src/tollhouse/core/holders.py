@@ -70,6 +70,8 @@ class Held:
         holder = self.holder
         self.release()
         if holder is not None:
+            if self.context is not None:
+                self.context.stopped = failure.copy()
             holder.lapse(failure)
 
 

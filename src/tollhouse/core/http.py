@@ -213,12 +213,6 @@ class Request:
         """The client's certificate in DER, as the listener has verified it; b"" where there is none."""
         return b""
 
-    @property
-    def stopped(self) -> Failure | None:
-        """Why it is not to be answered any further, where that was decided while it was asked: who is cancelled then
-        has not been left by the client."""
-        return None
-
     def header(self, name: bytes) -> bytes | None:
         for n, v in self.headers:
             if n == name:

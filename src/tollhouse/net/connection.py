@@ -90,6 +90,7 @@ class Connection(asyncio.Protocol):
         "_requests",
         "_response",
         "_sent",
+        "_stopped",
         "_tunnel",
         "_waiter",
         "_write_paused",
@@ -101,7 +102,6 @@ class Connection(asyncio.Protocol):
         "peer",
         "scheme",
         "server",
-        "stopped",
         "task",
         "transport",
     )
@@ -130,7 +130,7 @@ class Connection(asyncio.Protocol):
         self._sent = server.observer.sent
         self._lingering = False  # it closes, as soon as the client has taken what was sent
         self._lost = False
-        self.stopped: Failure | None = None  # why the request is not to be answered further
+        self._stopped: Failure | None = None  # why the request is not to be answered further
 
     @property
     def certificate(self) -> bytes:
@@ -331,7 +331,7 @@ class Connection(asyncio.Protocol):
 
     def _why_stopped(self) -> Failure | None:
         """What the request that was cancelled is to be answered with; None where its client is gone."""
-        stopped, self.stopped = self.stopped, None
+        stopped, self._stopped = self._stopped, None
         if stopped is None or self._lost or self.task is None or self.task.uncancel():
             return None
         return stopped
@@ -478,11 +478,11 @@ class Connection(asyncio.Protocol):
         """End the request under way with `failure`, if it is one of those: where its answer has begun, as that ends
         with any failure. which: told the request, and whether its answer has begun."""
         request, outgoing = self.busy, self._outgoing
-        if request is None or self._lost or self.stopped is not None:
+        if request is None or self._lost or self._stopped is not None:
             return
         if outgoing is None:
             if self._response is None and self._drained is None and self.task is not None and which(request, False):
-                self.stopped = failure
+                self._stopped = request.context.stopped = failure
                 self.task.cancel()
         elif outgoing.source is not None and which(request, True):
             outgoing.source.close()

@@ -32,9 +32,6 @@ class Carrier(Protocol):
     @property
     def certificate(self) -> bytes: ...
 
-    @property
-    def stopped(self) -> Failure | None: ...
-
     def arm(self, seconds: float) -> None: ...
 
     def wants_body(self, request: "Incoming") -> None: ...
@@ -95,11 +92,6 @@ class Incoming(Request):
     def certificate(self) -> bytes:
         connection = self._connection
         return connection.certificate if connection is not None else b""
-
-    @property
-    def stopped(self) -> Failure | None:
-        connection = self._connection
-        return connection.stopped if connection is not None and connection.busy is self else None
 
     def whole(self, limit: int) -> bytes | None:
         parts = self.parts

@@ -148,7 +148,7 @@ class Audit:
         try:
             reply = await next(call)
         except BaseException as error:  # also a bug, or cancelled: recorded like any end
-            self._failed(call, began, *how_it_failed(error))
+            self._failed(call, began, *how_it_failed(error, call.context.stopped))
             raise
         reply.ends.append(partial(self._tool_ended, call, began))
         return reply
@@ -167,7 +167,7 @@ class Audit:
         try:
             reply = await next(call)
         except BaseException as error:
-            outcome, status, reason = how_it_failed(error)
+            outcome, status, reason = how_it_failed(error, call.context.stopped)
             if runs or outcome is _DENIED:
                 self._failed(call, began, outcome, status, reason)
             raise

@@ -9,6 +9,7 @@ A name is the caller's word until somebody has answered to it. Ledger and metric
 ever, so a tool's name, and a model's under a `*`, is `other` until then, and beyond so many; the access log has it.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from secrets import token_hex
@@ -84,8 +85,10 @@ def outcome_of(reason: str) -> Outcome:
     return Outcome.UPSTREAM_ERROR if reason in _UPSTREAM else Outcome.ERROR
 
 
-def how_it_failed(error: BaseException) -> tuple[Outcome, int, str]:
-    """Outcome, status and reason of a call that this ended before there was an answer."""
+def how_it_failed(error: BaseException, stopped: Failure | None) -> tuple[Outcome, int, str]:
+    """Outcome, status and reason of a call that this ended before there was an answer. stopped: `Context.stopped`."""
+    if stopped is not None and isinstance(error, asyncio.CancelledError):
+        error = stopped
     if isinstance(error, Failure):
         return outcome_of(error.reason), error.status, error.reason
     if isinstance(error, Exception):
@@ -218,7 +221,7 @@ class Meter:
         try:
             reply = await next(call)
         except BaseException as error:  # also a bug, or cancelled: recorded like any end
-            self._failed(call, began, *how_it_failed(error))
+            self._failed(call, began, *how_it_failed(error, call.context.stopped))
             raise
         reply.ends.append(partial(self._tool_ended, call, began))
         return reply

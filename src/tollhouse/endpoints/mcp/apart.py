@@ -22,16 +22,16 @@ async def answered(request: Request, put: Callable[[Request], Awaitable[Response
     meanwhile."""
     task = asyncio.current_task()
     assert task is not None
-    work = _Work(task)
-    held = holders.hold(request.context.principal, work, expires=False, context=request.context)
+    held = holders.hold(request.context.principal, _Work(task), expires=False, context=request.context)
     try:
         return await put(request)
     except Failure as failure:
         return render(failure, request)
     except asyncio.CancelledError:
-        if work.failure is None or task.uncancel():
+        stopped = request.context.stopped
+        if stopped is None or task.uncancel():
             raise
-        return failed(_id(request), work.failure, request.context)
+        return failed(_id(request), stopped, request.context)
     finally:
         held.release()
 
@@ -46,12 +46,10 @@ def _id(request: Request) -> bytes:
 class _Work:
     """The task that answers. `core.holders.Holder`."""
 
-    __slots__ = ("_task", "failure")
+    __slots__ = ("_task",)
 
     def __init__(self, task: "asyncio.Task[Any]") -> None:
         self._task = task
-        self.failure: Failure | None = None
 
     def lapse(self, failure: Failure) -> None:
-        self.failure = failure.copy()
         self._task.cancel()

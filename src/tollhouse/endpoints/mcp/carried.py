@@ -166,6 +166,7 @@ class Carried:
 
     def lapse(self, failure: Failure) -> None:
         """Who asked is no longer good: the request ends with that."""
+        self._asking.request.context.stopped = failure.copy()
         self.cut(failure)
 
     # ---- its answer
@@ -208,7 +209,7 @@ class Carried:
         """The request is answered by nobody else: its connection is gone, or it was stopped."""
         reply, self._reply = self._reply, None
         over_already = self._problem is not None or (reply is not None and reply.source is None)
-        if over_already or not self._session.open or self._asking.request.stopped is not None:
+        if over_already or not self._session.open or self._asking.request.context.stopped is not None:
             self._stop()
             if reply is not None:
                 reply.close(Ending(499, Reason.CLIENT_GONE, gone=True))
