@@ -284,10 +284,12 @@ class Events:
         if ending.gone and reader.finished:
             # Many clients leave at the event that ends the answer, and do not wait for the end of the body.
             ending.status, ending.reason, ending.gone = 200, Reason.UPSTREAM, False
-        if reader.counted and reader.usage is not None:
-            self._context.usage = reader.usage
+        usage = reader.usage
+        if usage is not None and reader.counted and (usage.output or usage.total or not reader.text):
+            self._context.usage = usage
         else:
-            self._context.usage = estimated(reader.usage, self._prompt(), reader.text)
+            self._context.usage = estimated(usage, self._prompt(), reader.text)
+            self._context.raw_usage = reader.uncounted
 
     # A failure is handed over and not kept, and never in a variable of the frame that raises it: it would refer back.
     def _told(self) -> Failure:

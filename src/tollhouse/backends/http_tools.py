@@ -24,7 +24,7 @@ from tollhouse.backends.oauth import OAuthSpec, oauth_credential
 from tollhouse.backends.retry_after import retry_after
 from tollhouse.core.call import Principal, ToolCall
 from tollhouse.core.clock import Clock
-from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.errors import API_FAILED, Failure, Reason
 from tollhouse.core.handler import Handler
 from tollhouse.core.reply import Reply
 from tollhouse.core.spec import Duration, Secret, Size, Spec
@@ -41,7 +41,6 @@ __all__ = ["ApiCredentialSpec", "BaseUrl", "Credentials", "HttpTools", "HttpTool
 _FRESH = 60.0  # seconds for which an agent may keep the list
 _TOOLS = "tools/list"
 _OURS = frozenset(("accept", "mcp-session-id"))
-_FAILED = "api_failed"
 _WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
 _CAPABILITIES = {"tools": msgspec.Raw(b'{"listChanged":true}')}
 
@@ -360,7 +359,7 @@ class HttpTools:
                 answer.status if limited or answer.status in (503, 504) else 502,
                 Reason.UPSTREAM_FAILURE,
                 f"{self.name}: the API answered {answer.status}",
-                code=_FAILED,
+                code=API_FAILED,
                 detail=failed.text,
                 retry=True,
                 retry_after=answer.retry_after,
@@ -430,7 +429,7 @@ async def as_tool_error(call: ToolCall, next: Handler[ToolCall, Reply]) -> Reply
         if failure.reason not in (Reason.UPSTREAM_FAILURE, Reason.TIMEOUT):
             raise
         call.context.error = failure.message
-        text = failure.detail if failure.code == _FAILED else f"The call failed: {failure.message}."
-        if failure.sent and failure.code != _FAILED:
+        text = failure.detail if failure.code == API_FAILED else f"The call failed: {failure.message}."
+        if failure.sent and failure.code != API_FAILED:
             text += " It is not known whether it was carried out."
         return _reply(jsonrpc.result(1, error_result(text)))

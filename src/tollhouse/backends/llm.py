@@ -26,6 +26,7 @@ from tollhouse.wire.llm import CODECS
 from tollhouse.wire.llm.dialect import Dialect, StreamReader
 from tollhouse.wire.llm.realtime import Realtime
 from tollhouse.wire.llm.translate import Translation
+from tollhouse.wire.llm.usage import raw_usage
 
 __all__ = ["MAX_OUTPUT", "REFUSALS", "LLMBackend", "Refused"]
 
@@ -182,10 +183,8 @@ class LLMBackend:
             reader = call.dialect.reader(strip=strip) if translation is None else translation.reader(face.dialect)
             reply = await self._stream(call, face, exchange, reader, began)
         else:
-            if exchange.complete and not exchange.encoded:
-                answer = exchange.body
-            else:
-                answer = await exchange.read(_MAX_ERROR if status >= 400 else _MAX_ANSWER)
+            here = exchange.complete and not exchange.encoded
+            answer = told = exchange.body if here else await exchange.read(_MAX_ERROR if status >= 400 else _MAX_ANSWER)
             if status != 200:
                 return self._refused(call, face.dialect, status, exchange.headers, answer, translation)
             if call.stream and call.operation in CODECS:
@@ -199,8 +198,9 @@ class LLMBackend:
                 answer, usage, context.model_answered = translation.answer(answer)
                 passed = self._passed(exchange.headers)
                 passed[-1] = _JSON
-            if usage is None:
-                usage = self._unsaid(call, answer, passed[-1][1])
+            if usage is None or not (usage.output or usage.total or not call.estimate):
+                context.raw_usage = raw_usage(told)
+                usage = self._unsaid(call, usage, answer, passed[-1][1])
             context.usage = usage
             reply = Reply(200, passed, answer)
             if self._filtered and (codec := CODECS.get(call.operation)) is not None:
@@ -311,6 +311,7 @@ class LLMBackend:
             message = "the provider compressed a stream that was asked for uncompressed"
             raise Failure(502, Reason.UPSTREAM_FAILURE, message, sent=True)
         timeouts = self.timeouts
+        context.reading = reader
         events = Events(
             exchange,
             reader,
@@ -345,21 +346,20 @@ class LLMBackend:
         detail = f"{self.label}: 200 {why or 'nothing but a filter'}"
         return Refused(reply, "content_policy", "the provider withheld its answer", detail)
 
-    def _unsaid(self, call: ModelCall, answer: bytes, content_type: bytes) -> Usage:
-        """Usage of an answer that does not tell it. Raises Failure 502 for what is no answer at all."""
+    def _unsaid(self, call: ModelCall, told: Usage | None, answer: bytes, content_type: bytes) -> Usage:
+        """Usage of an answer that does not tell it, or none. Raises Failure 502 for what is no answer at all."""
         if call.dialect.opaque_answer and not content_type.startswith(b"text/html"):
             return Usage(self.prompt(call), 0, estimated=True)
         try:
             fields = _members(answer)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            kind = content_type.decode("latin-1")[:100]
-            told = f"it is {kind}, and begins with {answer[:100]!r}"
-            raise _not_an_answer("is not JSON, or no object", told) from None
+            shown = f"it is {content_type.decode('latin-1')[:100]}, and begins with {answer[:100]!r}"
+            raise _not_an_answer("is not JSON, or no object", shown) from None
         told_error = "error" in fields and not _ANSWERS.intersection(fields) and bytes(fields["error"]) not in _NO_ERROR
         if told_error or fields.keys() <= _COMPLAINT:
             code, message = call.dialect.complaint(answer)
             raise _not_an_answer("is an error, though its status is 200", f"{code or 'error'}: {message}"[:500])
-        return estimated(None, self.prompt(call), call.dialect.said(answer))
+        return estimated(told, self.prompt(call), call.dialect.said(answer))
 
     def prompt(self, call: ModelCall) -> int:
         """Input tokens that nobody counted, as estimated."""

@@ -7,6 +7,7 @@ nobody: the provider refuses for itself then.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from fnmatch import translate
@@ -32,6 +33,8 @@ from tollhouse.store.base import Charge, Counter, Rate
 
 __all__ = ["PROVIDER_QUOTA", "Outcome", "Quota", "QuotaLimitSpec", "QuotaSpec"]
 
+log = logging.getLogger("tollhouse.backends")
+
 PROVIDER_QUOTA: Final = "provider_quota"
 """The code of the Failure of a call that would pass what the provider allows."""
 
@@ -42,6 +45,7 @@ _UNITS = ("requests", "tokens", "input_tokens", "output_tokens")
 _HIGH, _NORMAL, _LOW = 0, 1, 2
 _CLASSES = {"high": _HIGH, "normal": _NORMAL, "low": _LOW}
 _NAMES = 1000  # models whose limits are remembered
+_DOUBT = 10  # times what the provider allows at most is no call's
 
 
 class QuotaLimitSpec(Spec):
@@ -87,11 +91,12 @@ class QuotaSpec(Spec):
 class _Limit:
     """One limit, for calls of class low and for others: the same bucket, of which the former may not fill all."""
 
-    __slots__ = ("_rates", "fits", "unit", "words")
+    __slots__ = ("_most", "_rates", "fits", "unit", "words")
 
     def __init__(self, provider: str, spec: QuotaLimitSpec, low: float) -> None:
         amount: int = getattr(spec, spec.unit)
         self.unit = spec.unit
+        self._most = amount
         self.fits = compiled(translate(spec.model)).match
         self.words = f"{amount} {spec.unit.replace('_', ' ')} in {spec.window:g} s"
         name = f"quota/{provider}/{spec.unit}/{spec.window:g}/{spec.model}"
@@ -111,15 +116,22 @@ class _Limit:
         return output if self.unit == "output_tokens" else call.estimate - output
 
     def used(self, context: Context, uncounted: int) -> int:
-        """What a call that went out came to; `uncounted` tokens where nobody has counted."""
+        """What a call that went out came to; `uncounted` tokens where nobody has counted, or what cannot be: a debt of
+        that would shut everybody out for long."""
         usage = context.usage
         if self.unit == "requests":
             return 1
         if usage is None:
             return uncounted
-        if self.unit == "tokens":
-            return usage.total
-        return usage.output if self.unit == "output_tokens" else usage.total - usage.output
+        used = usage.total
+        if self.unit != "tokens":
+            used = usage.output if self.unit == "output_tokens" else used - usage.output
+        if used > _DOUBT * max(self._most, uncounted):
+            log.warning(
+                "a provider tells %d tokens of a call, where it allows %s; %d are counted", used, self.words, uncounted
+            )
+            return uncounted
+        return used
 
 
 class _Lane:

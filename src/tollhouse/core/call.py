@@ -222,6 +222,7 @@ class Context(msgspec.Struct, gc=False):
     stopped: Failure | None = None  # why it is not to be answered any further, though it is under way; never raised
     limit: str = ""  # what refused it, or warned its caller: "limit NAME", "budget NAME", "run UNIT"
     raw_usage: str = ""  # what a provider told of tokens and was not believed, JSON of 1024 characters at most
+    reading: Any = None  # what reads the answer, where that is a stream: `text`, its bytes of text so far
 
     def __repr__(self) -> str:  # without what is secret in it
         return f"<Context of {self.request_id!r}>"
@@ -255,8 +256,9 @@ class Hold(Protocol):
         (nano-dollars), and its draws; done again as the hold grows. Raises what that raises, the first time."""
         ...
 
-    def believed(self, usage: "Usage") -> "Usage":
-        """What was used, or what was held where a provider tells more than can be."""
+    def believed(self, usage: "Usage", passed: int = 0) -> "Usage":
+        """What was used, or what was held where a provider tells more than can be. passed: tokens of answer that the
+        caller has got at least."""
         ...
 
     def draws(self, usage: "Usage | None", cost_nano: int | None, counts: bool) -> tuple[tuple[str, int], ...]:
@@ -400,7 +402,8 @@ class ToolCall(Call, kw_only=True, eq=False):
     caller's sessions with the server it was put to, set by the backend, and is to be put to where it is about a task.
     connects: the tool is ours (`core.identity.CONNECT`), by which the agent's user connects an account at the server;
     it is answered before the server. outgoing: what becomes of a JSON-RPC response of the agent's, to what the server
-    asks within the call, before it goes out.
+    asks within the call, before it goes out. asked: name and arguments as the agent has them, where a policy
+    has changed them; None elsewhere.
     """
 
     server: str
@@ -427,6 +430,7 @@ class ToolCall(Call, kw_only=True, eq=False):
     child: int = 0
     connects: bool = False
     outgoing: Callable[[bytes], bytes] | None = None
+    asked: "tuple[str, msgspec.Raw | bytes] | None" = None
 
     @property
     def arguments(self) -> msgspec.Raw | bytes:

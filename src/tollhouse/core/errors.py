@@ -6,8 +6,12 @@ help (`retry`). How it looks on the wire is the business of the dialect that was
 """
 
 from enum import StrEnum
+from typing import Final
 
-__all__ = ["ConfigError", "Failure", "Problem", "Reason"]
+__all__ = ["API_FAILED", "ConfigError", "Failure", "Problem", "Reason"]
+
+API_FAILED: Final = "api_failed"
+"""`Failure.code` where `detail` is what an HTTP API says of itself, for the model that has called it as a tool."""
 
 
 class Reason(StrEnum):

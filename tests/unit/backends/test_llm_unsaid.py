@@ -24,6 +24,23 @@ async def silent(peer: Peer) -> None:
     await peer.closed()
 
 
+@pytest.mark.parametrize("streams", [False, True])
+async def test_usage_of_nothing_beside_an_answer_is_not_believed(streams: bool) -> None:
+    """An answer that was asked for and has a text is never free."""
+    zeros = b'"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}'
+    whole = b'{"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"Hello you"}}],%b}' % zeros
+    last = b'data: {"model":"m","choices":[],%b}\n\n' % zeros
+    play = stream(EVENT, last, DONE) if streams else answer(whole)
+    async with upstream(always(play)) as up, world() as it:
+        asked = call({**ASKED, "stream": streams})
+        await taken(await LLMBackend(it.openai(up.url()), "m", SLOW).handle(asked))
+    usage = asked.context.usage
+    assert usage is not None
+    assert usage.estimated
+    assert usage.output > 0
+    assert abs(usage.input - PROMPT) < 10
+
+
 @pytest.mark.parametrize("status", [504, 524])
 @pytest.mark.parametrize("streams", [False, True])
 async def test_a_provider_that_says_it_was_too_late_has_read_the_request(status: int, streams: bool) -> None:

@@ -82,6 +82,7 @@ async def test_a_short_wait_is_waited_for() -> None:
         assert sorted(told.outcomes) == ["admitted", "queued", "queued", "queued"]
 
 
+@pytest.mark.timed
 async def test_a_long_wait_is_told_at_once() -> None:
     async with one(limits=[{"requests": 1, "window": "60s"}], max_wait="1s") as (pool, _):
         await pool.handle(call(ASKS))
@@ -90,6 +91,7 @@ async def test_a_long_wait_is_told_at_once() -> None:
         assert monotonic() - began < 0.5
 
 
+@pytest.mark.timed
 async def test_nobody_waits_beyond_the_deadline() -> None:
     async with one(limits=[{"requests": 1, "window": "2s"}], max_wait="60s") as (pool, _):
         await pool.handle(call(ASKS))
@@ -115,6 +117,14 @@ async def test_tokens_in_and_out_are_limited_apart(unit: str, fitting: int) -> N
                 await taken(await pool.handle(call(ASKS)))
                 done += 1
         assert done >= fitting
+
+
+async def test_usage_that_cannot_be_shuts_nobody_out() -> None:
+    absurd = b'{"model":"m","choices":[],"usage":{"prompt_tokens":3000000000,"completion_tokens":4}}'
+    async with one(always(answer(absurd)), limits=[{"tokens": 1000, "window": "1s"}], max_wait="2s") as (pool, told):
+        for _ in range(8):
+            await taken(await pool.handle(call(ASKS)))
+        assert "refused" not in told.outcomes
 
 
 async def test_a_stream_is_corrected_at_its_end() -> None:
@@ -209,6 +219,7 @@ async def test_the_unimportant_leave_a_part_to_others() -> None:
         await refused(pool.handle(call(ASKS)))
 
 
+@pytest.mark.timed
 async def test_who_leaves_the_queue_holds_up_nobody() -> None:
     async with one(limits=[{"requests": 4, "window": "1s", "burst": 1}], max_wait="10s") as (pool, told):
         await pool.handle(call(ASKS))

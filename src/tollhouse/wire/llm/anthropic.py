@@ -14,7 +14,7 @@ from tollhouse.core.errors import Failure
 from tollhouse.wire.llm.dialect import Dialect, StreamFailure, bytes_of, text_of
 from tollhouse.wire.llm.reader import TextReader
 from tollhouse.wire.llm.system import System, around_blocks
-from tollhouse.wire.llm.usage import MessagesUsage
+from tollhouse.wire.llm.usage import MessagesUsage, raw_usage, uncounted
 from tollhouse.wire.sse import frame, parse, split
 
 __all__ = ["AnthropicMessages", "MessagesReader"]
@@ -64,6 +64,7 @@ _odd_event = msgspec.json.Decoder(_OddEvent, strict=False).decode
 _encode = msgspec.json.Encoder().encode
 
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_USAGES = (("usage",), ("message", "usage"))
 _SAID = b"event: content_block_delta\ndata: {"
 _DELTA = "content_block_delta"
 _TYPES = {
@@ -179,7 +180,13 @@ class MessagesReader(TextReader):
             try:
                 return _odd_event(data)
             except _UNREADABLE:
+                pass
+            try:
+                odd = _odd_event(uncounted(data, *_USAGES))
+            except _UNREADABLE:
                 return None
+            self.uncounted = raw_usage(data)
+            return odd
         for content in (event.delta, event.content_block):
             if content is not None:
                 self.text += bytes_of(content.text or content.thinking or content.partial_json or "")

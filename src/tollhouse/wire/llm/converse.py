@@ -18,7 +18,7 @@ from tollhouse.wire.llm.dialect import Dialect, StreamFailure, bytes_of
 from tollhouse.wire.llm.reader import Reader
 from tollhouse.wire.llm.system import System, around_blocks
 from tollhouse.wire.llm.tokens import DEFAULT_OUTPUT, MOST_OUTPUT
-from tollhouse.wire.llm.usage import ConverseUsage, tiered
+from tollhouse.wire.llm.usage import ConverseUsage, raw_usage, tiered
 from tollhouse.wire.members import Names
 
 __all__ = ["BedrockConverse", "ConverseReader", "failed"]
@@ -250,6 +250,7 @@ class ConverseReader(Reader):
             try:
                 told = _answer(data)
             except _UNREADABLE:
+                self.uncounted = raw_usage(data)
                 self.unread(data)
                 return
             if told.usage is not None and (counted := told.usage.normal()) is not None:

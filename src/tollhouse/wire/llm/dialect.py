@@ -79,7 +79,8 @@ class StreamReader(Protocol):
     began: an event that means something has come (no comment, no ping). finished: the event that ends a whole answer
     has come. stopped: nothing of the answer is missing, but perhaps that event and the usage. failure: the upstream has
     said an error; it is not in what `read` gives back, and nothing after it is.
-    counted: usage is the provider's own and complete. text: bytes of text seen, to estimate with otherwise.
+    counted: usage is the provider's own and complete. uncounted: what it told instead, which is no usage, as it stands.
+    text: bytes of text seen, to estimate with otherwise.
     """
 
     began: bool
@@ -87,6 +88,7 @@ class StreamReader(Protocol):
     failure: Failure | None
     usage: Usage | None
     counted: bool
+    uncounted: str
     model: str
     text: int
 

@@ -20,7 +20,7 @@ from tollhouse.wire.llm.dialect import Asked, Dialect, StreamFailure, bytes_of
 from tollhouse.wire.llm.reader import TextReader
 from tollhouse.wire.llm.system import System, around_content
 from tollhouse.wire.llm.tokens import DEFAULT_OUTPUT, MOST_OUTPUT
-from tollhouse.wire.llm.usage import GeminiUsage
+from tollhouse.wire.llm.usage import GeminiUsage, raw_usage, uncounted
 from tollhouse.wire.members import Names
 from tollhouse.wire.sse import frame, parse, split
 
@@ -343,9 +343,8 @@ class GenerateReader(TextReader):
         for raw in raws:
             _, data = parse(raw)
             if data:
-                try:
-                    event = _event(data)
-                except _UNREADABLE:
+                event = self._read(data)
+                if event is None:
                     self.unread(data)
                     if self.failure is not None:
                         return block[:passed]
@@ -357,6 +356,19 @@ class GenerateReader(TextReader):
                 self._note(event, block if len(raws) == 1 else b"")
             passed += len(raw)
         return block
+
+    def _read(self, data: bytes) -> _Event | None:
+        """An event; without its usage where that is none."""
+        try:
+            return _event(data)
+        except _UNREADABLE:
+            pass
+        try:
+            event = _event(uncounted(data, ("usageMetadata",)))
+        except _UNREADABLE:
+            return None
+        self.uncounted = raw_usage(data)
+        return event
 
     def _note(self, event: _Event, alone: bytes) -> None:
         """alone: the block, when the event is all of it."""

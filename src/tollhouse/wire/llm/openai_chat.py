@@ -18,7 +18,7 @@ from tollhouse.core.errors import Failure
 from tollhouse.wire.llm.dialect import Dialect, StreamFailure, bytes_of, text_of
 from tollhouse.wire.llm.reader import TextReader
 from tollhouse.wire.llm.system import System, around_messages
-from tollhouse.wire.llm.usage import ChatUsage, tier_of, tiered
+from tollhouse.wire.llm.usage import ChatUsage, raw_usage, tier_of, tiered, uncounted
 from tollhouse.wire.sse import frame, parse, split
 
 __all__ = ["ChatReader", "OpenAIChat", "OpenAIDialect"]
@@ -226,12 +226,24 @@ class ChatReader(TextReader):
         try:
             return self._note(_chunk(data), raw)
         except _UNREADABLE:
-            self.text += sum(map(len, _TEXT.findall(data)))
+            pass
         try:
-            return self._note(_odd_chunk(data), raw)
+            odd = _odd_chunk(data)
         except _UNREADABLE:
+            return self._read_uncounted(data, raw)
+        self.text += sum(map(len, _TEXT.findall(data)))
+        return self._note(odd, raw)
+
+    def _read_uncounted(self, data: bytes, raw: bytes) -> bool:
+        """The same of an event whose usage is none, or that is none at all."""
+        try:
+            chunk = _chunk(uncounted(data, ("usage",)))
+        except _UNREADABLE:
+            self.text += sum(map(len, _TEXT.findall(data)))
             self.unread(data)
             return self.failure is None
+        self.uncounted = raw_usage(data)
+        return self._note(chunk, raw) and not (self._strip and chunk.choices is not None and not chunk.choices)
 
     def _note(self, chunk: _Chunk | _OddChunk, raw: bytes) -> bool:
         if chunk.error is not _ABSENT and bytes(chunk.error) not in _NO_ERROR:

@@ -17,7 +17,7 @@ from tollhouse.wire.llm.dialect import StreamFailure, bytes_of, text_of
 from tollhouse.wire.llm.openai_chat import OpenAIDialect
 from tollhouse.wire.llm.reader import Reader, is_text
 from tollhouse.wire.llm.system import System, around_text, without_instructions
-from tollhouse.wire.llm.usage import ResponsesUsage, tiered
+from tollhouse.wire.llm.usage import ResponsesUsage, raw_usage, tiered
 from tollhouse.wire.sse import frame, parse, split
 
 __all__ = ["OpenAIResponses", "ResponsesReader"]
@@ -153,7 +153,7 @@ class ResponsesReader(Reader):
             try:
                 response = _response(event.response)
             except _UNREADABLE:
-                pass  # not for us to judge; it passes
+                self.uncounted = raw_usage(data)  # not for us to judge; it passes
         if not self.model and response.model:
             self.model = response.model
         if response.usage is not None and (usage := response.usage.normal()) is not None:

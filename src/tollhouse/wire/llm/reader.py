@@ -23,13 +23,13 @@ _OBFUSCATION = b'"obfuscation":'
 _PADDING = re.compile(rb'[A-Za-z0-9+/=_-]*"\}\n\n| *\}\n\n')  # so that an event's size does not tell its text
 
 
-_any = msgspec.json.Decoder().decode
+_any = msgspec.json.Decoder(msgspec.Raw).decode  # of numbers of any size
 
 
 class Reader:
     """What every StreamReader knows; nothing yet."""
 
-    __slots__ = ("began", "counted", "failure", "finished", "model", "text", "usage")
+    __slots__ = ("began", "counted", "failure", "finished", "model", "text", "uncounted", "usage")
 
     def __init__(self) -> None:
         self.began = False
@@ -37,6 +37,7 @@ class Reader:
         self.failure: Failure | None = None
         self.usage: Usage | None = None
         self.counted = False
+        self.uncounted = ""
         self.model = ""
         self.text = 0
 
@@ -151,6 +152,8 @@ def is_text(data: bytes) -> bool:
 
 def is_json(data: bytes) -> bool:
     """Whether it is JSON (RFC 8259), of any form."""
+    if not is_text(data):
+        return False
     try:
         _any(data)
     except RecursionError:

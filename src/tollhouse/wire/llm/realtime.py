@@ -269,8 +269,10 @@ class RealtimeReader:
 
     def _ended(self, id: str, response: _Response) -> Told:
         usage = counted(_usage, response.usage)
+        seen = self._open.get(id)
+        if usage is not None and not usage.total and seen is not None and (seen.text or seen.sound):
+            usage = None  # what was said is never free: it is estimated
         if usage is not None:
-            seen = self._open.get(id)
             self._before = usage.total
             self._asked -= self._asked if seen is None else min(seen.asked, self._asked)
             self._heard -= self._heard if seen is None else min(seen.heard, self._heard)

@@ -133,6 +133,7 @@ class TranslatedReader(Reader):
                 if decoder.finished:
                     self.began = True
                     self.counted = self.usage is not None
+                    self.uncounted = decoder.uncounted
                     out.append(self._encoder.end())
                     self.finished = True
         except Failure as failure:
@@ -149,6 +150,7 @@ class TranslatedReader(Reader):
     def last(self) -> bytes:
         self.finished = True
         self.counted = self.usage is not None
+        self.uncounted = self._decoder.uncounted
         return self._encoder.end()
 
     def _note(self, event: Event) -> None:

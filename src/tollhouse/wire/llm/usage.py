@@ -7,14 +7,15 @@ whole, whatever a provider says: no token is paid that its totals do not have. A
 answer without any is None, never 0.
 """
 
-from collections.abc import Callable
-from typing import Annotated, Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Final, Protocol
 
 import msgspec
 
 from tollhouse.core.call import Usage
 
 __all__ = [
+    "MOST_RAW",
     "ChatUsage",
     "ConverseUsage",
     "Count",
@@ -23,8 +24,10 @@ __all__ = [
     "ResponsesUsage",
     "count_in",
     "counted",
+    "raw_usage",
     "tier_of",
     "tiered",
+    "uncounted",
 ]
 
 Raw = msgspec.Raw
@@ -39,6 +42,9 @@ class _Tier(msgspec.Struct, gc=False):
 
     type: str
 
+
+MOST_RAW: Final = 1024
+"""Characters of a raw usage that are kept."""
 
 _tier = msgspec.json.Decoder(str | _Tier).decode
 _LONGEST = 32
@@ -385,6 +391,32 @@ def counted(decode: Callable[[msgspec.Raw], _Form], raw: msgspec.Raw) -> Usage |
         return None
 
 
+def uncounted(data: bytes | msgspec.Raw, *places: Sequence[str]) -> bytes:
+    """An event without what stands at these places: a usage that is not in its API's form must not cost the answer that
+    it is of. Raises DecodeError for what is no object."""
+    members = _members(data)
+    for first, *rest in places:
+        if first in members:
+            if rest:
+                members[first] = Raw(uncounted(members[first], rest))
+            else:
+                del members[first]
+    return _encode(members)
+
+
+def raw_usage(data: bytes) -> str:
+    """What an answer or event has for its usage, as it stands there, cut to MOST_RAW; "" where there is none."""
+    try:
+        members = _members(data)
+        for name in ("message", "response"):
+            if name in members and "usage" not in members:
+                members = _members(members[name])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+    told = bytes(members.get("usage") or members.get("usageMetadata") or b"")
+    return "" if told == b"null" else told[: 4 * MOST_RAW].decode("utf-8", "replace")[:MOST_RAW]
+
+
 def count_in(raw: msgspec.Raw) -> int | None:
     """A count that stands alone, which some write with a fraction; None for what is none."""
     try:
@@ -394,6 +426,8 @@ def count_in(raw: msgspec.Raw) -> int | None:
     return int(number) if number.is_integer() else None
 
 
+_members = msgspec.json.Decoder(dict[str, Raw]).decode
+_encode = msgspec.json.Encoder().encode
 _number = msgspec.json.Decoder(Annotated[float, msgspec.Meta(ge=0, lt=1 << 32)]).decode
 
 

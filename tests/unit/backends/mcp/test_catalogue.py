@@ -57,6 +57,7 @@ async def test_an_old_list_is_better_than_none(mode: str) -> None:
         assert (await agent.ask("tools/list")).error == (200, -32603)
 
 
+@pytest.mark.timed
 async def test_after_one_timeout_nobody_waits() -> None:
     flaky = Flaky()
     async with (
@@ -185,6 +186,7 @@ async def test_a_server_with_too_many_tools() -> None:
             assert (await agent.call("small__echo")).text == "ok"
 
 
+@pytest.mark.timed
 async def test_a_server_that_hangs_is_waited_for_once() -> None:
     hangs = [True]
     script = Old(tools_list=lambda asked: None if hangs[0] else result(asked, {"tools": TOOLS}))

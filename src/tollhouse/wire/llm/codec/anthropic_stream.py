@@ -35,7 +35,7 @@ from tollhouse.wire.llm.model import (
     ToolCall,
     Used,
 )
-from tollhouse.wire.llm.usage import MessagesUsage
+from tollhouse.wire.llm.usage import MessagesUsage, raw_usage, uncounted
 
 __all__ = ["MessagesDecoder", "MessagesEncoder"]
 
@@ -103,13 +103,14 @@ _STATUSES = {"rate_limit_error": 429, "overloaded_error": 503, "timeout_error": 
 class MessagesDecoder:
     """StreamDecoder of message events. stopped: `message_delta` has told why."""
 
-    __slots__ = ("_opaque", "_usage", "finished", "stopped")
+    __slots__ = ("_opaque", "_usage", "finished", "stopped", "uncounted")
 
     def __init__(self) -> None:
         self._usage = Usage()
         self._opaque: dict[int, tuple[Raw, list[str]]] = {}
         self.stopped = False
         self.finished = False
+        self.uncounted = ""
 
     def read(self, name: bytes, data: bytes) -> list[Event]:
         try:
@@ -117,7 +118,8 @@ class MessagesDecoder:
         except _UNREADABLE:
             if name == b"error":
                 raise _told(data) from None
-            raise unreadable("an event is not of the messages API") from None
+            event = _uncounted(data)
+            self.uncounted = raw_usage(data)
         kind = event.type
         if kind == "content_block_delta":
             delta = event.delta
@@ -194,20 +196,30 @@ class MessagesDecoder:
         events: list[Event] = [Began(message.id or "", message.model or "")]
         if message.usage is not None:
             message.usage.merge(self._usage)
-            events.append(Used(msgspec.structs.replace(self._usage)))
+            if message.usage.normal() is not None:
+                events.append(Used(msgspec.structs.replace(self._usage)))
         return events
 
     def _end(self, event: _Event) -> list[Event]:
         events: list[Event] = []
         if event.usage is not None:
             event.usage.merge(self._usage)
-            events.append(Used(msgspec.structs.replace(self._usage)))
+            if event.usage.normal() is not None:
+                events.append(Used(msgspec.structs.replace(self._usage)))
         delta = event.delta
         if delta is not None and delta.stop_reason is not None:
             self.stopped = True
             stop = STOPS.get(delta.stop_reason, "stop")
             events.append(Ended(stop, delta.stop_sequence, delta.stop_reason))
         return events
+
+
+def _uncounted(data: bytes) -> _Event:
+    """An event whose usage is none."""
+    try:
+        return _event(uncounted(data, ("usage",), ("message", "usage")))
+    except _UNREADABLE:
+        raise unreadable("an event is not of the messages API") from None
 
 
 def _told(data: bytes) -> StreamFailure:

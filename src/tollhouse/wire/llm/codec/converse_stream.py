@@ -39,7 +39,7 @@ from tollhouse.wire.llm.model import (
     ToolCall,
     Used,
 )
-from tollhouse.wire.llm.usage import ConverseUsage, tiered
+from tollhouse.wire.llm.usage import ConverseUsage, raw_usage, tiered, uncounted
 
 __all__ = ["ConverseDecoder", "ConverseEncoder", "stop_sequence"]
 
@@ -148,7 +148,7 @@ class ConverseDecoder:
     """StreamDecoder of events by name. stopped: `messageStop` has come; nothing of the answer is missing any more, but
     for the usage."""
 
-    __slots__ = ("_blocks", "_parts", "_stops", "finished", "stopped")
+    __slots__ = ("_blocks", "_parts", "_stops", "finished", "stopped", "uncounted")
 
     def __init__(self, stops: dict[str, Stop]) -> None:
         self._stops = stops
@@ -156,6 +156,7 @@ class ConverseDecoder:
         self._parts = 0
         self.stopped = False
         self.finished = False
+        self.uncounted = ""
 
     def read(self, name: bytes, data: bytes) -> list[Event]:
         try:
@@ -173,7 +174,7 @@ class ConverseDecoder:
                 return self._stop(_message_stop(data))
             if name == b"metadata":
                 self.finished = True
-                told = _metadata(data)
+                told = self._metadata(data)
                 counted = tiered(told.usage.normal(), told.service_tier) if told.usage is not None else None
                 return [] if counted is None else [Used(counted)]
         except _UNREADABLE:
@@ -199,6 +200,15 @@ class ConverseDecoder:
         block.part = self._parts
         self._parts += 1
         events.append(PartBegan(block.part, value))
+
+    def _metadata(self, data: bytes) -> _Metadata:
+        """Without a usage that is none. Raises DecodeError."""
+        try:
+            return _metadata(data)
+        except _UNREADABLE:
+            told = _metadata(uncounted(data, ("usage",)))
+        self.uncounted = raw_usage(data)
+        return told
 
     def _delta(self, index: int, delta: _Delta) -> list[Event]:
         events: list[Event] = []

@@ -81,6 +81,7 @@ class _NoStream:
     __slots__ = ()
 
     finished = False
+    uncounted = ""
     stopped = False
 
     def read(self, name: bytes, data: bytes) -> list[Event]:

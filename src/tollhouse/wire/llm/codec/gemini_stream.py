@@ -48,7 +48,7 @@ from tollhouse.wire.llm.model import (
     ToolCall,
     Used,
 )
-from tollhouse.wire.llm.usage import GeminiUsage
+from tollhouse.wire.llm.usage import GeminiUsage, raw_usage, uncounted
 
 __all__ = ["GenerateDecoder", "GenerateEncoder"]
 
@@ -119,12 +119,13 @@ class _Open:
 class GenerateDecoder:
     """StreamDecoder of partial answers."""
 
-    __slots__ = ("_choices", "_id", "finished")
+    __slots__ = ("_choices", "_id", "finished", "uncounted")
 
     def __init__(self) -> None:
         self._id: str | None = None
         self._choices: dict[int, _Open] = {}
         self.finished = False
+        self.uncounted = ""
 
     @property
     def stopped(self) -> bool:
@@ -135,7 +136,8 @@ class GenerateDecoder:
         try:
             response = _response(data)
         except _UNREADABLE:
-            raise unreadable("an event is not a part of an answer") from None
+            response = _uncounted(data)
+            self.uncounted = raw_usage(data)
         if bytes(response.error) not in _NOTHING:
             raise failed(data, b"data: %b\n\n" % data)
         events: list[Event] = []
@@ -274,6 +276,14 @@ class GenerateDecoder:
 
 _TEXT = b'data: {"candidates":[{"content":{"role":"model","parts":[{"text":%b%b}]},"index":%d%b}],%b}\n\n'
 _THOUGHT = b',"thought":true'
+
+
+def _uncounted(data: bytes) -> _Response:
+    """An event whose usage is none."""
+    try:
+        return _response(uncounted(data, ("usageMetadata",)))
+    except _UNREADABLE:
+        raise unreadable("an event is not a part of an answer") from None
 
 
 class _Told:

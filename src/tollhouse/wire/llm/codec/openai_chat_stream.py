@@ -36,7 +36,7 @@ from tollhouse.wire.llm.model import (
     ToolCall,
     Used,
 )
-from tollhouse.wire.llm.usage import ChatUsage, tiered
+from tollhouse.wire.llm.usage import ChatUsage, raw_usage, tiered, uncounted
 
 __all__ = ["ChatDecoder", "ChatEncoder"]
 
@@ -165,13 +165,14 @@ class _Open:
 class ChatDecoder:
     """StreamDecoder of chunks."""
 
-    __slots__ = ("_began", "_choices", "_id", "finished")
+    __slots__ = ("_began", "_choices", "_id", "finished", "uncounted")
 
     def __init__(self) -> None:
         self._began = False
         self._id = ""
         self._choices: dict[int, _Open] = {}
         self.finished = False
+        self.uncounted = ""
 
     @property
     def stopped(self) -> bool:
@@ -186,10 +187,7 @@ class ChatDecoder:
             chunk = _chunk(data)
         except _UNREADABLE:
             odd = True
-            try:
-                chunk = _odd_chunk(data)
-            except _UNREADABLE:
-                raise unreadable("an event is not a chat completion chunk") from None
+            chunk = self._oddly(data)
         if chunk.error is not _ABSENT or name == b"error":
             self._failed(chunk.error, name, data)
         events: list[Event] = []
@@ -211,6 +209,19 @@ class ChatDecoder:
             if usage is not None:
                 events.append(Used(usage))
         return events
+
+    def _oddly(self, data: bytes) -> _Chunk:
+        """A chunk whose contents are not all text, or whose usage is none."""
+        try:
+            return _odd_chunk(data)
+        except _UNREADABLE:
+            pass
+        try:
+            chunk = _odd_chunk(uncounted(data, ("usage",)))
+        except _UNREADABLE:
+            raise unreadable("an event is not a chat completion chunk") from None
+        self.uncounted = raw_usage(data)
+        return chunk
 
     def _choice(self, choice: _Choice, index: int, open_: _Open, events: list[Event]) -> None:
         delta = choice.delta

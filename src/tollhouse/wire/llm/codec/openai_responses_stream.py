@@ -42,7 +42,7 @@ from tollhouse.wire.llm.model import (
     ToolCall,
     Used,
 )
-from tollhouse.wire.llm.usage import ResponsesUsage, tiered
+from tollhouse.wire.llm.usage import ResponsesUsage, raw_usage, tiered, uncounted
 from tollhouse.wire.sse import frame
 
 __all__ = ["ResponsesDecoder"]
@@ -190,7 +190,7 @@ class _Open:
 class ResponsesDecoder:
     """StreamDecoder of response events."""
 
-    __slots__ = ("_began", "_calls", "_ids", "_open", "_parts", "_refused", "finished")
+    __slots__ = ("_began", "_calls", "_ids", "_open", "_parts", "_refused", "finished", "uncounted")
 
     def __init__(self) -> None:
         self._began = False
@@ -200,6 +200,7 @@ class ResponsesDecoder:
         self._calls = False
         self._refused = False
         self.finished = False
+        self.uncounted = ""
 
     @property
     def stopped(self) -> bool:
@@ -268,7 +269,8 @@ class ResponsesDecoder:
         try:
             event = _rare(data)
         except _UNREADABLE:
-            raise unreadable(f"{kind} is not in its form") from None
+            event = _uncounted(kind, data)
+            self.uncounted = raw_usage(data)
         events: list[Event] = []
         if not self._began:
             self._begin(event.response, events)
@@ -416,6 +418,14 @@ class ResponsesDecoder:
         stop, detail = stopped(kind.removeprefix("response."), reason, told)
         events.append(Ended(stop, None, detail))
         self.finished = True
+
+
+def _uncounted(kind: str, data: bytes) -> _Rare:
+    """An event whose usage is none."""
+    try:
+        return _rare(uncounted(data, ("response", "usage")))
+    except _UNREADABLE:
+        raise unreadable(f"{kind} is not in its form") from None
 
 
 def _of(decode: Any, raw: Raw, what: str) -> Any:

@@ -625,7 +625,7 @@ def test_which_tools_may_be_called(
 
 
 @pytest.mark.parametrize(
-    "arguments", ["[]", "no", '{"a":NaN}', "{", '"\\ud800"', '{"a":' + "[" * 5000 + "]" * 5000 + "}"]
+    "arguments", ["[]", "no", '{"a":NaN}', "{", '"\\ud800"', '{"a":' + "[" * 50_000 + "]" * 50_000 + "}"]
 )
 def test_arguments_that_are_no_object(arguments: str) -> None:
     chat = Chat("chat", "m", [Message("assistant", [Text("x"), ToolCall("a", "f", arguments)])])
