@@ -84,7 +84,11 @@ ADVERSARIAL = {
     "digits": "4" * SIZE,
     "half a JWT": ("eyJ" + "aGVsbG8gd29ybGQ" * 300)[:SIZE],
     "half a key": ("-----BEGIN PRIVATE KEY-----\n" + "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVph\n" * 120)[:SIZE],
+    "a key of white space": ("-----BEGIN PRIVATE KEY-----\n" + " \n" * SIZE)[:SIZE],
     "zero width": "s\u200bk\u200b-" + "a\u200b" * (SIZE // 2),
+    "zero width alone": ("sk-" + "\u200b" * SIZE)[:SIZE],
+    "escapes": ("sk-" + "\\u0061" * SIZE)[:SIZE],
+    "backslashes": ("sk-" + "\\" * SIZE)[:SIZE],
 }  # fmt: skip
 
 
@@ -127,9 +131,9 @@ def scans(sets: dict[str, PatternSet]) -> float:
     return promised
 
 
-def streams(sets: dict[str, PatternSet]) -> float:
-    """Texts in chunks; gives what is promised a figure."""
-    promised = 0.0
+def streams(sets: dict[str, PatternSet]) -> tuple[float, float]:
+    """Texts in chunks; gives what is promised a figure: of plain texts, and of adversarial ones."""
+    promised = hard = 0.0
     print(f"\n{'a stream, us a chunk':34}{'mean':>8}{'worst':>8}   held: mean, p99, most")
     for kind, patterns in sets.items():
         for name, text in (("English", filled(ENGLISH)), ("German", filled(GERMAN))):
@@ -145,9 +149,9 @@ def streams(sets: dict[str, PatternSet]) -> float:
     unmask = placeholder_patterns()
     stream("turned back, 4", answer, 4, partial(Channel, unmask, held.value))
     for name, text in ADVERSARIAL.items():
-        stream(f"adversarial: {name}, 4", text, 4, partial(Channel, twenty, mask))
+        hard = max(hard, stream(f"adversarial: {name}, 4", text, 4, partial(Channel, twenty, mask)))
     windows(twenty)
-    return promised
+    return promised, hard
 
 
 def stream(name: str, text: str, size: int, opened: Callable[[], Channel]) -> float:
@@ -297,11 +301,12 @@ def main() -> int:
         began = time.perf_counter()
         sets[name] = PatternSet(named(wanted))
         print(f"{name}: {len(sets[name].rules)} patterns, made in {(time.perf_counter() - began) * 1e3:.0f} ms")
-    scan, chunk, read = scans(sets), streams(sets), events(sets["20 names"])
+    scan, (chunk, hard), read = scans(sets), streams(sets), events(sets["20 names"])
     chunk = max(chunk, taps(next(iter(sets.values()))))
     print(f"\n20 patterns on 4 KB: {scan:.1f} us (promised {SCAN:.0f}); a chunk: {chunk:.2f} us (promised {CHUNK:.0f})")
+    print(f"an adversarial chunk: {hard:.2f} us (promised {CHUNK:.0f})")
     print(f"the text of an event: {read:.2f} us (promised {READ:.0f})")
-    return int(asked.gate and (scan > SCAN or chunk > CHUNK or read > READ))
+    return int(asked.gate and (scan > SCAN or max(chunk, hard) > CHUNK or read > READ))
 
 
 if __name__ == "__main__":

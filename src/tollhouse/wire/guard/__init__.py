@@ -17,10 +17,11 @@ Whoever joins them needs this, from below:
   `Placeholders.value`. Links are to be looked at before it (`links`): a value that is turned back within a picture's
   address would be sent there.
 
-Below them: `folding` (what a text is compared as), `expression` and `derive` (patterns as trees, and what could be the
-beginning of a match), `engine` (RE2, the extra `guard`), `channel` and `json_text` (one text in pieces), `personal`,
-`national`, `credentials` and `checksums` (what the catalogue has), `measure` and `language` (what is no pattern).
+Below them: `folding` (what a text is compared as), `escapes` (what it means, where it has JSON in it), `expression` and
+`derive` (patterns as trees, and what could be the beginning of a match), `engine` (RE2, the extra `guard`), `channel`
+and `json_text` (one text in pieces), `personal`, `national`, `credentials` and `checksums` (what the catalogue has),
+`measure` and `language` (what is no pattern).
 
 Not found are: what is spread over several texts or values, what stands in pictures or sound, and what is encoded
-(Base64, escapes within escapes).
+otherwise (Base64).
 """

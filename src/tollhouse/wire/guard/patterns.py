@@ -15,6 +15,7 @@ import msgspec
 
 from tollhouse.wire.guard.derive import alphabet, prefixes, unbounded, widest, written
 from tollhouse.wire.guard.engine import Search, compiled, which
+from tollhouse.wire.guard.escapes import Run, escaped, located, pieces, read, text_runs
 from tollhouse.wire.guard.expression import Atom, Branches, Node, Refused, Repeat
 from tollhouse.wire.guard.folding import fold, place
 from tollhouse.wire.guard.rules import Rule
@@ -175,6 +176,10 @@ class PatternSet:
 
     def find(self, source: str) -> list[Found]:
         """What is found in a whole text, in order, overlapping ones as one."""
+        if escaped(source):
+            text = fold(read(source)).encode()
+            found = self.matches(text, 0, len(text))
+            return self.places_in(found, text_runs(source, whole=True)[0], text, 0) if found else []
         text = fold(source).encode()
         found = self.matches(text, 0, len(text))
         return self.places(found, source, text, 0) if found else []
@@ -192,6 +197,14 @@ class PatternSet:
             at = [Found(flat[3 * n], flat[3 * n + 1], flat[3 * n + 2] + 1, match.rule) for n, match in enumerate(found)]
         return merged([one for one in at if self.counts(one.rule, source[one.begin : one.end])])
 
+    def places_in(self, found: Sequence[Match], runs: list[Run], text: bytes, lead: int) -> list[Found]:
+        """The same where the source has escapes in it: runs are its stretches, and text is what they mean."""
+        if not found:
+            return []
+        flat = located(runs, [index for one in characters(found, text, lead) for index in (one[0], one[1], one[2] - 1)])
+        at = [Found(flat[3 * n][0], flat[3 * n + 1][0], flat[3 * n + 2][1], one.rule) for n, one in enumerate(found)]
+        return merged([one for one in at if self.counts(one.rule, _meant(runs, one))])
+
     def counts(self, rule: int, written: str) -> bool:
         """Whether a match as it is written is one."""
         asked = self.rules[rule].written
@@ -208,6 +221,10 @@ class PatternSet:
             return source
         out.append(source[at:])
         return "".join(out)
+
+
+def _meant(runs: list[Run], one: Found) -> str:
+    return "".join([text for _, _, text, _ in pieces(runs, one.begin, one.end)])
 
 
 def characters(found: Sequence[Match], text: bytes, lead: int) -> list[tuple[int, int, int]]:

@@ -117,3 +117,53 @@ def test_mixtures(patterns: PatternSet, parts: list[str], chance: random.Random)
 def test_any_text(patterns: PatternSet, text: str, size: int) -> None:
     pieces = [text[at : at + size] for at in range(0, len(text), size)]
     assert streamed(patterns, pieces) == patterns.replace(text, mask)
+
+
+LONG = ["eyJ", "a" * 90, "B-7_" * 40, ".", "\u200b" * 30, "\n", " ", "é", "sk-", "Z" * 300, "4111 ", '"']
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(LONG), max_size=14), st.randoms(use_true_random=False))
+def test_long_ones_that_are_not_read_with_every_piece(
+    patterns: PatternSet, parts: list[str], chance: random.Random
+) -> None:
+    text = "".join(parts)
+    reference = patterns.replace(text, mask)
+    for size in (1, 4, chance.randint(2, 40)):
+        assert streamed(patterns, [text[at : at + size] for at in range(0, len(text), size)]) == reference
+
+
+@pytest.mark.parametrize("end", [" is", '"', "\n", "é ", "\u200b ", ""])
+@pytest.mark.parametrize("length", [150, 161, 255, 256, 400, 1000, 1030, 2040])
+def test_what_is_no_match_after_all_leaves_soon(patterns: PatternSet, length: int, end: str) -> None:
+    """A text that was held for long, whatever ends it, wherever the reading of it was left off."""
+    for size in (1, 3, 7):
+        text = "eyJ" + "a" * length
+        pieces = [text[at : at + size] for at in range(0, len(text), size)]
+        channel = Channel(patterns, mask)
+        assert not any(edited(channel.feed(piece)) for piece in pieces)
+        assert channel.held == text
+        out = edited(channel.feed(end)) + "".join([edited(channel.feed(" x")) for _ in range(length // 60 + 2)])
+        assert out.startswith(text)
+        out += edited(channel.finish())
+        assert out == text + end + " x" * (length // 60 + 2)
+
+
+@pytest.mark.parametrize("text", ["eyJ" + "a" * 60_000, "sk-" + "a- \u200b"[:2] * 30_000, "eyJ" + "a\u200b" * 30_000])
+def test_the_work_is_linear_in_what_is_held(text: str) -> None:
+    """One match that is as long as what may be waited for, letter by letter: each is read few times."""
+    patterns = PatternSet(RULES, max_match=65_536)
+    read = 0
+
+    def counted(data: bytes, begin: int, end: int) -> list[tuple[int, int]]:
+        nonlocal read
+        read += end - begin
+        return tail(data, begin, end)
+
+    tail, patterns.tail = patterns.tail, counted
+    channel = Channel(patterns, mask)
+    for char in text:
+        channel.feed(char)
+    assert len(channel.held) > 59_000 or len(text) < 60_000
+    assert read < 40 * len(text)
+    assert edited(channel.finish()) in ("<key>", text)

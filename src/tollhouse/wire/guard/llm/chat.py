@@ -11,6 +11,8 @@ from tollhouse.wire.guard.llm.citations import Cited, Moved, renumbered
 from tollhouse.wire.guard.llm.events import Event, SseTexts, every
 from tollhouse.wire.guard.llm.forms import GOING, SKIP, Form, Json, JsonText, Link, New, Opaque, Other, Path, Text
 from tollhouse.wire.guard.llm.objects import Choice, Each, Object, Tagged
+from tollhouse.wire.guard.llm.tokens import Tokens
+from tollhouse.wire.guard.llm.tokens import told as tokens_of
 
 __all__ = ["ANNOTATION", "ANSWER", "REQUEST", "ChatTexts"]
 
@@ -99,7 +101,7 @@ _CHOICE = Object(
         "finish_reason": SKIP,
         "native_finish_reason": SKIP,
         "stop_reason": SKIP,
-        "logprobs": SKIP,
+        "logprobs": Tokens(b"null"),
         "token_ids": SKIP,
         "content_filter_results": SKIP,
         "message": _SAID,
@@ -244,6 +246,14 @@ class _Odd(msgspec.Struct, gc=False):
     error: Raw = Raw()
 
 
+def _proved(choice: _Choice) -> bool:
+    """Whether its log-probs are those of its text."""
+    try:
+        return tokens_of(choice.logprobs) == choice.delta.content
+    except (msgspec.DecodeError, RecursionError):
+        return False
+
+
 _chunk = msgspec.json.Decoder(_Chunk).decode
 _odd = msgspec.json.Decoder(_Odd, strict=False).decode
 _CUT = ("length", "content_filter", "error", "max_tokens")
@@ -270,7 +280,7 @@ class ChatTexts(SseTexts):
         choices = chunk.choices
         if len(choices) == 1:
             choice = choices[0]
-            if choice.finish_reason is None:
+            if choice.finish_reason is None and (len(choice.logprobs) < 5 or _proved(choice)):
                 delta = choice.delta
                 calls = delta.tool_calls
                 text = delta.content

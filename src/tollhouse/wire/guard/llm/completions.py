@@ -6,6 +6,7 @@ from tollhouse.wire.guard.llm.chat import ChatTexts
 from tollhouse.wire.guard.llm.events import Event
 from tollhouse.wire.guard.llm.forms import SKIP, Json, Text
 from tollhouse.wire.guard.llm.objects import Choice, Each, Object
+from tollhouse.wire.guard.llm.tokens import Tokens, told
 
 __all__ = ["ANSWER", "REQUEST", "CompletionsTexts"]
 
@@ -29,12 +30,12 @@ ANSWER = Object(
                     "index": SKIP,
                     "finish_reason": SKIP,
                     "stop_reason": SKIP,
-                    "logprobs": SKIP,
                     "token_ids": SKIP,
                     "prompt_logprobs": SKIP,
                     "prompt_token_ids": SKIP,
                     "content_filter_results": SKIP,
                     "text": Text(label="content"),
+                    "logprobs": Tokens(b"null"),
                 },
                 by="index",
                 stale={
@@ -72,6 +73,14 @@ class _Chunk(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     usage: Raw = Raw()
 
 
+def _proved(choice: _Choice) -> bool:
+    """Whether its log-probs are those of its text."""
+    try:
+        return len(choice.logprobs) < 5 or told(choice.logprobs) == choice.text
+    except (msgspec.DecodeError, RecursionError):
+        return False
+
+
 _chunk = msgspec.json.Decoder(_Chunk).decode
 
 
@@ -87,7 +96,7 @@ class CompletionsTexts(ChatTexts):
             choices = _chunk(data).choices
         except (msgspec.DecodeError, RecursionError):
             return self.any(raw, data)
-        if len(choices) == 1 and choices[0].text and choices[0].finish_reason is None:
+        if len(choices) == 1 and choices[0].text and choices[0].finish_reason is None and _proved(choices[0]):
             choice = choices[0]
             return self.piece(raw, data, self.form, (choice.index, "content", "text"), choice.text)
         return self.any(raw, data)

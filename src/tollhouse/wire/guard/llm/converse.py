@@ -35,7 +35,7 @@ _CITATION = Object(
     {
         "title": Text("text"),
         "source": Text("text"),
-        "sourceContent": Each(Object({"text": Text("text")})),
+        "sourceContent": Each(Object({"text": Text("text", label="source")})),
         "location": Other("text"),
     }
 )
@@ -187,16 +187,18 @@ _UNREADABLE = (msgspec.DecodeError, RecursionError)
 _CUT = ("max_tokens", "model_context_window_exceeded", "content_filtered", "guardrail_intervened",
         "malformed_model_output", "malformed_tool_use")  # fmt: skip
 _SIGNATURE = b'"signature"'
+_QUOTED = ("source", "text")
 _CONVERSE = BedrockConverse()
 
 
 class ConverseTexts(StreamTexts):
     """A stream of binary messages."""
 
-    __slots__ = ("_unsigned",)
+    __slots__ = ("_quoting", "_unsigned")
 
     def __init__(self) -> None:
         super().__init__()
+        self._quoting = False  # pieces of what a citation quotes are under way
         self._unsigned: set[object] = set()
 
     def read(self, block: bytes) -> list[Event]:
@@ -243,6 +245,11 @@ class ConverseTexts(StreamTexts):
                 event = self.looked(raw, data, _PIECE)
         if event.opens:
             self.end(event, lambda key: key[0] != index, "")
+        if self._quoting and not any(key[-2:] == _QUOTED for key, _ in event.texts):
+            self.end(event, lambda key: key[-2:] == _QUOTED, "")
+            self._quoting = False
+        elif event.texts and event.texts[-1][0][-2:] == _QUOTED:
+            self._quoting = True
         return event
 
     def _told(self, data: bytes) -> _Place:
@@ -265,5 +272,5 @@ class ConverseTexts(StreamTexts):
                 return self.framed(event, _encode(fields))
         return super().encoded(event, changed)
 
-    def framed(self, event: Event, data: bytes) -> bytes:
+    def framed(self, event: Event, data: bytes, *, bare: bool = False) -> bytes:
         return sealed(opened(event.raw)[0], data)

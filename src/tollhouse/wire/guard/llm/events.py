@@ -8,6 +8,7 @@ Of a choice, a text that is silent for 16 events of another one has ended (a tho
 else the answer would wait behind it. A match that is interrupted for longer than that is not found.
 """
 
+import re
 from collections.abc import Callable, Hashable, Sequence
 from typing import ClassVar
 
@@ -22,6 +23,11 @@ __all__ = ["Ends", "Event", "Said", "SseTexts", "StreamTexts", "every", "none", 
 
 Raw = msgspec.Raw
 
+LINES: Path = ("", "lines")
+"""Place of what stands around the data of an event."""
+
+_FRAME = 23  # bytes around an event's data and name that say nothing
+_NAME = re.compile(rb"[a-z_.]{0,48}")  # of a kind of event
 _SILENT = 16  # events that say something else of the same choice or item
 
 Said = Callable[[Path], str | None]
@@ -30,6 +36,14 @@ Said = Callable[[Path], str | None]
 
 Ends = Callable[[Path], bool]
 """Whether a text under way ends."""
+
+
+def _places(event: "Event") -> tuple[Path, ...]:
+    if not event.texts:
+        return ()
+    look = Look()
+    event.form.look(Raw(event.data), (), look)
+    return tuple([spot.at for spot in look.spots])
 
 
 def none(key: Path) -> bool:
@@ -73,11 +87,12 @@ class Event(msgspec.Struct, gc=False, eq=False):
 class StreamTexts:
     """Reads one stream. `read` its blocks in order, `write` each event in order, once it is known what it may say.
 
-    altered: a text has been changed. From then on every event is to be written, also one without new texts: it may have
+    begun: told of the answer's id as soon as it is known, by APIs that go on with answers. altered: a text has been
+    changed. From then on every event is to be written, also one without new texts: it may have
     a signature or a number in it that belongs to what has changed. Before, an event without new texts is its `raw`.
     """
 
-    __slots__ = ("_changes", "_cut", "_ended", "_onces", "_open", "_runs", "altered")
+    __slots__ = ("_changes", "_cut", "_ended", "_onces", "_open", "_runs", "altered", "begun")
 
     repeating: ClassVar[bool] = False
     """Whether events ever repeat a text that has been told."""
@@ -92,6 +107,7 @@ class StreamTexts:
             Hashable, tuple[tuple[Path, ...], int]
         ] = {}  # of each choice or item: what is said now, for how long
         self.altered = False
+        self.begun: Callable[[str], object] | None = None
 
     def read(self, block: bytes) -> list[Event]:
         """The events of a block of whole ones (`wire.sse`, `wire.eventstream`); their bytes joined are the block.
@@ -106,9 +122,7 @@ class StreamTexts:
         if new:
             places = event.places
             if places is None:
-                look = Look()
-                event.form.look(Raw(event.data), (), look)
-                places = tuple([spot.at for spot in look.spots])
+                places = _places(event)
             for (key, text), place, begin, other in zip(event.texts, places, event.at, new, strict=False):
                 if other is not None and other != text:
                     changed[place] = other
@@ -119,6 +133,8 @@ class StreamTexts:
                 changed[place] = other
         if changed:
             self.altered = True
+            if changed.pop(LINES, None) is not None:
+                event.raw = self.framed(event, event.data, bare=True)
         return self.encoded(event, changed)
 
     # ---- for each API
@@ -133,8 +149,8 @@ class StreamTexts:
             return event.raw
         return self.framed(event, bytes(event.form.put(Raw(event.data), (), New(changed))))
 
-    def framed(self, event: Event, data: bytes) -> bytes:
-        """The event with other data."""
+    def framed(self, event: Event, data: bytes, *, bare: bool = False) -> bytes:
+        """The event with other data. bare: and nothing else in it."""
         raise NotImplementedError
 
     def piece(self, raw: bytes, data: bytes, form: Form, key: Path, text: str, *, json: bool = False) -> Event:
@@ -151,6 +167,26 @@ class StreamTexts:
         if len(self._open) > 1:
             self._ran(event, (key,))
         return event
+
+    def beside(self, event: Event, key: Path | None, text: str, place: Path) -> None:
+        """A further text of an event. key: None for one that is whole. place: for `write`."""
+        if event.places is None:
+            event.places = _places(event)
+        at = 0
+        if key is None:
+            self._onces += 1
+            key = ("once", self._onces, "beside")
+            event.closes = (*event.closes, key)
+            event.opens = (*event.opens, (key, False))
+        elif key in self._open:
+            at = self._open[key]
+            self._open[key] = at + len(text)
+        else:
+            self._open[key] = len(text)
+            event.opens = (*event.opens, (key, False))
+        event.texts = (*event.texts, (key, text))
+        event.places = (*event.places, place)
+        event.at = (*event.at[: len(event.texts) - 1], at)
 
     def looked(
         self, raw: bytes, data: bytes, form: Form, *, ends: Ends = none, ending: str = "", name: Path = ()
@@ -241,7 +277,11 @@ class StreamTexts:
 class SseTexts(StreamTexts):
     """A stream of server-sent events."""
 
-    __slots__ = ()
+    __slots__ = ("_name",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._name = b""  # one that says nothing
 
     def read(self, block: bytes) -> list[Event]:
         return [self.event(raw) for raw in split(block)]
@@ -249,14 +289,28 @@ class SseTexts(StreamTexts):
     def event(self, raw: bytes) -> Event:
         """One raw event."""
         name, data = parse(raw)
-        if not data:
-            return self.silent(raw)
-        if data == b"[DONE]":
-            return self.ended(raw, data)
         try:
-            return self.told(raw, name, data)
+            if not data:
+                event = self.silent(raw)
+            elif data == b"[DONE]":
+                event = self.ended(raw, data)
+            else:
+                event = self.told(raw, name, data)
+            if len(raw) - len(data) - len(name) > _FRAME or name != self._name:
+                self._framed(event, name, data)
         except (ValueError, Failure):
             raise ValueError("an event of the stream cannot be read") from None
+        return event
+
+    def _framed(self, event: Event, name: bytes, data: bytes) -> None:
+        """What stands around the data: comments, ids and names are texts too, if there is room in them for one."""
+        if len(event.raw) - len(data) - len(name) <= _FRAME and _NAME.fullmatch(name):
+            self._name = name
+            return
+        lines = [line for line in event.raw.removeprefix(b"\xef\xbb\xbf").splitlines() if line[:5] != b"data:"]
+        text = b"\n".join(lines).decode(errors="replace").strip("\n")
+        if text:
+            self.beside(event, None, text, LINES)
 
     def silent(self, raw: bytes) -> Event:
         """One without data: a comment, a ping."""
@@ -275,7 +329,11 @@ class SseTexts(StreamTexts):
         """One with data."""
         raise NotImplementedError
 
-    def framed(self, event: Event, data: bytes) -> bytes:
+    def framed(self, event: Event, data: bytes, *, bare: bool = False) -> bytes:
+        if bare:
+            name = parse(event.raw)[0]
+            lines = data.replace(b"\n", b"\ndata: ")
+            return frame(lines, name if _NAME.fullmatch(name) else b"") if data else b":\n\n"
         return reframed(event.raw, data)
 
 

@@ -14,6 +14,7 @@ from tollhouse.wire.guard.llm.citations import Moved
 from tollhouse.wire.guard.llm.events import Event, SseTexts, every
 from tollhouse.wire.guard.llm.forms import GOING, SKIP, Form, Json, Link, Look, New, Opaque, Other, Path, Text, string
 from tollhouse.wire.guard.llm.objects import Choice, Each, Object
+from tollhouse.wire.guard.llm.tokens import Tokens
 
 __all__ = ["ANSWER", "CONTENT", "CONTENTS", "REQUEST", "GeminiTexts"]
 
@@ -168,7 +169,7 @@ _GROUNDING = Object(
     _both(
         {
             "groundingChunks": Each(Object(_both({"web": _PLACE, "retrievedContext": _PLACE, "maps": _PLACE}))),
-            "groundingSupports": SKIP,
+            "groundingSupports": Each(Object({"segment": Object({"text": Text("beside")}, rest=SKIP)}, rest=SKIP)),
             "retrievalMetadata": SKIP,
             "searchEntryPoint": Object(_both({"renderedContent": Text("text"), "sdkBlob": Opaque("encrypted")})),
             "webSearchQueries": Each(Text("text")),
@@ -188,14 +189,14 @@ _CANDIDATE = Object(
             "citationMetadata": Object({"citationSources": _SOURCES, "citations": _SOURCES}),
             "tokenCount": SKIP,
             "avgLogprobs": SKIP,
-            "logprobsResult": SKIP,
+            "logprobsResult": Tokens(b"{}"),
             "groundingMetadata": _GROUNDING,
             "urlContextMetadata": Json("text"),
             "groundingAttributions": Json("text"),
         }
     ),
     by="index",
-    stale={"logprobsResult": None},
+    stale={"logprobsResult": None, "logprobs_result": None},
 )
 _ANSWER = Object(
     _both(

@@ -74,7 +74,7 @@ _RESULT = Object(
     kind="results",
 )
 _PAGE = Object(
-    {"type": SKIP, "title": Text(), "url": Text(), "page_age": SKIP, "encrypted_content": Opaque("encrypted")}
+    {"type": SKIP, "title": Text(), "url": Text(), "page_age": Text(), "encrypted_content": Opaque("encrypted")}
 )
 _SERVED = Object({**_TYPE, "tool_use_id": SKIP, "content": Json(), "caller": SKIP}, kind="results")
 _BLOCK = Tagged(
@@ -187,6 +187,8 @@ _PIECE = Object(
 _STOPPED = Object(
     {"type": SKIP, "delta": Object({"stop_reason": SKIP, "container": SKIP}), "usage": SKIP, "context_management": SKIP}
 )
+_NOTHING = Object({"type": SKIP, "index": SKIP})
+_BRIEF = 64  # bytes of an event that has nothing else to say
 _ERROR = Object({"type": SKIP, "error": Json("text"), "request_id": SKIP})
 
 
@@ -273,7 +275,7 @@ class MessagesTexts(SseTexts):
         if kind == "content_block_start":
             return self._begun(self.looked(raw, data, _BEGIN, ends=lambda key: key[0] != index))
         if kind in ("content_block_stop", "ping"):
-            return self.silent(raw)
+            return self.silent(raw) if len(data) < _BRIEF else self.looked(raw, data, _NOTHING)
         if kind == "message_start":
             return self.looked(raw, data, _START)
         if kind == "message_delta":
@@ -286,7 +288,7 @@ class MessagesTexts(SseTexts):
                 return self.looked(raw, data, _STOPPED)
             return self.looked(raw, data, _STOPPED, ends=every, ending="cut" if reason in _CUT else "whole")
         if kind == "message_stop":
-            return self.ended(raw, data)
+            return self.ended(raw, data) if len(data) < _BRIEF else self.looked(raw, data, _NOTHING, ends=every)
         if kind == "error":
             return self.looked(raw, data, _ERROR, ends=every, ending="cut")
         return self.unknown(raw, data)

@@ -1,16 +1,19 @@
 """Forms of objects and lists: which of their members is of which form.
 
-Rule: a member that the form does not know is looked at as `rest`, so that what an API adds is seen before we know it.
+Rule: a member that the form does not know is looked at as `rest`, so that what an API adds is seen before we know it;
+and its name too, if it is not one as APIs have them.
 
 An object may have two members of one name. Which of them counts is the reader's choice, so the last is looked at, and
 only it is written again (`wire.members`).
 """
 
+import re
 from collections.abc import Hashable, Mapping
 
 import msgspec
 
-from tollhouse.wire.guard.llm.forms import OTHER, Form, Look, New, Path, first_byte, string
+from tollhouse.wire.guard.llm.forms import OTHER, Form, Look, New, Path, Spot, first_byte, string
+from tollhouse.wire.guard.llm.tokens import Tokens
 
 __all__ = ["Choice", "Each", "Object", "Opened", "Tagged"]
 
@@ -23,6 +26,7 @@ _items = msgspec.json.Decoder(list[Raw]).decode
 _number = msgspec.json.Decoder(int).decode
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _QUOTE, _BRACKET = 0x22, 0x5B
+_USUAL = re.compile("[A-Za-z_$][A-Za-z_.$/-]{0,63}[0-9]{0,3}")  # names of members
 _NO_SIGNATURE = Raw(b"null")
 _NO_SIGNATURES = (b"null", b'""')
 
@@ -49,7 +53,7 @@ class Object(Opened):
     takes their place when any of those changes (None: nothing). signature: a member that vouches for the texts.
     """
 
-    __slots__ = ("_by", "_kind", "_members", "_opaque", "_rest", "_signature", "_stale")
+    __slots__ = ("_by", "_kind", "_last", "_members", "_opaque", "_rest", "_signature", "_stale")
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class Object(Opened):
         signature: str = "",
     ) -> None:
         self._members = members
+        self._last = [name for name, form in members.items() if isinstance(form, Tokens)]  # what is about the others
         self._kind = kind
         self._opaque = opaque
         self._by = by
@@ -90,8 +95,15 @@ class Object(Opened):
         members, rest, count = self._members, self._rest, len(look.spots)
         for member, value in fields.items():
             form = members.get(member, rest)
-            if form is not None:
+            if form is not None and not (self._last and member in self._last):
                 form.look(value, (*at, member), look)
+                if member not in members and not _USUAL.fullmatch(member):
+                    sort = "beside" if at else "names"  # those of what is outermost stay
+                    look.spots.append(Spot((*at, (member,)), None, sort, look.role, member, False))
+        for member in self._last:
+            form = members[member]
+            if form is not None and member in fields:
+                form.look(fields[member], (*at, member), look)
         if self._signature and bytes(fields.get(self._signature, _NO_SIGNATURE)) not in _NO_SIGNATURES:
             look.signed += [spot.at for spot in look.spots[count:]]
         look.kind, look.name = kind, name
@@ -106,6 +118,9 @@ class Object(Opened):
             here = (*at, member)
             if here in new.touched:
                 told[member] = (self._members.get(member, self._rest) or OTHER).put(value, here, new)
+        named = {name: new.texts[(*at, (name,))] for name in fields if (*at, (name,)) in new.texts}
+        if named and at:
+            told = {named.get(name, name): value for name, value in told.items()}
         if self._stale is not None and told != fields:
             self.refresh(fields, told)
         return told

@@ -14,6 +14,7 @@ from tollhouse.wire.guard.llm.events import Ends, Event, SseTexts, every, none
 from tollhouse.wire.guard.llm.forms import GOING, OTHER, SKIP, Form, JsonText, Look, New, Opaque, Path, Text
 from tollhouse.wire.guard.llm.objects import Object
 from tollhouse.wire.guard.llm.responses_forms import ANNOTATION, ANSWER, ITEM, PART
+from tollhouse.wire.guard.llm.tokens import LABEL, Tokens, told
 
 __all__ = ["ResponsesTexts"]
 
@@ -29,13 +30,13 @@ _EVENT: dict[str, Form | None] = {
     "partial_image_index": SKIP,
     "sequence_number": SKIP,
     "obfuscation": SKIP,
-    "logprobs": SKIP,
     "name": SKIP,
     "response_id": SKIP,
 }
 _ANY = Object(_EVENT, rest=GOING)
 _STALE = {"logprobs": b"[]"}
-_PIECE = Object({**_EVENT, "delta": Text(label="delta")}, stale=_STALE)
+_PROOF = Tokens(b"[]")
+_PIECE = Object({**_EVENT, "delta": Text(label="delta"), "logprobs": _PROOF}, stale=_STALE)
 _ANNOTATED = "response.output_text.annotation.added"
 
 _PIECES: Mapping[str, tuple[str, str, bool]] = {
@@ -54,7 +55,7 @@ _PIECES: Mapping[str, tuple[str, str, bool]] = {
 _OF_ITEM = frozenset(("arguments", "input", "code"))  # labels of texts that are no part of their item
 
 _FORMS: Mapping[str, Object] = {
-    "response.output_text.done": Object({**_EVENT, "text": Text(label="text")}, stale=_STALE),
+    "response.output_text.done": Object({**_EVENT, "text": Text(label="text"), "logprobs": _PROOF}, stale=_STALE),
     "response.refusal.done": Object({**_EVENT, "refusal": Text(label="refusal")}),
     "response.reasoning_text.done": Object({**_EVENT, "text": Text("reasoning", label="content")}),
     "response.reasoning_summary_text.done": Object({**_EVENT, "text": Text("reasoning", label="summary")}),
@@ -115,6 +116,15 @@ class _Kind(msgspec.Struct, gc=False):
     item: Raw = Raw()
 
 
+class _Answer(msgspec.Struct, gc=False):
+    id: str = ""
+
+
+class _Begun(msgspec.Struct, gc=False):
+    response: _Answer
+
+
+_begun = msgspec.json.Decoder(_Begun).decode
 _piece = msgspec.json.Decoder(_Piece).decode
 _kind = msgspec.json.Decoder(_Kind, strict=False).decode
 _item = msgspec.json.Decoder(_Item).decode
@@ -156,7 +166,19 @@ class ResponsesTexts(SseTexts):
             self._sources[key] = [text]
         else:
             source.append(text)
-        return self.piece(raw, data, _PIECE, key, text, json=known[2])
+        piece = self.piece(raw, data, _PIECE, key, text, json=known[2])
+        if len(event.logprobs) > 4:
+            self._proved(piece, key, event.logprobs)
+        return piece
+
+    def _proved(self, event: Event, key: Path, logprobs: Raw) -> None:
+        """A piece with log-probs: they are a text of their own, where they are those of another one."""
+        try:
+            text = told(logprobs)
+        except (msgspec.DecodeError, RecursionError):
+            text = bytes(logprobs).decode()
+        if text and text != event.texts[0][1]:
+            self.beside(event, (*key[:-2], LABEL, "beside"), text, ("logprobs",))
 
     def _any(self, raw: bytes, data: bytes) -> Event:
         try:
@@ -167,6 +189,8 @@ class ResponsesTexts(SseTexts):
         if kind in _PIECES:
             return self.looked(raw, data, _PIECE)  # it has no text, or is not in its form
         if kind in _WHOLE:
+            if self.begun is not None:
+                self._begun(data)
             if kind == "response.completed":
                 return self._again(raw, data, _RESPONSE, (), every, "whole")
             if kind in ("response.incomplete", "response.failed", "response.cancelled"):
@@ -196,6 +220,15 @@ class ResponsesTexts(SseTexts):
         if kind.endswith(("arguments.done", "input.done", "code.done")):
             name = (index,)
         return self._again(raw, data, form, name, none, "")
+
+    def _begun(self, data: bytes) -> None:
+        try:
+            answer = _begun(data).response.id
+        except _UNREADABLE:
+            return
+        begun, self.begun = self.begun, None
+        if begun is not None:
+            begun(answer)
 
     def _again(self, raw: bytes, data: bytes, form: Form, name: Path, ends: Ends, ending: str) -> Event:
         """An event that says texts again."""

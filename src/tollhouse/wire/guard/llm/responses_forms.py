@@ -7,6 +7,7 @@ part, and its label; so the whole answer at the end of a stream names the same t
 from tollhouse.wire.guard.llm.citations import Cited
 from tollhouse.wire.guard.llm.forms import SKIP, Form, Json, JsonText, Link, Opaque, Other, Text
 from tollhouse.wire.guard.llm.objects import Choice, Each, Object, Tagged
+from tollhouse.wire.guard.llm.tokens import Tokens
 
 __all__ = ["ANNOTATION", "ANSWER", "ITEM", "PART", "REQUEST"]
 
@@ -27,7 +28,7 @@ PART = Tagged(
         "input_text": Object({**_PART, "text": Text()}),
         "text": Object({**_PART, "text": Text()}),
         "output_text": Cited(
-            {**_PART, "text": Text(label="text"), "annotations": Each(ANNOTATION), "logprobs": SKIP},
+            {**_PART, "text": Text(label="text"), "annotations": Each(ANNOTATION), "logprobs": Tokens(b"[]")},
             text="text",
             citations="annotations",
             stale={"logprobs": b"[]"},
@@ -146,7 +147,7 @@ ANSWER = Object(
         "completed_at": SKIP,
         "output": Each(ITEM, numbered=True),
         "error": Json("text"),
-        "incomplete_details": SKIP,
+        "incomplete_details": Json("beside"),
         "usage": SKIP,
         "reasoning": SKIP,
         "tool_choice": SKIP,

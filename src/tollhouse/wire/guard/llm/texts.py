@@ -26,7 +26,8 @@ _items = msgspec.json.Decoder(list[Raw]).decode
 class Piece(NamedTuple):
     """One text. key: its place, stable within the value; ends in the kind. kind: "text", "system", "reasoning",
     "arguments", "results" (of tools), "descriptions" and "names" (of what is offered), "echo" (the caller's own words,
-    told again), "other" (members that are not known). role: of its message. json: the text is JSON."""
+    told again), "other" (members that are not known), "beside" (what says texts again, or has no business to say one).
+    role: of its message. json: the text is JSON."""
 
     key: Path
     kind: str

@@ -58,7 +58,8 @@ def test_streams(api: str, patterns: PatternSet) -> None:
         assert b"".join([driven.read(event) for event in sent]) + driven.finish() == b"".join(sent), shape
         assert "unknown" not in driven.opaque, shape
         assert (
-            driven.kinds <= {"text", "reasoning", "arguments", "results", "echo"} or shape == "stopped where it should"
+            driven.kinds <= {"text", "reasoning", "arguments", "results", "echo", "beside"}
+            or shape == "stopped where it should"
         )
 
 
