@@ -1,13 +1,14 @@
 """What every ledger must do. A test class inherits LedgerConformance and says how its store is opened."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 import pytest
 
-from tollhouse.ledger.base import BY, Entry, Ledger, LedgerError, Post
-from tollhouse.ledger.records import AUDIT, USAGE, UsageRecord, identify
+from tollhouse.ledger.base import BY, UNITS, Entry, Ledger, LedgerError, Post
+from tollhouse.ledger.records import AUDIT, INTENT, USAGE, UsageRecord, identify
 
 HOUR = 3600
 T0 = 1_795_312_800  # on the hour
@@ -252,6 +253,12 @@ class LedgerConformance:
                 entry(6, user="eve", model_asked="", server="shop", tool="buy"),
                 entry(7, user="eve", model_asked="", server="shop"),  # asked which tools there are
                 entry(8, user="ada", input=0, output=0, outcome="error", reason="Overloaded"),  # nobody could say
+                # Who left, or was failed, before he was let in; and what is a later round of a call.
+                entry(9, user="ada", input=0, output=0, outcome="client_gone"),
+                entry(10, user="ada", input=0, output=0, outcome="timeout"),
+                entry(11, user="eve", input=0, output=0, model_asked="", server="shop", tool="buy", attempt=0),
+                entry(12, user="ada", input=0, output=0, outcome="denied", upstream_us=5),
+                entry(13, user="ada", input=0, output=0, outcome="denied", hold="h"),
             ],
         )
         ledger.ship(OTHER_JOURNAL, [entry(1, user="ada", cost_nano=10_000)])
@@ -264,6 +271,19 @@ class LedgerConformance:
         assert ledger.spent("output_tokens", *everything, ada) == 15
         assert ledger.spent("calls", *everything, ada) == 2
         assert ledger.spent("calls", *everything, {"user": "eve"}) == 1
+        ledger.ship(
+            JOURNAL,
+            [
+                # Who left when he had been let in, when somebody was asked, and when there was an answer already.
+                entry(14, user="joe", input=0, output=0, outcome="client_gone", hold="h"),
+                entry(15, user="joe", input=0, output=0, outcome="timeout", upstream_us=1),
+                entry(16, user="joe", input=0, output=0, outcome="client_gone", cached="exact"),
+                entry(17, user="joe", input=0, output=0, outcome="denied", hold="h", upstream_us=5),  # by a guard
+                entry(18, user="joe", input=0, output=0, outcome="lost", hold="h"),
+                entry(19, user="joe", input=0, output=0, model_asked="", server="s", tool="t", outcome="tool_error"),
+            ],
+        )
+        assert ledger.spent("calls", *everything, {"user": "joe"}) == 6
         assert ledger.spent("usd", *everything, {"run": "r"}) == 100
         assert ledger.spent("usd", *everything, {"user": "ada", "org": "nobody"}) == 0
         # to the microsecond
@@ -273,10 +293,76 @@ class LedgerConformance:
         assert ledger.spent("usd", *everything, ada, {JOURNAL: 3}) == 101
         assert ledger.spent("usd", *everything, ada, {JOURNAL: 2, OTHER_JOURNAL: 9}) == 10_100
         assert ledger.spent("usd", *everything, ada, {}) == 0
+        # by a name that SQLite and PostgreSQL have for parts of JSON, too
+        assert ledger.spent("usd", *everything, {"key": "ci", "tag": ""}, {JOURNAL: 3}) == 101
+        assert ledger.spent("usd", *everything, {"key": "other"}, {JOURNAL: 3}) == 0
         with pytest.raises(ValueError, match="found by"):
             ledger.spent("usd", *everything, {"colour": "red"})
         with pytest.raises(ValueError, match="nothing that is spent"):
             ledger.spent("euro", *everything, ada)  # type: ignore[arg-type]
+
+    def test_the_fields_that_were_drawn_on_are_found_one_after_the_other(self, ledger: Ledger) -> None:
+        fields = ("day:usd|ada|1000", "day:usd|ada|2000", "day:usd|\x01key:ci|2000", "day:usd|Zoë|1000", "hour:usd|x|1")
+        ledger.ship(JOURNAL, [entry(n, draws=((field, n), (fields[0], 1))) for n, field in enumerate(fields, 1)])
+        found, at = [], "day:usd|"
+        while at := ledger.next_field(at, "day:usd|\U0010ffff"):
+            found.append(at)
+            at += "\x01"
+        assert found == sorted(fields[:4])
+        assert ledger.next_field("day:usd|ada|1500", "day:usd|ada|\U0010ffff") == fields[1]
+        assert ledger.next_field("week:", "x") == ""
+
+    def test_which_journals_are_closed_and_which_ledger_it_is(self, ledger: Ledger, make: Callable[[], Ledger]) -> None:
+        ledger.ship(JOURNAL, [entry(1)])
+        ledger.ship(OTHER_JOURNAL, [entry(1)])
+        ledger.forget(JOURNAL)
+        assert ledger.closed([JOURNAL, OTHER_JOURNAL, "3" * 32]) == {JOURNAL}
+        assert ledger.closed([]) == set()
+        other = make()
+        other.open()
+        assert other.identity() == ledger.identity() != "0"
+        other.close()
+
+    def test_when_a_run_began(self, ledger: Ledger) -> None:
+        at = T0 * 1_000_000
+        ledger.ship(
+            JOURNAL,
+            [
+                entry(1, run_id="k/a", outcome="denied", parent_id="k/no"),
+                entry(3, run_id="k/a", parent_id="k/up"),
+                entry(2, run_id="k/b"),
+                entry(4, run_id="k/a", parent_id="k/other"),
+            ],
+        )
+        assert ledger.run_began("k/a", 0) == (at + 3_000_000, "k/up")
+        assert ledger.run_began("k/a", at + 3_000_001) == (at + 4_000_000, "k/other")
+        assert ledger.run_began("k/b", 0) == (at + 2_000_000, "")
+        assert ledger.run_began("k/c", 0) is None
+        assert ledger.run_began("", 0) is None
+
+    def test_many_accounts_at_once(self, ledger: Ledger) -> None:
+        """Whatever is asked of one by one, and all of it in one look."""
+        at = T0 * 1_000_000
+        long = "x" * 700
+        whose = [("o", "ada"), ("o", "bob"), ("p", "ada"), ("", ""), ("o", long)]
+        for journal in (JOURNAL, OTHER_JOURNAL):
+            ledger.ship(
+                journal,
+                [
+                    entry(n, org=org, user=user, cost_nano=n, model_asked="m" if n % 3 else "x")
+                    for n, (org, user) in enumerate(whose * 6, 1)
+                ],
+            )
+        bounds = [at, at + 5_000_000, at + 6_000_000, at + 29_000_000, at + 40_000_000]
+        upto = {JOURNAL: 17, OTHER_JOURNAL: 26}
+        for unit in UNITS:
+            found = ledger.spent_each(unit, bounds, ("org", "user"), [*whose, ("q", "ada")], {"model": "m"}, upto)
+            assert ("q", "ada") not in found
+            for org, user in whose:
+                where = {"org": org, "user": user, "model": "m"}
+                each = [ledger.spent(unit, *span, where, upto) for span in pairwise(bounds)]
+                assert found.get((org, user), [0] * 4) == each
+        assert ledger.spent_each("usd", bounds, ("user",), [("ada",)], {}, {}) == {}
 
     def test_draws_and_posts(self, ledger: Ledger) -> None:
         a, b, c = "day:usd|ada|1000", "day:usd|ada|2000", "day:usd|adamant|1000"
@@ -322,6 +408,28 @@ class LedgerConformance:
         ledger.ship(JOURNAL, twice)
         assert ledger.drawn("f") == 700
         assert ledger.posts(JOURNAL, 4, 1)[0].draws == (("f", 7),)
+
+    def test_what_is_begun_is_no_row(self, ledger: Ledger) -> None:
+        """Between others, alone, and at the end: the position moves over it, and what was recorded last stays that."""
+        begun = Entry(2, INTENT, entry(2, outcome="lost", cost_nano=100, draws=(("f", 100),)).body)
+        assert ledger.ship(JOURNAL, [entry(1), begun, Entry(3, AUDIT + 97, b"{}"), entry(4)]) == 2
+        assert ledger.ship(JOURNAL, [Entry(5, INTENT, begun.body)]) == 0
+        assert (ledger.position(JOURNAL), ledger.positions(), ledger.rejected()) == (5, {JOURNAL: 4}, 1)
+        assert ledger.ship(JOURNAL, [entry(6), Entry(7, INTENT, begun.body)]) == 1
+        assert (ledger.position(JOURNAL), ledger.positions()) == (7, {JOURNAL: 6})
+        assert ledger.drawn("f") == 0
+        assert self.requests(ledger, "outcome") == {("ok",): 3}
+
+    def test_what_was_told_and_not_believed(self, ledger: Ledger) -> None:
+        told = '{"input":4000000000,"x":"\\u0000\\\\ \t\n é😀"}' + "y" * 900
+        ledger.ship(JOURNAL, [entry(1, raw_usage=told), entry(2), entry(3, raw_usage="z" * 1024)])
+        again = [entry(1, raw_usage=told), entry(4, raw_usage=told)]
+        ledger.forget(JOURNAL)
+        assert ledger.ship(JOURNAL, again) == 1  # one by one
+        records = ledger.records(0, 1 << 52)
+        assert [one.raw_usage for one in records] == [told, "z" * 1024, "", told]
+        ledger.ship(OTHER_JOURNAL, [entry(1, raw_usage="z" * 1025)])
+        assert ledger.rejected() == 1
 
     def test_adjustments(self, ledger: Ledger) -> None:
         """They change sums, and are no requests."""

@@ -6,7 +6,7 @@ booleans are 0 and 1), `usage_hour` (hourly sums with their labels) and `draws`.
 Rows are put in order here, not there: by code points, as no database's locale would have it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from heapq import nsmallest
 from typing import Any, Final, NamedTuple
@@ -59,9 +59,12 @@ _SPENT: Final[Mapping[Unit, str]] = {
     "tokens": _TOKENS,
     "input_tokens": "input + cache_read + cache_write",
     "output_tokens": "output",
-    # As budgets count them: a model's call, or a tool's, that was let in.
-    "calls": "CASE WHEN adjust_of = '' AND outcome NOT IN ('denied', 'invalid') AND reason <> 'Overloaded' "
-    "AND (server = '' OR tool <> '') THEN 1 ELSE 0 END",
+    # As budgets count them: a model's call, or a tool's in its first round, that was let in: it has drawn on something,
+    # or somebody was asked. One that is denied after that counts, too.
+    "calls": "CASE WHEN adjust_of = '' AND attempt > 0 AND outcome <> 'invalid' AND reason <> 'Overloaded' "
+    "AND (server = '' OR tool <> '') AND CASE outcome WHEN 'ok' THEN 1 WHEN 'tool_error' THEN 1 "
+    "WHEN 'denied' THEN CASE WHEN hold <> '' AND upstream_us > 0 THEN 1 ELSE 0 END "
+    "ELSE CASE WHEN hold <> '' OR upstream_us > 0 OR cached <> '' THEN 1 ELSE 0 END END = 1 THEN 1 ELSE 0 END",
 }
 
 _RECORD: Final = tuple(name for name in UsageRecord.__struct_fields__ if name != "draws")
@@ -97,9 +100,9 @@ class Answers:
         values: list[Any] = []
         groups = ", ".join(self._group(name) for name in by)
         sums = ", ".join(f"coalesce(sum({name}), 0)" for name in _KINDS)  # all of a group's costs may be unknown
-        relation = "usage_hour"
+        relation = "usage_hour AS r"
         if raw:
-            relation = _RAW.format(since=first * HOUR_US, until=last * HOUR_US) + " AS raw"
+            relation = _RAW.format(since=first * HOUR_US, until=last * HOUR_US) + " AS r"
         query = (
             f"SELECT {groups}{', ' if groups else ''}sum(requests), "  # noqa: S608
             f"sum(CASE WHEN outcome IN ({_ERRORS}) THEN requests ELSE 0 END), {sums} FROM {relation}"
@@ -136,6 +139,35 @@ class Answers:
         query += self._conditions(tuple(where.items()), values)
         return _number(self._ask(query, values))
 
+    def spent_each(
+        self,
+        unit: Unit,
+        bounds: Sequence[int],
+        by: Sequence[str],
+        keys: Sequence[tuple[str, ...]],
+        where: Mapping[str, str],
+        upto: Mapping[str, int],
+    ) -> dict[tuple[str, ...], list[int]]:
+        """See `base.Ledger.spent_each`."""
+        values: list[Any] = []
+        columns = [_column(name) for name in by]
+        spans = "".join(f"WHEN r.admitted_at < {int(end)} THEN {n} " for n, end in enumerate(bounds[1:]))
+        groups = ", ".join((*columns, f"CASE {spans}END"))
+        numbers = ", ".join(str(n + 1) for n in range(len(by) + 1))
+        mark = self._dialect.mark
+        query = f"SELECT {groups}, sum({_SPENT[unit]}) FROM usage AS r{self._upto(upto, values)}"  # noqa: S608
+        query += f" WHERE r.admitted_at >= {mark} AND r.admitted_at < {mark}"
+        values += (bounds[0], bounds[-1])
+        among = [(name, value) for n, name in enumerate(by) for value in dict.fromkeys(key[n] for key in keys)]
+        query += self._conditions([*where.items(), *among], values) + f" GROUP BY {numbers}"
+        wanted = set(keys)
+        found: dict[tuple[str, ...], list[int]] = {}
+        for *named, span, amount in self._ask(query, values):
+            key = tuple(str(one) for one in named)
+            if key in wanted:
+                found.setdefault(key, [0] * (len(bounds) - 1))[int(span)] = int(amount or 0)
+        return found
+
     def drawn(self, field: str, upto: Mapping[str, int] | None) -> int:
         """See `base.Ledger.drawn`."""
         mark = self._dialect.mark
@@ -157,12 +189,40 @@ class Answers:
             found.setdefault(int(seq), (hold, []))[1].append((field, int(amount)))
         return [Post(seq, hold, tuple(sorted(draws))) for seq, (hold, draws) in found.items()]
 
+    def identity(self) -> str:
+        """See `base.Ledger.identity`: the microsecond in which its first table was made."""
+        return str(_number(self._ask("SELECT min(at) FROM migrations", ())))
+
+    def closed(self, journals: Collection[str]) -> set[str]:
+        """See `base.Ledger.closed`."""
+        marks = ", ".join([self._dialect.mark] * len(journals))
+        # One that is new has its number before its first records.
+        query = f"SELECT journal FROM journals WHERE seq = 0 AND last_at > 0 AND journal IN ({marks})"  # noqa: S608
+        return {str(row[0]) for row in self._ask(query, [*journals])} if journals else set()
+
+    def next_field(self, first: str, before: str) -> str:
+        """See `base.Ledger.next_field`."""
+        mark = self._dialect.mark
+        # Of the table: the view joins each row with its record.
+        query = f"SELECT field FROM usage_draws WHERE field >= {mark} AND field < {mark} ORDER BY field LIMIT 1"  # noqa: S608
+        return next((str(row[0]) for row in self._ask(query, (first, before))), "")
+
+    def run_began(self, run: str, since_us: int) -> tuple[int, str] | None:
+        """See `base.Ledger.run_began`."""
+        mark = self._dialect.mark
+        query = (
+            f"SELECT admitted_at, parent_id FROM usage AS r WHERE run_id = {mark} AND run_id <> '' "  # noqa: S608
+            f"AND admitted_at >= {mark} AND adjust_of = '' AND outcome NOT IN ('denied', 'invalid') "
+            "ORDER BY admitted_at LIMIT 1"
+        )
+        return next(((int(at), str(parent)) for at, parent in self._ask(query, (run, since_us))), None)
+
     def records(self, since_us: int, until_us: int, where: Sequence[tuple[str, str]], most: int) -> list[UsageRecord]:
         """See `base.Ledger.records`."""
         mark = self._dialect.mark
         values: list[Any] = [since_us, until_us]
         columns = ", ".join(f'"{name}"' for name in _RECORD)
-        query = f"SELECT {columns} FROM usage WHERE admitted_at >= {mark} AND admitted_at < {mark}"  # noqa: S608
+        query = f"SELECT {columns} FROM usage AS r WHERE admitted_at >= {mark} AND admitted_at < {mark}"  # noqa: S608
         query += self._conditions(where, values)
         query += f" ORDER BY admitted_at DESC, seq DESC LIMIT {mark}"
         found = []
@@ -209,7 +269,8 @@ class Answers:
 
 
 def _column(name: str) -> str:
-    return f'"{_COLUMNS.get(name, name)}"'
+    # What arrays and objects are taken apart by has columns of its own, `key` among them.
+    return f'r."{_COLUMNS.get(name, name)}"'
 
 
 def _number(rows: Iterable[Sequence[Any]]) -> int:

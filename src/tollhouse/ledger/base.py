@@ -4,7 +4,7 @@ Rule: a Ledger is used by one thread at a time (the Shipper's, or a command's) a
 the event loop. `ship` is one transaction: the records, their sums and the journal's position, or nothing of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -152,6 +152,10 @@ class Ledger(Protocol):
         ...
 
     # ---- for budgets
+    def identity(self) -> str:
+        """Which ledger it is: the same for all who use it, and for no other one."""
+        ...
+
     def positions(self) -> dict[str, int]:
         """Of each journal that has usage records here, the last seq stored: also of those that are shipped whole and
         forgotten."""
@@ -172,12 +176,40 @@ class Ledger(Protocol):
         """
         ...
 
+    def spent_each(
+        self,
+        unit: Unit,
+        bounds: Sequence[int],
+        by: Sequence[str],
+        keys: Sequence[tuple[str, ...]],
+        where: Mapping[str, str],
+        upto: Mapping[str, int],
+    ) -> dict[tuple[str, ...], list[int]]:
+        """`spent` of many keys at once, in one look at the records: for each key, values of `by` in its order, what it
+        comes to in each span [bounds[n], bounds[n + 1]), microseconds, rising; a key of which there is nothing may be
+        left out. by: names of BY but `tag`. Raises what `spent` does."""
+        ...
+
     def drawn(self, field: str, upto: Mapping[str, int] | None = None) -> int:
         """Sum of what records drew on the fields that begin with `field`. upto: as of `spent`."""
         ...
 
     def posts(self, journal: str, after: int, most: int) -> list[Post]:
         """The next records of a journal, in its order, that drew on anything: those above the seq `after`."""
+        ...
+
+    def closed(self, journals: Collection[str]) -> set[str]:
+        """Those of them that are shipped whole and forgotten: what they had is here, as long as it is kept."""
+        ...
+
+    def next_field(self, first: str, before: str) -> str:
+        """The first field from `first` on, and before `before`, that any record drew on; "" where there is none. Found
+        by an index, whatever else was drawn."""
+        ...
+
+    def run_began(self, run: str, since_us: int) -> tuple[int, str] | None:
+        """When the first call of a run was admitted, of those since then that were let in, and the run that began it;
+        None where there is none."""
         ...
 
     # ---- what is kept only so long

@@ -13,6 +13,9 @@ A journal is a set of files in one directory, owned by the process that holds a 
 
 id is 128 random bits in hex, new with each process. What a segment looks like inside, and how it is read, is in
 `segment.py`.
+
+Intents (`intents`) are in the journal as long as they are open: a new segment begins with those of the one before, so
+that this one may be deleted. They are as many as calls are under way; a segment grows with them, to twice their size.
 """
 
 import errno
@@ -29,7 +32,9 @@ from zlib import crc32
 import msgspec
 
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.ledger.records import USAGE
+from tollhouse.ledger.base import Entry
+from tollhouse.ledger.intents import lost
+from tollhouse.ledger.records import INTENT, USAGE
 from tollhouse.ledger.segment import (
     CHECKED,
     FRAME,
@@ -77,6 +82,8 @@ class Journal:
         self.id = os.urandom(16).hex()
         self.seq = 0
         """The last record appended; 0 before the first one."""
+        self.used = 0
+        """The last usage record of these."""
         self.failures = 0
         """Writes that did not work."""
         self.shipped = 0
@@ -85,7 +92,12 @@ class Journal:
         """Records deleted before they were shipped."""
         self.others = 0
         """Bytes of the other journals in the directory, as far as somebody has looked."""
+        self.keeps = 0
+        """The number of a segment that is not to be deleted yet, nor those after it; 0 for none: there was no space to
+        write again what is open in it."""
         self.max_size = max_size
+        self._open: dict[str, bytes] = {}  # frames of intents, by their calls' holds
+        self._begun_whole = 0  # the latest segment that began with all that was open
         self._drop = drop
         self._segment_size = segment_size
         self._spare_size = spare
@@ -125,8 +137,10 @@ class Journal:
         """`write` of a record."""
         return self.write(self._encode(record), kind)
 
-    def write(self, body: bytes, kind: int = USAGE) -> int:
-        """Write one record, given as its JSON; its seq. When this returns, the record outlives the process.
+    def write(self, body: bytes, kind: int = USAGE, hold: str = "") -> int:
+        """Write one record, given as its JSON; its seq. When this returns, the record outlives the process. hold: of
+        the call that it is the intent of (another one of the same call takes its place), or that it ends; "" where a
+        call has none.
 
         Raises Failure 503 when it cannot be written: the answer that caused it must then fail too.
         """
@@ -141,8 +155,12 @@ class Journal:
             if written != len(frame):
                 self._repair(frame, OSError(errno.ENOSPC, "short write"))
         self.seq = seq
+        if kind == USAGE:
+            self.used = seq
         self._at += len(frame)
         self._written += len(frame)
+        if hold:
+            self._intended(hold, frame if kind == INTENT else None)
         if self._syncer is not None:
             self._after(frame)
         if self._at >= self._rotate_at:
@@ -179,6 +197,11 @@ class Journal:
             self._fd = -1
             self._closed[self._number] = self._at
 
+    def lost(self) -> list[Entry]:
+        """Once it is sealed: the records that are due for calls which never got one, to stand behind all others."""
+        frames = [(FRAME.unpack_from(frame), frame[FRAME.size :]) for frame in self._open.values()]
+        return lost({str(head[2]): Entry(head[2], head[3], body) for head, body in frames}, self.seq)
+
     def close(self) -> None:
         """Give it up. Segments that are left will be found and shipped by the next process."""
         self.seal()
@@ -206,8 +229,12 @@ class Journal:
         fresh = next_path(self.directory, self.id)
         if spare:
             self._spare_path.rename(fresh)
+            if self._open:  # the spare is for calls that end
+                self.keeps = self._begun_whole
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | (0 if spare else os.O_TRUNC) | os.O_CLOEXEC, 0o600)
         head = header(self.id, first)
+        if not spare:  # those from `first` on are about to be written anyway
+            head += b"".join(frame for frame in self._open.values() if FRAME.unpack_from(frame)[2] < first)
         old = self._fd
         try:
             if self._preallocate and not spare:
@@ -229,9 +256,18 @@ class Journal:
             else:
                 os.close(old)
         self._number += 1
+        if not spare:
+            self._begun_whole, self.keeps = self._number, 0
         self._at = len(head)
         self._written += len(head)
-        self._rotate_at = self._segment_size
+        self._rotate_at = max(self._segment_size, 2 * len(head))
+
+    def _intended(self, hold: str, frame: bytes | None) -> None:
+        self._open.pop(hold, None)  # what takes its place stands behind the others
+        if frame is not None:
+            self._open[hold] = frame
+        elif not self._open:
+            self.keeps = 0
 
     def _rotate(self) -> None:
         try:
@@ -412,6 +448,7 @@ class _Syncer:
                 self.failed = False
             else:
                 self._old.append(old)
+        self._wake.set()  # the new one may have begun with frames of the old one
 
     def unconfirmed(self) -> list[bytes]:
         with self._lock:

@@ -7,7 +7,7 @@ in one order. Tables and views are those of `sqlite`, in a schema; see the files
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from time import time
 from typing import Any, Final
@@ -34,7 +34,7 @@ from tollhouse.ledger.postgres_rows import (
     stored_row,
 )
 from tollhouse.ledger.postgres_schema import Months, set_up
-from tollhouse.ledger.records import AUDIT, USAGE, Anchor, UsageRecord
+from tollhouse.ledger.records import AUDIT, INTENT, USAGE, Anchor, UsageRecord
 from tollhouse.ledger.rows import FACTS, LABELS, SUMS, Facts, Sums, drawn, sum_up
 
 __all__ = ["PostgresLedger", "is_there"]
@@ -44,7 +44,7 @@ log = logging.getLogger("tollhouse.ledger")
 _REMEMBERED, _SMALL = 8192, 4096
 """Labels whose numbers are known, and their size at most, in bytes."""
 
-_TEXTS: Final = frozenset(("request_id", "run_id", "parent_id", "hold", "adjust_of"))
+_TEXTS: Final = frozenset(("request_id", "run_id", "parent_id", "hold", "adjust_of", "raw_usage"))
 _NUMBERS: Final = frozenset(("status", "attempt", "estimated", "stream"))
 
 
@@ -188,6 +188,20 @@ class PostgresLedger:
         given = {name: bounded(value) for name, value in where.items()}
         return self._answers.spent(unit, since_us, until_us, given, upto)
 
+    def spent_each(
+        self,
+        unit: Unit,
+        bounds: Sequence[int],
+        by: Sequence[str],
+        keys: Sequence[tuple[str, ...]],
+        where: Mapping[str, str],
+        upto: Mapping[str, int],
+    ) -> dict[tuple[str, ...], list[int]]:
+        stored = {tuple(map(bounded, key)): key for key in keys}
+        given = {name: bounded(value) for name, value in where.items()}
+        found = self._answers.spent_each(unit, bounds, by, list(stored), given, upto)
+        return {stored[key]: sums for key, sums in found.items()}
+
     def drawn(self, field: str, upto: Mapping[str, int] | None = None) -> int:
         return self._answers.drawn(bounded(field), upto)
 
@@ -199,6 +213,18 @@ class PostgresLedger:
             for seq, hold, field, amount in self._ask(_POSTS, (number, after, most, number, after)):
                 posts.setdefault(seq, (hold, []))[1].append((field, amount))
         return [Post(seq, hold, tuple(draws)) for seq, (hold, draws) in posts.items()]
+
+    def identity(self) -> str:
+        return self._answers.identity()
+
+    def closed(self, journals: Collection[str]) -> set[str]:
+        return self._answers.closed(journals)
+
+    def next_field(self, first: str, before: str) -> str:
+        return self._answers.next_field(bounded(first), bounded(before))
+
+    def run_began(self, run: str, since_us: int) -> tuple[int, str] | None:
+        return self._answers.run_began(bounded(run), since_us)
 
     def prune(self, cuts: Cuts, most: int = 1000) -> int:
         with self._used() as db:
@@ -218,7 +244,10 @@ class PostgresLedger:
 
     def _ask(self, query: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
         with self._used() as db:
-            return db.execute(query.encode(), values or None).fetchall()
+            try:
+                return db.execute(query.encode(), values or None).fetchall()
+            except errors.DeadlockDetected:  # with who makes or drops a month, and has gone on by now
+                return db.execute(query.encode(), values or None).fetchall()
 
     def _one(self, query: str, *values: str) -> int:
         rows = self._ask(query, values)
@@ -387,9 +416,11 @@ def is_there(place: Place) -> bool:
 
 
 def _parted(entries: Sequence[Entry]) -> tuple[Sequence[Entry], list[Entry]]:
-    """Those of usage (and of unknown kinds), and those of the audit."""
+    """Those of usage (and of unknown kinds), and those of the audit; what is begun and has not ended is neither."""
+    if all(entry.kind == USAGE for entry in entries):
+        return entries, []
     audits = [entry for entry in entries if entry.kind == AUDIT]
-    return ([entry for entry in entries if entry.kind != AUDIT] if audits else entries), audits
+    return [entry for entry in entries if entry.kind not in (AUDIT, INTENT)], audits
 
 
 def _copy(db: Connection, statement: bytes, lines: Sequence[str]) -> None:

@@ -57,10 +57,9 @@ def bounded(text: str) -> str:
 
 def stored_row(facts: Facts) -> tuple[int | str | None, ...]:
     """The values of FACTS."""
-    return tuple(
-        bounded(value) if isinstance(value, str) else int(value) if value is not None else None
-        for value in fact_row(facts)
-    )
+    *row, raw = fact_row(facts)
+    found = [bounded(value) if isinstance(value, str) else int(value) if value is not None else None for value in row]
+    return (*found, plain(str(raw)))
 
 
 def label_row(labels: Labels) -> tuple[bytes, tuple[int | str, ...]]:
@@ -82,6 +81,11 @@ def _text(value: str) -> str:
     return bounded(value).translate(_ESCAPES)
 
 
+def _told(raw: str) -> str:
+    """What nothing is found by, so whole."""
+    return plain(raw).translate(_ESCAPES) if raw else ""
+
+
 def _line(facts: Facts) -> str:
     """The values of FACTS as COPY wants them."""
     cost = facts.cost_nano
@@ -92,7 +96,7 @@ def _line(facts: Facts) -> str:
         f"{facts.upstream_us}\t{facts.bytes_in}\t{facts.bytes_out}\t{facts.cache_write_1h}\t{facts.audio_input}\t"
         f"{facts.audio_output}\t{facts.image_input}\t{facts.image_output}\t{_text(facts.run_id)}\t"
         f"{_text(facts.parent_id)}\t{_text(facts.hold)}\t{facts.held_nano}\t{facts.saved_nano}\t"
-        f"{facts.withheld_tokens}\t{_text(facts.adjust_of)}\t{facts.repriced:d}"
+        f"{facts.withheld_tokens}\t{_text(facts.adjust_of)}\t{facts.repriced:d}\t{_told(facts.raw_usage)}"
     )
 
 

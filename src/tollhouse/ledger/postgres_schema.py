@@ -13,6 +13,7 @@ from time import monotonic, time
 from typing import Final
 
 import psycopg
+from psycopg import errors
 
 from tollhouse.ledger.base import LedgerError
 from tollhouse.ledger.postgres_connection import Connection, in_one
@@ -113,10 +114,10 @@ class Months:
         """Make those that will be needed, once an hour. Raises psycopg.OperationalError where the server is gone."""
         if monotonic() < self._look_at:
             return
-        self._look_at = monotonic() + _LOOK
         self._refused.clear()
         this = month_of(int(self.now() * 1e6))
         self._make(db, range(this, this + _AHEAD))
+        self._look_at = monotonic() + _LOOK
         self._from = self._until = begin_of(this)
         while month_of(self._until) in self._known:
             self._until = begin_of(month_of(self._until) + 1)
@@ -149,8 +150,8 @@ class Months:
                     for table in MONTHLY:
                         _attach(db, table, month)
             except psycopg.Error as error:
-                if db.closed:
-                    raise
+                if db.closed or isinstance(error, errors.ReadOnlySqlTransaction):
+                    raise  # nothing can be stored at all now
                 log.error(
                     "the partitions of %d-%02d cannot be made: %s",
                     month // 12,

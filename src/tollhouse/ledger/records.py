@@ -9,13 +9,35 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-__all__ = ["AUDIT", "OUTCOMES", "USAGE", "Anchor", "Outcome", "UsageFacts", "UsageRecord", "identify", "labels"]
+__all__ = [
+    "AUDIT",
+    "INTENT",
+    "MOST_NANO",
+    "MOST_RAW",
+    "OUTCOMES",
+    "USAGE",
+    "Anchor",
+    "Outcome",
+    "UsageFacts",
+    "UsageRecord",
+    "identify",
+    "labels",
+]
 
 USAGE: Final = 1
-"""The journal's kind of a UsageRecord. Further kinds (intent, adjust) take the next numbers."""
+"""The journal's kind of a UsageRecord."""
 
 AUDIT: Final = 2
 """The kind of an `audit.AuditRecord`."""
+
+INTENT: Final = 3
+"""The kind of a UsageRecord that is due if its worker dies before the call ends (`intents`)."""
+
+MOST_NANO: Final = 1 << 50
+"""Nano-dollars of one record: what is more is no sum to be believed, and many of them must fit 64 bits."""
+
+MOST_RAW: Final = 1024
+"""Characters of `UsageRecord.raw_usage`."""
 
 
 class Anchor(NamedTuple):
@@ -38,7 +60,7 @@ class Outcome(StrEnum):
     TOOL_ERROR = "tool_error"  # the tool answered, and its answer says that it failed
     CUT = "cut"  # the upstream died after its first event
     ERROR = "error"  # ours
-    LOST = "lost"  # the worker died; written by whoever adopts its journal
+    LOST = "lost"  # the worker died, and what was held is charged; written by whoever adopts its journal
 
 
 OUTCOMES = frozenset(Outcome)
@@ -60,7 +82,8 @@ class UsageRecord(msgspec.Struct, gc=False, omit_defaults=True, kw_only=True):
     (`guard`, the one that acted) kept back; they are paid. tags: the operator's, sorted.
 
     adjust_of: this is no call but a correction of the record of this id. It has that one's admitted_at and labels;
-    its tokens, cost_nano and draws are what is added to it. repriced: that one had no price before.
+    its tokens, cost_nano and draws are what is added to it. repriced: that one had no price before. raw_usage: what
+    the provider told of tokens, where that was not believed: JSON, cut after MOST_RAW characters.
 
     The order is that of the encoded body: first what is each call's own, then, from `outcome` on (which is always
     there), the labels: what many calls have in common, and a ledger may keep once.
@@ -97,6 +120,7 @@ class UsageRecord(msgspec.Struct, gc=False, omit_defaults=True, kw_only=True):
     draws: tuple[tuple[str, int], ...] = ()
     adjust_of: str = ""
     repriced: bool = False
+    raw_usage: str = ""
     outcome: str
     reason: str = ""
     status: int = 0
@@ -154,6 +178,7 @@ class UsageFacts(msgspec.Struct, gc=False, omit_defaults=True):
     draws: tuple[tuple[str, int], ...] = ()
     adjust_of: str = ""
     repriced: bool = False
+    raw_usage: str = ""
 
 
 def labels(record: UsageRecord) -> bytes:

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec.structs import asdict, astuple
 
-from tollhouse.ledger.records import Outcome
+from tollhouse.ledger.records import MOST_NANO, MOST_RAW, Outcome
 
 __all__ = [
     "DRAWS", "FACTS", "HOUR_US", "LABELS", "LONGEST", "MARK", "NOTHING", "SUMS", "Facts", "Labels", "OnlyFacts",
@@ -31,7 +31,7 @@ _MOST_TAGS = 32
 _Time = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 _Int = Annotated[int, msgspec.Meta(ge=-(1 << 53), le=1 << 53)]
 _Tokens = Annotated[int, msgspec.Meta(ge=-(1 << 40), le=1 << 40)]
-_Nano = Annotated[int, msgspec.Meta(ge=-(1 << 50), le=1 << 50)]
+_Nano = Annotated[int, msgspec.Meta(ge=-MOST_NANO, le=MOST_NANO)]
 """What a call may have used of what is summed up: more is no number to be believed, and sums stay within 64 bits."""
 
 
@@ -70,6 +70,7 @@ class Facts(msgspec.Struct, kw_only=True, gc=False):
     draws: tuple[tuple[str, _Int], ...] = ()
     adjust_of: str = ""
     repriced: bool = False
+    raw_usage: Annotated[str, msgspec.Meta(max_length=MOST_RAW)] = ""
 
 
 def seldom(facts: Facts) -> bool:
@@ -91,6 +92,7 @@ def seldom(facts: Facts) -> bool:
         or facts.withheld_tokens
         or facts.adjust_of
         or facts.repriced
+        or facts.raw_usage
     )
 
 

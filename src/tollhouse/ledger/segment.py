@@ -9,6 +9,9 @@ Its end is the end of the file, or a length of 0 (space that was set aside). Rul
 segment of a dead process it is the torn tail of a record that nobody was told about, and is cut; in a segment that
 has a later one it is damage, counted, and reading goes on with the next segment; in the segment that is being
 written it is a record half written, to be looked at again.
+
+A segment may begin with frames of the ones before it, as they were: intents (`intents`) that are open still. By their
+seqs they are known, and read once.
 """
 
 import fcntl
@@ -19,6 +22,7 @@ from pathlib import Path
 from zlib import crc32
 
 from tollhouse.ledger.base import Entry
+from tollhouse.ledger.intents import Begun
 
 __all__ = [
     "CHECKED", "FRAME", "LEADING", "Reader", "claim", "header", "journals", "lock_path", "name_of", "next_path",
@@ -101,7 +105,8 @@ class Reader:
     """Reads a journal from after `position`, while it is written (`live`) or after its process is gone.
 
     damaged: segments that broke off where they must not. missing: records that are gone with that. done: segments
-    read to their end, (number, path): to be deleted when what was read is stored.
+    read to their end, (number, path): to be deleted when what was read is stored. begun: what the journal leaves open,
+    of one that is not live; its segments are then all looked at, also those at or below the position.
     """
 
     def __init__(self, directory: Path, journal: str, position: int, *, live: bool) -> None:
@@ -111,6 +116,7 @@ class Reader:
         self.damaged = 0
         self.missing = 0
         self.done: list[tuple[int, Path]] = []
+        self.begun = None if live else Begun()
         self._seq = position
         self._number = 0
         self._path: Path | None = None
@@ -126,7 +132,7 @@ class Reader:
             if self._path is None:
                 if not later:
                     break
-                while len(later) > 1 and later[1][1] <= self._seq + 1:
+                while self.begun is None and len(later) > 1 and later[1][1] <= self._seq + 1:
                     number, _, path = later.pop(0)  # all of it is at or below the position
                     self._number = number
                     self.done.append((number, path))
@@ -151,6 +157,12 @@ class Reader:
     def _open(self, number: int, first: int, path: Path) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._number, self._path, self._at = number, path, 0
+        if self.begun is not None and first - 1 > self.begun.last:
+            self.begun.last = first - 1  # there may be no record in it
+        if first - 1 > self._seq:  # said by its name, since its first frames may be older ones
+            if self._seq:
+                self.missing += first - 1 - self._seq
+            self._seq = first - 1
 
     def _finish(self) -> None:
         assert self._path is not None
@@ -165,6 +177,7 @@ class Reader:
                 return _End.TORN
             self._at = _HEADER.size
         unpack, crc_of, add = FRAME.unpack_from, crc32, entries.append  # this loop is run for each record
+        see = None if self.begun is None else self.begun.see
         want, last = _CHUNK, self._seq
         while True:
             chunk = os.pread(self._fd, want, self._at)
@@ -183,6 +196,8 @@ class Reader:
                     end = _End.TORN
                     break
                 at = stop
+                if see is not None:
+                    see(seq, kind, checked[_HEAD - 8 :])
                 if seq > last:
                     if seq != last + 1 and last:
                         self.missing += seq - last - 1

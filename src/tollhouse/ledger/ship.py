@@ -5,6 +5,7 @@ transaction. A segment is deleted only after everything in it is stored. Nothing
 while the ledger is away the journal grows, up to its bound.
 
 At start, and every `adopt_every` seconds, the journals of processes that are gone are shipped and deleted as well.
+What a journal leaves open at its end (`intents`) is shipped behind its last record, and only then its files may go.
 """
 
 import logging
@@ -80,6 +81,15 @@ class Shipper:
         self._thread: Thread | None = None
 
     @property
+    def journal(self) -> str:
+        return self._journal.id
+
+    @property
+    def directory(self) -> Path:
+        """Where this machine's journals are."""
+        return self._journal.directory
+
+    @property
     def lag(self) -> float:
         """Seconds since all there was had been shipped, so that what waits is no older; 0 when nothing waits."""
         return 0.0 if self._journal.seq <= self.position else monotonic() - self._even
@@ -107,8 +117,8 @@ class Shipper:
                 if not is_open:
                     self._ledger.open()
                     is_open = True
-                    self.error = ""
                 self._ship(ending)
+                self.error = ""  # it may have been opened, and take nothing
                 if monotonic() >= self._adopt_at and not ending:
                     self._adopt()
                     self._adopt_at = monotonic() + self._adopt_every
@@ -121,10 +131,11 @@ class Shipper:
             except Exception as error:  # the thread's root: whatever it is, the records wait and are tried again
                 self.failures += 1
                 expected = isinstance(error, LedgerError | OSError)
-                if not self.error or not expected:
+                said = str(error) or type(error).__name__
+                if said != self.error or not expected:
                     why = None if expected else error
                     log.warning("the ledger cannot be used, records stay in the journal: %s", error, exc_info=why)
-                self.error = str(error) or type(error).__name__
+                self.error = said
                 self._drop_reader()
                 self._ledger.close()
                 is_open = False
@@ -138,10 +149,12 @@ class Shipper:
     def _ship(self, ending: bool) -> None:
         """Everything the journal has now."""
         journal = self._journal
+        reader = self._reader
         if journal.seq <= self.position and not ending:
             self._even = monotonic()
+            if reader is not None and reader.done:
+                self._clear(reader)  # what had to be kept
             return
-        reader = self._reader
         if reader is None:
             self.position = self._ledger.position(journal.id)
             reader = self._reader = Reader(journal.directory, journal.id, self.position, live=True)
@@ -150,12 +163,15 @@ class Shipper:
         while True:
             looked = monotonic()
             entries = reader.read(self._batch)
+            read = len(entries)
+            if ending and read < self._batch:
+                entries += journal.lost()
             if entries:
                 self.shipped += self._ledger.ship(journal.id, entries)
                 self.audits += _audits(entries)
                 self.position = journal.shipped = entries[-1].seq
                 self._clear(reader)
-            if len(entries) < self._batch:
+            if read < self._batch:
                 self._even = looked  # these were all there were then
                 break  # what came meanwhile is for the next look: small transactions cost as much as large ones
         self._clear(reader)
@@ -167,10 +183,12 @@ class Shipper:
 
     def _clear(self, reader: Reader) -> None:
         """Delete the segments that are shipped whole."""
-        for number, path in reader.done:
+        keeps = self._journal.keeps
+        while reader.done and (not keeps or reader.done[0][0] < keeps or not reader.live):
+            number, path = reader.done[0]
             path.unlink(missing_ok=True)
             self._journal.release(number)
-        reader.done.clear()
+            del reader.done[0]
 
     def _count(self, damage: "Reader | Adopted") -> None:
         if damage.damaged or damage.missing:
@@ -245,6 +263,11 @@ def _adopt_one(directory: Path, journal: str, ledger: Ledger, batch: int) -> Gen
     try:
         while entries := reader.read(batch):
             yield Adopted(journal, ledger.ship(journal, entries), audits=_audits(entries))
+        left = [] if reader.begun is None else reader.begun.lost()
+        if left:
+            log.info("journal %s: %d calls died with their process; what they held is charged", journal, len(left))
+        for at in range(0, len(left), batch):
+            yield Adopted(journal, ledger.ship(journal, left[at : at + batch]))
         for _, path in reader.done:
             path.unlink(missing_ok=True)
         if not segments(directory, journal):

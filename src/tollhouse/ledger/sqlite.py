@@ -10,7 +10,7 @@ call, and an hourly sum is found by (hour, labels). The tables are in `sqlite_ta
 """
 
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -23,7 +23,7 @@ from tollhouse.ledger.answers import Answers, Dialect
 from tollhouse.ledger.audit_cut import cut, ends_before
 from tollhouse.ledger.audit_sqlite import put_away
 from tollhouse.ledger.base import Cuts, Entry, LedgerError, Post, Unit, UsageRow
-from tollhouse.ledger.records import AUDIT, USAGE, Anchor, UsageRecord
+from tollhouse.ledger.records import AUDIT, INTENT, USAGE, Anchor, UsageRecord
 from tollhouse.ledger.rows import (
     FACTS,
     HOUR_US,
@@ -45,11 +45,16 @@ from tollhouse.ledger.rows import (
 from tollhouse.ledger.sqlite_prune import prune
 from tollhouse.ledger.sqlite_tables import set_up
 
-__all__ = ["SqliteLedger"]
+__all__ = ["MEMORY", "SqliteLedger"]
+
+MEMORY = ":memory:"
+"""A path that is none: the ledger is this object's alone, and gone when it is closed."""
 
 _AT_ONCE = 64
 """Rows in a statement: while SQLite takes them the interpreter is free for the event loop, and it changes hands twice a
 statement, not twice a row. An SQLite before 3.32 binds at most 999 values, of which a usual row needs _WIDTH - 1."""
+_NO_ROW = frozenset((AUDIT, INTENT))
+"""Kinds of entries that are no rows of usage."""
 _REMEMBERED, _SMALL = 8192, 4096
 """Labels whose numbers are known, and their size at most, in bytes."""
 
@@ -77,7 +82,7 @@ _USUAL = (
     "total_us", "upstream_us", "bytes_in", "bytes_out",
 )  # fmt: skip
 _SELDOM = tuple(name for name in FACTS if name not in _USUAL)
-_TEXTS = frozenset(("run_id", "parent_id", "hold", "adjust_of"))
+_TEXTS = frozenset(("run_id", "parent_id", "hold", "adjust_of", "raw_usage"))
 _WIDTH = len(_USUAL)
 _FULL = 1 + _AT_ONCE * (_WIDTH - 1)
 _ROWS = 30
@@ -104,7 +109,7 @@ _DIALECT = Dialect(
 
 
 class SqliteLedger:
-    """A `base.Ledger` in the file `path`. busy: seconds to wait for another writer."""
+    """A `base.Ledger` in the file `path`, or in MEMORY. busy: seconds to wait for another writer."""
 
     astray = 0
 
@@ -125,7 +130,7 @@ class SqliteLedger:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if not self.path.exists():
+            if str(self.path) != MEMORY and not self.path.exists():
                 self.path.touch(mode=0o600)
             # One thread at a time is the contract of Ledger, not one thread for ever.
             db = sqlite3.connect(self.path, timeout=self._busy, isolation_level=None, check_same_thread=False)
@@ -208,11 +213,34 @@ class SqliteLedger:
     ) -> int:
         return self._answers.spent(unit, since_us, until_us, where, upto)
 
+    def spent_each(
+        self,
+        unit: Unit,
+        bounds: Sequence[int],
+        by: Sequence[str],
+        keys: Sequence[tuple[str, ...]],
+        where: Mapping[str, str],
+        upto: Mapping[str, int],
+    ) -> dict[tuple[str, ...], list[int]]:
+        return self._answers.spent_each(unit, bounds, by, keys, where, upto)
+
     def drawn(self, field: str, upto: Mapping[str, int] | None = None) -> int:
         return self._answers.drawn(field, upto)
 
     def posts(self, journal: str, after: int, most: int) -> list[Post]:
         return self._answers.posts(journal, after, most)
+
+    def identity(self) -> str:
+        return self._answers.identity()
+
+    def closed(self, journals: Collection[str]) -> set[str]:
+        return self._answers.closed(journals)
+
+    def next_field(self, first: str, before: str) -> str:
+        return self._answers.next_field(first, before)
+
+    def run_began(self, run: str, since_us: int) -> tuple[int, str] | None:
+        return self._answers.run_began(run, since_us)
 
     def prune(self, cuts: Cuts, most: int = 1000) -> int:
         db = self._open()
@@ -278,9 +306,9 @@ class SqliteLedger:
             if last > position:
                 if entries[0].seq <= position:
                     entries = [entry for entry in entries if entry.seq > position]
-                audits = [entry for entry in entries if entry.kind == AUDIT]
-                if audits:
-                    entries = [entry for entry in entries if entry.kind != AUDIT]
+                if any(entry.kind != USAGE for entry in entries):
+                    audits = [entry for entry in entries if entry.kind == AUDIT]
+                    entries = [entry for entry in entries if entry.kind not in _NO_ROW]
                     stored, wrong = put_away(db, number, audits)
                     for entry, why in wrong:
                         _set_aside(db, journal, entry, why)

@@ -177,12 +177,34 @@ CREATE VIEW usage_hour AS SELECT
   FROM usage_sums s CROSS JOIN usage_labels l ON l.labels = s.labels;
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_USAGE_1, _KINDS_2, _KEYS_3, TABLES, _CONTROL_5)
+_RAW_6: Final = """
+ALTER TABLE usage_facts ADD COLUMN raw_usage TEXT NOT NULL DEFAULT '';
+DROP VIEW usage;
+CREATE VIEW usage AS SELECT
+  printf('%08x-%04x-7%03x-%04x-%02x%s',
+    (f.admitted_at / 1000 >> 16) & 0xffffffff, f.admitted_at / 1000 & 0xffff, (f.seq >> 22) & 0xfff,
+    0x8000 | ((f.seq >> 8) & 0x3fff), f.seq & 0xff, substr(j.journal, 1, 10)) AS id,
+  j.journal AS journal, f.seq AS seq, f.admitted_at, f.ended_at, f.request_id,
+  f.input, f.output, f.cache_read, f.cache_write, f.reasoning, f.cost_nano,
+  f.ttft_us, f.total_us, f.upstream_us, f.bytes_in, f.bytes_out,
+  f.cache_write_1h, f.audio_input, f.audio_output, f.image_input, f.image_output,
+  f.run_id, f.parent_id, f.hold, f.held_nano, f.saved_nano, f.withheld_tokens,
+  (SELECT json_group_array(json_array(d.field, d.amount)) FROM usage_draws d
+    WHERE d.journal = f.journal AND d.seq = f.seq) AS draws,
+  f.adjust_of, f.repriced, f.raw_usage,
+  l.outcome, l.reason, l.status, l.attempt, l.org, l.team, l.user, l.key, l.agent, l.route, l.dialect, l.operation,
+  l.model_asked, l.model_answered, l.provider, l.backend, l.server, l.tool, l.estimated, l.stream,
+  l.tags, l.guard, l.cached
+  FROM usage_facts f CROSS JOIN usage_labels l ON l.labels = f.labels CROSS JOIN journals j ON j.number = f.journal;
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_USAGE_1, _KINDS_2, _KEYS_3, TABLES, _CONTROL_5, _RAW_6)
 
 
 def set_up(db: sqlite3.Connection, path: Path, busy: float) -> None:
     """Make the tables, or bring them up. Other processes may do the same at the same time; each waits up to `busy`
-    seconds for another. Raises LedgerError for a file of a newer version; sqlite3.Error."""
+    seconds for another. A file that is as it should be is only read: who holds its lock keeps nobody from asking it.
+    Raises LedgerError for a file of a newer version; sqlite3.Error."""
     give_up = monotonic() + busy
     while True:
         try:
@@ -194,16 +216,13 @@ def set_up(db: sqlite3.Connection, path: Path, busy: float) -> None:
                 raise
             sleep(0.02)
     db.execute("PRAGMA synchronous = FULL")
+    there = db.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'migrations'").fetchone()
+    if there is not None and _version(db, path) == len(MIGRATIONS):
+        return
     db.execute("BEGIN IMMEDIATE")
     try:
         db.execute("CREATE TABLE IF NOT EXISTS migrations (version INTEGER PRIMARY KEY, at INTEGER NOT NULL)")
-        version = db.execute("SELECT coalesce(max(version), 0) FROM migrations").fetchone()[0]
-        if version > len(MIGRATIONS):
-            raise LedgerError(
-                f"{path} was written by a newer version of tollhouse (tables of version {version}, this one "
-                f"knows {len(MIGRATIONS)}); upgrade, or use another file",
-                lasting=True,
-            )
+        version = _version(db, path)
         for number, script in enumerate(MIGRATIONS[version:], version + 1):
             for statement in script.split(";"):
                 db.execute(statement)
@@ -213,3 +232,15 @@ def set_up(db: sqlite3.Connection, path: Path, busy: float) -> None:
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise
+
+
+def _version(db: sqlite3.Connection, path: Path) -> int:
+    """Raises LedgerError for one that is not known here."""
+    version: int = db.execute("SELECT coalesce(max(version), 0) FROM migrations").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise LedgerError(
+            f"{path} was written by a newer version of tollhouse (tables of version {version}, this one "
+            f"knows {len(MIGRATIONS)}); upgrade, or use another file",
+            lasting=True,
+        )
+    return version

@@ -12,7 +12,7 @@ from tests.conformance.ledger import record
 
 from tollhouse.core.errors import Failure
 from tollhouse.ledger.journal import Journal
-from tollhouse.ledger.records import UsageRecord
+from tollhouse.ledger.records import AUDIT, UsageRecord
 from tollhouse.ledger.segment import FRAME, Reader, lock_path, segments
 
 
@@ -50,6 +50,16 @@ def test_what_append_returned_for_is_in_the_file(tmp_path: Path) -> None:
     for n in range(1, 5):
         journal.append(record(n))
         assert read_all(tmp_path, journal.id, live=True) == list(range(1, n + 1))
+    journal.close()
+
+
+def test_the_last_usage_record_is_known_whatever_comes_after_it(tmp_path: Path) -> None:
+    journal = opened(tmp_path)
+    journal.write(b"{}", AUDIT)
+    assert (journal.seq, journal.used) == (1, 0)
+    journal.append(record(1))
+    journal.write(b"{}", AUDIT)
+    assert (journal.seq, journal.used) == (3, 2)
     journal.close()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = Path(__file__).parents[2] / "fixtures" / "kill_points.py"
 ROOT = PROGRAM.parents[2]
-WORKS = ("write", "fill", "ship", "take_over")
+WORKS = ("write", "fill", "ship", "take_over", "intend")
 
 
 def killed(work: str, every: int) -> int:
@@ -25,7 +25,9 @@ def killed(work: str, every: int) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ptrace is Linux's")
-@pytest.mark.parametrize(("work", "every"), [("write", 11), ("fill", 13), ("ship", 29), ("take_over", 31)])
+@pytest.mark.parametrize(
+    ("work", "every"), [("write", 11), ("fill", 13), ("ship", 29), ("take_over", 31), ("intend", 61)]
+)
 def test_killed_at_some_system_calls(work: str, every: int) -> None:
     """Others each time; all of them in the long form."""
     assert killed(work, every) >= 9

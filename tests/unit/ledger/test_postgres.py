@@ -54,7 +54,8 @@ def test_each_field_of_a_record_is_a_column(server: Postgres, database: str, led
     ledger.ship(JOURNAL, [entry(7, ttft_us=42, stream=True, tool="t", tags=("a", "b"), draws=(("usd:x|y|0", 9),))])
     columns = server.do(database, "SELECT column_name FROM information_schema.columns WHERE table_name = 'usage' "
                                   "ORDER BY ordinal_position")  # fmt: skip
-    assert [name for (name,) in columns] == list(UsageRecord.__struct_fields__)
+    fields = [name for name in UsageRecord.__struct_fields__ if name != "raw_usage"]
+    assert [name for (name,) in columns] == [*fields, "raw_usage"]  # the last one came later
     [got] = server.do(database, "SELECT id, journal, seq, ttft_us, stream, tool, cost_nano, tags, draws FROM usage")
     assert got[0] == identify(JOURNAL, 7, (T0 + 7) * 1_000_000)
     assert got[1:8] == (JOURNAL, 7, 42, 1, "t", None, '["a","b"]')
@@ -367,6 +368,26 @@ def test_a_month_that_somebody_reads_is_not_waited_for(server: Postgres, databas
     assert server.do(database, "SELECT seq FROM usage") == [(2,)]
     assert ledger.prune(Cuts(usage=T0 * 10**6), 10) == 1
     assert ledger.prune(Cuts(usage=T0 * 10**6), 10) == 0
+
+
+def test_who_asks_while_a_month_is_made_asks_again(server: Postgres, database: str, ledger: PostgresLedger) -> None:
+    """It takes the tables in the other order than the view: whoever waits first is told of a deadlock."""
+    ledger.ship(JOURNAL, [entry(1, draws=(("f", 5),))])
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'"
+    found: list[Post] = []
+    with server.connect(database) as other:
+        other.execute("BEGIN")
+        other.execute("LOCK TABLE tollhouse.usage_facts_default IN ACCESS EXCLUSIVE MODE")
+        asking = threading.Thread(target=lambda: found.extend(ledger.posts(JOURNAL, 0, 10)))
+        asking.start()
+        until = time.monotonic() + 10
+        while server.do("postgres", waiting, (database,)) != [(1,)]:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        other.execute("LOCK TABLE tollhouse.usage_draws_default IN ACCESS EXCLUSIVE MODE")  # once that has been told
+        other.execute("COMMIT")
+        asking.join(10)
+    assert [post.draws for post in found] == [(("f", 5),)]
 
 
 def test_every_group_can_be_asked_for(ledger: PostgresLedger) -> None:

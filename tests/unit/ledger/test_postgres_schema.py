@@ -90,13 +90,28 @@ def test_tables_of_a_newer_version_are_left_alone(server: Postgres, database: st
     assert caught.value.lasting
 
 
+def view(version: int) -> str:
+    """The view of usage as that version made it."""
+    script = migrations()[version - 1]
+    return script[script.index("CREATE VIEW usage AS") : script.index("CREATE VIEW usage_hour")]
+
+
 def test_tables_of_an_older_version_get_what_is_new(server: Postgres, database: str, place: Place) -> None:
     shipped(place, [entry(1)]).close()
     for what in ("VIEW audit_records", "FUNCTION audit_members", "TABLE audit", "TABLE audit_chains", "TABLE api_keys"):
         server.do(database, f"DROP {what}")
+    server.do(database, "DROP VIEW usage CASCADE")
+    server.do(database, "ALTER TABLE usage_facts DROP COLUMN raw_usage")
+    server.do(database, view(1))
+    server.do(database, "GRANT SELECT ON usage TO PUBLIC")
+    server.do(database, "CREATE VIEW own AS SELECT request_id FROM usage")
     server.do(database, "DELETE FROM migrations WHERE version >= 2")
     shipped(place, [entry(2)]).close()
     assert server.do(database, "SELECT count(*) FROM usage") == [(2,)]
+    assert server.do(database, "SELECT DISTINCT raw_usage FROM usage") == [("",)]
+    # Rights, and what somebody has built on it, stay.
+    assert server.do(database, "SELECT has_table_privilege('public', 'usage', 'SELECT')") == [(True,)]
+    assert server.do(database, "SELECT count(*) FROM own") == [(2,)]
     assert server.do(database, "SELECT count(*) FROM audit_records") == [(0,)]
     assert server.do(database, "SELECT count(*) FROM api_keys") == [(0,)]
 
@@ -125,6 +140,19 @@ def test_months_are_there_before_their_time(server: Postgres, database: str, pla
         name for (name,) in server.do(database, "SELECT relname FROM pg_class WHERE relname LIKE 'usage_draws_2%'")
     }
     assert {"usage_draws_2026_11", "usage_draws_2026_12", "usage_draws_2027_01"} <= names
+
+
+def test_months_are_made_as_soon_as_it_takes_writes(server: Postgres, database: str, place: Place) -> None:
+    ledger = PostgresLedger(place, now=lambda: T0)
+    ledger.open()
+    assert ledger._db is not None
+    ledger._db.execute("SET default_transaction_read_only = on")
+    with pytest.raises(LedgerError, match="read-only"):
+        ledger.ship(JOURNAL, [entry(1)])
+    ledger._db.execute("SET default_transaction_read_only = off")
+    assert ledger.ship(JOURNAL, [entry(1)]) == 1
+    ledger.close()
+    assert partitions(server, database) == {"default": 0, "2026_11": 1, "2026_12": 0, "2027_01": 0}
 
 
 def test_records_of_long_ago_get_their_month(server: Postgres, database: str, place: Place) -> None:

@@ -37,7 +37,7 @@ def test_draws_are_each_there_once() -> None:
 def test_draws_are_no_column() -> None:
     row = fact_row(facts(draws=(("a", 1),), adjust_of="x", run_id="r"))
     assert "a" not in row
-    assert row[-2:] == ("x", False)
+    assert row[-3:] == ("x", False, "")
 
 
 def test_what_is_summed_up() -> None:

@@ -66,8 +66,7 @@ def test_ships_in_the_background_and_leaves_nothing(place: Place) -> None:
     shipper.start()
     for n in range(1, 201):
         journal.append(record(n))
-    wait_for(lambda: shipper.position == 200)
-    assert len(segments(place.journals, journal.id)) == 1
+    wait_for(lambda: shipper.position == 200 and len(segments(place.journals, journal.id)) == 1)
     assert journal.size < 4000
     for n in range(201, 251):
         journal.append(record(n))
