@@ -130,6 +130,54 @@ async def test_add_is_for_what_is_not_there(make: Make) -> None:
     assert await values.add("k", b"two", 60.0) is True
 
 
+async def test_a_claim_says_what_is_there(make: Make) -> None:
+    one, other = make().values, make().values
+    assert await one.claim("k", b"one", 60.0) is None
+    assert await one.get("k") == b"one"
+    assert await other.claim("k", b"two", 60.0) == b"one"
+    assert await one.get("k") == b"one"
+    await one.remove("k")
+    told = await asyncio.gather(*(values.claim("k", b"%d" % n, 60.0) for n, values in enumerate((one, other) * 10)))
+    assert told.count(None) == 1
+    there = await one.get("k")
+    assert {value for value in told if value is not None} == {there}
+    await one.remove("k")
+    assert await one.claim("k", b"short", 0.1) is None
+
+    async def again() -> bool:
+        return await other.claim("k", b"next", 60.0) is None
+
+    await until(again)
+
+
+async def test_a_list_is_read_on_from_where_one_was(make: Make) -> None:
+    one, other = make().logs, make().logs
+    if one is None or other is None:
+        assert not make().shared
+        return
+    assert await one.since("l", b"", 10) == (b"", [])
+    for n in range(5):
+        await (one, other)[n % 2].append("l", b"%d" % n, 60.0, 100)
+    at, first = await other.since("l", b"", 3)
+    assert first == [b"0", b"1", b"2"]
+    at, rest = await other.since("l", at, 3)
+    assert rest == [b"3", b"4"]
+    assert await other.since("l", at, 3) == (at, [])
+    assert await one.since("other", b"", 3) == (b"", [])
+    await one.append("l", bytes(range(256)), 0.1, 100)
+    assert (await other.since("l", at, 3))[1] == [bytes(range(256))]
+
+    async def gone() -> bool:
+        return await one.since("l", b"", 9) == (b"", [])
+
+    await until(gone)
+    for n in range(1000):
+        await one.append("l", b"%d" % n, 60.0, 100)
+    _, kept = await one.since("l", b"", 1000)
+    assert 100 <= len(kept) < 400
+    assert kept[-1] == b"999"
+
+
 async def test_swap_is_for_what_is_known(make: Make) -> None:
     values = make().values
     assert await values.swap("k", b"one", b"two", 60.0) is False
@@ -184,6 +232,7 @@ async def test_a_value_of_the_largest_size_and_a_larger_one(make: Make) -> None:
     for refused in (
         values.put("k", large + b"x", 60.0),
         values.add("n", large + b"x", 60.0),
+        values.claim("n", large + b"x", 60.0),
         bus.publish("t", large + b"x"),
     ):
         with pytest.raises(Failure) as failure:
@@ -201,6 +250,7 @@ async def test_a_key_or_time_that_is_none(make: Make, key: str, ttl: float) -> N
     for wrong in (
         values.put(key, b"", ttl),
         values.add(key, b"", ttl),
+        values.claim(key, b"", ttl),
         values.touch(key, ttl),
         values.swap(key, b"", b"", ttl),
     ):

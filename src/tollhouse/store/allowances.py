@@ -124,12 +124,13 @@ class Posting(msgspec.Struct, gc=False):
 class Opening(msgspec.Struct, gc=False):
     """A field that waits to be told what was spent before. upto: what `spent` has of each journal already, as of the
     opening: what is to be told is the sum of the records up to there, and none of a journal that is not named. token:
-    which opening it is."""
+    which opening it is. age: seconds since the store began anew, when all that it had was lost."""
 
     field: str
     window: Window
     upto: Mapping[str, int]
     token: str
+    age: float = inf
 
 
 def life(at: float, seconds: int) -> tuple[Window, tuple[int, ...]]:

@@ -43,6 +43,7 @@ __all__ = [
     "Happened",
     "History",
     "KeyValue",
+    "Logs",
     "Opening",
     "Posting",
     "Rate",
@@ -154,17 +155,23 @@ class History(Protocol):
     """What a Counter is filled from and made to catch up with: the ledger, as `store.seeding` asks it. Whatever it
     raises ends the attempt."""
 
-    async def positions(self) -> Mapping[str, int]:
-        """For each journal that there ever was the seq up to which it is in the ledger."""
+    @property
+    def is_stuck(self) -> bool:
+        """Whether nothing is on its way into the ledger."""
+        ...
+
+    async def positions(self, deep: bool = False) -> Mapping[str, int]:
+        """For each journal that there ever was the seq up to which its records can be asked for. deep: also of those
+        that are known here and are not in the ledger yet, which takes longer."""
         ...
 
     async def posts(self, journal: str, after: int, most: int) -> Sequence[Posting]:
         """The first `most` records of a journal with a seq above `after`, rising: those that drew on anything."""
         ...
 
-    async def spent(self, draw: Draw, window: Window, upto: Mapping[str, int]) -> int:
-        """What the records come to that were admitted in `window` (WHOLE: ever), for the draw's allowance and key: of
-        a journal in `upto` those up to that seq, of others none."""
+    async def spent(self, asked: Sequence[tuple[Draw, Window, Mapping[str, int]]]) -> Sequence[int]:
+        """For each what the records come to that were admitted in the window (WHOLE: ever), for the draw's allowance
+        and key: of a journal in the mapping those up to that seq, of others none."""
         ...
 
 
@@ -283,6 +290,12 @@ class KeyValue(Protocol):
         """Put it there if nothing is: whether nothing was. Of several who add one key, one hears True."""
         ...
 
+    async def claim(self, key: str, value: bytes, ttl: float) -> bytes | None:
+        """The same, for who wants to know what is there: None if nothing was, and this is there now. b"" where what is
+        there cannot be read, or a store that is full would not take this. Asked twice if an answer is lost, so no
+        other caller has this value."""
+        ...
+
     async def swap(self, key: str, old: bytes, new: bytes, ttl: float) -> bool:
         """Put `new` in the place of `old`, if that is what is there: whether it was."""
         ...
@@ -321,11 +334,23 @@ class Bus(Protocol):
         ...
 
 
+class Logs(Protocol):
+    """Lists that several workers append to, and each reads on from where it was. Keys, values and `ttl` as KeyValue's;
+    all of a list lives for `ttl` after the last append, and its oldest values go beyond about `most` of them."""
+
+    async def append(self, key: str, value: bytes, ttl: float, most: int) -> None: ...
+
+    async def since(self, key: str, after: bytes, most: int) -> tuple[bytes, list[bytes]]:
+        """The first `most` values behind the position `after` (b"" for the beginning) that can be read, and the
+        position behind them."""
+        ...
+
+
 class State(Protocol):
     """What one worker shares with others, or has for itself.
 
-    shared: others have it too. node: random, of this worker since its start. keys: secrets of 32 bytes or more that
-    all have who share it, at least one: the first one seals, all open.
+    logs: None where no other has it. shared: others have it too. node: random, of this worker since its start. keys:
+    secrets of 32 bytes or more that all have who share it, at least one: the first one seals, all open.
     """
 
     @property
@@ -336,6 +361,9 @@ class State(Protocol):
 
     @property
     def counter(self) -> Counter: ...
+
+    @property
+    def logs(self) -> Logs | None: ...
 
     @property
     def shared(self) -> bool: ...

@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from tollhouse.store.base import Bus, KeyValue, must_fit, unavailable
+from tollhouse.store.base import Bus, KeyValue, Logs, must_fit, unavailable
 
-__all__ = ["OVERHEAD", "Box", "SealedBus", "SealedValues"]
+__all__ = ["OVERHEAD", "Box", "SealedBus", "SealedLogs", "SealedValues"]
 
 log = logging.getLogger("tollhouse.store")
 
@@ -112,6 +112,14 @@ class SealedValues:
         must_fit(key, value, ttl)
         return await self._values.add(key, self._box.seal(key, value), ttl)
 
+    async def claim(self, key: str, value: bytes, ttl: float) -> bytes | None:
+        must_fit(key, value, ttl)
+        there = await self._values.claim(key, self._box.seal(key, value), ttl)
+        if not there:
+            return there
+        opened = self._box.open(key, there)
+        return b"" if opened is None else opened
+
     async def swap(self, key: str, old: bytes, new: bytes, ttl: float) -> bool:
         must_fit(key, new, ttl)
         # One value has many ciphertexts: the one that is there is read, and it alone is replaced.
@@ -134,6 +142,25 @@ class SealedValues:
 
     def _opened(self, key: str, sealed: bytes | None) -> bytes | None:
         return None if sealed is None else self._box.open(key, sealed)
+
+
+class SealedLogs:
+    """A `store.base.Logs` whose values only it can read. What cannot be opened is left out."""
+
+    __slots__ = ("_box", "_logs")
+
+    def __init__(self, logs: Logs, secrets: Sequence[bytes]) -> None:
+        self._logs = logs
+        self._box = Box(secrets, "a value of a list")
+
+    async def append(self, key: str, value: bytes, ttl: float, most: int) -> None:
+        must_fit(key, value, ttl)
+        await self._logs.append(key, self._box.seal(key, value), ttl, most)
+
+    async def since(self, key: str, after: bytes, most: int) -> tuple[bytes, list[bytes]]:
+        position, found = await self._logs.since(key, after, most)
+        opened = (self._box.open(key, sealed) for sealed in found)
+        return position, [value for value in opened if value is not None]
 
 
 class SealedBus:

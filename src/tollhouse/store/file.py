@@ -59,6 +59,7 @@ class FileState:
     none it is not sealed. path: the file. prefixes: of keys whose values are kept. Raises as `FileValues`."""
 
     shared = False
+    logs = None
 
     def __init__(
         self,

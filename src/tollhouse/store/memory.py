@@ -190,6 +190,7 @@ class MemoryState:
     """A `store.base.State`. keys: secrets; with none a random one is made."""
 
     shared = False
+    logs = None
 
     def __init__(self, clock: Clock, keys: Sequence[bytes] = ()) -> None:
         self.values = MemoryValues(clock)
@@ -242,6 +243,13 @@ class MemoryValues:
             return False
         self._set(key, value, ttl)
         return True
+
+    async def claim(self, key: str, value: bytes, ttl: float) -> bytes | None:
+        must_fit(key, value, ttl)
+        there = self._value(key)
+        if there is None:
+            self._set(key, value, ttl)
+        return there
 
     async def swap(self, key: str, old: bytes, new: bytes, ttl: float) -> bool:
         must_fit(key, new, ttl)

@@ -6,7 +6,7 @@ Rule: this file puts the parts together; what keys and channels are called is sa
     <prefix>:b:<topic>  a channel                    {<prefix>}:a:<id>      the answer to an admission, for seconds
                                                      {<prefix>}:s:<node>    a worker's last batch of corrections
                                                      {<prefix>}:d h x k e w  allowances (`lua/hold.lua`)
-                                                     {<prefix>}:n           the workers
+    <prefix>:l:<key>    a list                       {<prefix>}:n           the workers
 """
 
 import os
@@ -18,12 +18,13 @@ from typing import Any
 from redis.asyncio import Connection, SSLConnection
 
 from tollhouse.core.clock import Clock
-from tollhouse.store.base import LARGEST, Bus, KeyValue, must_fit
-from tollhouse.store.crypt import OVERHEAD, SealedBus, SealedValues
+from tollhouse.store.base import LARGEST, Bus, KeyValue, Logs, must_fit
+from tollhouse.store.crypt import OVERHEAD, SealedBus, SealedLogs, SealedValues
 from tollhouse.store.redis_bus import RedisBus
 from tollhouse.store.redis_cluster import Slots
 from tollhouse.store.redis_counter import RedisCounter, script
 from tollhouse.store.redis_line import Connect, Node
+from tollhouse.store.redis_logs import RedisLogs
 from tollhouse.store.redis_server import Observe, Server
 from tollhouse.store.spec import Place, StateSpec, StateTLSSpec
 
@@ -61,6 +62,8 @@ class RedisState:
         )
         values = RedisValues(self._server, spec.prefix, largest)
         self.values: KeyValue = SealedValues(values, spec.keys) if spec.keys else values
+        logs = RedisLogs(self._server, spec.prefix, largest)
+        self.logs: Logs | None = SealedLogs(logs, spec.keys) if spec.keys else logs
         self.bus: Bus = SealedBus(self._bus, spec.keys) if spec.keys else self._bus
         self.keys = spec.keys or tuple(keys) or (os.urandom(32),)
 
@@ -74,13 +77,14 @@ class RedisState:
 class RedisValues:
     """A `store.base.KeyValue`. largest: bytes of a value."""
 
-    __slots__ = ("_largest", "_prefix", "_server", "_swap")
+    __slots__ = ("_claim", "_largest", "_prefix", "_server", "_swap")
 
     def __init__(self, server: Server, prefix: str, largest: int = LARGEST) -> None:
         self._server = server
         self._prefix = f"{prefix}:v:".encode()
         self._largest = largest
         self._swap = script("swap.lua")
+        self._claim = script("claim.lua")
 
     async def get(self, key: str) -> bytes | None:
         name = self._name(key)
@@ -95,6 +99,12 @@ class RedisValues:
         name = self._name(key, value, ttl)
         command = (b"SET", name, value, b"PX", _milliseconds(ttl), b"NX")
         return await self._server.ask("add", command, key=name) is not None
+
+    async def claim(self, key: str, value: bytes, ttl: float) -> bytes | None:
+        name = self._name(key, value, ttl)
+        command = (b"1", name, value, _milliseconds(ttl))
+        there: bytes | None = await self._server.ask("claim", command, key=name, again=True, script=self._claim)
+        return there
 
     async def swap(self, key: str, old: bytes, new: bytes, ttl: float) -> bool:
         name = self._name(key, new, ttl)

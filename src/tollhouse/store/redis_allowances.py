@@ -228,10 +228,10 @@ class RedisAllowances:
             arguments += (_stored(field), till)
         for journal, seq in positions.items():
             arguments += (_text(journal), b"%d" % seq)
-        opened, *rest = await self._run("open", arguments)
+        opened, age, *rest = await self._run("open", arguments)
         upto = _pairs(rest)
         upto.pop("#", None)
-        return [Opening(*slots[int(n)], upto, token) for n in opened.split()]
+        return [Opening(*slots[int(n)], upto, token, max(float(age), 0.0)) for n in opened.split()]
 
     async def seed(self, opening: Opening, amount: int) -> int | None:
         must_be_amounts(((opening.field, amount),))
@@ -308,6 +308,8 @@ class RedisAllowances:
             return False
         # The History may be behind: what it has not got yet is had later.
         reached = min((await self._history.positions()).get(name, 0), line.missed)
+        if reached < line.missed:
+            reached = min((await self._history.positions(deep=True)).get(name, 0), line.missed)
         if reached <= line.position:
             return False
         postings = await self._history.posts(name, line.position, _AT_ONCE)

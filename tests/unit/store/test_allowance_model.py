@@ -26,6 +26,7 @@ from tollhouse.store.spec import place_of
 T = TypeVar("T")
 
 EXAMPLES = int(os.environ.get("TOLLHOUSE_MODEL_EXAMPLES", "0"))
+pytestmark = pytest.mark.timeout(0 if EXAMPLES else 120)
 PREFIXES = (f"m{n}" for n in itertools.count())
 
 

@@ -89,6 +89,8 @@ async def test_values_live_through_a_rotation() -> None:
     assert await new.get("k") == b"2"
     assert await old.get("k") is None
     assert await old.add("k", b"3", 60.0) is False  # something is there, whatever it is
+    assert await old.claim("k", b"3", 60.0) == b""
+    assert await new.claim("k", b"3", 60.0) == b"2"
     assert await old.swap("k", b"2", b"3", 60.0) is False
     assert await old.touch("k", 60.0) is True
 

@@ -87,7 +87,12 @@ for i, draw in ipairs(list) do
   end
 end
 
-if not hold and is_full() then
+-- What is there goes on being drawn on, however full it is.
+local adds = false
+for _, draw in ipairs(list) do
+  adds = adds or draw.more > 0 and not have[draw.last] and (draw.kept or not have[draw.last + 1])
+end
+if not hold and redis.call('HLEN', KEYS[2]) >= HOLDS or adds and is_full() then
   return redis.error_reply('FULL there are more allowances than are kept')
 end
 

@@ -7,7 +7,8 @@
 -- KEYS[3]  holds by the unix time at which they end
 -- KEYS[4]  known allowances: "since keeps"
 -- KEYS[5]  fields by the unix time at which they are forgotten
--- KEYS[6]  positions of journals; and #, the epoch: where these differ, one of both was lost
+-- KEYS[6]  positions of journals; and #, the epoch: where these differ, one of both was lost. An epoch is a token, an @
+--          and the unix time at which it began
 --
 -- A field is 24 characters, of which the first 8 are of its allowance, a colon and the start of its window.
 
@@ -16,9 +17,9 @@ local now = tonumber(time[1]) + time[2] / 1000000
 
 local FIELDS, HOLDS = 2000000, 1000000
 
--- Whether one more field, or hold, would be too many.
+-- Whether one more field would be too many. What holds add to those that are there (Fh) is bounded by their number.
 local function is_full()
-  return redis.call('HLEN', KEYS[1]) >= FIELDS or redis.call('HLEN', KEYS[2]) >= HOLDS
+  return redis.call('HLEN', KEYS[1]) >= FIELDS
 end
 
 -- Nothing of this hold is held any more.

@@ -4,12 +4,13 @@
 -- ARGV[4]  the number of fields; then of each its name and the unix time until which it is kept, or nothing
 -- then of each journal its name and where the ledger is with it: where a store that was empty begins
 --
--- Returns the numbers of the fields, from 0, with spaces between; then each journal and its position.
+-- Returns the numbers of the fields, from 0, with spaces between; the seconds since the epoch began; then each journal and
+-- its position.
 
 local epoch = begun()
 local fields = tonumber(ARGV[4])
 if not epoch then
-  epoch = ARGV[1]
+  epoch = ARGV[1] .. string.format('@%.3f', now)
   redis.call('HSET', KEYS[1], '#', epoch)
   redis.call('HSET', KEYS[6], '#', epoch)
   local next = 5 + 2 * fields
@@ -19,9 +20,7 @@ if not epoch then
   end
 end
 local forgotten = redis.call('HGET', KEYS[1], '^')
-if is_full() then
-  return redis.error_reply('FULL there are more allowances than are kept')
-end
+local full = is_full()
 local opened = {}
 for i = 1, fields do
   local field, till = ARGV[3 + 2 * i], ARGV[4 + 2 * i]
@@ -33,6 +32,9 @@ for i = 1, fields do
     is_due = token == ARGV[1] or now < since or now - since >= tonumber(ARGV[3])
   end
   if is_due then
+    if full and not have[1] and not have[2] then
+      return redis.error_reply('FULL there are more allowances than are kept')
+    end
     redis.call('HSET', KEYS[1], field .. 'f', ARGV[1] .. string.format(' %.3f ', now) .. (have[1] or '-'))
     if not have[1] then
       redis.call('HSET', KEYS[1], field .. 'a', '0')
@@ -45,4 +47,5 @@ for i = 1, fields do
 end
 local answer = redis.call('HGETALL', KEYS[6])
 table.insert(answer, 1, table.concat(opened, ' '))
+table.insert(answer, 2, string.format('%.3f', now - tonumber(string.match(epoch, '@(.*)$') or 0)))
 return answer
