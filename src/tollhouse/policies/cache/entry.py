@@ -13,6 +13,9 @@ __all__ = ["Entry", "opened", "packed"]
 
 _FORMAT: Final = b"\1"
 
+_LONGEST: Final = 31 * 86400.0
+_MOST: Final = 1 << 53
+
 _BESIDE: Final = 400
 """Bytes that an entry takes in memory besides what it holds, about."""
 
@@ -25,7 +28,8 @@ class Entry(msgspec.Struct, array_like=True, gc=False, frozen=True):
     its bytes; a stream's whole events as they came, in milliseconds since the first at the places of `times`.
     model: the configured one, "" for a tool of `server`. user, org, owner: who has asked for it, by user, org and
     key. provider, backend, answered, sent: as in Context. cost: nano-dollars that asking again would cost, -1 where
-    that is not known. tokens: that were used.
+    that is not known. tokens: that were used. place: what its request is besides what the user says last; b"" where
+    that is not compared.
     """
 
     key: bytes
@@ -48,6 +52,7 @@ class Entry(msgspec.Struct, array_like=True, gc=False, frozen=True):
     tokens: int = 0
     stream: bool = False
     server: str = ""
+    place: bytes = b""
 
     @property
     def size(self) -> int:
@@ -83,5 +88,13 @@ def opened(value: bytes, key: bytes) -> Entry | None:
         entry = _decode(value[1:])
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
         return None
-    good = entry.key == key and entry.ttl > 0.0 and entry.blocks and len(entry.times) == len(entry.blocks)
-    return entry if good else None
+    return entry if entry.key == key and _is_sound(entry) else None
+
+
+def _is_sound(entry: Entry) -> bool:
+    """Whether one could have been kept: nothing that a state says may end up where it does harm."""
+    if not entry.blocks or len(entry.times) != len(entry.blocks) or not 0.0 < entry.ttl <= _LONGEST:
+        return False
+    if not -1 <= entry.cost <= _MOST or not 0 <= entry.tokens <= _MOST:
+        return False
+    return not any(b"\r" in part or b"\n" in part or b"\0" in part for pair in entry.headers for part in pair)

@@ -23,10 +23,16 @@ OPERATIONS: Final = frozenset(
 _NESTED: Final = {"generate": ("generationConfig", "generation_config"), "converse": ("inferenceConfig",)}
 """Where an API has its temperature, if not at the top level."""
 
-_ELSEWHERE: Final = ("conversation", "background")
-"""Fields of the Responses API by which an answer depends on, or becomes, what the provider keeps and changes."""
+_ELSEWHERE: Final = ("conversation", "background", "store", "container", "mcp_servers")
+"""Fields by which an answer depends on, or becomes, what the provider keeps and changes; or by which the provider does
+something on its way to an answer."""
 
-_OFF: Final = frozenset((b"null", b"false", b'""'))
+_SUSPECT: Final = frozenset((*_ELSEWHERE, "prompt", "tools"))
+
+_DOES: Final = b'"mcp"'
+"""The type of a tool that a provider calls by itself, and that may do anything."""
+
+_OFF: Final = frozenset((b"null", b"false", b'""', b"[]", b"{}"))
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _number = msgspec.json.Decoder(float).decode
@@ -38,12 +44,18 @@ def is_fit(call: ModelCall) -> bool:
 
 
 def is_kept_elsewhere(fields: Mapping[str, msgspec.Raw]) -> bool:
-    """Whether the answer depends on what the provider keeps, or will be there later only."""
+    """Whether the answer depends on what the provider keeps, will be there later only, or is not all that is wanted."""
+    if _SUSPECT.isdisjoint(fields):
+        return False
     for name in _ELSEWHERE:
         value = fields.get(name)
         if value is not None and bytes(value) not in _OFF:
             return True
-    return False
+    prompt = fields.get("prompt")
+    if prompt is not None and bytes(prompt)[:1] == b"{":  # one that is kept there; in other APIs it is a text
+        return True
+    tools = fields.get("tools")
+    return tools is not None and _DOES in bytes(tools)
 
 
 def is_chancy(call: ModelCall) -> bool:

@@ -16,6 +16,7 @@ from tollhouse.core.errors import Reason
 from tollhouse.core.http import End, Ending, finish
 from tollhouse.core.reply import Reply
 from tollhouse.policies.cache.broadcast import Broadcast, Leg
+from tollhouse.policies.cache.claims import Claim
 from tollhouse.policies.cache.entry import Entry
 
 __all__ = ["MOST_RIDERS", "Flight", "Rider"]
@@ -65,12 +66,12 @@ class Flight:
     over: it has landed, one way or another. entry: the whole answer; found: as what it was kept ("exact",
     "semantic"), "" where somebody was asked. reply: for who pays alone. broadcast: the answer, while it streams,
     and headers: its header fields. failure: why there is none. ends: of the upstream's Reply. cost: nano-dollars of
-    the answer, once they are known; else -1.
+    the answer, once they are known; else -1. claim: that tells other nodes of it. kept: they will find the answer.
     """
 
     __slots__ = (
-        "broadcast", "context", "cost", "ends", "entry", "failure", "found", "generation", "headers", "key", "landing",
-        "over", "payer", "reply", "riders", "task",
+        "broadcast", "claim", "context", "cost", "ends", "entry", "failure", "found", "generation", "headers", "kept",
+        "key", "landing", "over", "payer", "reply", "riders", "task",
     )  # fmt: skip
 
     def __init__(self, key: bytes, context: Context, generation: int, landing: Callable[["Flight"], None]) -> None:
@@ -90,6 +91,8 @@ class Flight:
         self.failure: BaseException | None = None
         self.ends: list[End] = []
         self.cost = -1
+        self.claim: Claim | None = None
+        self.kept = False
 
     @property
     def takes(self) -> bool:

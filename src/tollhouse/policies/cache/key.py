@@ -11,6 +11,7 @@ caller's header fields that go along.
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from pathlib import Path as FilePath
 from struct import pack
 from typing import Any, Final, Protocol
@@ -20,7 +21,7 @@ from tollhouse.core.expr import Expression, Outcome
 from tollhouse.core.spec import Spec
 from tollhouse.policies.cache.spec import Reach
 
-__all__ = ["FORWARDED", "Behind", "Path", "key_of_call", "key_of_question", "key_of_tool", "space_of"]
+__all__ = ["FORWARDED", "Behind", "Path", "key_of_call", "key_of_question", "key_of_tool", "space_of", "space_of_tools"]
 
 _VERSION: Final = b"1"
 
@@ -45,13 +46,15 @@ class _Holds(Protocol):
 
 class Path:
     """What is behind the cache on the way to one model. fingerprint: of all settings there that may change an answer.
-    conditions: that choose between targets by what else a call has: each is asked of each call."""
+    conditions: that choose between targets by what else a call has: each is asked of each call. total: seconds from a
+    request's arrival in which it must be answered."""
 
-    __slots__ = ("conditions", "fingerprint")
+    __slots__ = ("conditions", "fingerprint", "total")
 
-    def __init__(self, fingerprint: bytes, conditions: Sequence[_Holds] = ()) -> None:
+    def __init__(self, fingerprint: bytes, conditions: Sequence[_Holds] = (), total: float = inf) -> None:
         self.fingerprint = fingerprint
         self.conditions = tuple(conditions)
+        self.total = total
 
     def told(self, call: ModelCall) -> bytes:
         """Which of the conditions hold."""
@@ -69,14 +72,25 @@ class Behind:
         servers: Mapping[str, Spec] | None = None,
         top: Spec | None = None,
     ) -> None:
-        self._models: dict[str, Any] = {getattr(spec, "name", ""): spec for spec in models}
+        self._models: dict[str, Any] = {}
+        specs = tuple(models)
+        for spec in specs:
+            self._models |= dict.fromkeys(getattr(spec, "aliases", ()), spec)
+        self._models |= {getattr(spec, "name", ""): spec for spec in specs}
         self._providers = providers
         self._servers = servers or {}
         self._top = top
+        self._apart: Spec | None = None
         self._paths: dict[str, Path] = {}
 
+    def apart(self, guards: Spec) -> "Behind":
+        """The same behind guards of one endpoint, which may change what servers answer."""
+        made = Behind((), {}, self._servers, self._top)
+        made._apart = guards
+        return made
+
     def __call__(self, name: str) -> Path:
-        """By the configured name."""
+        """By the configured name, or an alias."""
         path = self._paths.get(name)
         if path is None:
             path = self._paths[name] = self._made(name)
@@ -84,7 +98,8 @@ class Behind:
 
     def server(self, name: str) -> bytes:
         """Of an MCP server: also its tools' settings."""
-        return _digested([_settings(self._servers[name]), self._guards()])
+        apart = () if self._apart is None else (_bare(self._apart),)
+        return _digested([_settings(self._servers[name]), self._guards(), *apart])
 
     def _guards(self) -> Any:
         return _bare(getattr(self._top, "guardrails", None))
@@ -96,7 +111,9 @@ class Behind:
         digest = _digested([_settings(spec), [_bare(one) for one in providers], self._guards()])
         conditions = [getattr(one, "when", None) for one in spec.targets]
         conditions += [place.when for one in providers for place in getattr(one, "places", ())]
-        return Path(digest, [Expression(text) for text in conditions if text is not None])
+        timeout = getattr(spec, "timeout", None)
+        total = inf if timeout is None else timeout.total
+        return Path(digest, [Expression(text) for text in conditions if text is not None], total)
 
 
 def _settings(spec: Any) -> list[Any]:
@@ -144,8 +161,9 @@ def _content(path: str) -> bytes:
 
 
 def space_of(principal: Principal | None, reach: Reach) -> bytes:
-    """Whose answers may answer the principal. Users of one name at two issuers, or in two organisations, are two;
-    whoever has no user, or no organisation, is alone. Callers who have not said who they are are one."""
+    """Whose answers may answer the principal. Users of one name at two issuers, who have come in two ways (a key, a
+    password), or in two organisations, are two; whoever has no user, or no organisation, is alone. Callers who have not
+    said who they are are one."""
     if reach == "shared":
         return b"shared"
     if principal is None:
@@ -153,8 +171,19 @@ def space_of(principal: Principal | None, reach: Reach) -> bytes:
     if reach == "org" and principal.org:
         return _joined((b"org", _bytes(principal.org)))
     if reach == "user" and principal.user:
-        return _joined((b"user", _bytes(principal.issuer), _bytes(principal.org), _bytes(principal.user)))
-    return _joined((b"id", _bytes(principal.id)))
+        # A certificate's issuer is in its id; whoever else has none was named by this gateway's own configuration.
+        told = principal.issuer or (principal.id if principal.source == "mtls" else principal.source)
+        return _joined((b"user", _bytes(told), _bytes(principal.org), _bytes(principal.user)))
+    # With whose it is now: a key's name may be given to another one's key later.
+    return _joined((b"id", _bytes(principal.id), _bytes(principal.org), _bytes(principal.user)))
+
+
+def space_of_tools(principal: Principal | None, reach: Reach) -> bytes:
+    """The same for tools: what a server tells a user may be what his token is good for, and who acts with it."""
+    space = space_of(principal, reach)
+    if principal is None or reach in ("org", "shared") or not (principal.agent or principal.scopes):
+        return space
+    return _joined((space, _bytes(principal.agent), *map(_bytes, sorted(principal.scopes))))
 
 
 def key_of_call(call: ModelCall, space: bytes, path: Path, ignore: frozenset[str] = frozenset()) -> bytes:

@@ -11,7 +11,7 @@ the same, and then asks.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from time import time
+from time import monotonic, time
 from typing import Protocol
 
 from tollhouse.core.call import Call, Context, ModelCall, Usage
@@ -31,7 +31,7 @@ from tollhouse.policies.cache.memory import Kept
 from tollhouse.policies.cache.spec import ExactSpec
 from tollhouse.policies.cache.store import Store
 
-__all__ = ["Cache", "Kindred", "Price", "Tally", "whole"]
+__all__ = ["Cache", "Kindred", "Price", "Tally", "nothing_kept", "whole"]
 
 Price = Callable[[Context], int | None]
 """Nano-dollars of what a call used, None where no price is known (`ledger.prices.Prices.cost`)."""
@@ -51,6 +51,10 @@ class Kindred(Protocol):
     async def find(self, key: bytes, call: ModelCall, space: bytes, path: Path, ignore: frozenset[str]) -> Entry | None:
         """None where there is none, or that cannot be said; then the question is remembered under its key, until it is
         known what has become of it. Raises no Failure."""
+        ...
+
+    def place(self, key: bytes) -> bytes:
+        """What the question of this key is compared within; b"" where it is not."""
         ...
 
     def learn(self, entry: Entry) -> None:
@@ -102,6 +106,8 @@ class Cache:
         self._ignore = frozenset(spec.ignore)
         self._paced = spec.replay == "paced"
         self._any = spec.any_temperature
+        self._shares = spec.single_flight.mode == "on"
+        self._nodes, self._streams = spec.single_flight.nodes, spec.single_flight.streams
 
     def handle(self, call: Call, next: Handler[Call, Reply]) -> Awaitable[Reply]:
         """Raises Failure 504 where nothing is kept for a request that wants nothing else."""
@@ -110,8 +116,9 @@ class Cache:
         asked = directives_of(call.request.headers)
         if not (asked.keep or asked.only) or (not self._any and is_chancy(call)) or is_kept_elsewhere(call.fields):
             self._tally("exact", "bypass", call.context.route)
+            call.context.cache = "bypass"
             if asked.only:
-                raise _nothing_kept()
+                raise nothing_kept()
             return _bypassing(next(call))
         if not self._store.started:
             self._store.start()
@@ -154,10 +161,10 @@ class Cache:
         if asked.only:
             kept = await store.fetch(key) if asked.find else None
             if kept is None or not self._serves(kept, asked):
-                self._tally("exact", "miss", call.context.route)
-                raise _nothing_kept()
+                self._missing(call.context)
+                raise nothing_kept()
             return await self._found(call, kept)
-        shares = self._spec.single_flight and asked == NONE  # who wants a fresher one has his own
+        shares = self._shares and asked == NONE  # who wants a fresher one has his own
         if shares:
             for _ in range(_TRIES):
                 flight = store.flight(key)
@@ -170,7 +177,13 @@ class Cache:
                     return reply
         flight = Flight(key, call.context, store.generation, store.landed)
         rider = flight.join(call.context)
-        work = self._fly(flight, call, next, asked, space, path)
+        patience = 0.0
+        if shares:
+            now, context = monotonic(), call.context
+            until = min(context.deadline, (context.began or now) + path.total)
+            # Of what is left as much stays for asking oneself.
+            patience = min(self._streams if call.stream else self._nodes, (until - now) / 2)
+        work = self._fly(flight, call, next, asked, space, path, patience)
         if shares:
             store.take_off(flight)
             flight.task = store.run(work)
@@ -189,11 +202,16 @@ class Cache:
         asked: Directives,
         space: bytes,
         path: Path,
+        patience: float,
     ) -> None:
-        """Find the answer, or ask for it. What it raises is the payer's to raise."""
+        """Find the answer, or ask for it. patience: seconds to wait for another node that does. What it raises is the
+        payer's to raise."""
         try:
             if asked.find:
-                kept = await self._store.fetch(flight.key) if self._store.reaches else None
+                if patience > 0.0:
+                    kept, flight.claim = await self._store.meet(flight.key, patience)
+                else:
+                    kept = await self._store.fetch(flight.key) if self._store.reaches else None
                 if kept is not None and self._serves(kept, asked):
                     flight.entry, flight.found = kept.entry, "exact"
                     return
@@ -235,36 +253,40 @@ class Cache:
             flight.entry = entry = self._entry(flight, call, reply.headers, [first], [0])
             if self._keeps(flight, entry):
                 reply.headers.append(_STORED)
-                self._keep(entry)
+                self._keep(flight, entry)
             elif self._kindred is not None:
                 self._kindred.forget(flight.key)
             return
-        ended = partial(self._streamed, flight, call, reply.headers)
+        ended = partial(self._streamed, flight, call, reply.headers, flight.context.attempts)
         flight.reply = None
         flight.broadcast = Broadcast(source, first, self._spec.max_size, ended)
         flight.headers = reply.headers
+        if flight.claim is not None:
+            flight.claim.still = partial(self._may_keep, flight)
 
     def _streamed(
         self,
         flight: Flight,
         call: ModelCall,
         headers: Sequence[tuple[bytes, bytes]],
+        attempts: int,
         failure: Failure | None,
     ) -> None:
-        """The upstream's stream is over."""
+        """The upstream's stream is over. attempts: to which it began; if there were more, another one has gone on."""
         broadcast = flight.broadcast
         status, reason = (200, Reason.UPSTREAM) if failure is None else (failure.status, failure.reason)
         flight.settle(Ending(status, reason, 0, failure))
-        flight.closed()
-        if broadcast is None or failure is not None or broadcast.blocks is None:
-            if self._kindred is not None:
+        try:
+            entry = None
+            alone = flight.context.attempts == attempts
+            if alone and broadcast is not None and failure is None and broadcast.blocks is not None:
+                entry = self._entry(flight, call, headers, broadcast.blocks, broadcast.times)
+            if entry is not None and self._keeps(flight, entry):
+                self._keep(flight, entry)
+            elif self._kindred is not None:
                 self._kindred.forget(flight.key)
-            return
-        entry = self._entry(flight, call, headers, broadcast.blocks, broadcast.times)
-        if self._keeps(flight, entry):
-            self._keep(entry)
-        elif self._kindred is not None:
-            self._kindred.forget(flight.key)
+        finally:
+            flight.closed()
 
     def _entry(
         self,
@@ -301,6 +323,7 @@ class Cache:
             flight.cost,
             0 if context.usage is None else context.usage.total,
             flight.broadcast is not None,
+            place=b"" if self._kindred is None else self._kindred.place(flight.key),
         )
 
     def _keeps(self, flight: Flight, entry: Entry) -> bool:
@@ -310,10 +333,21 @@ class Cache:
             return False
         return entry.size <= self._spec.max_size and (self._spec.fallback or not context.fallback)
 
-    def _keep(self, entry: Entry) -> None:
-        self._store.keep(entry)
+    def _may_keep(self, flight: Flight) -> bool:
+        """Whether a stream may be one to keep, as far as it has come."""
+        broadcast, context = flight.broadcast, flight.context
+        if broadcast is None or broadcast.blocks is None or context.guard_action == "failopen":
+            return False
+        return self._spec.fallback or not context.fallback
+
+    def _keep(self, flight: Flight, entry: Entry) -> None:
+        flight.kept = self._store.keep(entry)
         if self._kindred is not None:
             self._kindred.learn(entry)
+
+    def _missing(self, context: Context) -> None:
+        self._tally("exact", "miss", context.route)
+        context.cache = "miss"
 
     def _given(self, rider: Rider) -> Reply | None:
         """The rider's own Reply; None where he has to ask himself. Raises what there is instead."""
@@ -325,7 +359,7 @@ class Cache:
             flight.give_up(rider)
             if not pays:
                 return None
-            self._tally("exact", "miss", context.route)
+            self._missing(context)
             try:
                 raise failure
             finally:
@@ -340,7 +374,7 @@ class Cache:
             _had(context, entry, kind)
             return self._reply(entry, entry.age, kind)
         if pays:
-            self._tally("exact", "miss", context.route)
+            self._missing(context)
             if self._kindred is not None:
                 self._tally("semantic", "miss", context.route)
         leg = rider.leg
@@ -412,7 +446,8 @@ def _let_go() -> Failure:
     return Failure(503, Reason.OVERLOADED, "the gateway is stopping; try again", retry=True, sent=True)
 
 
-def _nothing_kept() -> Failure:
+def nothing_kept() -> Failure:
+    """For a request that wants nothing but what is kept."""
     return Failure(
         504,
         Reason.NOT_FOUND,

@@ -29,6 +29,7 @@ KEY: Final = "cache:purged"
 TOPIC: Final = "cache:purged"
 _KEPT = 31 * 86400.0  # seconds: longer than any entry is good for
 _MOST = 2000
+_LARGEST = 1 << 53  # no purge of ours has such a number
 _TRIES = 16
 _PATIENCE = 5.0  # seconds between two looks at what may have been missed
 _AGAIN = 0.5  # the same, until the first of them
@@ -82,8 +83,8 @@ def _read(value: bytes | None) -> _Lines:
     if value is None:
         return {}
     try:
-        return _decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        return {line: number for line, number in _decode(value).items() if 0 < number <= _LARGEST}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
 
 

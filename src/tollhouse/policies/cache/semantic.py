@@ -19,6 +19,7 @@ from tollhouse.policies.cache.agree import Facts, agree, facts_of
 from tollhouse.policies.cache.embedder import Embedder, Thread, load_numpy
 from tollhouse.policies.cache.entry import Entry
 from tollhouse.policies.cache.key import Path, key_of_question
+from tollhouse.policies.cache.learned import Learned
 from tollhouse.policies.cache.spec import SemanticSpec
 from tollhouse.policies.cache.store import Store
 from tollhouse.policies.cache.turn import question_of
@@ -60,7 +61,8 @@ class Meanings:
 
 
 class Semantic:
-    """`policy.Kindred`."""
+    """`policy.Kindred`. identity: of the model that makes the vectors. learned: what other nodes know; None where there
+    are none."""
 
     def __init__(
         self,
@@ -70,8 +72,12 @@ class Semantic:
         embedder: Embedder,
         clock: Clock,
         families: Families,
+        identity: bytes = b"",
+        learned: Learned | None = None,
         draw: Callable[[], float] = random,
     ) -> None:
+        self._identity = identity
+        self._learned = learned
         self._spec = spec
         self._store = store
         self._thread = meanings.thread
@@ -89,7 +95,11 @@ class Semantic:
         vector = await self._embedder.vector(call.request, question.text)
         if vector is None:
             return None
-        place = key_of_question(call, space, path, ignore, question.field, question.context)
+        # What vectors were made by, and what was verified of texts: they cannot be compared with others.
+        context = (*question.context, self._identity, self._spec.verify.encode())
+        place = key_of_question(call, space, path, ignore, question.field, context)
+        if self._learned is not None:
+            await self._learned.read(place)
         facts = facts_of(question.text, self._spec.verify)
         asked = _Asked(place, vector, facts)
         entry = await self._found(place, vector, facts)
@@ -107,11 +117,18 @@ class Semantic:
         if asked is None:
             return
         until = self._clock.now + min(self._spec.ttl, entry.ttl)
-        self._vectors.add(asked.space, Item(entry.key, asked.facts, until), asked.vector)
+        item = Item(entry.key, asked.facts, until)
+        self._vectors.add(asked.space, item, asked.vector)
+        if self._learned is not None:
+            self._learned.tell(asked.space, item, asked.vector, min(self._spec.ttl, entry.ttl))
         before, asked.before = asked.before, None
         request, asked.request = asked.request, None
         if before is not None and request is not None:
             _ = self._store.run(self._compare(request, before, entry))
+
+    def place(self, key: bytes) -> bytes:
+        asked = self._asked.get(key)
+        return b"" if asked is None else asked.space
 
     def forget(self, key: bytes) -> None:
         """There was no answer to keep."""
@@ -129,7 +146,7 @@ class Semantic:
             kept = None
             if item.until > self._clock.now:
                 kept = self._store.find(item.key) or await self._store.fetch(item.key)
-            if kept is not None:
+            if kept is not None and kept.entry.place == place:
                 return kept.entry
             self._vectors.drop(place, item.key)
         return None

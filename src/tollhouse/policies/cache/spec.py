@@ -13,8 +13,8 @@ from tollhouse.core.spec import Duration, Size, Spec
 from tollhouse.store.base import LARGEST
 
 __all__ = [
-    "TAG", "CacheSpec", "ExactSpec", "ModelCacheSetting", "Reach", "SemanticSpec", "ToolCacheSetting",
-    "ToolCacheSpec", "ToolExactSpec", "TopCacheSetting", "TopCacheSpec",
+    "TAG", "CacheSpec", "ExactSpec", "FlightSpec", "ModelCacheSetting", "Reach", "SemanticSpec", "ToolCacheSetting",
+    "ToolCacheSpec", "ToolExactSpec", "ToolFlightSpec", "TopCacheSetting", "TopCacheSpec",
 ]  # fmt: skip
 
 TAG = r"^[A-Za-z0-9][A-Za-z0-9_.:/-]{0,63}$"
@@ -36,6 +36,39 @@ def _field(value: str) -> str:
     return value
 
 
+def _flight(value: Any) -> Any:
+    """`true` and `false` stand for {} and {mode: off}."""
+    if isinstance(value, bool):
+        return {} if value else {"mode": "off"}
+    return value
+
+
+class ToolFlightSpec(Spec):
+    """Calls that are the same wait for the one that is under way."""
+
+    mode: Literal["on", "off"] = Field(default="on", description="off: each asks for itself")
+    nodes: Duration = Field(
+        default=30.0, ge=0.0, le=300.0, description="how long for one that another worker or node has, with a `state`"
+    )
+
+    @model_validator(mode="after")
+    def _effect(self) -> Self:
+        if self.mode == "off" and self.model_fields_set != {"mode"}:
+            raise ValueError("with `mode: off` nothing else has an effect")
+        return self
+
+
+class FlightSpec(ToolFlightSpec):
+    """Requests that are the same wait for the one that is under way."""
+
+    streams: Duration = Field(
+        default=0.0,
+        ge=0.0,
+        le=300.0,
+        description="`nodes` of a stream, which another node has only when it is whole; 0s: each node asks",
+    )
+
+
 class ToolExactSpec(Spec):
     """Answers that are kept for calls that are the same."""
 
@@ -47,6 +80,9 @@ class ToolExactSpec(Spec):
         default=1 << 20, ge=1024, le=_MOST, description="bytes of one answer; larger ones are not kept"
     )
     tags: tuple[_Tag, ...] = Field(default=(), max_length=16, description="by which `tollhouse cache purge` finds them")
+    single_flight: Annotated[ToolFlightSpec, BeforeValidator(_flight, json_schema_input_type=bool | ToolFlightSpec)] = (
+        Field(default=ToolFlightSpec(), description="calls that are the same wait for the one that is under way")
+    )
 
 
 class ExactSpec(ToolExactSpec):
@@ -59,8 +95,8 @@ class ExactSpec(ToolExactSpec):
         default=False, description="also for requests that ask for a temperature above 0, and so for another answer"
     )
     fallback: bool = Field(default=False, description="also answers of a fallback target")
-    single_flight: bool = Field(
-        default=True, description="requests that are the same wait for the one answer that is under way"
+    single_flight: Annotated[FlightSpec, BeforeValidator(_flight, json_schema_input_type=bool | FlightSpec)] = Field(
+        default=FlightSpec(), description="requests that are the same wait for the one answer that is under way"
     )
     ignore: tuple[Annotated[_Name, AfterValidator(_field)], ...] = Field(
         default=(), max_length=32, description="fields of the request that make no difference, like `user`"

@@ -7,25 +7,27 @@ for nobody, and nobody waits for it.
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from time import monotonic
 from typing import Any, Final
 
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure
 from tollhouse.observe.families import Families
+from tollhouse.policies.cache.claims import CLAIMED, SLOW, Claim, Claims
 from tollhouse.policies.cache.entry import Entry, opened, packed
 from tollhouse.policies.cache.flight import Flight
+from tollhouse.policies.cache.leaders import Leaders
 from tollhouse.policies.cache.memory import Kept, Memory
 from tollhouse.policies.cache.purges import Purges
-from tollhouse.store.base import LARGEST, State
+from tollhouse.store.base import LARGEST, Logs, State
 
 __all__ = ["MOST_FLIGHTS", "Store"]
 
 MOST_FLIGHTS: Final = 4096
 
-_WRITES = 64  # at once
+_WRITES = 256  # at once
 _WRITING = 32 << 20  # bytes that wait to be written
-_SLOW = 0.25  # seconds; a state that takes longer is as good as gone
 _RESTS = 2.0  # seconds in which it is not asked again
 _OVERHEAD = 1024  # bytes that a value may grow by until it is where it is kept
 
@@ -47,6 +49,11 @@ class Store:
         self.memory = Memory(clock, room, evictions.inc)
         self.purges = Purges(state, self._forget) if state is not None else None
         self.flights: dict[bytes, Flight] = {}
+        self.leaders = Leaders()
+        self._writes = 0
+        self.claims: Claims | None = None
+        if self._shared is not None:
+            self.claims = Claims(self._shared.values, clock, self.run, self.rest)
         self.started = False
         clock.every_turn(self._show)
 
@@ -57,6 +64,8 @@ class Store:
 
     async def close(self) -> None:
         self._clock.remove(self._show)
+        if self.claims is not None:
+            self.claims.close()
         if self.purges is not None:
             await self.purges.close()
         tasks = tuple(self._tasks)
@@ -70,6 +79,11 @@ class Store:
     def generation(self) -> int:
         """What is known of purges now."""
         return 0 if self.purges is None else self.purges.latest
+
+    @property
+    def logs(self) -> Logs | None:
+        """Lists that other nodes read; None where there is no shared state."""
+        return None if self._shared is None else self._shared.logs
 
     @property
     def reaches(self) -> bool:
@@ -96,15 +110,37 @@ class Store:
         try:
             value = await state.values.get(_name(key))
         except Failure:
-            self._rest("get")
+            self.rest("get")
             return None
-        if monotonic() - began > _SLOW:
-            self._rest("slow")
-        if value is None:
-            return None
+        if monotonic() - began > SLOW:
+            self.rest("slow")
+        return None if value is None or value[:1] == CLAIMED else self._taken(key, value)
+
+    async def meet(self, key: bytes, patience: float) -> tuple[Kept | None, Claim | None]:
+        """The same; where nothing is there another node that is asked the same is waited for, for so many seconds. The
+        Claim is for who is the one to ask, and is told of the end (`claims.done`)."""
+        claims = self.claims
+        if claims is None or not self.reaches:
+            return None, None
+        found: list[Kept] = []
+
+        def good(value: bytes) -> bool:
+            kept = self._taken(key, value)
+            found[:] = [] if kept is None else [kept]
+            return kept is not None
+
+        try:
+            _, claim = await claims.meet(_name(key), self.generation, patience, good)
+        except Failure:
+            self.rest("get")
+            return None, None
+        return (found[0] if found else None), claim
+
+    def _taken(self, key: bytes, value: bytes) -> Kept | None:
+        """What was read from the state, in memory now, if it is an answer that may be given."""
         entry = opened(value, key)
         if entry is None:
-            self._failures.child("read").inc()
+            self.damaged()
             return None
         if self.purges is not None and not self.purges.good(entry):
             return None
@@ -120,20 +156,27 @@ class Store:
         return kept.until - self._clock.now
 
     # ---- write
-    def keep(self, entry: Entry) -> None:
-        """Keep it here at once, and where others find it soon."""
+    def keep(self, entry: Entry) -> bool:
+        """Keep it here at once, and where others find it soon: whether they will."""
         if self.purges is not None and not self.purges.good(entry):
-            return
+            return False
         self.memory.put(entry)
         self._show()
         if self._shared is None:
-            return
+            return False
         size = entry.weight
-        if not self.reaches or len(self._tasks) >= _WRITES or self._writing + size > _WRITING:
+        if not self.reaches or self._writes >= _WRITES or self._writing + size > _WRITING:
             self._failures.child("dropped").inc()
-            return
+            return False
+        self._writes += 1
         self._writing += size
-        _ = self.run(self._put(self._shared, entry, size))
+        task = self.run(self._put(self._shared, entry))
+        task.add_done_callback(partial(self._written, size))
+        return True
+
+    def _written(self, size: int, _: "asyncio.Task[None]") -> None:
+        self._writes -= 1
+        self._writing -= size
 
     def run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task of this store's: it is ended with it."""
@@ -142,31 +185,17 @@ class Store:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _put(self, state: State, entry: Entry, size: int) -> None:
+    async def _put(self, state: State, entry: Entry) -> None:
         try:
             value = packed(entry)
             if len(value) + _OVERHEAD > LARGEST:
                 return
             began = monotonic()
             await state.values.put(_name(entry.key), value, entry.ttl)
-            if monotonic() - began > _SLOW:
-                self._rest("slow")
+            if monotonic() - began > SLOW:
+                self.rest("slow")
         except Failure:
-            self._rest("put")
-        finally:
-            self._writing -= size
-
-    def drop(self, key: bytes) -> None:
-        """It is not good after all."""
-        self.memory.drop(key)
-        if self.reaches and self._shared is not None and len(self._tasks) < _WRITES:
-            _ = self.run(self._remove(self._shared, key))
-
-    async def _remove(self, state: State, key: bytes) -> None:
-        try:
-            await state.values.remove(_name(key))
-        except Failure:
-            self._rest("remove")
+            self.rest("put")
 
     # ---- flights
     def flight(self, key: bytes) -> Flight | None:
@@ -183,11 +212,19 @@ class Store:
     def landed(self, flight: Flight) -> None:
         if self.flights.get(flight.key) is flight:
             del self.flights[flight.key]
+        claim, flight.claim = flight.claim, None
+        if claim is not None and self.claims is not None:
+            self.claims.done(claim, stands=flight.kept)
 
     # ---- itself
-    def _rest(self, operation: str) -> None:
+    def rest(self, operation: str) -> None:
+        """The state could not do it: leave it alone for a while."""
         self._failures.child(operation).inc()
         self._rests = self._clock.now + _RESTS
+
+    def damaged(self) -> None:
+        """What is in the state cannot be read."""
+        self._failures.child("read").inc()
 
     def _forget(self) -> None:
         purges = self.purges

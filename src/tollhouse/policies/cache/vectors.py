@@ -23,9 +23,10 @@ class Item(NamedTuple):
 
 
 class _Space:
-    __slots__ = ("items", "keys", "rows")
+    __slots__ = ("items", "keys", "position", "rows")
 
     def __init__(self) -> None:
+        self.position = b""
         self.keys: set[bytes] = set()
         self.items: list[Item] = []
         self.rows: Any = None  # float32, as many columns as a vector has; only the first len(items) rows count
@@ -49,7 +50,33 @@ class Vectors:
         if found is None:
             return None
         self._spaces[space] = found
-        return list(found.items), found.rows[: len(found.items)]
+        return (list(found.items), found.rows[: len(found.items)]) if found.items else None
+
+    def position(self, space: bytes) -> bytes:
+        """How far what others know of a space was read; b"" where that is to begin anew."""
+        found = self._spaces.get(space)
+        return b"" if found is None else found.position
+
+    def move(self, space: bytes, position: bytes) -> None:
+        """It was read up to there."""
+        if space not in self._spaces:
+            self._spaces[space] = _Space()
+        self._spaces[space].position = position
+        self._fit()
+
+    def take(self, space: bytes, item: Item, vector: Any) -> None:
+        """What another one knows: as `add`, but where the key is there only the time counts, and vectors of another
+        length do not count at all."""
+        found = self._spaces.get(space)
+        if found is not None and found.items:
+            if item.key in found.keys:
+                for n, one in enumerate(found.items):
+                    if one.key == item.key and one.until < item.until:
+                        found.items[n] = one._replace(until=item.until)
+                return
+            if found.rows.shape[1] != len(vector):
+                return
+        self.add(space, item, vector)
 
     def add(self, space: bytes, item: Item, vector: Any) -> None:
         """Its key is in the space once at most."""
@@ -70,7 +97,10 @@ class Vectors:
         found.items.append(item)
         found.keys.add(item.key)
         self._count += 1
-        while self._count > self._limit:
+        self._fit()
+
+    def _fit(self) -> None:
+        while self._count > self._limit or len(self._spaces) > self._limit:
             self._lose()
 
     def drop(self, space: bytes, key: bytes) -> None:
@@ -80,7 +110,7 @@ class Vectors:
             return
         left = [n for n, item in enumerate(found.items) if item.key != key]
         self._count -= len(found.items) - len(left)
-        if not left:
+        if not left and not found.position:
             del self._spaces[space]
             return
         found.keys.discard(key)
@@ -90,7 +120,7 @@ class Vectors:
     def _lose(self) -> None:
         """The oldest items of the space that was used least lately."""
         space, found = next(iter(self._spaces.items()))
-        half = len(found.items) // 2 + 1
+        half = min(len(found.items) // 2 + 1, len(found.items))
         self._count -= half
         if half == len(found.items):
             del self._spaces[space]

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from math import inf
 from typing import Any
 
 import msgspec
@@ -28,9 +29,10 @@ class Behind:
     def __init__(self) -> None:
         self.fingerprint = b"first"
         self.conditions: Sequence[Any] = ()
+        self.total = inf
 
     def __call__(self, model: str) -> Path:
-        return Path(self.fingerprint, self.conditions)
+        return Path(self.fingerprint, self.conditions, self.total)
 
     def server(self, name: str) -> bytes:
         return self.fingerprint

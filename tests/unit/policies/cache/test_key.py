@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from tests.unit.policies.cache.house import asked
 from tests.unit.policies.floor import tool
 
+from tollhouse.backends.providers import anthropic
 from tollhouse.backends.providers.openai import OpenAISpec
 from tollhouse.config.spec import ModelSpec, StdioServer
 from tollhouse.core.call import Principal
-from tollhouse.policies.cache.key import Behind, Path, _joined, key_of_call, key_of_tool, space_of
+from tollhouse.policies.cache.key import FORWARDED, Behind, Path, _joined, key_of_call, key_of_tool, space_of
 
 PATH = Path(b"f")
 VALUE = st.recursive(
@@ -64,7 +65,23 @@ def test_no_two_people_are_one(first: tuple[str, str, str], second: tuple[str, s
     assert space_of(one, "shared") == space_of(other, "shared")
     if a and b:
         assert len({space_of(one, reach) for reach in ("user", "key", "org", "shared")}) == 4
+    renamed = Principal(one.id, source="key", user=d, org=e)
+    assert (space_of(one, "key") == space_of(renamed, "key")) is ((a, b) == (d, e))
     assert space_of(None, "user") not in (space_of(one, "user"), space_of(other, "key"))
+
+
+@pytest.mark.parametrize("source", ["key", "basic", "ext", "mtls:CN=one", "mtls:CN=other"])
+def test_one_name_that_comes_in_two_ways_is_two_users(source: str) -> None:
+    def came(by: str, id: str) -> bytes:
+        return space_of(Principal(f"{by}|{id}", source=by.partition(":")[0], user="ada", org="acme"), "user")
+
+    others = {"key", "basic", "ext", "mtls:CN=one", "mtls:CN=other"} - {source}
+    assert came(source, "ada") not in {came(other, "ada") for other in others}
+    assert came("key", "first") == came("key", "second")  # at whichever of his keys
+
+
+def test_what_providers_get_of_the_caller_s_header_fields_is_in_it() -> None:
+    assert set(anthropic.FORWARDED) == FORWARDED
 
 
 def model(**changes: Any) -> ModelSpec:
@@ -109,6 +126,12 @@ def test_a_model_that_is_asked_elsewhere_is_another(spec: ModelSpec, providers: 
 )
 def test_who_may_ask_and_how_often_is_no_part_of_it(spec: ModelSpec, providers: Any) -> None:
     assert fingerprint(spec, **providers) == fingerprint(model())
+
+
+def test_how_long_a_call_may_take_is_known_and_an_alias_leads_there() -> None:
+    behind = Behind([model(timeout={"total": "7s"}, aliases=["other"])], {"a": provider()})
+    assert behind("smart").total == behind("other").total == 7.0
+    assert behind("smart").fingerprint == behind("other").fingerprint == fingerprint(model())
 
 
 def test_words_in_a_file_of_a_guard_are_part_of_it(tmp_path: FilePath) -> None:

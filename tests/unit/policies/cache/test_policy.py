@@ -211,12 +211,23 @@ async def test_what_is_too_large_passes_and_is_not_kept() -> None:
         {"body": b'{"model":"smart","messages":[],"temperature":-0.1}'},
         {"background": True},
         {"conversation": "conv_1"},
+        {"store": True},
+        {"prompt": {"id": "pmpt_1"}},
+        {"container": "c"},
+        {"mcp_servers": [{"type": "url", "url": "https://mcp.example.com"}]},
+        {"tools": [{"type": "mcp", "server_label": "x"}]},
     ],
 )
 async def test_what_is_meant_to_differ_is_asked_each_time(house: House, fields: dict[str, Any]) -> None:
     for number in (1, 2):
         assert state(await house.ask(**fields)) == "bypass"
         assert len(house.upstream.calls) == number
+
+
+@pytest.mark.parametrize("fields", [{"store": False}, {"prompt": "Say this."}, {"tools": [{"type": "web_search"}]}])
+async def test_what_makes_no_difference_to_that(house: House, fields: dict[str, Any]) -> None:
+    await house.ask(**fields)
+    assert state(await house.ask(**fields)) == "hit"
 
 
 @pytest.mark.parametrize("value", [0, 0.0, -0.0, None])
@@ -413,6 +424,22 @@ async def test_a_bug_behind_it_is_the_first_ones_alone(house: House) -> None:
     with pytest.raises(ZeroDivisionError):
         await tasks[0]
     assert (await tasks[1]).first == b'{"n":2}'
+
+
+async def test_thousands_at_once_are_asked_for_in_thousands(house: House) -> None:
+    house.upstream.gate.clear()
+    tasks = [asyncio.ensure_future(house.ask()) for _ in range(3500)]
+    for _ in range(4):
+        await asyncio.sleep(0)
+    assert len(house.upstream.calls) == 4
+    for task in tasks[::7]:
+        task.cancel()
+    house.upstream.gate.set()
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sum(isinstance(one, Reply) for one in done) == 3000
+    assert len(house.upstream.calls) == 4
+    store = house.shelf.parts[("cache", 64 << 20)]
+    assert not store.flights
 
 
 async def test_without_single_flight_each_asks() -> None:

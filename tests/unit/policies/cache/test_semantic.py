@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from pathlib import Path as FilePath
 from typing import Any
 
 import msgspec
@@ -10,7 +10,7 @@ import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.policies.cache.house import House, Sunk, asked, over, state, streamed
+from tests.unit.policies.cache.house import Behind, House, Sunk, asked, over, state, streamed
 from tests.unit.policies.cache.test_store import entry
 from tests.unit.policies.floor import Shelf, counted, who
 
@@ -20,6 +20,7 @@ from tollhouse.core.http import Headers, Request
 from tollhouse.core.reply import Reply
 from tollhouse.policies.cache.agree import agree, facts_of
 from tollhouse.policies.cache.embedder import Local, Remote
+from tollhouse.policies.cache.key import Path
 from tollhouse.policies.cache.purges import purge
 from tollhouse.policies.cache.semantic import said
 from tollhouse.policies.cache.spec import CacheSpec
@@ -30,7 +31,7 @@ from tollhouse.store.memory import MemoryState
 
 pytestmark = pytest.mark.anyio
 
-PAIRS = Path(__file__).parents[4] / "bench" / "bodies" / "paraphrases.txt"
+PAIRS = FilePath(__file__).parents[4] / "bench" / "bodies" / "paraphrases.txt"
 RESET, STEPS, DELETE = (
     "How do I reset my password?", "What are the steps to reset my password?", "How do I delete my account?",
 )  # fmt: skip
@@ -358,6 +359,36 @@ async def test_a_configured_model_makes_the_vectors() -> None:
     await meaning.ask(text=RESET)
     assert state(await meaning.ask(text=DELETE)) == "hit"
     assert seen == [("vectors", RESET), ("vectors", DELETE)]
+    await meaning.close()
+
+
+async def test_vectors_of_another_model_are_not_compared_with_these() -> None:
+    def embed(name: str) -> Any:
+        async def vectors(request: Request, texts: Sequence[str]) -> list[list[float]]:
+            return [[1.0, 0.0]]
+
+        return vectors
+
+    class Ways(Behind):
+        vectors = b"one model"
+
+        def __call__(self, model: str) -> Path:
+            return Path(self.vectors if model == "vectors" else self.fingerprint)
+
+    meaning = Meaning()
+    ways = Ways()
+    meaning.parts = meaning.made(state=meaning.state, embed=embed, behind=ways)
+    settings: Any = {
+        "exact": {"ttl": "10m"},
+        "semantic": {"ttl": "5m", "model": "vectors", "sample": 0.0, "verify": "off"},
+    }
+    for text, found in ((RESET, "stored"), (STEPS, "hit")):
+        assert state(await meaning.chain(settings)(asked(text))) == found
+    ways.vectors = b"another"
+    assert state(await meaning.chain(settings)(asked(DELETE))) == "stored"
+    settings["semantic"]["verify"] = "names"  # what was remembered of texts is less than is asked for now
+    ways.vectors = b"one model"
+    assert state(await meaning.chain(settings)(asked("What?"))) == "stored"
     await meaning.close()
 
 

@@ -1,10 +1,8 @@
 """What is kept beyond a request: entries in memory and in a state, purges, and a state that is slow, gone or lies."""
 
 import asyncio
-import itertools
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.fixtures.valkey import Valkey, valkey
-from tests.unit.policies.cache.house import House, Sunk, asked, over, state, streamed
-from tests.unit.policies.floor import Shelf, counted
+from tests.unit.policies.cache.house import Sunk, asked, over, state, streamed
+from tests.unit.policies.cache.node import Node, nodes
+from tests.unit.policies.floor import counted
 
 from tollhouse.core.clock import Clock
 from tollhouse.core.reply import Reply
@@ -22,12 +21,9 @@ from tollhouse.policies.cache.entry import Entry, opened, packed
 from tollhouse.policies.cache.memory import Memory
 from tollhouse.policies.cache.purges import KEY, Purges, lines_of, purge, purge_line
 from tollhouse.store.memory import MemoryState
-from tollhouse.store.redis import RedisState
-from tollhouse.store.spec import StateSpec
 
 pytestmark = pytest.mark.anyio
 
-PREFIXES = (f"p{n}" for n in itertools.count())
 BLOCKS = [b"data: %d\n\n" % n for n in range(3)]
 
 
@@ -49,53 +45,6 @@ def entry(key: bytes = b"k" * 20, ttl: float = 60.0, size: int = 10, **more: Any
     return Entry(key, more.pop("at", time.time()), ttl, **values | more)
 
 
-class Node:
-    """A gateway's chain, on a state that others share."""
-
-    def __init__(self, url: str, prefix: str, **settings: Any) -> None:
-        spec = StateSpec.model_validate({"url": url, "prefix": prefix, "timeout": "5s"} | settings)
-        self.prefix = prefix
-        self.house = House()
-        self.state = RedisState(spec, self.house.time.clock)
-        self.shelf = Shelf()
-        self.parts = self.house.made(state=self.state, shared=self.shelf)
-        self.house.parts = self.parts
-        self.house.handler = self.house.chain({"exact": {"ttl": "1m", "tags": ["docs"]}}, self.parts)
-
-    @property
-    def store(self) -> Any:
-        return self.shelf.parts[("cache", 64 << 20)]
-
-    async def ready(self) -> None:
-        """Purges were read: what is in the state counts."""
-        if not self.store.started:
-            self.store.start()
-        while not self.store.purges.known:
-            await asyncio.sleep(0.001)
-
-    async def written(self) -> None:
-        while self.store._tasks:
-            await asyncio.wait(tuple(self.store._tasks))
-
-    async def close(self) -> None:
-        await self.shelf.close()
-        await self.house.close()
-        await self.state.close()
-
-
-@asynccontextmanager
-async def nodes(server: Valkey, count: int = 2, **settings: Any) -> AsyncIterator[list[Node]]:
-    prefix = next(PREFIXES)
-    made = [Node(server.url, prefix, **settings) for _ in range(count)]
-    try:
-        for node in made:
-            await node.ready()
-        yield made
-    finally:
-        for node in made:
-            await node.close()
-
-
 # ---- entries
 @given(st.binary(max_size=200), st.booleans(), st.lists(st.text(max_size=5), max_size=3))
 def test_what_is_packed_comes_back(body: bytes, stream: bool, tags: list[str]) -> None:
@@ -111,6 +60,19 @@ def test_what_is_damaged_is_not_there(noise: bytes, at: int, byte: int) -> None:
     found = opened(bytes(good), b"k" * 20)  # anything but another shape
     assert found is None or (found.key == b"k" * 20 and len(found.blocks) == len(found.times) and found.ttl > 0)
     assert opened(packed(entry(key=b"other")), b"k" * 20) is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ttl": float("inf")}, {"ttl": float("nan")}, {"ttl": -1.0}, {"cost": 1 << 63}, {"cost": -2}, {"tokens": -1},
+        {"blocks": [], "times": []}, {"times": []}, {"headers": [(b"content-type", b"x\r\nset-cookie: a=b")]},
+        {"headers": [(b"a\nb", b"x")]},
+    ],
+)  # fmt: skip
+def test_what_none_of_ours_would_be_is_not_there(wrong: dict[str, Any]) -> None:
+    values = {"ttl": 60.0} | wrong
+    assert opened(packed(entry(ttl=values.pop("ttl"), **values)), b"k" * 20) is None
 
 
 # ---- memory
@@ -355,7 +317,8 @@ async def test_a_node_that_missed_it_reads_it_from_the_state(server: Valkey) -> 
         while not node.store.purges.latest:
             await asyncio.sleep(0.005)
         node.store.purges._told(b"not JSON")
-        node.store.purges._told(b'{"all":3}')
+        for number in (b"3", b"-1", b"1" + b"0" * 30, b"1e30", b"null"):
+            node.store.purges._told(b'{"all":%b}' % number)
         assert node.store.purges.latest == 7
 
 

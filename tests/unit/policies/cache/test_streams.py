@@ -77,6 +77,17 @@ async def test_a_cut_stream_is_not_kept(house: House) -> None:
     assert state(await house.handler(asked(stream=True))) == "miss"
 
 
+async def test_a_stream_that_another_one_has_ended_is_not_kept(house: House) -> None:
+    source, (call,), (reply,) = await opened(house)
+    Sunk(reply)
+    call.context.attempts += 1  # the first one broke, and another target has gone on
+    source.say(*BLOCKS[1:])
+    source.end()
+    over(call, reply)
+    house.upstream.answers.append(streamed(BLOCKS[0])[0])
+    assert state(await house.handler(asked(stream=True))) == "miss"
+
+
 async def test_a_stream_that_was_left_is_not_kept(house: House) -> None:
     source, (call,), (reply,) = await opened(house)
     Sunk(reply)
