@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,13 @@ from typing import Any
 import httpx
 import pytest
 from tests.fixtures.gateway import Gateway, serving, until
+from tests.fixtures.listening import listening
+from tests.fixtures.llm_apis import frame
 from tests.fixtures.provider import provider
+from tests.fixtures.realtime import realtime_provider
 from tests.fixtures.valkey import valkey
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 pytestmark = pytest.mark.anyio
 
@@ -93,6 +99,34 @@ def config(port: int, runs: str, state: str = "") -> str:
     return CONFIG.format(port=port, runs=runs, state=f"state: {state}" if state else "")
 
 
+@pytest.mark.parametrize("state", ["", "redis"])
+async def test_what_a_run_has_used_up_is_known_when_the_state_is_lost(tmp_path: Path, state: str) -> None:
+    """The process is killed, or the server emptied: its calls, money, time and depth are those of the ledger."""
+    runs = "{calls: 3, tools: 2, usd: 1, wall: 1h, depth: 2}"
+    async with provider() as up:
+        with valkey(_in(tmp_path, "valkey")) as server:
+            text = config(up.port, runs, server.url if state else "")
+            async with serving(text, tmp_path) as node:
+                agent, child = Agent(node, "task-1"), Agent(node, "task-2")
+                child.http.headers["x-tollhouse-parent-run"] = "task-1"
+                assert [await agent.said(), await agent.said(), await agent.look(), await child.said()] == ["ok"] * 4
+                node.records(4)
+                if state:
+                    server.do("FLUSHALL")
+                else:
+                    assert node.process is not None
+                    node.process.kill()
+                    node.process.wait()
+                    node.process = None
+                    node.start()
+                again, deeper = Agent(node, "task-1"), Agent(node, "task-3")
+                deeper.http.headers["x-tollhouse-parent-run"] = "task-2"
+                assert "is 3 deep" in await deeper.said()
+                assert [await again.said(), await again.look()] == ["ok", "ok"]
+                assert "3 calls of models" in await again.said()
+                assert "2 calls of tools" in await again.look()
+
+
 async def test_calls_and_tools_are_bounded_apart_and_each_run_for_itself(tmp_path: Path) -> None:
     async with provider() as up, serving(config(up.port, "{calls: 2, tools: 1}"), tmp_path) as node:
         agent = Agent(node, "task-1")
@@ -163,6 +197,92 @@ async def test_calls_at_once(tmp_path: Path) -> None:
                 await asyncio.sleep(0.05)
         waiting[1].cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
+
+
+MORE = """
+  - {{name: voice, targets: [{{provider: v, model: gpt-realtime}}]}}
+  - name: guarded
+    targets: [{{provider: p, model: ok}}]
+    guardrails: {{request: [{{webhook: {{url: "{guard}"}}, timeout: 20s}}]}}
+"""
+
+
+async def test_when_its_time_is_over_whatever_it_has_under_way_ends(tmp_path: Path) -> None:
+    """Also what keeps no deadline: a realtime session, a guard that is asked and does not answer."""
+
+    async def never(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        while await reader.read(1 << 16):
+            pass
+
+    async with provider(pace=0.5) as up, realtime_provider() as voice, listening(never) as guard:
+        text = config(up.port, "{wall: 2s}")
+        text = text.replace("providers:", f'providers:\n  v: {{kind: openai, base_url: "{voice.url}/v1"}}')
+        text = text.replace("models: [{", "models:\n  - {").replace('model: "*"}]}]\nmcp', 'model: "*"}]}\nmcp')
+        text = text.replace("mcp:", MORE.format(guard=guard) + "mcp:")
+        async with serving(text, tmp_path) as node:
+            agent = Agent(node, "team/task-1")
+            headers = {"authorization": "Bearer ci-secret-0123", "x-tollhouse-run": "team/task-1"}
+            async with connect(f"ws{node.url[4:]}/v1/realtime?model=voice", additional_headers=headers) as session:
+                stream = asyncio.create_task(agent.chat(stream=True))
+                waits = asyncio.create_task(agent.chat(model="p/hang"))
+                guarded = asyncio.create_task(agent.chat(model="guarded"))
+                async with asyncio.timeout(10):
+                    with pytest.raises(ConnectionClosed, match="has had its time, 2 s"):
+                        while True:
+                            await session.recv()
+                    answers = await asyncio.gather(waits, guarded)
+                    assert "run_limit_exceeded" in (await stream).text
+            for answer in answers:
+                assert (answer.status_code, answer.json()["error"]["code"]) == (504, "run_limit_exceeded")
+                assert answer.json()["error"]["message"] == "the run 'team/task-1' has had its time, 2 s"
+                assert answer.headers["x-should-retry"] == "false"
+            late = await agent.chat()
+            assert (late.status_code, late.json()["error"]["code"]) == (429, "run_limit_exceeded")
+            assert await Agent(node, "task-2").said() == "ok"
+            rows = await asyncio.to_thread(node.records, 6)
+            assert {"voice", "guarded", "p/ok"} <= {row["model_asked"] for row in rows if row["outcome"] == "timeout"}
+            assert {row["run_id"] for row in rows} == {"key:ci/team%2Ftask-1", "key:ci/task-2"}
+
+
+async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A provider that pays no heed to any bound: words without end, in the API that is asked."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    framed = b"converse-stream" in head
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: ")
+    writer.write(b"application/vnd.amazon.eventstream" if framed else b"text/event-stream")
+    writer.write(b"\r\nconnection: close\r\n\r\n" + (frame("messageStart", {"role": "assistant"}) if framed else b""))
+    chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    delta = {"choices": [{"index": 0, "delta": {"content": "word"}, "finish_reason": None}]}
+    event = b"data: " + json.dumps(chunk | delta).encode() + b"\n\n"
+    if framed:
+        event = frame("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": "word"}})
+    while not writer.is_closing():
+        writer.write(event)
+        await writer.drain()
+        await asyncio.sleep(0.0005)
+
+
+@pytest.mark.parametrize("bound", [None, -1, 50])
+async def test_a_stream_without_end_is_cut_where_its_run_may_no_more(tmp_path: Path, bound: int | None) -> None:
+    """Also where its provider does not keep to what the caller allows."""
+    async with listening(endless) as url:
+        port = int(url.rpartition(":")[2])
+        bedrock = f'b: {{kind: bedrock, base_url: "{url}", region: us-east-1, api_key: k}}'
+        text = config(port, "{tokens: 1500}").replace("providers:", f"providers:\n  {bedrock}")
+        text = text.replace("models: [", 'models: [{name: "b.*", targets: [{provider: b, model: "*"}]}, ')
+        async with serving(text, tmp_path) as node:
+            agent = Agent(node, "task-1")
+            more = {} if bound is None else {"max_completion_tokens": bound}
+            answer = await agent.chat(stream=True, **({"max_completion_tokens": None} | more))
+            assert "in the middle of the answer" in answer.text
+            assert 600 <= answer.text.count("word") <= 2500  # what is read at once
+            inference = {} if bound is None else {"inferenceConfig": {"maxTokens": bound}}
+            body = {"messages": [{"role": "user", "content": [{"text": "hi"}]}], **inference}
+            answer = await Agent(node, "task-2").http.post("/model/b.m/converse-stream", json=body)
+            assert b"in the middle of the answer" in answer.content
+            assert 600 <= answer.content.count(b"word") <= 2500
+            rows = await asyncio.to_thread(node.records, 2)
+            assert all(600 <= row["output"] <= 2500 and row["estimated"] for row in rows)
 
 
 async def test_what_it_has_used_outlives_the_gateway(tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ class Builder:
         self._starts = []
         try:
             assembly = Assembly(self._fixtures, config, tenure, self._starts, self._models.catalogue)
+            assembly.end_runs(self._end_run)
             return compose((_record(assembly).handle,), self.router(assembly).handle)
         except BaseException:
             self._models.forget()  # made with parts that end with `tenure`
@@ -144,12 +145,15 @@ class Builder:
     def _revoked(self, revocation: Revocation) -> None:
         """Somebody is no longer good: whoever it is loses what is held for him here. Or a run was stopped."""
         if revocation.kind == "run":
-            failure = stopped_run(revocation.id)
-            self._holders.end_run(revocation.id, failure)
-            if self._stop is not None:
-                self._stop(lambda request, _: request.context.run_id == revocation.id, failure)
+            self._end_run(revocation.id, stopped_run(revocation.id))
         else:
             self._review()
+
+    def _end_run(self, run: str, failure: Failure) -> None:
+        """All that this run has under way ends."""
+        self._holders.end_run(run, failure)
+        if self._stop is not None:
+            self._stop(lambda request, _: request.context.run_id == run, failure)
 
     def _review(self) -> None:
         self._end_unless(self._in_force, _not_let_in("the credential that this was opened with was revoked"))

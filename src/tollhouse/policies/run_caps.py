@@ -38,6 +38,7 @@ class _Cap:
     """One of a run's allowances. unit: calls, tools, tokens, usd or concurrent."""
 
     fallback = ""
+    grace = None
 
     def __init__(self, unit: str, amount: int, spec: RunsSpec, parts: Parts) -> None:
         self.unit = unit
@@ -73,12 +74,12 @@ class _Cap:
         quote = taking.quoted(call)
         if self.unit == "usd" and quote.rates is None and not quote.free:
             self._refused.value += 1
+            call.context.limit = "run usd"
             raise run_refusal(run, f"may cost so much, and nobody knows the price of the model {call.model!r}")
         output = taking.most if taking.most >= 0 else quote.output
-        if output >= 0:
-            return worth(self.unit, quote, output), None
-        output = taking.likely(call)
-        taking.grows = max(taking.grows, output)
+        if output < 0:
+            output = taking.likely(call)
+            taking.grows = max(taking.grows, output)
         return worth(self.unit, quote, output), partial(worth, self.unit, quote)
 
     # ---- what came of it
@@ -98,6 +99,7 @@ class _Cap:
 
     def refused(self, call: Call, draw: Draw, verdict: Verdict) -> Failure:
         self._refused.value += 1
+        call.context.limit = f"run {self.unit}"
         if self.unit == "concurrent":
             said = f"has as many calls under way as all that it may have at once: {self.amount}"
             return run_refusal(draw.key, said, again=True)
@@ -142,6 +144,7 @@ class _Same:
 
     def refusal(self, call: Call, charge: Charge, verdict: Verdict, index: int) -> Failure:
         self._refused.value += 1
+        call.context.limit = "run same"
         run = charge.key.partition("\0")[0]
         what = f"the tool {call.name!r}" if isinstance(call, ToolCall) else "the model"
         times, seconds = self._spec.times, self._spec.window

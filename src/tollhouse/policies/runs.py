@@ -19,16 +19,20 @@ from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
 from tollhouse.core.reply import Reply
 from tollhouse.core.spec import Duration, Spec
-from tollhouse.policies.base import Kind, Layer, Parts
+from tollhouse.policies.base import Kind, Layer, Parts, RunBegan
+from tollhouse.policies.run_walls import GRACE, Walls
 from tollhouse.store.base import KeyValue
 from tollhouse.store.table import Table
 
-__all__ = ["RUNS", "RunRecord", "Runs", "RunsSpec", "SameSpec", "run_refusal", "run_table", "stopped_run"]
+__all__ = ["RUNS", "RunRecord", "Runs", "RunsSpec", "SameSpec", "run_refusal", "run_table", "stopped_run", "timed_out"]
 
 _NAME = re.compile(r"[!-~]{1,128}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 _NO_TRACE = b"0" * 32
 _REMEMBERED = 10_000  # runs, in each worker
+_DEEPEST = 100
+_SINCE = "runs:since"  # the value that says since when the state has known of runs
+_LONG = 400 * 86400.0
 _MARGIN = 3600.0  # seconds that a run is remembered beyond its life: nodes' clocks differ
 
 FINAL: Final = (b"x-should-retry", b"false")
@@ -115,21 +119,31 @@ def run_table(values: KeyValue) -> Table[RunRecord]:
 
 def stopped_run(name: str) -> Failure:
     """The end of a call of a run that an operator has stopped."""
-    _, _, short = name.rpartition("/")
     return Failure(
-        403, Reason.AUTHORIZATION, f"the run {short!r} was stopped", code="run_stopped", detail=f"run {name!r}",
+        403, Reason.AUTHORIZATION, f"the run {_short(name)!r} was stopped", code="run_stopped", detail=f"run {name!r}",
         headers=(FINAL,),
     )  # fmt: skip
+
+
+def timed_out(name: str, wall: float) -> Failure:
+    """The end of a call that is under way when its run has had its time."""
+    return Failure(
+        504,
+        Reason.TIMEOUT,
+        f"the run {_short(name)!r} has had its time, {wall:g} s",
+        code="run_limit_exceeded",
+        detail=f"run {name!r}",
+        headers=(FINAL,),
+    )
 
 
 def run_refusal(name: str, what: str, *, again: bool = False) -> Failure:
     """A call that is more than its run may make. what: what is used up, and how much there was of it. again: it may be
     made later."""
-    _, _, short = name.rpartition("/")
     return Failure(
         429,
         Reason.BUDGET,
-        f"the run {short!r} {what}",
+        f"the run {_short(name)!r} {what}",
         code="run_limit_exceeded",
         detail=f"run {name!r}",
         retry_after=1.0 if again else None,
@@ -137,8 +151,19 @@ def run_refusal(name: str, what: str, *, again: bool = False) -> Failure:
     )
 
 
+def _full(owner: str, name: str) -> str:
+    """An owner may have a slash in it; the last one stands before the name, so that no two owners have the same run."""
+    return f"{owner}/{name.replace('/', '%2F')}"
+
+
+def _short(name: str) -> str:
+    return name.rpartition("/")[2].replace("%2F", "/")
+
+
 class Runs:
-    """stopped: whether a run was stopped, by its full name."""
+    """One for all chains of a configuration. stopped: whether a run was stopped, by its full name. walls: who ends what
+    a run has under way when its time is over; None leaves that to deadlines. history: what the ledger knows of a run,
+    for a state that was emptied; None: nothing does."""
 
     def __init__(
         self,
@@ -146,10 +171,15 @@ class Runs:
         stopped: Callable[[str], bool],
         values: KeyValue | None,
         now: Callable[[], float] = time,
+        walls: Walls | None = None,
+        history: RunBegan | None = None,
     ) -> None:
         self._spec = spec
+        self._values = values
+        self._history = history
         self._stopped = stopped
         self._now = now
+        self._walls = walls
         self._header = spec.header.encode()
         self._parent_header = spec.parent_header.encode()
         self._table = run_table(values) if values is not None and spec.is_kept else None
@@ -165,10 +195,10 @@ class Runs:
             return next(call)
         context = call.context
         owner = self._owner(call)
-        run = context.run_id = f"{owner}/{name}"
+        run = context.run_id = _full(owner, name)
         parent = self._name(call, self._parent_header, self._spec.parent_meta)
         if parent:
-            context.parent_id = f"{owner}/{parent}"
+            context.parent_id = _full(owner, parent)
         if self._stopped(run):
             raise stopped_run(run)
         return next(call) if self._table is None else self._go_on(self._table, call, next)
@@ -177,6 +207,9 @@ class Runs:
         context, spec = call.context, self._spec
         run = context.run_id
         record = self._known.get(run)
+        if record is not None and record.began + spec.life + _MARGIN < self._now():
+            del self._known[run]  # the state has forgotten it, too
+            record = None
         if record is None:
             try:
                 record = await self._written(table, run, context.parent_id)
@@ -190,23 +223,28 @@ class Runs:
             if depth > spec.depth:
                 raise run_refusal(run, f"is {depth} deep, and {spec.depth} is as deep as runs may be")
         if spec.wall is not None:
-            left = record.began + spec.wall - self._now()
+            left = self._left(run, record.began + spec.wall, spec.wall)
             if left <= 0.0:
                 raise run_refusal(run, f"has had its time, {spec.wall:g} s")
-            deadline = monotonic() + left
+            deadline = monotonic() + left + (GRACE if self._walls is not None else 0.0)
             if deadline < context.deadline:
                 context.deadline = deadline
+            if self._walls is not None:
+                self._walls.begun(run, call.request.ends)
         return await next(call)
+
+    def _left(self, run: str, ends: float, wall: float) -> float:
+        """Seconds until then. ends: unix seconds."""
+        now = self._now()
+        if self._walls is None:
+            return ends - now
+        return self._walls.left(run, ends, now, wall)
 
     async def _written(self, table: Table[RunRecord], run: str, parent: str) -> RunRecord:
         """What its first call wrote; this one, if it is that. Raises Failure 503."""
         found = await table.get(run)
         if found is None:
-            depth = 1
-            if parent:
-                above = await table.get(parent)
-                depth = 2 if above is None else above.value.depth + 1
-            record = RunRecord(self._now(), depth, parent)
+            record = await self._begun(table, run, parent)
             if not await table.add(run, record, self._spec.life + _MARGIN):
                 found = await table.get(run)
         if found is not None:
@@ -215,6 +253,39 @@ class Runs:
         if len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
         return record
+
+    async def _begun(self, table: Table[RunRecord], run: str, parent: str) -> RunRecord:
+        """Of a run that the state does not know. Raises Failure 503."""
+        now = self._now()
+        young = self._history is not None and await self._is_young(now)
+        told = await self._told(run, now) if young else None
+        if told is not None:
+            now, parent = told[0], told[1] or parent
+        depth, above = 1, parent
+        seen = {run}
+        while above and above not in seen and depth < _DEEPEST:
+            found = await table.get(above)
+            depth += 1 if found is None else found.value.depth
+            if found is not None:
+                break
+            seen.add(above)
+            told = await self._told(above, now) if young else None
+            above = "" if told is None else told[1]
+        return RunRecord(now, depth, parent)
+
+    async def _told(self, run: str, now: float) -> tuple[float, str] | None:
+        """What the ledger knows of a run that may count still."""
+        return None if self._history is None else await self._history(run, now - self._spec.life)
+
+    async def _is_young(self, now: float) -> bool:
+        """Whether the state may have lost what it knew of runs that count still: it has said for less than such a run
+        may be old that it is there."""
+        assert self._values is not None
+        told = await self._values.get(_SINCE)
+        if told is None:
+            await self._values.add(_SINCE, b"%d" % now, _LONG)
+            return True
+        return not told.isdigit() or now - int(told) < self._spec.life + _MARGIN
 
     # ---- names
     def _name(self, call: Call, header: bytes, meta: str, *, trace: bool = False) -> str:
@@ -239,7 +310,7 @@ class Runs:
         if principal is None:
             return "anonymous"
         if self._spec.of == "user" and principal.user:
-            return f"user:{principal.org}:{principal.user}"
+            return f"user:{principal.org.replace(':', '%3A')}:{principal.user}"
         if self._spec.of == "org" and principal.org:
             return f"org:{principal.org}"
         return principal.id
@@ -272,8 +343,15 @@ def _never(_: str) -> bool:
 
 
 def _build(layers: tuple[Layer, ...], parts: Parts) -> Any:
+    spec: RunsSpec = layers[-1].spec
     stopped = _never if parts.revocations is None else parts.revocations.stopped
-    return Runs(layers[-1].spec, stopped, None if parts.state is None else parts.state.values).handle
+    values = None if parts.state is None else parts.state.values
+    walls: Walls | None = None
+    if spec.wall is not None and (end := parts.end_run) is not None:
+        walls = parts.shared(("run walls",), lambda: Walls(parts.clock, end, timed_out), Walls.close)
+    return parts.shared(
+        ("runs", spec.fingerprint()), lambda: Runs(spec, stopped, values, walls=walls, history=parts.run_began)
+    ).handle
 
 
 RUNS: Kind[Call, Reply] = Kind(

@@ -35,14 +35,16 @@ VALUES = st.recursive(
 class NoRecords:
     """A ledger that has none."""
 
-    async def positions(self) -> dict[str, int]:
+    is_stuck = False
+
+    async def positions(self, deep: bool = False) -> dict[str, int]:
         return {}
 
     async def posts(self, journal: str, after: int, most: int) -> list[Any]:
         return []
 
-    async def spent(self, draw: Draw, window: Window, upto: Any) -> int:
-        return 0
+    async def spent(self, asked: Sequence[tuple[Draw, Window, Any]]) -> list[int]:
+        return [0] * len(asked)
 
 
 def chain(time: Time | None = None, **spec: Any) -> Handler[Call, Reply]:
@@ -89,9 +91,13 @@ async def test_a_refused_call_takes_nothing() -> None:
     first, second = (of("r", body(model(), word)) for word in (b"{1}", b"{2}"))
     await handler(first)
     for _ in range(5):
-        assert "in a circle" in (await refusal(handler, of("r", body(model(), b"{1}")))).message
+        call = of("r", body(model(), b"{1}"))
+        assert "in a circle" in (await refusal(handler, call)).message
+        assert call.context.limit == "run same"
     await handler(second)
-    assert "2 calls of models" in (await refusal(handler, of("r", body(model(), b"{3}")))).message
+    call = of("r", body(model(), b"{3}"))
+    assert "2 calls of models" in (await refusal(handler, call)).message
+    assert call.context.limit == "run calls"
 
 
 def body(call: ModelCall, raw: bytes) -> ModelCall:

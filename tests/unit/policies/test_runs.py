@@ -142,6 +142,37 @@ async def test_a_nearer_deadline_stays() -> None:
     assert call.context.deadline < monotonic() + 2.0
 
 
+async def test_a_name_that_is_used_again_when_the_run_does_not_count_any_more_is_a_new_run() -> None:
+    time, now = Time(), Wall()
+    policy = runs(MemoryState(time.clock), now, wall="30s", life="1h")
+    await policy.handle(named(model(), RUN), answer)
+    now.now += 3600.0
+    time.advance(3600.0)
+    assert (await failing(policy, named(model(), RUN))).code == "run_limit_exceeded"
+    now.now += 3700.0
+    for _ in range(40):
+        time.advance(100.0)
+    await policy.handle(named(model(), RUN), answer)
+
+
+async def test_no_two_owners_have_the_same_run() -> None:
+    """A slash may stand in the name of a key, or in a token's subject; a colon in that of an organisation."""
+    name = (b"x-tollhouse-run", b"a/b")
+    assert await name_of(named(model(principal=who("key", "ci")), name)) == "key:ci/a%2Fb"
+    assert await name_of(named(model(principal=who("key", "ci/a")), (b"x-tollhouse-run", b"b"))) == "key:ci/a/b"
+    one, other = who(id="c", org="a:b"), who(id="b:c", org="a")
+    names = [await name_of(named(model(principal=whose), RUN), of="user") for whose in (one, other)]
+    assert names == ["user:a%3Ab:c/task-1", "user:a:b:c/task-1"]
+    failure = await failing(runs(stopped=lambda run: True), named(model(), name))
+    assert "the run 'a/b' was stopped" in failure.message
+
+
+async def test_all_chains_of_a_configuration_know_the_same_runs() -> None:
+    spec = RunsSpec.model_validate({"wall": "1h"})
+    made = parts(entrance="llm")
+    assert RUNS.make((layer(spec),), made).__self__ is RUNS.make((layer(spec),), made).__self__  # type: ignore[union-attr]
+
+
 async def test_runs_that_begin_runs_are_bounded() -> None:
     state = MemoryState(Time().clock)
     policy = runs(state, depth=3)
@@ -209,3 +240,90 @@ def test_what_cannot_be_meant_is_refused(spec: dict[str, Any]) -> None:
 def test_what_is_told_of_a_run_that_was_stopped() -> None:
     assert "task/1" not in str(stopped_run("key:ci/task-1"))
     assert stopped_run("key:ci/task-1").detail == "run 'key:ci/task-1'"
+
+
+# ---- a state that has lost what it knew
+
+
+class Books:
+    """What the ledger knows of runs: (unix seconds, parent) of their first call."""
+
+    def __init__(self, **runs: tuple[float, str]) -> None:
+        self.runs = {
+            f"jwt:ada/{name.replace('_', '-')}": (at, up and f"jwt:ada/{up}") for name, (at, up) in runs.items()
+        }
+        self.asked: list[str] = []
+
+    async def __call__(self, run: str, since: float) -> tuple[float, str] | None:
+        self.asked.append(run)
+        found = self.runs.get(run)
+        return found if found is not None and found[0] >= since else None
+
+
+def told(books: Books, state: MemoryState, now: Wall, **spec: Any) -> Runs:
+    return Runs(RunsSpec.model_validate(spec), never, state.values, now, history=books)
+
+
+async def test_a_run_that_the_state_has_forgotten_began_when_the_ledger_says() -> None:
+    now, clock = Wall(), Time().clock
+    books = Books(task_1=(now.now - 100.0, ""), task_9=(now.now - 90_000.0, ""))
+    state = MemoryState(clock)
+    policy = told(books, state, now, wall="120s")
+    call = named(model(), RUN)
+    await policy.handle(call, answer)
+    assert call.context.deadline - monotonic() == pytest.approx(20.0, abs=2.0)
+    now.now += 21.0
+    assert "has had its time" in (await failing(told(books, state, now, wall="120s"), named(model(), RUN))).message
+    # One that nobody knows begins now; and one that began before any run counts any more.
+    for name in (b"task-2", b"task-9"):
+        call = named(model(), (b"x-tollhouse-run", name))
+        await policy.handle(call, answer)
+        assert call.context.deadline - monotonic() > 100.0
+    await state.close()
+
+
+async def test_the_ledger_is_asked_only_while_the_state_may_have_lost_something() -> None:
+    now, clock, books = Wall(), Time().clock, Books()
+    state = MemoryState(clock)
+    policy = told(books, state, now, wall="60s")
+    for n in range(3):
+        await policy.handle(named(model(), (b"x-tollhouse-run", b"run-%d" % n)), answer)
+    assert len(books.asked) == 3
+    now.now += 86400.0 + 3601.0
+    await told(books, state, now, wall="60s").handle(named(model(), (b"x-tollhouse-run", b"run-x")), answer)
+    assert len(books.asked) == 3
+    empty = MemoryState(clock)
+    await told(books, empty, now, wall="60s").handle(named(model(), (b"x-tollhouse-run", b"run-y")), answer)
+    assert books.asked[3:] == ["jwt:ada/run-y"]
+    await state.close()
+    await empty.close()
+
+
+async def test_how_deep_a_run_is_follows_from_the_ledger_as_well() -> None:
+    now, clock = Wall(), Time().clock
+    at = now.now - 10.0
+    books = Books(a=(at, ""), b=(at, "a"), c=(at, "b"), x=(at, "y"), y=(at, "x"))
+    state = MemoryState(clock)
+    policy = told(books, state, now, depth=3)
+    child = (b"x-tollhouse-run", b"d"), (b"x-tollhouse-parent-run", b"c")
+    assert "is 4 deep" in (await failing(policy, named(model(), *child))).message
+    await policy.handle(named(model(), (b"x-tollhouse-run", b"c")), answer)  # said to have none, now
+    assert "is 4 deep" in (await failing(policy, named(model(), *child))).message
+    # Runs that began each other.
+    await policy.handle(named(model(), (b"x-tollhouse-run", b"x")), answer)
+    await state.close()
+
+
+async def test_a_ledger_that_cannot_be_asked_is_a_state_that_cannot() -> None:
+    async def gone(_: str, since: float) -> tuple[float, str] | None:
+        raise Failure(503, Reason.OVERLOADED, "not now", code="state_unavailable")
+
+    for on_failure, status in (("deny", 503), ("allow", 200)):
+        state = MemoryState(Time().clock)
+        spec = RunsSpec.model_validate({"wall": "60s", "on_store_failure": on_failure})
+        policy = Runs(spec, never, state.values, Wall(), history=gone)
+        if status == 503:
+            assert (await failing(policy, named(model(), RUN))).status == 503
+        else:
+            await policy.handle(named(model(), RUN), answer)
+        await state.close()
