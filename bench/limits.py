@@ -44,14 +44,16 @@ THREE: list[dict[str, Any]] = [{"per": per, "usd": 8_000_000, "window": window} 
 
 
 class _Nothing:
-    async def positions(self) -> dict[str, int]:
+    is_stuck = False
+
+    async def positions(self, deep: bool = False) -> dict[str, int]:
         return {"j": 1 << 40}
 
     async def posts(self, *_: Any) -> list[Any]:
         return []
 
-    async def spent(self, *_: Any) -> int:
-        return 0
+    async def spent(self, asked: Sequence[Any]) -> list[int]:
+        return [0] * len(asked)
 
 
 async def _answer(_: Any) -> Reply:

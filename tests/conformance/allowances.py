@@ -65,15 +65,17 @@ class Records:
     def ship(self) -> None:
         self.shipped = {journal: len(records) for journal, records in self.of.items()}
 
-    async def positions(self) -> Mapping[str, int]:
+    is_stuck = False
+
+    async def positions(self, deep: bool = False) -> Mapping[str, int]:
         return dict(self.shipped)
 
     async def posts(self, journal: str, after: int, most: int) -> Sequence[Posting]:
         upto = self.shipped.get(journal, 0)
         return [posting for posting in self.of[journal][after:upto] if posting.amounts][:most]
 
-    async def spent(self, draw: Draw, window: Window, upto: Mapping[str, int]) -> int:
-        return self.sum(f"{draw.allowance}|{draw.key}|{window.start}", upto)
+    async def spent(self, asked: Sequence[tuple[Draw, Window, Mapping[str, int]]]) -> Sequence[int]:
+        return [self.sum(f"{draw.allowance}|{draw.key}|{window.start}", upto) for draw, window, upto in asked]
 
     def sum(self, field: str, upto: Mapping[str, int]) -> int:
         return sum(

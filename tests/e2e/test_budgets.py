@@ -6,14 +6,13 @@ import os
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.fixtures.forked import run
 from tests.fixtures.gateway import Gateway, serving, until
 from tests.fixtures.provider import Provider, begun, provider
 from tests.fixtures.valkey import Valkey, valkey
@@ -71,12 +70,32 @@ def recorded(gateway: Gateway) -> tuple[int, dict[str, int]]:
     return cost, dict(drawn)
 
 
+def lost(gateway: Gateway) -> tuple[int, int]:
+    """How many calls died with their worker, and what they cost."""
+    with sqlite3.connect(f"file:{gateway.where / 'tollhouse.db'}?mode=ro", uri=True, timeout=5) as db:
+        query = "select count(*), coalesce(sum(cost_nano), 0) from usage where outcome = 'lost'"
+        count, cost = db.execute(query).fetchone()
+        return count, cost
+
+
 async def test_a_hard_budget_is_not_passed_and_says_what_is_left(tmp_path: Path) -> None:
-    async with provider() as upstream:
+    answered = asyncio.Event()
+
+    class Waiting(Provider):
+        async def _answer(self, asked: Any, writer: asyncio.StreamWriter) -> bool:
+            await answered.wait()
+            return await super()._answer(asked, writer)
+
+    async with begun(Waiting()) as upstream:
         budgets = "budgets: [{per: user, usd: 1.4, window: year, name: user-year}, {per: org, calls: 100, window: 1d}]"
         async with serving(config(upstream.port, budgets), tmp_path) as gateway:
             # A call is held at what it may come to: the bytes of its body as tokens, and 6 of an answer.
-            answers = await asyncio.gather(*(ask(gateway) for _ in range(20)))
+            asking = [asyncio.create_task(ask(gateway)) for _ in range(20)]
+            async with asyncio.timeout(30):
+                while len(upstream.seen) + sum(one.done() for one in asking) < 20:
+                    await asyncio.sleep(0.01)
+            answered.set()
+            answers = await asyncio.gather(*asking)
             statuses = Counter(answer.status for answer in answers)
             assert set(statuses) == {200, 429}
             refused = next(answer for answer in answers if answer.status == 429)
@@ -117,6 +136,30 @@ async def test_what_was_spent_is_known_after_kill_9(tmp_path: Path) -> None:
                 gateway.process = None
 
 
+async def test_a_ledger_that_takes_nothing_keeps_nobody_out_and_forgets_nothing(tmp_path: Path) -> None:
+    """Its file is locked: known and new accounts go on, also when the process is killed meanwhile."""
+    async with provider() as upstream:
+        budgets = "budgets: [{per: org, calls: 6, window: year}, {per: user, usd: 5, window: year}]"
+        text = config(upstream.port, budgets)
+        async with serving(text, tmp_path) as gateway:
+            assert (await ask(gateway)).status == 200
+            gateway.records(1)
+            with sqlite3.connect(tmp_path / "tollhouse.db", isolation_level=None) as db:
+                db.execute("BEGIN IMMEDIATE")
+                assert [(await ask(gateway, user=user)).status for user in ("ada", "bob", "bob")] == [200] * 3
+                assert gateway.process is not None
+                gateway.process.kill()
+                gateway.process.wait()
+                gateway.process = None
+                async with serving(text, tmp_path) as again:
+                    assert [(await ask(again, user="bob")).status for _ in range(3)] == [200, 200, 429]
+                    assert (await ask(again)).status == 429
+                    db.execute("ROLLBACK")
+                    again.records(8)
+                    assert recorded(again)[1]["calls:top/org:year"] == 6
+        db.close()
+
+
 async def test_what_is_counted_in_memory_is_compared_by_the_admin_api(tmp_path: Path) -> None:
     async with provider() as upstream:
         text = config(upstream.port, "budgets: [{per: user, usd: 5, window: year, name: five}]")
@@ -128,10 +171,7 @@ async def test_what_is_counted_in_memory_is_compared_by_the_admin_api(tmp_path: 
             for user in ("ada", "bob", "ada"):
                 assert (await ask(gateway, user=user)).status == 200
             gateway.records(3)
-            line = [sys.executable, "-m", "tollhouse.cli", "budgets", "check", str(gateway.config)]
-            done = await asyncio.to_thread(
-                subprocess.run, line, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
-            )
+            done = await asyncio.to_thread(run, tmp_path, "budgets", "check", str(gateway.config))
             assert (done.returncode, done.stdout) == (0, "2 accounts: none differed from the ledger\n"), done.stderr
             assert "budgets.check by admin" in gateway.text()
 
@@ -251,6 +291,25 @@ def own(tmp_path: Path) -> Iterator[Valkey]:
         yield one
 
 
+async def test_a_state_that_is_emptied_while_the_ledger_takes_nothing(tmp_path: Path, own: Valkey) -> None:
+    """Each worker tells again what it has counted, and what others have is read from their journals."""
+    async with provider() as upstream:
+        text = config(upstream.port, "budgets: [{per: all, calls: 12, window: year}]", own.url, workers=2)
+        async with serving(text, tmp_path) as gateway:
+            assert [(await ask(gateway)).status for _ in range(3)] == [200] * 3
+            gateway.records(3)
+            with sqlite3.connect(tmp_path / "tollhouse.db", isolation_level=None) as db:
+                db.execute("BEGIN IMMEDIATE")
+                assert [(await ask(gateway)).status for _ in range(5)] == [200] * 5
+                own.do("FLUSHALL")
+                statuses = [(await ask(gateway, user="bob")).status for _ in range(8)]
+                assert statuses == [200] * 4 + [429] * 4
+                db.execute("ROLLBACK")
+            db.close()
+            gateway.records(16)
+            assert recorded(gateway)[1]["calls:top/all:year"] == 12
+
+
 async def test_two_workers_spend_from_one_and_who_is_killed_loses_nothing(tmp_path: Path, own: Valkey) -> None:
     """200 calls at once, and a worker killed: the ledger's sum is what the budget says."""
     async with provider() as upstream:
@@ -274,7 +333,8 @@ async def test_two_workers_spend_from_one_and_who_is_killed_loses_nothing(tmp_pa
             served = len(gateway.records(100 + answered + left + 1))
             await until(lambda: recorded(gateway)[1]["calls:top/user:year"] == 230)
             cost, drawn = recorded(gateway)
-            assert cost == drawn["usd:top/all-year:year"] == 230 * EACH
+            dead, charged = lost(gateway)
+            assert cost == drawn["usd:top/all-year:year"] == (230 - dead) * EACH + charged
             assert served >= 230
             assert 100 + answered + left <= 230
             # Emptied: it is filled again from the ledger.
@@ -327,8 +387,9 @@ limits: [{per: user, concurrent: 150}]
             def settled() -> bool:
                 nonlocal wanted
                 cost, drawn = recorded(gateway)
+                dead, charged = lost(gateway)
                 wanted = drawn.get("calls:top/calls:year", 0)
-                return cost == drawn.get("usd:top/money:year") == wanted * EACH
+                return cost == drawn.get("usd:top/money:year") == (wanted - dead) * EACH + charged
 
             await until(settled, 60)
             left: dict[str, int] = {}

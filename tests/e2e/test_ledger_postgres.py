@@ -5,16 +5,21 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from tests.fixtures.fault_proxy import Fault, FaultProxy
+from tests.fixtures.forked import run
 from tests.fixtures.gateway import Gateway, gateway, serving, within
 from tests.fixtures.postgres import PASSWORD, WRITTEN, Postgres, postgres
 from tests.fixtures.valkey import valkey
+
+from tollhouse.config.load import load_config
+from tollhouse.gateway.ledger import NothingRecorded, alone, ledger_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """
@@ -47,11 +52,6 @@ def call(running: Gateway, message: str, headers: dict[str, str] = CALLER) -> in
     return running.ask("POST", "/tools/tools/echo", {"message": message}, headers)[0]
 
 
-def command(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "tollhouse.cli", *arguments]
-    return subprocess.run(line, cwd=where, capture_output=True, text=True, timeout=60, check=False)
-
-
 def recorded(server: Postgres, database: str) -> int:
     try:
         return int(server.do(database, "SELECT count(*) FROM usage WHERE tool = 'echo'")[0][0])
@@ -73,30 +73,30 @@ def test_what_is_done_is_recorded_and_can_be_asked(server: Postgres, database: s
     with gateway(config(server.url(database)), tmp_path) as running:
         assert [call(running, "hello"), call(running, "pay")] == [200, 403]
         settled(server, database, 2)
-        told = json.loads(command(tmp_path, "usage", "--by", "user,tool,outcome", "--json").stdout.splitlines()[0])
+        told = json.loads(run(tmp_path, "usage", "--by", "user,tool,outcome", "--json").stdout.splitlines()[0])
         assert (told["user"], told["tool"], told["outcome"], told["requests"]) == ("ci-bot", "echo", "denied", 1)
 
-        made = command(tmp_path, "keys", "create", "mine", "--user", "ada")
+        made = run(tmp_path, "keys", "create", "mine", "--user", "ada")
         assert made.returncode == 0, made.stderr
         key = re.search(r"thk_\w{58}", made.stdout)
         assert key is not None
         own = {"authorization": f"Bearer {key[0]}"}
         within(5, lambda: call(running, "hello", own) == 200)
-        assert "mine" in command(tmp_path, "keys", "list").stdout
-        assert command(tmp_path, "keys", "revoke", "mine").returncode == 0
+        assert "mine" in run(tmp_path, "keys", "list").stdout
+        assert run(tmp_path, "keys", "revoke", "mine").returncode == 0
         within(5, lambda: call(running, "hello", own) == 401)
 
-        within(10, lambda: "admin.keys.revoke" in command(tmp_path, "audit", "list").stdout)
-        listed = [json.loads(line) for line in command(tmp_path, "audit", "list", "--json").stdout.splitlines()]
+        within(10, lambda: "admin.keys.revoke" in run(tmp_path, "audit", "list").stdout)
+        listed = [json.loads(line) for line in run(tmp_path, "audit", "list", "--json").stdout.splitlines()]
         assert {one["operation"] for one in listed} >= {"tools/call", "admin.keys.create", "admin.keys.revoke"}
         denied = {one.get("rule") for one in listed if one.get("decision") == "deny"}
         assert denied == {"top: no-pay", None}  # none: the key that had ended
         metrics = running.metrics()
         assert re.search(r'tollhouse_ledger_records_total{kind="usage",sink="postgres"} [1-9]', metrics)
-    verified = command(tmp_path, "audit", "verify")
+    verified = run(tmp_path, "audit", "verify")
     assert "all there, as they were written" in verified.stdout, verified.stdout + verified.stderr
     server.do(database, "UPDATE audit SET body = replace(body, 'ci-bot', 'eve') WHERE body LIKE '%%ci-bot%%'")
-    assert command(tmp_path, "audit", "verify").returncode == 1
+    assert run(tmp_path, "audit", "verify").returncode == 1
     assert not list(tmp_path.glob("*.db"))
     assert {path.name for path in tmp_path.glob("tollhouse.*")} >= {"tollhouse.journal", "tollhouse.audit-key"}
     assert PASSWORD not in running.text()
@@ -144,7 +144,7 @@ def test_it_starts_and_answers_without_its_database(server: Postgres, database: 
         running = Gateway(config(server.url(database)), tmp_path)
         running.start()
         assert call(running, "hello") == 200
-        asked = command(tmp_path, "usage")
+        asked = run(tmp_path, "usage")
         assert asked.returncode == 1
         assert "the ledger cannot be" in asked.stderr
         assert "Traceback" not in asked.stderr
@@ -152,7 +152,7 @@ def test_it_starts_and_answers_without_its_database(server: Postgres, database: 
         server.start()
     try:
         settled(server, database, 1)
-        assert command(tmp_path, "keys", "create", "late").returncode == 0
+        assert run(tmp_path, "keys", "create", "late").returncode == 0
     finally:
         running.stop()
 
@@ -161,7 +161,7 @@ def test_a_wrong_password_is_said_without_it_and_loses_nothing(server: Postgres,
     with gateway(config(server.url(database, password="not-hunter2")), tmp_path) as running:
         assert call(running, "hello") == 200
         within(10, lambda: "password authentication failed" in running.text())
-        assert "hunter2" not in running.text() + command(tmp_path, "usage").stderr
+        assert "hunter2" not in running.text() + run(tmp_path, "usage").stderr
         running.stop()
         running.config.write_text(config(server.url(database)))
         running.start()
@@ -207,7 +207,7 @@ def test_two_gateways_share_one_ledger(server: Postgres, database: str, tmp_path
         gateway(config(server.url(database)), places[0]) as one,
         gateway(config(server.url(database)), places[1]) as two,
     ):
-        made = command(places[0], "keys", "create", "shared", "--user", "ada")
+        made = run(places[0], "keys", "create", "shared", "--user", "ada")
         key = re.search(r"thk_\w{58}", made.stdout)
         assert key is not None
         own = {"authorization": f"Bearer {key[0]}"}
@@ -221,6 +221,32 @@ def test_two_gateways_share_one_ledger(server: Postgres, database: str, tmp_path
         assert server.do(database, "SELECT count(*) FROM usage_labels WHERE \"user\" = 'ada' AND outcome = 'ok'") == [
             (1,)
         ]
+
+
+def test_who_corrects_is_alone_on_all_machines(server: Postgres, database: str, tmp_path: Path) -> None:
+    configs = []
+    for name in ("one", "two"):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(f'ledger: {{url: "{server.url(database)}", files: {tmp_path}/{name}}}\n')
+        configs.append(load_config(file).config)
+    with pytest.raises(NothingRecorded), alone(configs[0]):
+        pass
+    ledger = ledger_of(configs[0])
+    ledger.open()
+    ledger.close()
+    here: list[int] = []
+
+    def work(n: int) -> None:
+        for _ in range(3):
+            with alone(configs[n % 2]):
+                here.append(n)
+                time.sleep(0.01)
+                assert here == [n]
+                here.clear()
+
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(work, n) for n in range(4)]:
+            done.result(30)
 
 
 BUDGET = "budgets: [{per: user, calls: 5, window: month, name: few}]\n"
@@ -258,15 +284,15 @@ def test_nodes_spend_from_one_budget_in_redis_that_is_what_the_database_says(
             state.do("FLUSHALL")
             assert [call((one, two)[n % 2], "hello") for n in range(4)] == [200, 200, 429, 429]
             within(20, lambda: recorded(server, database) == 10)
-            checked = command(places[0], "budgets", "check")
+            checked = run(places[0], "budgets", "check")
             assert (checked.returncode, checked.stdout) == (0, "1 accounts: none differed from the ledger\n")
             table = state.do("KEYS", "*:d")[0]
             for field in state.do("HKEYS", table):
                 if field[-1:].isdigit():
                     state.do("HINCRBY", table, field, 3)
-            checked = command(places[0], "budgets", "check", "--json")
+            checked = run(places[0], "budgets", "check", "--json")
             assert checked.returncode == 1, checked.stderr
             (drift,) = json.loads(checked.stdout)["drifts"]
             assert (drift["whose"], drift["unit"], drift["by"]) == ("ci-bot", "calls", "3")
-            assert command(places[1], "budgets", "check").returncode == 0
-            within(10, lambda: "admin.budgets.check" in command(places[0], "audit", "list").stdout)
+            assert run(places[1], "budgets", "check").returncode == 0
+            within(10, lambda: "admin.budgets.check" in run(places[0], "audit", "list").stdout)

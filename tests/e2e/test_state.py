@@ -3,13 +3,12 @@
 import asyncio
 import json
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.fixtures.forked import run
 from tests.fixtures.gateway import free_port, serving, until
 from tests.fixtures.provider import provider
 from tests.fixtures.valkey import Valkey, valkey
@@ -145,8 +144,7 @@ def test_check_says_what_is_wrong_with_state(tmp_path: Path) -> None:
         f"server: {{listen: 127.0.0.1:{free_port()}, metrics: null}}\n"
         "state: {url: 'rediss://me:hunter2@127.0.0.1', tls: {ca: bad.pem}}\n"
     )
-    command = [sys.executable, "-m", "tollhouse.cli", "check", "t.yaml"]
-    said = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    said = run(tmp_path, "check", "t.yaml")
     assert said.returncode == 2
     assert "t.yaml:2:" in said.stderr
     assert "state.tls: cannot load the CA certificates" in said.stderr

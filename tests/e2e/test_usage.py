@@ -4,14 +4,13 @@ import fcntl
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.e2e.test_admin import OPERATOR, Operator
+from tests.fixtures.forked import run
 from tests.fixtures.gateway import Gateway, within
 
 CONFIG = """
@@ -40,8 +39,7 @@ def call(gateway: Gateway) -> int:
 
 
 def command(gateway: Gateway, *arguments: str) -> str:
-    given = [sys.executable, "-m", "tollhouse.cli", "usage", *arguments, "--config", str(gateway.config)]
-    done = subprocess.run(given, cwd=gateway.where, capture_output=True, text=True, timeout=60, check=False)
+    done = run(gateway.where, "usage", *arguments, "--config", str(gateway.config))
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -21,8 +21,7 @@ __all__ = ["BudgetsResource"]
 
 class BudgetAccount(msgspec.Struct, kw_only=True):
     """One key's account of one budget, in the window of now. scope: where the budget stands. whose: the key, its parts
-    with a slash between them. Amounts of `usd` are dollars, exact, as text, the others whole numbers as text. summed:
-    false where the ledger has no column for the budget's keys, and nothing is said of them."""
+    with a slash between them. Amounts of `usd` are dollars, exact, as text, the others whole numbers as text."""
 
     budget: str
     scope: str
@@ -34,7 +33,6 @@ class BudgetAccount(msgspec.Struct, kw_only=True):
     left: str
     start: Moment
     end: Moment
-    summed: bool
 
 
 class BudgetsAnswer(msgspec.Struct):
@@ -114,8 +112,7 @@ def _said(unit: str, amount: int) -> str:
 
 
 def _drift(drift: Drift) -> BudgetDrift:
-    budget = drift.budget
-    unit = budget.spec.unit
+    budget, unit = drift.budget, drift.budget.unit
     return BudgetDrift(
         budget=budget.allowance,
         whose=drift.key.replace("\x01", "/"),
@@ -137,5 +134,4 @@ def _account(line: BudgetLine) -> BudgetAccount:
         left=_said(line.unit, max(line.amount - line.spent, 0)),
         start=moment(line.start),
         end=moment(line.end),
-        summed=line.summed,
     )

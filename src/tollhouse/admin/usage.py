@@ -93,7 +93,8 @@ class SeatsAnswer(msgspec.Struct):
 
 
 class Record(msgspec.Struct, kw_only=True):
-    """One call, or a correction of one (`adjust_of`). usd: null where no price is known."""
+    """One call, or a correction of one (`adjust_of`). usd: null where no price is known. estimated: the provider did
+    not say what was used, or what cannot be: that is in raw_usage."""
 
     id: str
     admitted_at: Moment
@@ -117,6 +118,8 @@ class Record(msgspec.Struct, kw_only=True):
     cache_write: int
     reasoning: int
     usd: str | None
+    estimated: bool
+    raw_usage: str
     tags: tuple[str, ...]
     cached: str
     guard: str

@@ -15,7 +15,7 @@ from tollhouse.cli.command import Commands, config_path
 from tollhouse.config.load import load_config
 from tollhouse.config.spec import Config
 from tollhouse.core.errors import Failure
-from tollhouse.gateway.budget_accounts import budgets_of
+from tollhouse.gateway.budget_accounts import accounted
 from tollhouse.gateway.budget_report import BudgetLine, report
 from tollhouse.gateway.deeds import recorded
 from tollhouse.gateway.ledger import NothingRecorded, caught_up, ledger_of
@@ -127,13 +127,13 @@ async def _compared(config: Config) -> Reconciled:
     history.serves(config)
     try:
         async with opened_state(config.state) as (state, _):
-            return await reconcile(state.counter, history, list(budgets_of(config)), time.time())
+            return await reconcile(state.counter, history, list(accounted(config)), time.time())
     finally:
         await history.close()
 
 
 def _drift(drift: Drift) -> _Drift:
-    unit = drift.budget.spec.unit
+    unit = drift.budget.unit
     by = f"{Decimal(drift.by).scaleb(-9):f}" if unit == "usd" else str(drift.by)
     return _Drift(drift.budget.allowance, drift.key.replace("\x01", "/"), unit, by)
 
@@ -148,9 +148,6 @@ def _table(lines: list[BudgetLine]) -> list[str]:
     for line in lines:
         until = datetime.fromtimestamp(line.end, UTC).isoformat(sep=" ", timespec="minutes")
         name = line.budget if line.scope == "top" or line.scope in line.budget else f"{line.scope}: {line.budget}"
-        if not line.summed:
-            rows.append((visible(name), "(by expression)", "-", _amount(line.unit, line.amount), "-", until))
-            continue
         left = max(line.amount - line.spent, 0)
         amounts = (_amount(line.unit, line.spent), _amount(line.unit, line.amount), _amount(line.unit, left))
         rows.append((visible(name), visible(line.whose) or "(all)", *amounts, until))

@@ -49,3 +49,5 @@ def _scopes(config: Config, place: Places) -> Iterator[tuple[Path, Any]]:
         yield ("mcp", "servers", name), server
         for tool, own in server.tools.items():
             yield ("mcp", "servers", name, "tools", tool), own
+    if config.mcp is not None:
+        yield from place.numbered(("mcp", "endpoints"), config.mcp.endpoints)

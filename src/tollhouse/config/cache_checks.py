@@ -27,16 +27,20 @@ def of_cache(config: Config, place: Places) -> Iterator[Finding]:
     if config.cache is not None and not wider:
         yield Finding(("cache",), "has no effect: nothing is kept unless that is wanted; leave it out", key=True)
     yield from _vectors(config, place, ("cache",), config.cache)
+    yield from _nodes(config, place, ("cache",), config.cache)
     for path, model in place.numbered(("models",), config.models):
         yield from _off((*path, "cache"), model.cache, wider=wider)
         yield from _vectors(config, place, (*path, "cache"), model.cache)
+        yield from _nodes(config, place, (*path, "cache"), model.cache)
     for name, server in (config.mcp.servers if config.mcp is not None else {}).items():
         at: Path = ("mcp", "servers", name)
         yield from _off((*at, "cache"), server.cache, wider=False)
         yield from _accounts(config, (*at, "cache"), server, server.cache)
+        yield from _nodes(config, place, (*at, "cache"), server.cache)
         for tool, own in server.tools.items():
             yield from _off((*at, "tools", tool, "cache"), own.cache, wider=_is_on(server.cache))
             yield from _accounts(config, (*at, "tools", tool, "cache"), server, own.cache)
+            yield from _nodes(config, place, (*at, "tools", tool, "cache"), own.cache)
 
 
 def _is_on(cache: Any) -> bool:
@@ -56,6 +60,15 @@ def _vectors(config: Config, place: Places, at: Path, cache: Any) -> Iterator[Fi
     if semantic.model not in names:
         message = f"there is no model `{semantic.model}`{did_you_mean(semantic.model, names)}; or write `local`"
         yield Finding((*at, "semantic", "model"), message, near=semantic.model)
+
+
+def _nodes(config: Config, place: Places, at: Path, cache: Any) -> Iterator[Finding]:
+    exact = None if cache is None else cache.exact
+    if exact is None or not config.state.is_memory or place.touched(("state",)):
+        return
+    for name in sorted(exact.single_flight.model_fields_set & {"nodes", "streams"}):
+        message = "has no effect: nodes know of each other's requests by a `state` that they share"
+        yield Finding((*at, "exact", "single_flight", name), message, key=True)
 
 
 def _accounts(config: Config, at: Path, server: Any, cache: Any) -> Iterator[Finding]:

@@ -33,6 +33,11 @@ def of_ledger(config: Config, place: Places) -> Iterator[Finding]:
         return
     yield from _journal(config, place)
     yield from _retention(config, place)
+    named: set[str] = set()
+    for number, one in enumerate(config.subscriptions):
+        if one.name in named:
+            yield Finding(("subscriptions", number, "name"), f"there is one before it that is called `{one.name}`")
+        named.add(one.name)
 
 
 def _journal(config: Config, place: Places) -> Iterator[Finding]:

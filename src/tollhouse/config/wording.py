@@ -19,7 +19,6 @@ from tollhouse.policies import Scope
 __all__ = ["LATER", "Finding", "explain", "kind_of"]
 
 LATER: Final[dict[str, str]] = {
-    "cache": "response caches",
     "traces": "traces",
 }
 """Settings that have a name and a meaning, but no implementation in this version."""

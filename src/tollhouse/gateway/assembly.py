@@ -14,7 +14,7 @@ from typing import Any
 from tollhouse.config.spec import Config
 from tollhouse.core.call import Call, Context
 from tollhouse.core.clock import Clock
-from tollhouse.core.errors import ConfigError, Problem, Reason
+from tollhouse.core.errors import ConfigError, Failure, Problem, Reason
 from tollhouse.core.expr import Expression
 from tollhouse.core.forwarded import Forwarding
 from tollhouse.core.handler import Handler, Policy, compose
@@ -37,7 +37,18 @@ from tollhouse.policies import ADMISSION, REQUEST
 from tollhouse.policies.audit import Audit
 from tollhouse.policies.authenticate import ACCESS, REQUIRES_ENDPOINT, is_bounded, scopes_of_layers
 from tollhouse.policies.authorize import AUTHORIZE, unasked
-from tollhouse.policies.base import Entrance, Exchangers, Kind, Layer, Level, Opens, OwnIssuer, Parts, Services
+from tollhouse.policies.base import (
+    Entrance,
+    Exchangers,
+    Kind,
+    Layer,
+    Level,
+    Opens,
+    OwnIssuer,
+    Parts,
+    RunBegan,
+    Services,
+)
 from tollhouse.policies.cache import Behind
 from tollhouse.policies.holds import Holds
 from tollhouse.policies.meter import Meter
@@ -66,6 +77,7 @@ class Fixtures:
     chain: Chain | None = None
     holds: Holds | None = None
     opens: Opens | None = None
+    run_began: RunBegan | None = None
 
 
 class Scopes:
@@ -150,11 +162,13 @@ class Assembly:
             self._parts = replace(self._parts, price=self.prices.cost)
         counter = fixtures.state.counter if draws(config) or config.state.is_memory else None
         if counter is not None and fixtures.journal is not None:
-            counter.post(fixtures.journal.id, fixtures.journal.seq, "")  # from here on it hears of every record
-        self.meter = Meter(self.families, fixtures.journal, self.prices, counter)
-        self._parts = replace(
-            self._parts, quotes=Quotes(self.prices, asked(config)), holds=fixtures.holds, opens=fixtures.opens
-        )
+            counter.post(fixtures.journal.id, fixtures.journal.used, "")  # from here on it hears of every record
+        quotes = Quotes(self.prices, asked(config))
+        servers = {} if config.mcp is None else config.mcp.servers
+        tools = ((name, tool) for name, server in servers.items() for tool in server.tools)
+        self.meter = Meter(self.families, fixtures.journal, self.prices, counter, quotes, tools)
+        self._parts = replace(self._parts, quotes=quotes, holds=fixtures.holds, opens=fixtures.opens)
+        self._parts = replace(self._parts, run_began=fixtures.run_began)
         guards: dict[str, Callable[[], str]] = {}
         self._parts = replace(self._parts, watch=guards.__setitem__)
         starts.append(partial(setattr, fixtures.operations, "guards", guards))
@@ -185,6 +199,10 @@ class Assembly:
     def serve(self, services: Services) -> None:
         """The same about services at providers."""
         self._parts = replace(self._parts, services=services)
+
+    def end_runs(self, end: Callable[[str, Failure], None]) -> None:
+        """The same about who ends what agent runs have under way."""
+        self._parts = replace(self._parts, end_run=end)
 
     def parts(self, entrance: Entrance) -> Parts:
         """What policies behind that entrance are made with."""
@@ -228,10 +246,12 @@ class Assembly:
         """Whether there are callers whose keys are for some models, servers and tools only."""
         return is_bounded(self.top.layers(ACCESS))
 
-    def admission(self, parts: Parts) -> Callable[[Call], Awaitable[None]] | None:
-        """What a request that reaches no model and no server must pass all the same: the top's rules and limits."""
-        policies = self.top.policies((ACCESS, AUTHORIZE, *ADMISSION), parts)
-        approvals = unasked(self.top.layers(AUTHORIZE), parts)
+    def admission(self, parts: Parts, scopes: Scopes | None = None) -> Callable[[Call], Awaitable[None]] | None:
+        """What a request that reaches no model and no server must pass all the same: rules and limits of these scopes,
+        absent: of the top's."""
+        scopes = scopes or self.top
+        policies = scopes.policies((ACCESS, AUTHORIZE, *ADMISSION), parts)
+        approvals = unasked(scopes.layers(AUTHORIZE), parts)
         if approvals is not None:
             policies.append(approvals)
         if self.audit is not None:

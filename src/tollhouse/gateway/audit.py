@@ -107,6 +107,7 @@ def _decides(config: Config) -> bool:
     if config.mcp is not None:
         for server in config.mcp.servers.values():
             scopes += [server, *server.tools.values()]
+        scopes += config.mcp.endpoints
     return any(getattr(scope, "authorize", None) is not None for scope in scopes)
 
 

@@ -13,7 +13,7 @@ import msgspec
 from pydantic import Field, ValidationError, model_validator
 
 from tollhouse.config.document import read
-from tollhouse.config.spec import Config
+from tollhouse.config.spec import Config, McpEndpointSpec
 from tollhouse.core.call import Actor, Call, Context, ModelCall, Principal, ToolCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import ConfigError, Failure, Problem, Reason
@@ -285,6 +285,9 @@ class _Asked:
         )
         scopes = self._assembly.top
         mcp = self._config.mcp
+        virtual = self._endpoint(request.path.decode())
+        if virtual is not None:
+            scopes = scopes.below("endpoint", virtual.path, virtual)
         if mcp is not None and server:
             one = mcp.servers[server]
             scopes = scopes.below("server", server, one)
@@ -292,6 +295,11 @@ class _Asked:
                 scopes = scopes.below("tool", f"{server}/{name}", one.tools[name])
         about = " ".join(part for part in (kind, f"{server}/{name}" if server else name) if part)
         return call, scopes.layers(AUTHORIZE), about or spec.mcp_method
+
+    def _endpoint(self, path: str) -> McpEndpointSpec | None:
+        """Whose path that is, of the endpoints of chosen tools."""
+        mcp = self._config.mcp
+        return None if mcp is None else next((one for one in mcp.endpoints if one.path == path), None)
 
     def _named(self, spec: RequestSpec, kind: str, name: str, path: str) -> tuple[str, str]:
         """The server, and its own name for what is asked for. Raises Failure."""
@@ -314,7 +322,7 @@ class _Asked:
         if kind == "tool":
             shown = name
             name = next((own for own, tool in servers[server].tools.items() if tool.name == name), name)
-            virtual = next((one for one in mcp.endpoints if one.path == path), None) if mcp is not None else None
+            virtual = self._endpoint(path)
             if virtual is not None:
                 which = virtual.tools
                 chosen = which is None or Selection(which.allow, which.deny).has(server, shown, name)

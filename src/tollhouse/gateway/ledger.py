@@ -4,13 +4,17 @@ Rule: which database it is, is known here and nowhere above. A command sees what
 well; asking makes no ledger where there is none.
 """
 
+import fcntl
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from time import monotonic, sleep
+from typing import Final
 
 from tollhouse.config.ledger import LedgerSpec
 from tollhouse.config.spec import Config
-from tollhouse.core.errors import ConfigError, Problem
+from tollhouse.core.errors import ConfigError, Failure, Problem, Reason
 from tollhouse.ledger.audit_reader import AuditReader
 from tollhouse.ledger.audit_sqlite import SqliteAudit
 from tollhouse.ledger.base import Ledger, LedgerError
@@ -19,7 +23,12 @@ from tollhouse.ledger.keys_sqlite import SqliteKeys
 from tollhouse.ledger.ship import catch_up
 from tollhouse.ledger.sqlite import SqliteLedger
 
-__all__ = ["NothingRecorded", "audit_of", "caught_up", "check_ledger", "journal_of", "keys_of", "ledger_of", "sink_of"]
+__all__ = [
+    "NothingRecorded", "alone", "audit_of", "caught_up", "check_ledger", "journal_of", "keys_of", "ledger_of",
+    "sink_of",
+]  # fmt: skip
+
+_PATIENCE: Final = 10.0  # seconds that one waits for another
 
 
 class NothingRecorded(LedgerError):
@@ -82,9 +91,7 @@ def caught_up(config: Config) -> Iterator[Ledger]:
     """The ledger, open, with what a dead process left. Raises LedgerError; ConfigError where none is named."""
     spec = _named(config)
     journal = journal_of(spec.file)
-    if not journal.exists() and not _is_there(spec):
-        where = f"no {spec.file}" if not spec.is_postgres else f"no ledger in {spec.place}"
-        raise NothingRecorded(f"nothing is recorded yet: there is {where}")
+    _see(spec, journal)
     ledger = ledger_of(config)
     ledger.open()
     try:
@@ -94,10 +101,58 @@ def caught_up(config: Config) -> Iterator[Ledger]:
         ledger.close()
 
 
+@contextmanager
+def alone(config: Config) -> Iterator[None]:
+    """Nobody else is here who has come by this, on whatever machine that shares the ledger: for who reads something and
+    writes what follows from it. Raises Failure 503 where somebody is for too long; LedgerError; ConfigError where none
+    is named."""
+    spec = _named(config)
+    directory = journal_of(spec.file)
+    _see(spec, directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        held = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise LedgerError(f"{directory} cannot be used: {error.strerror}") from None
+    try:
+        end = monotonic() + _PATIENCE
+        while not _taken(held):
+            if monotonic() > end:
+                raise Failure(503, Reason.INTERNAL, "somebody else corrects the ledger; try again", retry_after=5.0)
+            sleep(0.02)
+        if not spec.is_postgres:
+            yield
+            return
+        from tollhouse.ledger.postgres_connection import connect, translating  # of an extra  # noqa: PLC0415
+
+        with closing(connect(spec.place)) as db:
+            with translating(spec.place):
+                mine = f"{spec.place.schema} tollhouse alone"
+                db.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", (mine,))
+            yield
+    finally:
+        os.close(held)
+
+
+def _taken(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _named(config: Config) -> LedgerSpec:
     if config.ledger is None:
         raise ConfigError([Problem("no ledger is named; write one, like sqlite:tollhouse.db", path="ledger")])
     return config.ledger
+
+
+def _see(spec: LedgerSpec, journal: Path) -> None:
+    """Raises NothingRecorded."""
+    if not journal.exists() and not _is_there(spec):
+        where = f"no {spec.file}" if not spec.is_postgres else f"no ledger in {spec.place}"
+        raise NothingRecorded(f"nothing is recorded yet: there is {where}")
 
 
 def _is_there(spec: LedgerSpec) -> bool:

@@ -42,8 +42,10 @@ from tollhouse.observe.families import Families
 from tollhouse.policies import ADMISSION, CALL
 from tollhouse.policies.authenticate import ACCESS, may_use
 from tollhouse.policies.authorize import APPROVE, AUTHORIZE, Authorize, permitted
+from tollhouse.policies.budgets import BUDGETS
 from tollhouse.policies.cache import hold
 from tollhouse.policies.guardrails.policy import GUARD_ANSWERS, GUARD_REQUESTS
+from tollhouse.policies.run_caps import RUN_CAPS
 from tollhouse.policies.runs import RUNS
 from tollhouse.wire.llm import (
     CHAT,
@@ -183,8 +185,13 @@ class ModelRoutes:
         routes.append(by_path("gemini", _GEMINI, *((dialect, dialect.read_target) for dialect in GEMINI)))
         others = permitted(self._assembly.top.layers(AUTHORIZE), self._parts)  # of models that are not configured
 
+        guarded = {spec.name for spec in config.models if spec.guardrails is not None and not spec.guardrails.hears}
+
         def named(principal: Principal | None, name: str) -> bool:
-            if others is not None and models.find(name) is None and not others.permitted(_probe(principal, name)):
+            model = models.find(name)
+            if model is not None and model.name in guarded:
+                return False
+            if others is not None and model is None and not others.permitted(_probe(principal, name)):
                 return False
             return visible(principal, name)
 
@@ -289,7 +296,14 @@ class ModelRoutes:
     def _call_floor(self, scopes: Scopes) -> tuple[list[Policy[Call, Reply]], Authorize | None]:
         """The policies of a call chain past what records calls, outermost first, and what decides for listings."""
         guard = permitted(scopes.layers(AUTHORIZE), self._parts)
-        return scopes.policies(CALL, self._parts), guard
+        return [*scopes.policies(CALL, self._parts), *self._innermost(scopes)], guard
+
+    def _innermost(self, scopes: Scopes) -> list[Policy[Call, Reply]]:
+        """What stands before whoever is asked, where a call may hold money that nobody may pass."""
+        budgets = [spec for layer in scopes.layers(BUDGETS) for spec in layer.spec]
+        hard = any(spec.unit == "usd" and spec.on_exceed != "warn" for spec in budgets)
+        capped = any(layer.spec.usd is not None for layer in scopes.layers(RUN_CAPS))
+        return [self._assembly.meter.intend] if hard or capped else []
 
     def _embed(self, name: str) -> Callable[[Request, Sequence[str]], Awaitable[list[list[float]]]]:
         """Vectors of texts by the model of that name; it may stand below in the configuration."""
@@ -306,7 +320,8 @@ class ModelRoutes:
         """The chain that each answer of a realtime session passes, by the model's name: it is metered and limited."""
 
         def turn(scopes: Scopes) -> Begin:
-            return compose([*self._assembly.outermost, *scopes.policies((RUNS, *ADMISSION), self._parts)], _granted)
+            policies = [*scopes.policies((RUNS, *ADMISSION), self._parts), *self._innermost(scopes)]
+            return compose([*self._assembly.outermost, *policies], _granted)
 
         usual = turn(self._assembly.top)
         limited = [spec for spec in self._config.models if spec.limits or spec.budgets]

@@ -1,8 +1,9 @@
 """Budgets against the ledger: what the counter says was spent is summed up anew, and put right where it differs.
 
 Rule: nothing is ever expected to differ; what does is counted, logged and mended while calls go on. One node does it,
-each hour, slowly. Accounts are those that the ledger lists (`budget_accounts`): up to 1000 of each budget, in the
-window of now. While records are still on their way to the ledger nothing is put right.
+some minutes after the start and each hour, slowly. Accounts are those that the ledger lists (`budget_accounts`): about
+1000 of each budget, in the window of now, and of runs those that go on. While records are still on their way to the
+ledger nothing is put right.
 
 After a change of the configuration a budget that is new is looked at once more: what the calls came to that began
 before it is in the ledger, and was drawn on nothing.
@@ -13,16 +14,17 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from random import uniform
 from typing import Final, NamedTuple
 
 from tollhouse.config.spec import Config
 from tollhouse.core.errors import Failure
-from tollhouse.gateway.budget_accounts import Budget, accounts, budgets_of
+from tollhouse.gateway.budget_accounts import Budget, RunCap, accounted, accounts
 from tollhouse.gateway.ledger_history import LedgerHistory
 from tollhouse.ledger.base import LedgerError
 from tollhouse.observe.families import Families
 from tollhouse.store.base import Counter, Draw, State
-from tollhouse.store.seeding import check
+from tollhouse.store.seeding import Lost, check, nobody
 
 __all__ = ["EVERY", "Drift", "Reconciled", "Reconciliation", "lease_of", "reconcile"]
 
@@ -38,11 +40,14 @@ _PATIENCE = 10.0  # seconds for records that are on their way
 _LEASE = "budgets:reconciled"
 
 
+_FIRST = 60.0, 300.0  # seconds after the start
+
+
 class Drift(NamedTuple):
     """A key's account that was not what the ledger says. start: of its window, or of a slot of one that rolls, unix
     seconds. by: units (of money nano-dollars) that the counter had too much, below 0 too little."""
 
-    budget: Budget
+    budget: Budget | RunCap
     key: str
     start: int
     by: int
@@ -58,13 +63,15 @@ class Reconciled(NamedTuple):
 async def reconcile(
     counter: Counter,
     history: LedgerHistory,
-    budgets: Sequence[Budget],
+    budgets: Sequence[Budget | RunCap],
     now: float,
     pause: float = 0.0,
     patience: float = _PATIENCE,
+    lost: Lost = nobody,
 ) -> Reconciled:
     """Compare what was spent of these budgets with the ledger, and put it right. now: unix seconds. patience: seconds
-    for records that are on their way to the ledger. Raises LedgerError and Failure 503."""
+    for records that are on their way to the ledger. lost: as of `store.seeding.check`. Raises LedgerError and Failure
+    503."""
     checked, drifts = 0, []
     for budget in budgets:
         nothing: list[Draw] = []
@@ -72,7 +79,7 @@ async def reconcile(
         most = max(1, _AT_ONCE // (1 + len(draws[0].earlier))) if draws else 1
         for at in range(0, len(draws), most):
             batch = draws[at : at + most]
-            found = await check(counter, history, batch, patience, strict=True)
+            found = await check(counter, history, batch, patience, lost)
             checked += len(found)
             for draw in batch:
                 for field, window in draw.slots:
@@ -88,7 +95,8 @@ def lease_of(state: State, every: float = EVERY) -> Callable[[], Awaitable[bool]
 
 
 class Reconciliation:
-    """Does it each `every` seconds where `lease` says so (None: always), and after changes. serves() comes first."""
+    """Does it `first` seconds after the start (None: one to five minutes) and each `every` seconds, where `lease` says
+    so (None: always), and after changes. lost: as of `store.seeding.check`. serves() comes first."""
 
     def __init__(
         self,
@@ -97,23 +105,28 @@ class Reconciliation:
         families: Families,
         lease: Callable[[], Awaitable[bool]] | None = None,
         every: float = EVERY,
+        lost: Lost = nobody,
+        first: float | None = None,
     ) -> None:
         self._counter = counter
         self._history = history
+        self._lost = lost
         self._lease = lease
+        # A while after the start: not at once, when there is enough to do, nor all gateways together.
+        self._first = min(every, uniform(*_FIRST)) if first is None else first  # noqa: S311 - spreads load
         self._every = every
         self._drifted = families.budget_drift
         self._done = families.budget_reconciliations.child("ok")
         self._failed = families.budget_reconciliations.child("failed")
-        self._budgets: dict[str, Budget] | None = None
-        self._added: dict[str, Budget] = {}
+        self._budgets: dict[str, Budget | RunCap] | None = None
+        self._added: dict[str, Budget | RunCap] = {}
         self._drained: Callable[[], bool] = lambda: True
         self._lock = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     def serves(self, config: Config) -> None:
         """This configuration serves now; calls may still go by the one before."""
-        before, self._budgets = self._budgets, {budget.allowance: budget for budget in budgets_of(config)}
+        before, self._budgets = self._budgets, {budget.allowance: budget for budget in accounted(config)}
         if before is not None:
             self._added |= {name: one for name, one in self._budgets.items() if name not in before}
         self._added = {name: self._budgets[name] for name in self._added if name in self._budgets}
@@ -134,10 +147,10 @@ class Reconciliation:
         """All budgets that serve. Raises LedgerError and Failure 503."""
         return await self._reconcile(list((self._budgets or {}).values()), pause)
 
-    async def _reconcile(self, budgets: Sequence[Budget], pause: float) -> Reconciled:
+    async def _reconcile(self, budgets: Sequence[Budget | RunCap], pause: float) -> Reconciled:
         async with self._lock:
             try:
-                found = await reconcile(self._counter, self._history, budgets, time.time(), pause)
+                found = await reconcile(self._counter, self._history, budgets, time.time(), pause, lost=self._lost)
             except (LedgerError, Failure):
                 self._failed.inc()
                 raise
@@ -153,7 +166,7 @@ class Reconciliation:
         return found
 
     async def _follow(self) -> None:
-        last = time.monotonic()
+        last = time.monotonic() - self._every + self._first
         while True:
             await asyncio.sleep(min(_LOOK, self._every))
             try:

@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import tempfile
-import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
@@ -173,7 +172,7 @@ class Worker:
         self._watch: JournalWatch | None = None
         self._upkeep: Upkeep | None = None
         self._spending: Spending | None = None
-        self._whole: threading.Event | None = None
+        self._shipper: Shipper | None = None
         self.drain: Drain | None = None
         self.runtime: Runtime | None = None
 
@@ -201,7 +200,8 @@ class Worker:
         state = open_state(config.state, clock, families, keys, file)
         stack.push_async_callback(state.close)
         ledger = None if config.ledger is None else ledger_of(config)
-        spending = Spending(state.counter, ledger, families, clock, self._whole, lease_of(state))
+        values = state.values if state.shared else None
+        spending = Spending(state.counter, ledger, families, clock, self._shipper, lease_of(state), values=values)
         self._spending = spending
         stack.push_async_callback(spending.close)
         operations = Operations(families.metrics, self._share(families.metrics, clock, stack), journal, self._alarm)
@@ -221,6 +221,7 @@ class Worker:
             chain=chain,
             holds=spending.holds,
             opens=spending.open,
+            run_began=spending.run_began,
         )
         builder = Builder(fixtures, self._stop_requests)
         stack.push_async_callback(builder.close)
@@ -298,7 +299,7 @@ class Worker:
             self._upkeep = Upkeep(config, journal)
         ledger = ledger_of(config)
         shipper = Shipper(journal, ledger, upkeep=None if self._upkeep is None else self._upkeep.step)
-        self._whole = shipper.caught_up
+        self._shipper = shipper
         shipper.start()
         stack.push_async_callback(_stop_shipper, shipper)
         measured(families, journal, shipper, ledger, sink_of(config))

@@ -5,8 +5,10 @@ and budgets the way every record does, and what it corrects stays as it was.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -14,9 +16,10 @@ import msgspec
 from tollhouse.config.spec import Config
 from tollhouse.core.errors import ConfigError, Failure, Problem, Reason
 from tollhouse.core.moments import since_of
-from tollhouse.gateway.ledger import caught_up, journal_of
+from tollhouse.gateway.ledger import alone, caught_up, journal_of
+from tollhouse.gateway.unshipped import Unshipped
 from tollhouse.ledger.answers import ORDERS
-from tollhouse.ledger.base import BY, TIMES, Ledger, UsageRow
+from tollhouse.ledger.base import BY, TIMES, Ledger, LedgerError, UsageRow
 from tollhouse.ledger.journal import Journal
 from tollhouse.ledger.records import UsageRecord
 from tollhouse.ledger.seats import GROUPS, Seat, SeatRow, seats
@@ -35,6 +38,7 @@ ORDER: Final = {**{name: name for name in ORDERS}, **{shown: name for name, show
 _NANO: Final = Decimal(10**9)
 _LARGEST: Final = 1_000_000  # dollars for one call
 _MILLISECOND: Final = 1000
+_OF_THEN: Final = 100_000  # records of one millisecond
 
 
 class NoSuchRecord(LookupError):
@@ -157,9 +161,18 @@ def adjust(config: Config, id: str, dollars: Decimal) -> Adjusted:
     """
     if not dollars.is_finite() or not 0 <= dollars <= _LARGEST:
         raise ValueError(f"a call costs from 0 to {_LARGEST:,} dollars")
-    after = _nano(dollars)
+    with alone(config):  # what is written follows from what is read
+        done = _adjust(config, id, _nano(dollars))
+        with suppress(LedgerError), caught_up(config):
+            pass  # it is there now; else whoever uses the ledger next takes it over
+    return done
+
+
+def _adjust(config: Config, id: str, after: int) -> Adjusted:
+    file = config.ledger_file
+    assert file is not None
     with caught_up(config) as ledger:
-        record, before = _found(ledger, id)
+        record, before = _found(ledger, id, journal_of(file))
         delta = after - (before or 0)
         if before is not None and not delta:
             return Adjusted(record, before, after)
@@ -173,12 +186,11 @@ def adjust(config: Config, id: str, dollars: Decimal) -> Adjusted:
         ended_at=int(datetime.now(UTC).timestamp() * 1e6),
         cost_nano=delta,
         hold="",
+        raw_usage="",
         draws=tuple((field, delta) for post in posts for field, _ in post.draws if field.startswith("usd:")),
         adjust_of=record.id,
         repriced=before is None and _is_used(record),
     )
-    file = config.ledger_file
-    assert file is not None
     journal = Journal(journal_of(file), spare=0)
     try:
         journal.open()
@@ -194,8 +206,6 @@ def adjust(config: Config, id: str, dollars: Decimal) -> Adjusted:
         journal.append(correction)
     finally:
         journal.close()
-    with caught_up(config):
-        pass  # it is there now; else whoever uses the ledger next takes it over
     return Adjusted(record, before, after)
 
 
@@ -207,18 +217,24 @@ _COUNTED: Final = (
 """Numbers of a record that a correction of its cost has nothing of."""
 
 
-def _found(ledger: Ledger, id: str) -> tuple[UsageRecord, int | None]:
-    """A record, and what it costs with its corrections. Raises NoSuchRecord."""
+def _found(ledger: Ledger, id: str, journals: Path) -> tuple[UsageRecord, int | None]:
+    """A record, and what it costs with its corrections, also those that are on their way. Raises NoSuchRecord."""
     try:
         at = int(id.replace("-", "")[:12], 16) * _MILLISECOND  # see `records.identify`
     except ValueError:
         raise NoSuchRecord(id) from None
-    of_then = ledger.records(at, at + _MILLISECOND, (), 100_000)
+    coming = Unshipped(journals)
+    try:
+        coming.read(ledger.positions())
+        late = coming.records(at, at + _MILLISECOND, _OF_THEN)
+    finally:
+        coming.close()
+    of_then = ledger.records(at, at + _MILLISECOND, (), _OF_THEN)
     record = next((one for one in of_then if one.id == id.lower() and not one.adjust_of), None)
     if record is None:
         raise NoSuchRecord(id)
-    costs = [one.cost_nano for one in (record, *(one for one in of_then if one.adjust_of == record.id))]
-    known = [cost for cost in costs if cost is not None]
+    corrections = {one.id: one.cost_nano for one in (*of_then, *late) if one.adjust_of == record.id}
+    known = [cost for cost in (record.cost_nano, *corrections.values()) if cost is not None]
     return record, sum(known) if known else None
 
 

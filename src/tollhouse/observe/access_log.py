@@ -27,7 +27,8 @@ class AccessLine(msgspec.Struct, gc=False, omit_defaults=True):
     that were asked, in their order, once one has failed. approver: who was asked to approve it, or has kept an
     approval. shadow: the rule that would have denied it. integrity: what is wrong with the tool.
     guard, guard_action: the guard that acted on it, and how; withheld_tokens: of the answer, estimated. cache: how it
-    was answered without being asked. run: the agent run that it is part of.
+    was answered without being asked, or what the cache did instead. limit: what refused it, or warned its caller. run:
+    the agent run that it is part of.
 
     What every request has comes first, so that it can be given by position, to `tokens_out`."""
 
@@ -60,6 +61,7 @@ class AccessLine(msgspec.Struct, gc=False, omit_defaults=True):
     guard_action: str = ""
     withheld_tokens: int = 0
     cache: str = ""
+    limit: str = ""
     run: str = ""
     gone: bool = False
     error: str = ""

@@ -52,8 +52,8 @@ from tollhouse.policies.timeout import TIMEOUT, TimeoutSpec
 from tollhouse.policies.transform import TRANSFORM, Steps
 
 __all__ = [
-    "ADMISSION", "CALL", "REQUEST", "CallScope", "EntranceScope", "ModelScope", "RouteScope", "RuledScope", "Scope",
-    "ServerScope",
+    "ADMISSION", "CALL", "REQUEST", "CallScope", "EntranceScope", "GuardedScope", "ModelScope", "RouteScope",
+    "RuledScope", "Scope", "ServerScope",
 ]  # fmt: skip
 
 REQUEST: Final[tuple[Kind[Request, Response], ...]] = (
@@ -109,16 +109,21 @@ class RuledScope(Spec):
     )
 
 
-class CallScope(RuledScope):
-    """What may be set on a model, an MCP server or one of its tools."""
+class GuardedScope(RuledScope):
+    """What may be set on all that calls pass: an endpoint of MCP servers, too."""
 
     budgets: tuple[BudgetSpec, ...] | None = Field(
         default=None, min_length=1, description="what may be spent in an hour, a day, a month"
     )
-    cache: ToolCacheSetting | None = Field(default=None, description="results of tools that only read, given again")
     guardrails: GuardrailsSpec | None = Field(
         default=None, description="what is masked, refused or noted in calls and their answers"
     )
+
+
+class CallScope(GuardedScope):
+    """What may be set on a model, an MCP server or one of its tools."""
+
+    cache: ToolCacheSetting | None = Field(default=None, description="results of tools that only read, given again")
     retry: RetrySpec | None = Field(default=None, description="when a failed call to a model or tool is made again")
 
 

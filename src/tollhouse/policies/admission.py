@@ -5,8 +5,8 @@ the counter once for all of them, and tells each what came of it. Where the coun
 elsewhere it is one round trip. A refusal consumes nothing anywhere.
 
 When the counter cannot be asked, what happens is what the takers say (`on_store_failure`): one that denies is enough
-for a 503; limits that are `local` take from this worker's share; the others let the call pass. What it spends of
-allowances is posted in any case.
+for a 503; limits that are `local` take from this worker's share, budgets from its grace; the others let the call
+pass. What it spends of allowances is posted in any case.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,7 +21,8 @@ from tollhouse.core.handler import Handler, Policy
 from tollhouse.core.http import Ending, Request, Response
 from tollhouse.core.reply import Reply
 from tollhouse.policies.base import Opens, Parts
-from tollhouse.policies.holds import LIVES, Drawer, Growing, Held, Holds
+from tollhouse.policies.grace import Grace, within
+from tollhouse.policies.holds import LIVES, Drawer, Growing, Held, Holds, disbelieve, passed_on
 from tollhouse.policies.limit_headers import Left, fields_of
 from tollhouse.policies.quotes import Quote, Quotes, shorten
 from tollhouse.store.base import (
@@ -37,6 +38,7 @@ from tollhouse.store.base import (
 
 __all__ = ["Admission", "Allowance", "Fallback", "Limit", "Party", "Quick", "Taking", "joined", "joined_route"]
 
+_BEYOND, _SLACK = 2, 256  # times a bound, and tokens besides, from which on a provider does not keep to it
 _AGAIN = 100  # times that a window or an opening is tried again; who opens waits a little each time
 
 
@@ -68,6 +70,11 @@ class Allowance(Drawer, Protocol):
     on_store_failure: str
     fallback: str
     """A model that is asked instead where it refuses; "" for none."""
+
+    @property
+    def grace(self) -> Grace | None:
+        """What passes while the counter cannot be asked, where that is `local`."""
+        ...
 
     def refused(self, call: Call, draw: Draw, verdict: Verdict) -> Failure:
         """It did not fit."""
@@ -116,11 +123,12 @@ class Fallback(Exception):
 class Taking:
     """What one call takes. now: unix seconds by the counter's clock, as far as it is known. most: output tokens that
     the call is asked with at most, where that is less than its caller allows; -1 for that. shown, fields: what the
-    answer's head says. grows: what draws come to by tokens of answer, for a stream without a bound."""
+    answer's head says. warned: what its caller is warned of, for `Context.limit`. grows: what draws come to by tokens
+    of answer, for a stream without a bound."""
 
     __slots__ = (
         "_quotes", "allowances", "charges", "draws", "fields", "grows", "limits", "most", "nano", "now", "quote",
-        "shown", "sized",
+        "shown", "sized", "warned",
     )  # fmt: skip
 
     def __init__(self, quotes: Quotes | None, now: float, most: int = -1) -> None:
@@ -137,6 +145,7 @@ class Taking:
         self.shown: list[Left] = []
         self.fields: list[tuple[bytes, bytes]] = []
         self.grows = 0
+        self.warned = ""
 
     def charge(self, limit: Limit, charge: Charge) -> None:
         self.limits.append(limit)
@@ -310,15 +319,31 @@ class Admission:
         takers: list[Any] = [*taking.limits, *taking.allowances]
         if any(taker.on_store_failure == "deny" for taker in takers):
             return False
+        pairs = zip(taking.allowances, taking.draws, strict=True)
+        if not within([(one.grace, draw) for one, draw in pairs if one.grace is not None]):
+            return False
         for taker in takers:
             if taker.on_store_failure == "allow":
                 taker.unasked()
+        for one in taking.allowances:
+            if one.grace is not None:
+                one.unasked()
         if taking.draws and self._holds is not None:
-            held = call.hold = self._holds.add(_id(call), taking.draws, taking.allowances)
-            held.at = int(taking.now * 1e6)
-            call.request.ends.insert(0, partial(_let_go, held, self._quotes, call))
+            self._hold(self._holds, call, taking, _id(call), taking.now)
         taking.grows = 0
+        taking.sized.clear()
         return True
+
+    def _hold(self, holds: Holds, call: Call, taking: Taking, id: str, at: float) -> None:
+        held = call.hold = holds.add(id, taking.draws, taking.allowances)
+        held.at, held.nano = int(at * 1e6), taking.nano
+        quote = taking.quote
+        if quote is not None and isinstance(call, ModelCall):
+            held.most = quote.most()
+            output = taking.most if taking.most >= 0 else quote.output
+            held.likely = quote.input, output if output >= 0 else taking.likely(call)
+        # The last of all ends: whoever records the call posts it before, and then nothing is left to do.
+        call.request.ends.insert(0, partial(_let_go, held, self._quotes, call))
 
     def _apart(self, call: Call, taking: Taking) -> None:
         """Take what may be taken from this worker's share. Raises Failure 429."""
@@ -348,24 +373,19 @@ class Admission:
         if taking.draws:
             for allowance, draw, used in zip(taking.allowances, taking.draws, verdict.used, strict=True):
                 allowance.drew(draw, used, taking)
+            if taking.warned:
+                call.context.limit = taking.warned
             if verdict.at:
                 self._ahead = verdict.at - self._clock()
             if self._holds is not None:
-                held = call.hold = self._holds.add(id, taking.draws, taking.allowances)
-                held.at, held.nano = int(verdict.at * 1e6), taking.nano
-                quote = taking.quote
-                if quote is not None and isinstance(call, ModelCall):
-                    held.most = quote.most()
-                    held.likely = quote.input, quote.output if quote.output >= 0 else taking.likely(call)
-                # The last of all ends: whoever records the call posts it before, and then nothing is left to do.
-                call.request.ends.insert(0, partial(_let_go, held, self._quotes, call))
+                self._hold(self._holds, call, taking, id, verdict.at)
         if taking.limits:
             call.request.ends.append(partial(_settle, self._counter, id, call, tuple(taking.limits), taking.charges))
 
     def _go_on(self, call: Call, taking: Taking, next: Handler[Call, Reply]) -> Awaitable[Reply]:
         if taking.most >= 0 and isinstance(call, ModelCall):
             shorten(call, taking.most)
-        grows = taking.grows and isinstance(call.hold, Held) and isinstance(call, ModelCall) and call.stream
+        grows = isinstance(call, ModelCall) and call.stream and any(taking.sized) and isinstance(call.hold, Held)
         if not (taking.shown or taking.fields or grows):
             return next(call)
         return self._told(call, taking, next)
@@ -376,11 +396,15 @@ class Admission:
         if told:
             reply.headers = [*reply.headers, *told]
         held, holds, taps = call.hold, self._holds, reply.taps
-        if not taking.grows or taps is None or reply.source is None or holds is None:
+        if not any(taking.sized) or taps is None or reply.source is None or holds is None:
             return reply
         if isinstance(held, Held) and isinstance(call, ModelCall):
             amounts = partial(_sizes, tuple(taking.sized))
-            taps.append(Growing(holds, held, taking.grows, taking.quoted(call).output, amounts).tap)
+            bound = taking.most if taking.most >= 0 else taking.quoted(call).output
+            if taking.grows:
+                taps.append(Growing(holds, held, taking.grows, bound, amounts, call.context).tap)
+            elif bound >= 0:  # what is counted here is an estimate: twice as much is more than was allowed
+                taps.append(Growing(holds, held, _BEYOND * bound + _SLACK, -1, amounts, call.context).tap)
         return reply
 
     async def _instead(self, call: Call, instead: Fallback) -> Reply:
@@ -419,8 +443,10 @@ def _settle(
     """Correct what was taken on an estimate."""
     context, hold = call.context, call.hold
     usage = context.usage
-    if usage is not None and hold is not None and (believed := hold.believed(usage)) is not usage:
-        context.usage, context.shares, context.cost_nano = believed, (), None
+    if usage is not None and hold is not None:
+        believed = hold.believed(usage, passed_on(context, ending.bytes_out))
+        if believed is not usage:
+            disbelieve(context, believed)
     corrected: list[Charge] = []
     amounts: list[int] = []
     for limit, charge in zip(limits, charges, strict=True):

@@ -116,11 +116,12 @@ class Alternate:
             idempotent=call.idempotent,
             profile=call.profile & ~TASKS,
             round=call.round,
+            outgoing=call.outgoing,
         )
         context.server = context.backend = self._server
         context.tool = self._tool
         reply = await chain(other)
-        call.answer, call.moves, call.instead = other.answer, other.moves, self
+        call.answer, call.moves, call.instead, call.outgoing = other.answer, other.moves, self, other.outgoing
         context.fallback = self.name
         self._used()
         return reply

@@ -26,7 +26,7 @@ from tollhouse.core.spec import Size, Spec
 from tollhouse.ledger.audit import AuditFacts, Chain, Seal
 from tollhouse.ledger.records import Outcome
 from tollhouse.observe.families import Families
-from tollhouse.policies.meter import how_it_failed, outcome_at_end
+from tollhouse.policies.outcomes import how_it_failed, outcome_at_end
 
 __all__ = ["Audit", "AuditSetting", "AuditSpec", "Deed"]
 

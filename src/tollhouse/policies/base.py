@@ -29,7 +29,7 @@ from tollhouse.wire.jose import Keys, Token
 
 __all__ = [
     "ENTRANCES", "EVERYWHERE", "Entrance", "Exchangers", "Inside", "Kind", "Layer", "Level", "Opens", "OwnIssuer",
-    "Parts", "Service", "Services", "Shared", "on_or_off", "one_or_several", "several", "shown", "wrong",
+    "Parts", "RunBegan", "Service", "Services", "Shared", "on_or_off", "one_or_several", "several", "shown", "wrong",
 ]  # fmt: skip
 
 Level = Literal["top", "model", "server", "tool", "endpoint", "route"]
@@ -45,6 +45,10 @@ R = TypeVar("R")
 
 Opens = Callable[[Sequence[Draw]], Awaitable[None]]
 """Fills what the draws are spent from with what the ledger knows. Raises Failure 503."""
+
+RunBegan = Callable[[str, float], Awaitable[tuple[float, str] | None]]
+"""By a run's full name when its first call was admitted, of those since then (unix seconds), and the run that began it,
+as the ledger has it; None where it has none. Raises Failure 503."""
 
 Inside = Callable[[str], "Handler[ModelCall, Reply] | None"]
 """The call chain of a model, past what records a call; None where there is no such model."""
@@ -70,6 +74,11 @@ class Layer:
     def where(self) -> str:
         """`top`, `model smart`."""
         return f"{self.level} {self.name}" if self.name else self.level
+
+    @property
+    def one(self) -> str:
+        """`a model`, `an endpoint`."""
+        return f"an {self.level}" if self.level == "endpoint" else f"a {self.level}"
 
 
 class OwnIssuer(NamedTuple):
@@ -128,6 +137,10 @@ class Ways(Protocol):
         """Of an MCP server."""
         ...
 
+    def apart(self, guards: Any, /) -> "Ways":
+        """The same for servers behind one more Spec of guards."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -143,10 +156,11 @@ class Parts:
     leads to. patience: seconds that an agent's user may take for what he is asked. watch: told of each guard that may
     be unable to run, by its name, and of what says why; None where nobody asks. services: at providers; None where
     there are none. quotes: what calls of models may cost. holds: of all calls of the worker; None where nothing is
-    held. opens: fills allowances from the ledger. inside: by a model's name its call chain past what records a call.
-    behind: what stands behind the chain. price: nano-dollars of what a call has used, None where no price is known;
-    None where there are no models. embed: vectors of texts by a configured model, asked for in the name of a request's
-    caller."""
+    held. opens: fills allowances from the ledger. run_began: what the ledger knows of a run. inside: by a model's name
+    its call chain past what records a call. behind: what stands behind the chain. price: nano-dollars of what a call
+    has used, None where no price is known; None where there are no models. embed: vectors of texts by a configured
+    model, asked for in the name of a request's caller. end_run: ends all that an agent run has under way in this
+    worker; None where nobody can."""
 
     clock: Clock
     families: Families
@@ -173,12 +187,14 @@ class Parts:
     quotes: Quotes | None = None
     holds: Holds | None = None
     opens: Opens | None = None
+    run_began: RunBegan | None = None
     inside: Inside | None = None
     services: Services | None = None
     watch: Callable[[str, Callable[[], str]], None] | None = None
     behind: Ways | None = None
     price: Callable[[Context], int | None] | None = None
     embed: Callable[[str], Callable[[Request, Sequence[str]], Awaitable[list[list[float]]]]] | None = None
+    end_run: Callable[[str, Failure], None] | None = None
 
     @property
     def keys_read(self) -> Callable[[str], None]:

@@ -24,12 +24,13 @@ from tollhouse.core.reply import Reply
 from tollhouse.core.spec import Spec
 from tollhouse.policies.admission import Taking, joined
 from tollhouse.policies.base import Kind, Layer, Parts, wrong
+from tollhouse.policies.grace import Grace
 from tollhouse.policies.quotes import can_shorten, spent_of, worth
 from tollhouse.policies.whose import TAGS, WHOSE, Key, calls, checked_per, key_of
 from tollhouse.policies.windows import CALENDAR, RollingSpec, Word, checked_window, checked_zone, clock_of
 from tollhouse.store.base import Draw, Verdict, Window
 
-__all__ = ["BUDGETS", "BudgetSpec", "Budgets", "allowance_of", "window_seconds"]
+__all__ = ["BUDGETS", "BudgetSpec", "Budgets", "allowance_of", "usual_name", "window_seconds"]
 
 _PER: Final = ("org", "team", "user", "key", "agent", "model", "tool", "server", "tag", "all")
 _UNITS: Final = ("usd", "tokens", "input_tokens", "output_tokens", "calls")
@@ -98,9 +99,16 @@ class BudgetSpec(Spec):
     name: str = Field(
         default="", max_length=64, pattern=r"^[A-Za-z0-9_.:-]*$", description="in headers, metrics and errors"
     )
-    on_store_failure: Literal["deny", "allow"] = Field(
+    on_store_failure: Literal["deny", "local", "allow"] = Field(
         default="deny",
-        description="what happens while a shared `state` cannot be asked: deny answers 503, allow counts later",
+        description="what happens while a shared `state` cannot be asked: deny answers 503, local lets pass what is in "
+        "the worker's `grace`, allow everything; both count later",
+    )
+    grace: float | None = Field(
+        default=None,
+        gt=0.0,
+        le=1.0,
+        description="with `on_store_failure: local`, the part of it that each worker lets pass on its own, like 0.01",
     )
 
     @model_validator(mode="after")
@@ -113,6 +121,10 @@ class BudgetSpec(Spec):
             raise ValueError("`zone` has no effect on a window that rolls; leave it out")
         if self.unpriced is not None and self.usd is None:
             raise ValueError("`unpriced` has an effect with `usd` alone; leave it out")
+        if (self.grace is not None) != (self.on_store_failure == "local"):
+            raise ValueError("`grace` is how much `on_store_failure: local` lets pass: both, or neither")
+        if self.grace is not None and self.on_exceed == "warn":
+            raise ValueError("a budget that only warns needs no `grace`; write `on_store_failure: allow`")
         given = self.model_fields_set
         if self.usd is None and self.unit not in ("tokens", "output_tokens") and given & {"reserve", "max_output"}:
             raise ValueError(f"`reserve` and `max_output` have no effect with `{self.unit}`; leave them out")
@@ -153,8 +165,8 @@ class _Budget:
 
     __slots__ = (
         "_begun", "_chosen", "_clock", "_count", "_fallbacks", "_hard", "_key", "_limit", "_of_tags", "_refused",
-        "_seen", "_spec", "_unasked", "_unpriced", "_warned", "allowance", "amount", "fallback", "header", "name",
-        "on_store_failure", "unit",
+        "_seen", "_spec", "_unasked", "_unpriced", "_warned", "allowance", "amount", "fallback", "grace", "header",
+        "name", "on_store_failure", "unit",
     )  # fmt: skip
 
     def __init__(self, spec: BudgetSpec, name: str, allowance: str, descriptor: str, parts: Parts) -> None:
@@ -166,6 +178,10 @@ class _Budget:
         self.allowance = allowance
         self.fallback = spec.fallback or ""
         self.on_store_failure: str = spec.on_store_failure
+        self.grace: Grace | None = None
+        if spec.grace is not None:  # one for all chains, and what is given stays given when the configuration changes
+            most = int(spec.amount * spec.grace)
+            self.grace = parts.shared(("grace", allowance, most), lambda: Grace(most))
         self._clock = clock_of(spec.window, spec.zone)
         self._hard = spec.on_exceed != "warn"
         self._limit = self.amount if self._hard else None
@@ -239,18 +255,22 @@ class _Budget:
         elif output < 0:
             grows = self._hard and self._spec.reserve == "estimate"
             output = taking.likely(call) if self._spec.reserve == "estimate" else self._spec.max_output
-        if grows and unit != "input_tokens":
+        if unit == "input_tokens":
+            return worth(unit, quote, output), None
+        if grows:
             taking.grows = max(taking.grows, output)
-            return worth(unit, quote, output), partial(worth, unit, quote)
-        return worth(unit, quote, output), None
+        return worth(unit, quote, output), partial(worth, unit, quote)
 
     # ---- what came of it
     def drew(self, draw: Draw, used: int, taking: Taking) -> None:
         self._count.value += 1
+        if self.grace is not None:
+            self.grace.end(draw)
         soft = self._spec.soft
         over = used > self.amount
         if over or (soft is not None and used > self.amount * soft):
             self._warned.value += 1
+            taking.warned = taking.warned or f"budget {self.name}"
             taking.fields.append((b"x-tollhouse-budget", self._state(draw, used)))
 
     def unasked(self) -> None:
@@ -279,6 +299,7 @@ class _Budget:
             self._fallbacks.value += 1
         else:
             self._refused.value += 1
+        call.context.limit = f"budget {self.name}"
         used = verdict.used[verdict.draw] if len(verdict.used) > verdict.draw >= 0 else self.amount
         left = max(self.amount - used, 0)
         said = f"has {self._said(left)} left, and this call may come to {self._said(draw.amount)}"
@@ -313,9 +334,10 @@ class _Budget:
 
     def _without_price(self, call: ModelCall) -> Failure:
         self._refused.value += 1
+        call.context.limit = f"budget {self.name}"
         message = f"the price of the model {call.model[:100]!r} is not known, and the budget `{self.name}` is in USD"
         detail = f"budget {self.allowance}: set `prices` for the model, or `unpriced: allow`"
-        return Failure(429, Reason.BUDGET, message, code="price_unknown", detail=detail)
+        return Failure(429, Reason.BUDGET, message, code="price_unknown", detail=detail, headers=(_FINAL,))
 
     def _state(self, draw: Draw, used: int) -> bytes:
         """Of the header x-tollhouse-budget: what is left of how much, and when the window ends."""
@@ -364,7 +386,8 @@ class Budgets:
 
 
 # What a budget cannot be about, by the scope it stands in.
-_NEVER = {"model": ("tool", "server"), "server": ("model",), "tool": ("model",)}
+_NEVER = {"model": ("tool", "server"), "server": ("model",), "tool": ("model",), "endpoint": ("model",)}
+_OF_TOOLS = frozenset(("server", "tool", "endpoint"))
 
 
 def _build(layers: tuple[Layer, ...], parts: Parts) -> Any:
@@ -377,11 +400,11 @@ def _build(layers: tuple[Layer, ...], parts: Parts) -> Any:
         for number, spec in enumerate(specs):
             path = f"budgets[{number}]"
             if spec.per in _NEVER.get(layer.level, ()):
-                raise wrong(layer, path, f"`per: {spec.per}` can have no effect on a {layer.level}")
-            if layer.level in ("server", "tool") and spec.unit != "calls":
-                raise wrong(layer, path, f"`{spec.unit}` can have no effect on a {layer.level}: only models cost")
-            if layer.level in ("server", "tool") and spec.on_exceed == "fallback":
-                raise wrong(layer, path, f"`fallback` can have no effect on a {layer.level}: it names a model")
+                raise wrong(layer, path, f"`per: {spec.per}` can have no effect on {layer.one}")
+            if layer.level in _OF_TOOLS and spec.unit != "calls":
+                raise wrong(layer, path, f"`{spec.unit}` can have no effect on {layer.one}: only models cost")
+            if layer.level in _OF_TOOLS and spec.on_exceed == "fallback":
+                raise wrong(layer, path, f"`fallback` can have no effect on {layer.one}: it names a model")
             drawn += TAGS if spec.per == "tag" else 1
             if drawn > _DRAWN:
                 message = f"one call would draw on more than {_DRAWN} accounts here: a budget of tags counts {TAGS}"
@@ -391,9 +414,7 @@ def _build(layers: tuple[Layer, ...], parts: Parts) -> Any:
                 message = "there is one before it of the same `per`, unit and window: give one of them a `name`"
                 raise wrong(layer, path, message)
             taken.add(allowance)
-            per = spec.per if spec.per in WHOSE or spec.per in _PER else "expression"
-            window = "rolling" if isinstance(spec.window, RollingSpec) else spec.window
-            name = spec.name or f"{per}-{spec.unit.replace('_', '-')}-{window}"
+            name = spec.name or usual_name(spec)
             while name in names:
                 name += "-2"
             names.add(name)
@@ -402,9 +423,16 @@ def _build(layers: tuple[Layer, ...], parts: Parts) -> Any:
     return Budgets(tuple(budgets))
 
 
+def usual_name(spec: BudgetSpec) -> str:
+    """What a budget is called that is given no name: `user-usd-day`."""
+    per = spec.per if spec.per in WHOSE or spec.per in _PER else "expression"
+    window = "rolling" if isinstance(spec.window, RollingSpec) else spec.window
+    return f"{per}-{spec.unit.replace('_', '-')}-{window}"
+
+
 BUDGETS: Kind[Call, Reply] = Kind(
     "budgets",
-    frozenset(("top", "model", "server", "tool")),
+    frozenset(("top", "model", "server", "tool", "endpoint")),
     adds=True,
     build=_build,
     entrances=frozenset(("llm", "mcp")),

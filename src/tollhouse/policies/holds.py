@@ -4,6 +4,8 @@ Rule: a hold ends once. With its call's record it is posted, in the order of the
 the ledger says; without one it is given back. Whoever dies holding something loses it by time: a hold lives a little
 while, and is renewed as long as its call lasts. What a stream comes to is topped up in steps before it is reached; one
 that gets no more is cut.
+
+What a provider tells that cannot be is not believed: what was held is charged, and what it told is kept beside that.
 """
 
 import asyncio
@@ -13,21 +15,59 @@ from typing import Protocol
 
 import msgspec
 
-from tollhouse.core.call import Usage
+from tollhouse.core.call import Context, Usage
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure
+from tollhouse.ledger.records import MOST_NANO, MOST_RAW
 from tollhouse.store.base import ADMITTED, REFUSED, Counter, Draw
 
-__all__ = ["LIVES", "Drawer", "Growing", "Held", "Holds"]
+__all__ = ["DOUBT", "LIVES", "Drawer", "Growing", "Held", "Holds", "charged", "disbelieve", "doubtful", "passed_on"]
 
 log = logging.getLogger("tollhouse.policies")
 
 LIVES = 120.0
 """Seconds that a hold lives unless it is renewed."""
 
-_DOUBT = 10  # times what was the most
+DOUBT = 10
+"""Times what was the most that nobody uses."""
+
 _LOOK = 10.0  # seconds between two looks at what is to be renewed
 _RENEW = 64  # asked for at once
+
+
+Intend = Callable[[Usage, int, tuple[tuple[str, int], ...]], None]
+"""As of `core.call.Hold.begin`."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+def doubtful(usage: Usage, most: int) -> bool:
+    """Whether nobody can have used that, where so many tokens were the most."""
+    return usage.total > DOUBT * most or min(usage.input, usage.output) < 0
+
+
+def passed_on(context: Context, bytes_out: int) -> int:
+    """Tokens of answer that its caller has got at least, about: what frames an event is some 200 bytes."""
+    reading = context.reading
+    if reading is not None:
+        return int(reading.text) // 4
+    return bytes_out // 240 if context.stream else max(bytes_out - 500, 0) // 5
+
+
+def charged(usage: Usage, most: int, likely: tuple[int, int], passed: int) -> Usage:
+    """What is charged in the place of what cannot be. likely: tokens of prompt and answer. passed: as of `passed_on`; a
+    server may have answered at more length than it was allowed, and have told the truth."""
+    prompt, answer = likely
+    answer = max(answer, min(usage.output, passed))
+    log.warning("a provider tells %d tokens where %d were the most: %d are charged", usage.total, most, prompt + answer)
+    return Usage(prompt, answer, estimated=True, tier=usage.tier)
+
+
+def disbelieve(context: Context, instead: Usage) -> None:
+    """Put that in the place of what the provider told, which is kept beside it."""
+    if context.usage is not None and not context.raw_usage:
+        context.raw_usage = _encode(context.usage).decode()[:MOST_RAW]
+    context.usage, context.shares, context.cost_nano = instead, (), None
 
 
 class Drawer(Protocol):
@@ -48,6 +88,7 @@ class Held:
 
     __slots__ = (
         "_among",
+        "_begun",
         "_counter",
         "_drawers",
         "_draws",
@@ -71,6 +112,7 @@ class Held:
         self._drawers = drawers
         self._posted: tuple[tuple[str, int], ...] = ()
         self._is_posted = False
+        self._begun: Intend | None = None
         self.id = id
         self.at = 0
         self.nano = 0
@@ -80,27 +122,48 @@ class Held:
         self.over = False
 
     def draws(self, usage: Usage | None, cost_nano: int | None, counts: bool) -> tuple[tuple[str, int], ...]:
-        self._posted = tuple(
+        self._posted = self._spent(usage, cost_nano, counts)
+        return self._posted
+
+    def _spent(self, usage: Usage | None, cost_nano: int | None, counts: bool) -> tuple[tuple[str, int], ...]:
+        return tuple(
             [
                 (draw.field, drawer.spent(usage, cost_nano, counts))
                 for draw, drawer in zip(self._draws, self._drawers, strict=True)
                 if draw.kept
             ]
         )
-        return self._posted
 
-    def believed(self, usage: Usage) -> Usage:
-        most = self.most
-        if most is None or (usage.total <= _DOUBT * sum(most) and min(usage.input, usage.output) >= 0):
-            return usage
-        log.warning(
-            "a provider tells %d tokens where %d were the most: %d are charged",
-            usage.total,
-            sum(most),
-            sum(self.likely),
+    @property
+    def pending(self) -> bool:
+        # What goes on when its call has been recorded (an answer that others wait for) is not this one's to pay.
+        return (
+            self._begun is None
+            and not self.over
+            and any(
+                draw.limit is not None and draw.amount and draw.allowance.startswith("usd:") for draw in self._draws
+            )
         )
+
+    @property
+    def begun(self) -> bool:
+        return self._begun is not None
+
+    def begin(self, intend: "Intend") -> None:
+        self._intend(intend)
+        self._begun = intend
+
+    def _intend(self, intend: "Intend") -> None:
+        usage = Usage(*self.likely, estimated=True)
+        nano = min(self.nano, MOST_NANO)
+        intend(usage, nano, self._spent(usage, nano, True))
+
+    def believed(self, usage: Usage, passed: int = 0) -> Usage:
+        most = self.most
+        if most is None or not doubtful(usage, sum(most)):
+            return usage
         self._among.doubted()
-        return Usage(*self.likely, estimated=True, tier=usage.tier)
+        return charged(usage, sum(most), self.likely, passed)
 
     def post(self, journal: str, seq: int) -> None:
         # Also when nothing is held any more: a call may outlive its request, and what it came to counts all the same.
@@ -125,29 +188,44 @@ class Held:
         return self.over
 
     def larger(self, amounts: Sequence[int | None]) -> list[Draw]:
-        """Its draws with other amounts, where they are not None."""
+        """Its draws with larger amounts, where they are not None."""
         return [
-            draw if amount is None else msgspec.structs.replace(draw, amount=amount)
+            draw if amount is None else msgspec.structs.replace(draw, amount=max(amount, draw.amount))
             for draw, amount in zip(self._draws, amounts, strict=True)
         ]
 
-    def grown(self, draws: Sequence[Draw]) -> None:
+    def grown(self, draws: Sequence[Draw], tokens: int) -> None:
+        """It holds so many tokens of answer now."""
         self._draws = draws
+        self.likely = self.likely[0], max(self.likely[1], tokens)
+        self.nano = max((draw.amount for draw in draws if draw.allowance.startswith("usd:")), default=0)
+        if self._begun is not None and not self.over:
+            try:
+                self._intend(self._begun)
+            except Failure as failure:  # what was written before stands
+                log.warning("that a call holds more cannot be written down: %s", failure.detail)
 
     def refusal(self, index: int) -> Failure:
         return self._drawers[max(index, 0)].cut(self._draws[max(index, 0)])
 
 
 class Growing:
-    """A stream whose answer has no bound: a tap that tops its hold up. amounts: what each draw comes to with so many
-    tokens of answer, None for one that does not depend on it. held: tokens that are held. most: that may be, -1 for no
-    bound."""
+    """A stream whose answer has no bound, or does not keep to it: a tap that tops its hold up. amounts: what each draw
+    comes to with so many tokens of answer, None for one that does not depend on it. held: tokens that are held. most:
+    that may be, -1 for no bound. context: says what reads the answer; where nobody does, its text is guessed."""
 
-    __slots__ = ("_amounts", "_asking", "_events", "_failure", "_held", "_hold", "_holds", "_most", "_size")
+    __slots__ = ("_amounts", "_asking", "_context", "_events", "_failure", "_held", "_hold", "_holds", "_most", "_size")
 
     def __init__(
-        self, holds: "Holds", hold: Held, held: int, most: int, amounts: Callable[[int], Sequence[int | None]]
+        self,
+        holds: "Holds",
+        hold: Held,
+        held: int,
+        most: int,
+        amounts: Callable[[int], Sequence[int | None]],
+        context: Context | None = None,
     ) -> None:
+        self._context = context
         self._holds = holds
         self._hold = hold
         self._held = held
@@ -160,10 +238,14 @@ class Growing:
 
     def tap(self, block: bytes) -> bytes:
         """Raises Failure 429 where the hold cannot grow."""
-        self._events += block.count(b"\n\n")
-        self._size += len(block)
-        # What frames an event is about 200 bytes; an event is a token at least.
-        tokens = max(self._events, (self._size - 200 * self._events) // 4)
+        events = self._events = self._events + block.count(b"\n\n")  # each is a token at least
+        reading = None if self._context is None else self._context.reading
+        if reading is not None:
+            text: int = reading.text
+        else:
+            self._size += len(block)
+            text = self._size - 200 * events  # what frames an event is about so much
+        tokens = max(events, text // 4)
         if tokens * 5 >= self._held * 4:
             if self._failure is not None:
                 if tokens >= self._held:  # what is held may be used up
@@ -241,7 +323,7 @@ class Holds:
             growing.grew(tokens, None)  # what it comes to is counted all the same
             return
         if verdict.happened == ADMITTED:
-            held.grown(draws)
+            held.grown(draws, tokens)
         growing.grew(tokens, held.refusal(verdict.draw) if verdict.happened == REFUSED else None)
 
     def _turn(self) -> None:
@@ -294,7 +376,7 @@ class Holds:
             self.counter.void(held.id)  # it was made again, for nobody
             return
         if verdict.happened == ADMITTED:
-            held.grown(draws)
+            held.grown(draws, tokens)
         growing.grew(tokens, held.refusal(verdict.draw) if verdict.happened == REFUSED else None)
 
     async def _renew(self) -> None:

@@ -103,6 +103,7 @@ class _Limit:
         "key", "most", "name", "near", "on_store_failure", "over", "policy", "rate", "settles", "shown", "style",
         "unasked_count", "unit", "units", "warn", "window",
     )  # fmt: skip
+    grace = None
 
     def __init__(
         self,
@@ -166,7 +167,7 @@ class _Limit:
 
     def refusal(self, call: Call, charge: Charge, verdict: Verdict, index: int) -> Failure:
         self.hits.value += 1
-        return _refusal(self, charge, verdict.wait, verdict.behind[index], call.context.dialect)
+        return _refusal(self, charge, verdict.wait, verdict.behind[index], call.context)
 
     def used(self, call: Call, ending: Ending) -> int:
         return self.used_by(call.context, ending) if self.settles else -1
@@ -211,6 +212,7 @@ class _Limit:
     def refused(self, call: Call, draw: Draw, verdict: Verdict) -> Failure:
         self.hits.value += 1
         self.over.inc()
+        call.context.limit = f"limit {self.name}"
         return self._full(draw, verdict.used[verdict.draw] if len(verdict.used) > verdict.draw >= 0 else self.units)
 
     def _full(self, draw: Draw, used: int) -> Failure:
@@ -313,7 +315,7 @@ class Limits:
         rate = refusing.rate
         assert rate is not None
         wait = inf if amount > rate.burst else ahead - rate.tolerance
-        return _refusal(refusing, Charge(rate, key, amount), wait, ahead - amount * rate.step, call.context.dialect)
+        return _refusal(refusing, Charge(rate, key, amount), wait, ahead - amount * rate.step, call.context)
 
     def _limits_of(self, taking: Taking) -> list[_Limit]:
         return [limit for limit in taking.limits if isinstance(limit, _Limit)]
@@ -331,16 +333,17 @@ async def _shown(answer: Awaitable[Response], told: Sequence[Left]) -> Response:
     return response
 
 
-def _refusal(limit: _Limit, charge: Charge, wait: float, behind: float, dialect: str = "") -> Failure:
-    """The answer 429. wait: seconds until it would fit. behind: how far its bucket's TAT is ahead of now. dialect: the
-    family that the caller speaks."""
+def _refusal(limit: _Limit, charge: Charge, wait: float, behind: float, context: Context) -> Failure:
+    """The answer 429. wait: seconds until it would fit. behind: how far its bucket's TAT is ahead of now. context: of
+    what is refused."""
     limit.over.inc()
+    context.limit = f"limit {limit.name}"
     rate = charge.rate
     allowed = f"{_amount(limit.unit, rate.amount)} in {_seconds(rate.window)}"
     state = b'"%b";r=%d;t=%d' % (limit.header, limit.left(behind), ceil(behind))
     headers = [(b"ratelimit-policy", limit.policy), (b"ratelimit", state)]
     if limit.style == "dialect":
-        headers += fields_of([limit.told(behind)], dialect, time())
+        headers += fields_of([limit.told(behind)], context.dialect, time())
     detail = f"limit {rate.name} key {charge.key!r}"
     if wait == inf:
         message = (
@@ -420,9 +423,9 @@ def _limits(layers: tuple[Layer, ...], parts: Parts) -> list[_Limit]:
 def _check(layer: Layer, number: int, spec: LimitSpec) -> None:
     path = f"limits[{number}]"
     if spec.per in _NEVER.get(layer.level, ()):
-        raise wrong(layer, path, f"`per: {spec.per}` can have no effect on a {layer.level}")
+        raise wrong(layer, path, f"`per: {spec.per}` can have no effect on {layer.one}")
     if layer.level != "top" and layer.level != "model" and spec.unit in _OF_MODELS:
-        raise wrong(layer, path, f"`{spec.unit}` can have no effect on a {layer.level}: only models use tokens")
+        raise wrong(layer, path, f"`{spec.unit}` can have no effect on {layer.one}: only models use tokens")
     if layer.level == "route" and spec.unit == "calls":
         raise wrong(layer, path, "`calls` can have no effect on a route; write `requests`")
 

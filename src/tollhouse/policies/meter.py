@@ -7,10 +7,13 @@ known it is None and counted, never 0.
 
 A name is the caller's word until somebody has answered to it. Ledger and metrics keep the names they have seen for
 ever, so a tool's name, and a model's under a `*`, is `other` until then, and beyond so many; the access log has it.
+
+What a provider tells that cannot be is charged at its estimate, whoever is charged: no answer makes a record that the
+ledger cannot take. A call that holds money nobody may pass is written down before its upstream is asked (`intend`), as
+what is due if this process dies then.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from secrets import token_hex
 from time import monotonic, time
@@ -25,28 +28,24 @@ from tollhouse.core.http import Ending
 from tollhouse.core.reply import Reply
 from tollhouse.ledger.journal import Journal
 from tollhouse.ledger.prices import Prices
-from tollhouse.ledger.records import Outcome, UsageFacts, UsageRecord, labels
+from tollhouse.ledger.records import INTENT, MOST_NANO, MOST_RAW, USAGE, Outcome, UsageFacts
 from tollhouse.observe.families import Bounded, Families
 from tollhouse.observe.metrics import OTHER, Count, Spread
+from tollhouse.policies.holds import DOUBT, charged, disbelieve, doubtful, passed_on
+from tollhouse.policies.labels import labels_of
+from tollhouse.policies.outcomes import how_it_failed, outcome_at_end
+from tollhouse.policies.quotes import Quotes
 from tollhouse.policies.whose import tags_of
 from tollhouse.store.base import Counter
+from tollhouse.wire.llm.tokens import MOST_OUTPUT
 
-__all__ = ["Meter", "how_it_failed", "outcome_at_end", "outcome_of"]
+__all__ = ["Meter"]
 
 _REMEMBERED, _SMALL = 10_000, 2048  # rows, and the bytes of one
 _ASKED, _LONGEST = 256, 128  # names of models under a `*`, and characters of any name
-_TOLD = frozenset((401, 403, 408, 429))  # of a provider's 4xx: not about the request
+_FRAME = 64  # tokens of a prompt that its body does not have
 _OK, _ANSWERED = Outcome.OK, Reason.UPSTREAM  # to ask an Enum for a member costs as much as a call
 _UNUSED = Usage()
-_DENIED = frozenset(
-    (
-        Reason.RATE_LIMIT, Reason.BUDGET, Reason.JWT_AUTH, Reason.BASIC_AUTH, Reason.API_KEY_AUTH, Reason.EXT_AUTH,
-        Reason.AUTHORIZATION, Reason.GUARDRAIL,
-    )
-)  # fmt: skip
-_NOT_COUNTED = frozenset((Outcome.DENIED, Outcome.INVALID))
-_INVALID = frozenset((Reason.NOT_FOUND, Reason.INVALID_REQUEST))
-_UPSTREAM = frozenset((Reason.UPSTREAM, Reason.UPSTREAM_FAILURE, Reason.NO_HEALTHY_BACKEND, Reason.MCP))
 
 _TYPES = (
     ("tools/", "Tool"),
@@ -62,52 +61,6 @@ _METHODS = frozenset(
         "tasks/list", "tasks/result", "tasks/cancel", "tasks/update",
     )
 )  # fmt: skip
-_MCP_OUTCOMES = {
-    "ok": Outcome.OK,
-    "tool_error": Outcome.TOOL_ERROR,
-    "protocol_error": Outcome.UPSTREAM_ERROR,
-    "denied": Outcome.DENIED,
-    "timeout": Outcome.TIMEOUT,
-    "cancelled": Outcome.CLIENT_GONE,
-}
-
-
-def outcome_of(reason: str) -> Outcome:
-    """How a call that failed for this reason before its first event ended."""
-    if reason in _DENIED:
-        return Outcome.DENIED
-    if reason == Reason.TIMEOUT:
-        return Outcome.TIMEOUT
-    if reason == Reason.CLIENT_GONE:
-        return Outcome.CLIENT_GONE
-    if reason in _INVALID:
-        return Outcome.INVALID
-    return Outcome.UPSTREAM_ERROR if reason in _UPSTREAM else Outcome.ERROR
-
-
-def how_it_failed(error: BaseException, stopped: Failure | None) -> tuple[Outcome, int, str]:
-    """Outcome, status and reason of a call that this ended before there was an answer. stopped: `Context.stopped`."""
-    if stopped is not None and isinstance(error, asyncio.CancelledError):
-        error = stopped
-    if isinstance(error, Failure):
-        return outcome_of(error.reason), error.status, error.reason
-    if isinstance(error, Exception):
-        return Outcome.ERROR, 500, Reason.INTERNAL
-    return Outcome.CLIENT_GONE, 499, Reason.CLIENT_GONE  # cancelled, because the client left
-
-
-def outcome_at_end(ending: Ending, mcp: str = "") -> Outcome:
-    """How a call that was answered ended. mcp: what is known of an MCP call's answer (`Context.mcp_outcome`)."""
-    if ending.gone:
-        return Outcome.CLIENT_GONE
-    failure = ending.failure
-    if failure is not None:
-        return Outcome.CUT if failure.reason in _UPSTREAM else outcome_of(failure.reason)
-    if ending.status < 400:
-        return _MCP_OUTCOMES.get(mcp, _OK) if mcp else _OK
-    if ending.status < 500 and ending.reason == _ANSWERED and ending.status not in _TOLD:
-        return Outcome.INVALID  # the provider says that the request makes no sense
-    return outcome_of(ending.reason)
 
 
 class _Model:
@@ -146,18 +99,21 @@ class _Model:
 class _Row:
     """What calls with the same labels have in common: the half of a record that says them, and a model's series."""
 
-    __slots__ = ("cost", "counts", "model", "recorded")
+    __slots__ = ("cost", "counts", "denied", "model", "recorded")
 
-    def __init__(self, recorded: bytes, counts: bool) -> None:
+    def __init__(self, recorded: bytes, counts: bool, denied: bool) -> None:
         self.recorded = recorded
-        self.counts = counts  # as a call that was let in
+        self.counts = counts  # as a call, if it was let in
+        self.denied = denied
         self.model: _Model | None = None
         self.cost: Count | None = None
 
 
 class Meter:
     """The policy `handle`, one for all chains of a Snapshot. journal: None keeps no records. prices: None knows no
-    price. counter: what is told of every record, None where nobody ever draws on it."""
+    price. counter: what is told of every record, None where nobody ever draws on it. quotes: what calls may use;
+    without them each provider is believed, but about calls that hold something. tools: server and name of those that
+    are configured, which are nobody's own word."""
 
     def __init__(
         self,
@@ -165,7 +121,11 @@ class Meter:
         journal: Journal | None = None,
         prices: Prices | None = None,
         counter: Counter | None = None,
+        quotes: Quotes | None = None,
+        tools: Iterable[tuple[str, str]] = (),
     ) -> None:
+        self._quotes = quotes
+        self._doubts = families.budget_doubts.child()
         self._families = families
         self._journal = journal
         self._prices = prices
@@ -178,7 +138,7 @@ class Meter:
         self._unpriced = families.price_lookups.child("miss")
         self._rows: dict[tuple[Any, ...], _Row] = {}
         self._tools: dict[tuple[Any, ...], tuple[Count, Spread]] = {}
-        self._known: set[tuple[str, str]] = set()
+        self._known = set(tools)
         self._asked: set[str] = set()
         records = families.ledger_records
         self._recorded = records.child("usage", "journal")
@@ -205,6 +165,20 @@ class Meter:
         call.request.ends.append(partial(self._model_ended, call, monotonic()))
         return self._stream(call, next) if call.stream else next(call)
 
+    def intend(self, call: Call, next: Handler[Call, Reply]) -> Awaitable[Reply]:
+        """A policy that stands innermost, where calls may hold money that nobody may pass. Raises Failure 503 where the
+        journal cannot be written."""
+        hold, journal = call.hold, self._journal
+        if hold is not None and journal is not None and hold.pending:
+            context = call.context
+            now = int(time() * 1e6)
+            facts = UsageFacts(hold.at or now, max(now, hold.at), context.request_id)
+            facts.bytes_in = context.bytes_in or call.request.body_size
+            facts.run_id, facts.parent_id, facts.hold = context.run_id, context.parent_id, hold.id
+            row = self._row(call, Outcome.LOST, 0, "")
+            hold.begin(partial(_intend, journal, self._encode, facts, row.recorded))
+        return next(call)
+
     async def _stream(self, call: ModelCall, next: Handler[Call, Reply]) -> Reply:
         began = monotonic()
         reply = await next(call)
@@ -218,12 +192,13 @@ class Meter:
 
     async def _tool_call(self, call: Call, next: Handler[Call, Reply]) -> Reply:
         began = monotonic()
+        later = isinstance(call, ToolCall) and call.round > 0  # which policies may set back
         try:
             reply = await next(call)
         except BaseException as error:  # also a bug, or cancelled: recorded like any end
-            self._failed(call, began, *how_it_failed(error, call.context.stopped))
+            self._failed(call, began, later, *how_it_failed(error, call.context.stopped))
             raise
-        reply.ends.append(partial(self._tool_ended, call, began))
+        reply.ends.append(partial(self._tool_ended, call, began, later))
         return reply
 
     # ---- ends
@@ -234,8 +209,9 @@ class Meter:
         reason = ending.reason if failure is None else failure.reason
         outcome = _OK if status < 400 and failure is None else outcome_at_end(ending)
         usage = call.context.usage
-        if usage is not None and call.hold is not None:
-            usage = self._believed(call, usage)
+        # No call has less than its body at the most: few answers are looked at any closer.
+        if usage is not None and (call.hold is not None or usage.total > DOUBT * (call.request.body_size + _FRAME)):
+            usage = self._believed(call, usage, passed_on(call.context, ending.bytes_out))
         row = self._row(call, outcome, status, reason)
         if usage is not None and not call.context.cached:
             self._observe(call, usage, row, began, now)
@@ -257,35 +233,45 @@ class Meter:
         if self._prices is not None:
             self._charge(self._prices, call, usage, row)
 
-    def _tool_ended(self, call: Call, began: float, ending: Ending) -> None:
+    def _tool_ended(self, call: Call, began: float, later: bool, ending: Ending) -> None:
         now = monotonic()
         outcome = outcome_at_end(ending, call.context.mcp_outcome)
         if isinstance(call, ToolCall):
             self._tool(call, now - began, outcome)
         if self._journal is not None:
             failure = ending.failure
-            row = self._row(call, outcome, ending.status, ending.reason if failure is None else failure.reason)
+            reason = ending.reason if failure is None else failure.reason
+            row = self._row(call, outcome, ending.status, reason, later)
             self._append(self._journal, row, call, began, now, ending.bytes_out)
         elif call.hold is not None:
-            self._unrecorded(call, self._row(call, outcome, ending.status, ending.reason))
+            self._unrecorded(call, self._row(call, outcome, ending.status, ending.reason, later))
 
-    def _failed(self, call: Call, began: float, outcome: Outcome, status: int, reason: str) -> None:
+    def _failed(self, call: Call, began: float, later: bool, outcome: Outcome, status: int, reason: str) -> None:
         now = monotonic()
         if isinstance(call, ToolCall):
             self._tool(call, now - began, outcome)
         if self._journal is not None:
             try:
-                self._append(self._journal, self._row(call, outcome, status, reason), call, began, now, 0)
+                self._append(self._journal, self._row(call, outcome, status, reason, later), call, began, now, 0)
             except Failure:
                 pass  # the call fails already, for its own reason; the journal counts its failures
         elif call.hold is not None:
-            self._unrecorded(call, self._row(call, outcome, status, reason))
+            self._unrecorded(call, self._row(call, outcome, status, reason, later))
 
-    def _believed(self, call: ModelCall, usage: Usage) -> Usage:
+    def _believed(self, call: ModelCall, usage: Usage, passed: int) -> Usage:
+        """What is charged of it. passed: as of `passed_on`."""
         hold, context = call.hold, call.context
-        believed = usage if hold is None else hold.believed(usage)
+        believed = usage if hold is None else hold.believed(usage, passed)
+        if believed is usage and doubtful(usage, call.request.body_size + _FRAME) and self._quotes is not None:
+            quote = self._quotes.of(call)
+            estimated = quote.estimate > 0  # else it uses none itself, or nobody can tell
+            most = sum(quote.most()) if estimated else 2 * MOST_OUTPUT
+            if doubtful(usage, most):
+                self._doubts.inc()
+                answer = quote.output if quote.output >= 0 else self._quotes.likely(call.label)
+                believed = charged(usage, most, (quote.input, answer) if estimated else (0, 0), passed)
         if believed is not usage:
-            context.usage, context.shares, context.cost_nano = believed, (), None
+            disbelieve(context, believed)
         return believed
 
     def _unrecorded(self, call: Call, row: _Row) -> None:
@@ -293,7 +279,7 @@ class Meter:
         hold = call.hold
         if hold is not None:
             context = call.context
-            hold.draws(context.usage, context.cost_nano, row.counts)
+            hold.draws(context.usage, context.cost_nano, _counts(row, call))
             self._number += 1
             hold.post(self._own, self._number)
 
@@ -319,15 +305,21 @@ class Meter:
         total = int((now - began) * 1e6)
         upstream = first = 0
         if context.upstream_began:
-            upstream = int(((context.upstream_ended or now) - context.upstream_began) * 1e6)
+            # At least 1, which says that it was asked.
+            upstream = max(int(((context.upstream_ended or now) - context.upstream_began) * 1e6), 1)
             if context.first_event:
                 first = int((context.first_event - began) * 1e6)
+        cost = context.cost_nano
+        if cost is not None and cost > MOST_NANO:
+            cost = context.cost_nano = MOST_NANO
         hold = call.hold
         draws: tuple[tuple[str, int], ...] = ()
-        at = ended - total
+        at, held, begun = ended - total, 0, ""
         if hold is not None:
-            draws = hold.draws(context.usage, context.cost_nano, row.counts)
+            draws = hold.draws(context.usage, cost, _counts(row, call))
             at = hold.at or at
+            held = min(hold.nano, MOST_NANO)
+            begun = hold.id if hold.begun else ""
         facts = UsageFacts(
             at,
             max(ended, at),
@@ -337,7 +329,7 @@ class Meter:
             usage.cache_read,
             usage.cache_write,
             usage.reasoning,
-            context.cost_nano,
+            cost,
             first,
             total,
             upstream,
@@ -351,12 +343,14 @@ class Meter:
             context.run_id,
             context.parent_id,
             hold.id if hold is not None else "",
-            hold.nano if hold is not None else 0,
-            context.saved_nano,
+            held,
+            min(context.saved_nano, MOST_NANO),
             context.withheld_tokens,
             draws,
         )
-        seq = journal.write(self._encode(facts)[:-1] + row.recorded)
+        if context.raw_usage:
+            facts.raw_usage = context.raw_usage[:MOST_RAW]
+        seq = journal.write(self._encode(facts)[:-1] + row.recorded, USAGE, begun)
         if hold is not None:
             hold.post(journal.id, seq)
         elif self._counter is not None:
@@ -367,17 +361,18 @@ class Meter:
         return "" if call.principal is None else self._orgs(call.principal.org)
 
     # ---- what is remembered
-    def _row(self, call: Call, outcome: Outcome, status: int, reason: str) -> _Row:
+    def _row(self, call: Call, outcome: Outcome, status: int, reason: str, later: bool = False) -> _Row:
+        """later: it is a later round of a call that was recorded before."""
         context = call.context
         usage = context.usage
-        estimated = usage is not None and usage.estimated
+        estimated = outcome is Outcome.LOST or (usage is not None and usage.estimated)
         key: tuple[Any, ...] = (
             context.model_answered, context.model_asked, call.principal, outcome, status, reason, context.attempts,
             context.route, context.dialect, context.operation, context.provider, context.backend, estimated,
             context.stream,
         )  # fmt: skip
         if context.server:
-            key = (*key, context.server, context.tool)
+            key = (*key, context.server, context.tool, later)
         if context.tags or context.guard or context.cached:
             key = (*key, context.tags, context.guard, context.cached)
         if self._extra is not None:
@@ -385,9 +380,10 @@ class Meter:
         row = self._rows.get(key)
         if row is None:
             name = self._name(call, outcome)
-            recorded = _labels(call, outcome, status, reason, estimated, name, self._answered(context.model_answered))
-            let_in = outcome not in _NOT_COUNTED and reason != Reason.OVERLOADED
-            row = _Row(recorded, let_in and _billable(call))
+            answered = self._answered(context.model_answered)
+            recorded = labels_of(call, outcome, status, reason, estimated, name, answered, later)
+            counts = outcome is not Outcome.INVALID and reason != Reason.OVERLOADED and not later
+            row = _Row(recorded, counts and _billable(call), outcome is Outcome.DENIED)
             if len(row.recorded) <= _SMALL and name != OTHER:  # which another name, or a later call, is not
                 if len(self._rows) >= _REMEMBERED:
                     self._rows.clear()
@@ -455,34 +451,25 @@ _MCP_WORDS = {
 }
 
 
-def _labels(call: Call, outcome: Outcome, status: int, reason: str, estimated: bool, name: str, answered: str) -> bytes:
-    context = call.context
-    record = UsageRecord(admitted_at=0, ended_at=0, outcome=outcome, reason=reason, status=status, estimated=estimated)
-    record.route = context.route
-    record.dialect = context.dialect
-    record.operation = context.operation
-    record.backend = context.backend
-    if context.attempts > 1:
-        record.attempt = context.attempts
-    if context.server:
-        record.server = context.server
-        record.tool = name if context.tool else ""
-    else:
-        record.model_asked = name
-        record.model_answered = answered
-        record.provider = context.provider
-        record.stream = context.stream
-    record.tags = context.tags
-    record.guard = context.guard
-    record.cached = context.cached
-    principal = call.principal
-    if principal is not None:
-        record.org = principal.org
-        record.team = principal.team
-        record.user = principal.user
-        record.key = principal.key
-        record.agent = principal.agent
-    return labels(record)
+def _counts(row: _Row, call: Call) -> bool:
+    """Whether a call that was let in is one of those that are counted: `ledger.answers` says the same of records."""
+    return row.counts and (not row.denied or call.context.upstream_began > 0.0)
+
+
+def _intend(
+    journal: Journal,
+    encode: Callable[[UsageFacts], bytes],
+    facts: UsageFacts,
+    recorded: bytes,
+    usage: Usage,
+    nano: int,
+    draws: tuple[tuple[str, int], ...],
+) -> None:
+    """As of `core.call.Hold.begin`."""
+    facts.input, facts.output = usage.input, usage.output
+    facts.cost_nano = facts.held_nano = nano
+    facts.draws = draws
+    journal.write(encode(facts)[:-1] + recorded, INTENT, facts.hold)
 
 
 def _billable(call: Call) -> bool:

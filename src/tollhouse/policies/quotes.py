@@ -240,15 +240,35 @@ def _dearer(most: tuple[int, int, int], rates: Rates, *, cached: bool, sound: bo
 
 
 def output_of(call: ModelCall) -> int:
-    """Output tokens that the caller allows, for all answers that he wants; -1 for no bound."""
+    """Output tokens that the caller allows, for all answers that he wants; -1 for no bound. What is no number above 0
+    bounds nothing (some servers take -1 for endless); of two fields that say it the larger counts, since who knows
+    only one of them keeps to that."""
     dialect, fields = call.dialect, call.fields
     if dialect is None:
         return -1
+    if names := dialect.output_bounds:
+        most = max([_bound(fields.get(name)) for name in names])
+        if most <= 0:
+            return -1
+        told = {names[0]: msgspec.Raw(b"%d" % min(most, MOST_OUTPUT))}
+        several: int = dialect.output_bound(told | {"n": fields["n"]} if "n" in fields else told)
+        return min(several, MOST_OUTPUT)
     bound: int = dialect.output_bound(fields)
-    if any(name in fields for name in dialect.output_bounds):
-        return min(bound, MOST_OUTPUT)
-    usual = dialect.output_bound({})
-    return bound if bound != usual or usual == 0 else -1
+    if bound == 0 or dialect.output_bound({}) == 0:
+        return bound
+    place = next((name for name in _NESTED if name in fields), "")
+    try:
+        inner = _object(fields[place]) if place else {}
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return -1
+    known = max(_bound(inner.get(_NESTED.get(place, ""))), _bound(inner.get("max_output_tokens")))
+    return min(bound, MOST_OUTPUT) if known > 0 else -1
+
+
+def _bound(raw: msgspec.Raw | None) -> int:
+    """A bound as a caller has written it; 0 for what is none."""
+    told = b"" if raw is None else bytes(raw)
+    return int(told) if told.isdigit() and len(told) < 20 else MOST_OUTPUT if told.isdigit() else 0
 
 
 _NESTED = {
@@ -282,5 +302,7 @@ def shorten(call: ModelCall, most: int) -> None:
             inner = _object(fields[place]) if place in fields else {}
         except (msgspec.DecodeError, UnicodeDecodeError):
             return  # for the provider to refuse
-        inner[_NESTED[place]] = number
+        answers = max(_bound(inner.get(name)) for name in ("candidateCount", "candidate_count"))
+        inner.pop("max_output_tokens", None)
+        inner[_NESTED[place]] = msgspec.Raw(b"%d" % max(each // min(max(answers, 1), 8), 1))
         fields[place] = msgspec.Raw(msgspec.json.encode(inner))

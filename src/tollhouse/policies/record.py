@@ -239,8 +239,10 @@ class Record:
             line.guard = context.guard
             line.guard_action = context.guard_action
             line.withheld_tokens = context.withheld_tokens
-        if context.cached:
-            line.cache = context.cached
+        if context.cached or context.cache:
+            line.cache = context.cached or context.cache
+        if context.limit:
+            line.limit = context.limit
         if context.run_id:
             line.run = context.run_id[:_LONGEST]
         failure = ending.failure

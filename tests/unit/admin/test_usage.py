@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.unit.admin.house import House
 
@@ -116,6 +117,7 @@ async def test_records(house: House) -> None:
     first, second = told["records"]
     assert (first["request_id"], first["usd"], first["tags"]) == ("r2", "2.500000", ["a", "b"])
     assert (second["request_id"], second["usd"], second["tags"]) == ("r3", None, [])
+    assert (second["estimated"], second["raw_usage"]) == (False, "")
     _, told, _ = await house.ask("GET", "/api/usage/records?top=1")
     assert [one["request_id"] for one in told["records"]] == ["r1"]
     status, _, _ = await house.ask("GET", "/api/usage/records?top=1001")
@@ -188,3 +190,32 @@ async def test_several_at_once(house: House) -> None:
     assert all(sum(row["requests"] for row in told["usage"]) in (0, 4) for _, told, _ in answers)
     _, told, _ = await house.ask("GET", "/api/usage?by=org")
     assert [row["requests"] for row in told["usage"]] == [4]
+
+
+async def test_corrections_at_once_come_to_what_was_said_last(house: House) -> None:
+    _, told, _ = await house.ask("GET", "/api/usage/records?where=user%3Dbob")
+    id = told["records"][0]["id"]
+    asked = [house.ask("POST", f"/api/usage/{id}/adjust", {"usd": 7}) for _ in range(6)]
+    made = [answer for status, answer, _ in await asyncio.gather(*asked) if status == 200]
+    assert len(made) == 6
+    assert sorted(one["before"] for one in made) == ["2.500000", *["7.000000"] * 5]
+    _, told, _ = await house.ask("GET", "/api/usage?by=user&where=user%3Dbob")
+    assert told["usage"][0]["usd"] == "7.000000"
+
+
+async def test_a_correction_that_is_on_its_way_is_known(house: House, tmp_path: Path) -> None:
+    """Some gateway has taken it over, and the ledger has not got it yet."""
+    _, told, _ = await house.ask("GET", "/api/usage/records?where=user%3Dbob")
+    one = told["records"][0]
+    ledger = SqliteLedger(tmp_path / "keys.db")
+    ledger.open()
+    (found,) = [record for record in ledger.records(0, 1 << 52) if record.id == one["id"]]
+    ledger.close()
+    late = Journal(tmp_path / "keys.db.journal")
+    late.open()
+    late.append(msgspec.structs.replace(found, id="", journal="", seq=0, cost_nano=500_000_000, adjust_of=one["id"]))
+    status, made, _ = await house.ask("POST", f"/api/usage/{one['id']}/adjust", {"usd": 1})
+    assert (status, made["before"], made["after"]) == (200, "3.000000", "1.000000")
+    late.close()
+    _, told, _ = await house.ask("GET", "/api/usage?by=user&where=user%3Dbob")
+    assert told["usage"][0]["usd"] == "1.000000"

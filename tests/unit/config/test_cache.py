@@ -7,6 +7,7 @@ from tollhouse.core.errors import ConfigError
 
 EXACT = "{exact: {ttl: 1m}}"
 MODELS = "providers: {p: {kind: openai, api_key: k}}\nmodels: [{name: m, targets: [{provider: p}]%s}]\n"
+STATE = "state: 'redis://127.0.0.1:6379'\n"
 SERVER = "mcp: {servers: {shop: {url: 'https://shop.example.com/mcp'%s}}}\n"
 EXCHANGE = "exchange: {issuer: self}\nissuer: {url: 'http://127.0.0.1:8080', clients: [{id: a, secret: b}]}\n"
 
@@ -27,6 +28,8 @@ def problems(text: str) -> list[str]:
         MODELS % ", cache: {exact: {ttl: 1m}, semantic: {ttl: 1m, model: m}}",
         SERVER % f", cache: {EXACT}, tools: {{x: {{cache: off}}}}",
         SERVER % ", cache: {exact: {ttl: 1m, scope: shared}}",
+        MODELS % ", cache: {exact: {ttl: 1m, single_flight: {nodes: 1s, streams: 1s}}}" + STATE,
+        MODELS % ", cache: {exact: {ttl: 1m, single_flight: false}}",
         SERVER % ", oauth: on, cache: {exact: {ttl: 1m, scope: key}}"
         + "issuer: {url: 'http://127.0.0.1:8080', users: [{name: a, password_hash: b}]}",
     ],
@@ -54,6 +57,22 @@ def test_what_has_an_effect(text: str) -> None:
         (
             SERVER % ", tools: {x: {cache: {exact: {ttl: 1m, scope: shared}}}}" + EXCHANGE,
             "mcp.servers.shop.tools.x.cache.exact.scope: `shared` would give users",
+        ),
+        (
+            MODELS % ", cache: {exact: {ttl: 1m, single_flight: {nodes: 1s}}}",
+            "models[0].cache.exact.single_flight.nodes: has no effect: nodes know",
+        ),
+        (
+            SERVER % ", tools: {x: {cache: {exact: {ttl: 1m, single_flight: {nodes: 1s}}}}}",
+            "mcp.servers.shop.tools.x.cache.exact.single_flight.nodes: has no effect: nodes know",
+        ),
+        (
+            SERVER % ", cache: {exact: {ttl: 1m, single_flight: {streams: 1s}}}",
+            "mcp.servers.shop.cache.exact.single_flight.streams: ",
+        ),
+        (
+            MODELS % ", cache: {exact: {ttl: 1m, single_flight: {mode: off, nodes: 1s}}}" + STATE,
+            "models[0].cache.exact.single_flight: with `mode: off` nothing else",
         ),
         (MODELS % ", cache: on", "models[0].cache: write off, or what is kept"),
         (MODELS % ", cache: {exact: {ttl: 1m, ignore: [messages]}}", "models[0].cache.exact.ignore[0]: `messages`"),

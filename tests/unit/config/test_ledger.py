@@ -51,6 +51,10 @@ def test_spans() -> None:
         (LEDGER + "retention: {usage: 90d, rollup: 30d}\n", "retention.rollup: must be as long as `usage`"),
         (LEDGER + "subscriptions: [{name: x, usd: 0, models: ['*']}]\n", "subscriptions[0].usd: "),
         (LEDGER + "subscriptions: [{name: x, usd: 5, models: []}]\n", "subscriptions[0].models: "),
+        (
+            LEDGER + "subscriptions: [{name: x, usd: 5, models: ['*']}, {name: x, usd: 6, models: ['*']}]\n",
+            "subscriptions[1].name: there is one before it that is called `x`",
+        ),
         ("journal: {full: drop}\n", "journal: has no effect without a `ledger`"),
         ("retention: {usage: 90d}\n", "retention: has no effect without a `ledger`"),
         ("subscriptions: [{name: x, usd: 5, models: ['*']}]\n", "subscriptions: has no effect without a `ledger`"),

@@ -31,7 +31,11 @@ mcp:
       tools:
         pay: {name: pay_now, authorize: {rules: [{approve: "true", name: ask}]}}
     bank: {url: http://127.0.0.1:2/mcp}
-  endpoints: [{path: /support, servers: [shop], tools: {deny: ["*delete*"]}}]
+  endpoints:
+    - path: /support
+      servers: [shop]
+      tools: {deny: ["*delete*"]}
+      authorize: {rules: [{name: calm, deny: 'mcp.tool.name == "shout" || mcp.method == "prompts/list"'}]}
 routes:
   - name: svc
     path: /svc/
@@ -44,6 +48,7 @@ authorize:
     - {deny: 'mcp.tool.annotations.readOnlyHint', name: later, shadow: true}
 """
 BIG = "server shop: big"
+CALM = "endpoint /support: calm"
 MCP, CHAT = "/mcp", "/v1/chat/completions"
 ADA = {"user": "ada", "groups": ["dev"], "claims": {"email": "ada@example.com"}}
 
@@ -67,6 +72,9 @@ def ask(text: str = CONFIG, principal: Any = ADA, **request: Any) -> Explained:
         ({"path": "/mcp/shop", "tool": "pay_now"}, "approve", "tool shop/pay: ask", "mcp/shop", "tool shop/pay"),
         ({"path": MCP, "tool": "shop__pay_now", "arguments": {"amount": 500}}, "deny", BIG, "mcp", "tool shop/pay"),
         ({"path": "/support", "tool": "shop__search"}, "allow", "", "support", "tool shop/search"),
+        ({"path": "/support", "tool": "shop__shout"}, "deny", CALM, "support", "tool shop/shout"),
+        ({"path": "/support", "mcp_method": "prompts/list"}, "deny", CALM, "support", "prompts/list"),
+        ({"path": MCP, "tool": "shop__shout"}, "allow", "", "mcp", "tool shop/shout"),
         ({"path": MCP, "mcp_method": "tools/list"}, "allow", "", "mcp", "tools/list"),
         ({"path": MCP, "resource": "file:///x", "server": "bank"}, "allow", "", "mcp", "resource bank/file:///x"),
         ({"path": CHAT, "model": "smart"}, "allow", "", "chat", "model smart"),

@@ -14,17 +14,18 @@ from tollhouse.config.parse import parse
 from tollhouse.config.spec import Config
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure
-from tollhouse.gateway.budget_accounts import budgets_of
+from tollhouse.gateway.budget_accounts import accounted, budgets_of
 from tollhouse.gateway.ledger_history import LedgerHistory
-from tollhouse.gateway.reconciliation import lease_of, reconcile
+from tollhouse.gateway.reconciliation import Reconciliation, lease_of, reconcile
 from tollhouse.gateway.spending import Spending
 from tollhouse.ledger.base import Entry
 from tollhouse.ledger.records import USAGE, UsageRecord
 from tollhouse.ledger.sqlite import SqliteLedger
 from tollhouse.observe.families import Families
 from tollhouse.observe.metrics import Metrics
+from tollhouse.policies.runs import RunsSpec
 from tollhouse.policies.windows import clock_of
-from tollhouse.store.base import Draw, Window
+from tollhouse.store.base import Draw, Window, life
 from tollhouse.store.memory import MemoryCounter, MemoryState
 from tollhouse.store.seeding import seed
 
@@ -56,11 +57,12 @@ class Books:
         self.ledger = SqliteLedger(self.file)
         self.ledger.open()
 
-    def ship(self, at: float, *draws: Draw, cost: int = 7) -> int:
+    def ship(self, at: float, *draws: Draw, cost: int = 7, run: str = "") -> int:
         seq = self.ledger.position(JOURNAL) + 1
         fields: dict[str, Any] = {"outcome": "ok", "user": "ada", "model_asked": "m", "operation": "chat"}
         drawn = tuple((draw.field, cost if draw.allowance.startswith("usd") else 1) for draw in draws)
-        one = UsageRecord(admitted_at=int(at * 1e6), ended_at=int(at * 1e6), cost_nano=cost, draws=drawn, **fields)
+        one = UsageRecord(admitted_at=int(at * 1e6), ended_at=int(at * 1e6), cost_nano=cost, draws=drawn,
+                          run_id=run, **fields)  # fmt: skip
         self.ledger.ship(JOURNAL, [Entry(seq, USAGE, msgspec.json.encode(one))])
         return seq
 
@@ -97,6 +99,36 @@ async def test_what_differs_is_found_and_put_right_while_calls_go_on(books: Book
     await counter.close()
 
 
+async def test_what_no_column_says_and_runs_are_compared_by_what_records_drew(books: Books) -> None:
+    now = time()
+    config = config_of("{per: 'request.headers[\"x-p\"]', usd: 10, window: year, name: cel}")
+    config = config.model_copy(update={"runs": RunsSpec(calls=5, usd=2.0, parallel=3)})
+    found = list(accounted(config))
+    assert [one.allowance for one in found] == ["usd:top/cel:year", "calls:run:86400s", "usd:run:86400s"]
+    counter = MemoryCounter(Clock(), wall=lambda: now)
+    history = LedgerHistory(SqliteLedger(books.file))
+    history.serves(config)
+    start, end, _ = clock_of("year", "UTC").at(now)
+    cel = Draw(found[0].allowance, "p", 1, None, Window(start, end))
+    calls, usd = (Draw(one.allowance, "key:ci/r|1", 1, None, *life(now, 86400)) for one in found[1:])
+    books.ship(now, cel, calls, usd, run="key:ci/r|1")
+    draws = [cel, calls, usd]
+    await seed(counter, history, draws)  # after a restart, or when the state was emptied
+    assert counter.allowances().admit("x", (), draws).used == [8, 2, 8]
+    counter.void("x")
+    wrong = [(cel.field, 1), (calls.field, 1), (usd.field, 1)]
+    counter.post(JOURNAL, books.ship(now), "", wrong)
+    drifts = (await reconcile(counter, history, found, now)).drifts
+    assert [(one.budget.allowance, one.budget.unit, one.key, one.by) for one in drifts] == [
+        (found[0].allowance, "usd", "p", 1),
+        (calls.allowance, "calls", calls.key, 1),
+        (usd.allowance, "usd", usd.key, 1),
+    ]  # fmt: skip
+    assert counter.allowances().admit("y", (), draws).used == [8, 2, 8]
+    await history.close()
+    await counter.close()
+
+
 async def test_nothing_is_put_right_by_a_ledger_that_is_behind(books: Books) -> None:
     config = config_of(MONEY)
     counter = MemoryCounter(Clock(), wall=lambda: NOW)
@@ -108,7 +140,8 @@ async def test_nothing_is_put_right_by_a_ledger_that_is_behind(books: Books) -> 
     counter.post(JOURNAL, 2, "", [(money.field, 5)])
     with pytest.raises(Failure) as caught:
         await reconcile(counter, history, list(budgets_of(config)), NOW, patience=0.0)
-    assert "has not got all records yet" in caught.value.detail
+    assert "are not in the ledger yet" in caught.value.detail
+    assert caught.value.code == "ledger_behind"
     assert counter.allowances().admit("x", (), [money]).used == [7 + 5 + 1]
     books.ship(NOW, money, cost=5)
     assert (await reconcile(counter, history, list(budgets_of(config)), NOW, patience=0.0)).drifts == []
@@ -145,6 +178,29 @@ async def test_a_budget_that_came_by_a_change_is_compared_when_earlier_calls_hav
     assert (await counter.admit("y", [], [money])).used == [14 + 2]
     assert (await spending.check()).drifts == []
     await spending.close()
+    await counter.close()
+
+
+async def test_it_is_done_a_while_after_the_start(books: Books) -> None:
+    """And not an hour later."""
+    config, metrics, now = config_of(MONEY), Metrics(), time()
+    counter = MemoryCounter(Clock())
+    history = LedgerHistory(SqliteLedger(books.file))
+    families = Families(metrics)
+    one = Reconciliation(counter, history, families, every=1e6, first=0.05)
+    usual = Reconciliation(counter, history, families)
+    assert 60.0 <= usual._first <= 300.0
+    history.serves(config)
+    one.serves(config)
+    money = draw_of(config, "money", now)
+    books.ship(now, money)
+    await seed(counter, history, [money])
+    counter.post(JOURNAL, books.ship(now), "", [(money.field, 5)])
+    one.start(lambda: True)
+    while b'budget_drift_total{allowance="usd:top/money:year"} 2' not in metrics.render()[1]:
+        await sleep(0.01)
+    await one.close()
+    await history.close()
     await counter.close()
 
 

@@ -1,7 +1,7 @@
 """Which route answers, in which order, and what never could."""
 
 import random
-from time import perf_counter
+from time import thread_time
 
 import pytest
 from hypothesis import given, settings
@@ -223,10 +223,10 @@ def _seconds(router: Router, targets: list[str]) -> float:
     asked = [request(t) for t in targets]
     best = 1e9
     for _ in range(7):
-        began = perf_counter()
+        began = thread_time()
         for one in asked:
             router.find(one)
-        best = min(best, perf_counter() - began)
+        best = min(best, thread_time() - began)
     return best / len(asked)
 
 
@@ -250,6 +250,6 @@ def test_five_thousand_routes_cost_what_one_does() -> None:
 def test_a_path_of_thousands_of_segments_costs_no_more_than_its_length() -> None:
     router = Router([route("a", {"path": "/a/b/c"}), route("all", {})])
     asked = request("/a" * 8000)
-    began = perf_counter()
+    began = thread_time()
     assert found(router, asked) == "all"
-    assert perf_counter() - began < 0.05
+    assert thread_time() - began < 0.05

@@ -1,6 +1,6 @@
 """Spending: which records a budget's key stands for, asked of a real ledger; and how budgets stand by it."""
 
-from asyncio import sleep
+from asyncio import create_task, gather, sleep
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,8 @@ def test_what_is_kept_of_a_field_is_all_that_counts(window: Any, now: int) -> No
 def test_the_accounts_of_a_ledger_are_those_that_calls_draw_on(config: Config, ledger: SqliteLedger) -> None:
     """What is listed of a record is what its call drew on; a caller without a name is nobody's in columns."""
     tool = {"model_asked": "", "server": "shop", "tool": "order", "input": 0, "output": 0, "operation": "tools/call"}
+    start = int(NOW // 86400) * 86400
+    tool["draws"] = tuple((f"calls:{where}/tool:day|shop/order|{start}", 1) for where in ("top", "tool shop/order"))
     ship(ledger, record(tags=("red",)), record(user="", team="", org=""), record(**tool))
     found = {budget.allowance: {draw.key for draw in accounts(budget, NOW, ledger)} for budget in budgets_of(config)}
     assert found["usd:top/all:day"] == {""}
@@ -131,14 +133,29 @@ def test_the_accounts_of_a_ledger_are_those_that_calls_draw_on(config: Config, l
     assert found["output_tokens:top/model:day"] == {"m"}
     assert found["calls:tool shop/order/tool:day"] == {"shop/order"}
     assert found["calls:model w/*/user:day"] == found['usd:top/request.headers["x-p"]:day'] == set()
+    # What is no column is listed by what records drew on, in the window of now.
+    day = int(NOW // 86400) * 86400
+    named = {
+        'usd:top/request.headers["x-p"]:day': ("a", "a|b", "2", "Zoë", "\x01x"),
+        "calls:model w/*/user:day": ("ada", "\x01anonymous"),
+        "usd:top/org:day": ("o", "\x01key:ci"),
+    }
+    drawn = [(f"{name}|{key}|{at}", 1) for name, keys in named.items() for key in keys for at in (day - 86400, day)]
+    drawn += [(f'usd:top/request.headers["x-p"]:day|yesterday|{day - 86400}', 1)]
+    ship(ledger, record(draws=tuple(drawn)))
+    found = {budget.allowance: {draw.key for draw in accounts(budget, NOW, ledger)} for budget in budgets_of(config)}
+    assert found['usd:top/request.headers["x-p"]:day'] == {"a", "a|b", "2", "Zoë", "\x01x"}
+    assert found["calls:model w/*/user:day"] == {"ada", "\x01anonymous"}
+    assert found["usd:top/org:day"] == {"", "o", "\x01key:ci"}
     for budget in budgets_of(config):
         for draw in accounts(budget, NOW, ledger):
             assert draw.window.start <= NOW < draw.window.end
-            assert budget.whose(draw.key) is not None
+            assert draw.earlier == clock_of(budget.spec.window, budget.spec.zone).at(NOW).earlier
 
 
 async def test_whose_records_are_whose(config: Config, ledger: SqliteLedger, tmp_path: Path) -> None:
     tool = {"model_asked": "", "server": "shop", "tool": "order", "input": 0, "output": 0, "cost_nano": None}
+    tool["draws"] = ((f"calls:top/tool:day|shop/order|{int(NOW // 86400) * 86400}", 1),)
     ship(
         ledger,
         record(),
@@ -155,8 +172,18 @@ async def test_whose_records_are_whose(config: Config, ledger: SqliteLedger, tmp
 
     async def spent(unit: str, per: str, key: str, where: str = "top") -> int:
         draw = draw_of(config, unit, per, key, where)
-        return sum([await history.spent(draw, window, upto) for _, window in draw.slots])
+        return sum(await history.spent([(draw, window, upto) for _, window in draw.slots]))
 
+    # Many at once are the same as one by one.
+    asked = [
+        (draw_of(config, budget.spec.unit, budget.spec.per, key, budget.where), window, upto)
+        for budget in budgets_of(config)
+        for key in ("", "ada", "bob", "o", "p", "o\x01t", "p\x01", "red", "shop/order", "m", "secret", "\x01key:ci")
+        for _, window in draw_of(config, budget.spec.unit, budget.spec.per, key, budget.where).slots
+    ]
+    together = await history.spent(asked)
+    assert together == [(await history.spent([one]))[0] for one in asked]
+    assert sum(together) > 100
     assert await spent("usd", "all", "") == 21
     assert [await spent("usd", "org", key) for key in ("o", "p", "q")] == [21, 0, 0]
     assert [await spent("calls", "team", key) for key in ("o\x01t", "p\x01t", "")] == [4, 0, 1]
@@ -202,6 +229,39 @@ async def test_a_counter_is_filled_and_catches_up(config: Config, ledger: Sqlite
     await counter.close()
 
 
+class Watched(SqliteLedger):
+    """looks: how often it was asked where it is, once for each filling and more."""
+
+    looks = 0
+
+    def positions(self) -> dict[str, int]:
+        self.looks += 1
+        return super().positions()
+
+
+async def test_those_who_come_together_are_filled_together(
+    config: Config, ledger: SqliteLedger, tmp_path: Path
+) -> None:
+    ship(ledger, *[record(user=f"u{n}") for n in range(40)])
+    clock = Clock()
+    counter = MemoryCounter(clock, wall=lambda: NOW)
+    watched = Watched(tmp_path / "tollhouse.db")
+    spending = Spending(counter, watched, Families(Metrics()), clock)
+    spending.serves(config)
+    wanted = [draw_of(config, "input_tokens", "user", f"u{n}") for n in range(40)]
+    left = create_task(spending.open(wanted[:1]))
+    for _ in range(5):
+        await sleep(0)
+    left.cancel()  # a caller that leaves while it is done for him: the others are none the worse
+    await gather(left, *(spending.open([draw]) for draw in wanted), return_exceptions=True)
+    for n, draw in enumerate(wanted):
+        verdict = counter.allowances().admit(f"x{n}", (), [draw])
+        assert (verdict.happened, verdict.used) == (ADMITTED, [3 + 1])
+    assert watched.looks <= 12
+    await spending.close()
+    await counter.close()
+
+
 async def test_no_ledger_and_one_that_cannot_be_read(config: Config, tmp_path: Path) -> None:
     clock = Clock()
     counter = MemoryCounter(clock, wall=lambda: NOW)
@@ -225,20 +285,24 @@ async def test_no_ledger_and_one_that_cannot_be_read(config: Config, tmp_path: P
 
 
 def test_how_budgets_stand(config: Config, ledger: SqliteLedger) -> None:
-    ship(ledger, record(cost_nano=2_500_000_000), record(user="bob", tags=("red",), cost_nano=1))
+    day = int(NOW // 86400) * 86400
+    drawn = ((f'usd:top/request.headers["x-p"]:day|secret|{day}', 7), (f"calls:model w/*/user:day|ada|{day}", 1))
+    old = ((f'usd:top/request.headers["x-p"]:day|old|{day - 86400}', 7),)
+    first = record(cost_nano=2_500_000_000, draws=drawn)
+    ship(ledger, first, record(user="bob", tags=("red",), cost_nano=1, draws=old))
     lines = report(config, ledger, NOW)
-    found = {(line.budget, line.whose): line.spent for line in lines if line.summed}
-    assert found["usd:top/all:day", ""] == 2_500_000_001
-    assert found["usd:top/org:day", "o"] == 2_500_000_001
-    assert found["calls:top/team:rolling 2592000s", "o/t"] == 2
-    assert found["input_tokens:top/user:day", "bob"] == 3
-    assert found["usd:top/tag:day", "red"] == 1
-    assert found["tokens:model m/user:day", "ada"] == 5
-    assert [line.budget for line in lines if not line.summed] == [
-        'usd:top/request.headers["x-p"]:day', "calls:model w/*/user:day",
-    ]  # fmt: skip
+    found = {(line.budget, line.whose): line.spent for line in lines}
+    assert found["all-usd-day", ""] == 2_500_000_001
+    assert found["org-usd-day", "o"] == 2_500_000_001
+    assert found["team-calls-rolling", "o/t"] == 2
+    assert found["user-input-tokens-day", "bob"] == 3
+    assert found["tag-usd-day", "red"] == 1
+    assert found["user-tokens-day", "ada"] == 5
+    assert found["expression-usd-day", "secret"] == 7
+    assert ("expression-usd-day", "old") not in found
+    assert found["user-calls-day", "ada"] == 1
     table = _table(lines)
     assert table[0].split() == ["budget", "whose", "spent", "of", "left", "until"]
     assert any("2.5000 USD" in row and "7.5000 USD" in row for row in table)
-    assert report(config, ledger, NOW, "usd:top/all:day")[0].whose == ""
-    assert report(config, ledger, NOW + 86400 * 40, "usd:top/all:day") == []
+    assert report(config, ledger, NOW, "all-usd-day")[0].whose == ""
+    assert report(config, ledger, NOW + 86400 * 40, "all-usd-day") == []

@@ -140,3 +140,18 @@ async def test_failures_leave_nothing_for_the_collector() -> None:
         except Failure:
             pass
     assert gc.collect() == 0
+
+
+async def test_what_guards_do_to_answers_of_the_agent_goes_along() -> None:
+    """Guards of the first tool have set it; those of the alternate add theirs; the endpoint reads the first call's."""
+
+    async def second(asked: ToolCall) -> Reply:
+        assert asked.outgoing is not None
+        before = asked.outgoing
+        asked.outgoing = lambda data: before(data) + b"2"
+        return Reply(200, [], OK)
+
+    made = call(idempotent=True)
+    made.outgoing = lambda data: data + b"1"
+    await Alternate("two", "second", second).handle(made, Chain(lost(sent=False)))
+    assert made.outgoing(b"0") == b"012"

@@ -69,16 +69,21 @@ class Past:
         self.asked: list[str] = []
         self.seq = 0
 
-    async def positions(self) -> Mapping[str, int]:
+    is_stuck = False
+
+    async def positions(self, deep: bool = False) -> Mapping[str, int]:
         return {"j": self.seq}
 
     async def posts(self, journal: str, after: int, most: int) -> Sequence[Posting]:
         return []
 
-    async def spent(self, draw: Draw, window: Window, upto: Mapping[str, int]) -> int:
-        field = f"{draw.allowance}|{draw.key}"
-        self.asked.append(field)
-        return self.had.get(field, 0) if window == draw.window else 0
+    async def spent(self, asked: Sequence[tuple[Draw, Window, Mapping[str, int]]]) -> Sequence[int]:
+        sums = []
+        for draw, window, _ in asked:
+            field = f"{draw.allowance}|{draw.key}"
+            self.asked.append(field)
+            sums.append(self.had.get(field, 0) if window == draw.window else 0)
+        return sums
 
 
 class House:
@@ -152,9 +157,11 @@ async def test_calls_are_counted_and_refused(house: House) -> None:
     handler = house.chain({"per": "user", "calls": 2, "name": "two"})
     assert [await house.status(handler, asked()) for _ in range(3)] == [200, 200, 429]
     assert await house.status(handler, asked(user="bob")) == 200
+    call = asked()
     with pytest.raises(Failure) as caught:
-        await handler(asked())
+        await handler(call)
     failure = caught.value
+    assert call.context.limit == "budget two"
     assert (failure.status, failure.reason, failure.code) == (429, Reason.BUDGET, "budget_exceeded")
     end = int(NOW // 86400 + 1) * 86400
     assert dict(failure.headers)[b"x-tollhouse-budget"] == b'"two";unit=calls;left=0;of=2;until=%d' % end
@@ -250,6 +257,35 @@ async def test_a_store_that_is_gone() -> None:
     assert await house.status(lenient, asked()) == 200
 
 
+async def test_a_store_that_is_gone_and_a_grace() -> None:
+    """So much as this worker may let pass by itself, in all chains together; what it came to is counted then."""
+    house = House(far=True)
+    spec = {"per": "user", "calls": 20, "on_store_failure": "local", "grace": 0.2}
+    tokens = {"per": "org", "tokens": 100_000, "on_store_failure": "local", "grace": 1.0}
+    first, second = house.chain(spec, tokens), house.chain(spec)
+    for chain in (first, second):  # which hears of the counter's clock
+        assert await house.status(chain, asked()) == 200
+    house.counter.down = True
+    assert [await house.status(first, asked()) for _ in range(2)] == [200, 200]
+    assert [await house.status(second, asked()) for _ in range(3)] == [200, 200, 503]
+    assert await house.status(second, asked(user="bob")) == 200  # another account
+    assert await house.status(first, asked(most=100_000, user="eve")) == 503  # more than the other's grace has
+    assert [await house.status(second, asked(user="eve")) for _ in range(5)] == [200, 200, 200, 200, 503]
+    house.counter.down = False
+    day = int(NOW // 86400) * 86400
+    name = allowance_of(BudgetSpec.model_validate({"window": "1d"} | spec), "top")
+    draw = Draw(name, "ada", 1, None, Window(day, day + 86400))
+    verdict = await house.counter.admit("look", [], [draw])
+    assert verdict.used == [2 + 4 + 1]
+    house.counter.void("look")
+    house.counter.down = True
+    assert await house.status(second, asked()) == 503  # it has not answered for it yet
+    house.counter.down = False
+    assert await house.status(second, asked()) == 200
+    house.counter.down = True
+    assert [await house.status(first, asked()) for _ in range(5)] == [200, 200, 200, 200, 503]
+
+
 async def test_clocks_that_differ_agree_on_the_window(house: House) -> None:
     day = int(NOW // 86400 + 1) * 86400
     house.unix = day - 1.0  # the store's; ours is the machine's, which is another day altogether
@@ -266,13 +302,15 @@ async def test_warnings(house: House) -> None:
         {"per": "user", "calls": 10, "soft": 0.8, "name": "hard"},
         {"per": "user", "calls": 1, "on_exceed": "warn", "name": "soft"},
     )
-    told = []
+    told, logged = [], []
     for _ in range(10):
         call = asked()
         reply = await handler(call)
+        logged.append(call.context.limit)
         told.append([value.partition(b";")[0] for name, value in reply.headers if name == b"x-tollhouse-budget"])
         house.end(reply, call, Usage(1, 1), 1)
     assert told == [[], *[[b'"soft"']] * 7, *[[b'"hard"', b'"soft"']] * 2]
+    assert logged == ["", *["budget soft"] * 7, *["budget hard"] * 2]
     assert await house.status(handler, asked()) == 429
 
 
@@ -335,6 +373,7 @@ async def test_what_costs_nothing_and_what_nobody_knows_the_price_of(house: Hous
     with pytest.raises(Failure, match="price of the model 'unknown' is not known") as caught:
         await handler(asked("unknown"))
     assert (caught.value.status, caught.value.code) == (429, "price_unknown")
+    assert (b"x-should-retry", b"false") in caught.value.headers
     lenient = house.chain({"per": "user", "usd": 0.5, "unpriced": "allow", "name": "l"})
     assert await house.status(lenient, asked("unknown"), Usage(9, 9)) == 200
 
@@ -472,6 +511,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"per": "user", "usd": 1, "on_exceed": "warn", "reserve": "cap"}, "no effect with `on_exceed: warn`"),
     ({"per": "user", "usd": 1, "max_output": 5}, "with `reserve: max` or `cap`"),
     ({"per": "user", "calls": 1, "soft": 1.5}, "less than 1"),
+    ({"per": "user", "calls": 1, "grace": 0.1}, "both, or neither"),
+    ({"per": "user", "calls": 1, "on_store_failure": "local"}, "both, or neither"),
+    ({"per": "user", "calls": 1, "on_exceed": "warn", "on_store_failure": "local", "grace": 0.1}, "needs no `grace`"),
+    ({"per": "user", "calls": 1, "on_store_failure": "local", "grace": 1.5}, "less than or equal to 1"),
 ]
 
 

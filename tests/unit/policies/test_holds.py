@@ -8,9 +8,9 @@ import pytest
 from tests.unit.policies.floor import Time
 from tests.unit.policies.test_budgets import NOW, Far
 
-from tollhouse.core.call import Usage
+from tollhouse.core.call import Context, Usage
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.policies.holds import LIVES, Growing, Held, Holds
+from tollhouse.policies.holds import LIVES, Growing, Held, Holds, passed_on
 from tollhouse.store.base import Draw, unavailable
 from tollhouse.store.memory import MemoryCounter
 
@@ -105,6 +105,38 @@ async def test_a_stream_holds_more_as_it_grows(house: House) -> None:
     stream.tap(EVENT * 790)
     await house.quiet()
     assert house.room() == FULL - 4000
+    await house.holds.close()
+
+
+class Reading:
+    text = 0
+
+
+async def test_who_reads_the_answer_knows_how_much_there_is(house: House) -> None:
+    """Frames without a blank line (Bedrock), blank lines of another kind (Gemini): bytes say little of tokens."""
+    context = Context(stream=True, reading=Reading())
+    held = house.hold(1000)
+    stream = Growing(house.holds, held, 1000, -1, lambda tokens: [tokens], context)
+    for _ in range(790):
+        context.reading.text += 4
+        stream.tap(b"x" * 400)
+    await house.quiet()
+    assert house.room() == FULL - 1000
+    for _ in range(20):
+        context.reading.text += 4
+        stream.tap(b"x" * 400)
+    await house.quiet()
+    assert house.room() == FULL - 2000
+    assert passed_on(context, 10**6) == 810
+    await house.holds.close()
+
+
+async def test_a_hold_never_shrinks(house: House) -> None:
+    held = house.hold(1000)
+    assert [draw.amount for draw in held.larger([10])] == [1000]
+    assert [draw.amount for draw in held.larger([None])] == [1000]
+    assert [draw.amount for draw in held.larger([1001])] == [1001]
+    held.release()
     await house.holds.close()
 
 

@@ -83,7 +83,9 @@ async def test_requests_per_user(parts: Make) -> None:
     time = Time()
     handler = chain(parts(time, entrance="llm"), limits({"per": "user", "requests": 2}))
     assert [await outcome(handler, model(principal=who(id="ada"))) for _ in range(3)] == [200, 200, 429]
-    assert await outcome(handler, tool(principal=who(id="ada"))) == 429  # one bucket for models and tools
+    refused = tool(principal=who(id="ada"))
+    assert await outcome(handler, refused) == 429  # one bucket for models and tools
+    assert refused.context.limit == "limit user-requests"
     assert await outcome(handler, model(principal=who(id="bob"))) == 200
     time.advance(30.1)
     assert [await outcome(handler, model(principal=who(id="ada"))) for _ in range(2)] == [200, 429]

@@ -20,7 +20,8 @@ from tollhouse.ledger.records import Outcome, UsageRecord
 from tollhouse.ledger.segment import Reader
 from tollhouse.observe.families import ExtraLabels, Families
 from tollhouse.observe.metrics import Metrics
-from tollhouse.policies.meter import Meter, outcome_of
+from tollhouse.policies.meter import Meter
+from tollhouse.policies.outcomes import outcome_of
 
 pytestmark = pytest.mark.anyio
 
@@ -427,6 +428,19 @@ async def test_names_from_callers_become_labels_once_the_server_knows_them(bench
     assert bench.families.mcp_requests.child("tools/call", "Tool", "shop", "real", "llm").value == 2
     tools = [r.tool for r in bench.records()]  # the ledger keeps its labels for ever
     assert tools == ["other"] * 21 + ["real"] * 2
+
+
+async def test_tools_that_are_configured_have_their_names_from_the_first_call_on(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.meter = Meter(bench.families, bench.journal, tools=[("shop", "buy")])
+
+    async def late(call: Call) -> None:
+        raise Failure(504, Reason.TIMEOUT, "too late")
+
+    for name in ("buy", "made-up"):
+        with pytest.raises(Failure):
+            await bench.run(tool_call(name=name), late)
+    assert [record.tool for record in bench.records()] == ["buy", "other"]
 
 
 async def test_denied_tools(bench: Bench) -> None:

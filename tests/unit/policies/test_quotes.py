@@ -54,12 +54,24 @@ def call(dialect: Dialect = CHAT, name: str = "m", **fields: Any) -> ModelCall:
     )
 
 
+NO_BOUND: tuple[Any, ...] = (None, 0, -1, 0.5, 1e308, "10", [], {}, True)
+
+
 @pytest.mark.parametrize(
     "dialect, fields, bound",
     [
         (CHAT, {}, -1),
         (CHAT, {"max_tokens": 1024}, 1024),  # also what is reserved without a bound
         (CHAT, {"max_completion_tokens": 7, "n": 3}, 21),
+        (CHAT, {"max_completion_tokens": 7, "max_tokens": 900}, 900),  # who knows only one of them
+        (CHAT, {"n": 3}, -1),
+        *((CHAT, {"max_tokens": none}, -1) for none in NO_BOUND),
+        (CHAT, {"max_tokens": 10**30}, 1 << 20),
+        (RESPONSES, {"max_output_tokens": None}, -1),
+        (GENERATE, {"generationConfig": {"candidateCount": 2}}, -1),
+        (GENERATE, {"generationConfig": {"maxOutputTokens": -9, "candidateCount": 2}}, -1),
+        (GENERATE, {"generation_config": {"max_output_tokens": 11, "candidateCount": 2}}, 22),
+        (CONVERSE, {"inferenceConfig": {"maxTokens": -1}}, -1),
         (RESPONSES, {"max_output_tokens": 9}, 9),
         (MESSAGES, {"max_tokens": 5}, 5),
         (GENERATE, {"generationConfig": {"maxOutputTokens": 11}}, 11),
@@ -74,6 +86,12 @@ def test_what_callers_allow(dialect: Dialect, fields: dict[str, Any], bound: int
     assert can_shorten(asked)
     shorten(asked, 6)
     assert output_of(asked) == 6
+
+
+def test_what_is_no_form_bounds_nothing_and_stays_for_the_provider_to_refuse() -> None:
+    asked = call(GENERATE, generationConfig=5)
+    shorten(asked, 6)
+    assert (output_of(asked), bytes(asked.fields["generationConfig"])) == (-1, b"5")
 
 
 def test_prices_are_those_of_the_dearest_target() -> None:
@@ -96,7 +114,7 @@ def test_a_price_that_is_not_known_is_none_and_one_of_nothing_is_free() -> None:
     assert Quotes(None, lambda _: None).of(call()).rates is None
 
 
-@given(st.text(max_size=400), st.integers(0, 5000), st.lists(st.text(max_size=20), max_size=4))
+@given(st.text(max_size=400), st.integers(1, 5000), st.lists(st.text(max_size=20), max_size=4))
 def test_a_bound_is_a_bound(text: str, output: int, more: list[str]) -> None:
     messages = [{"role": "user", "content": one} for one in (text, *more)]
     quote = quotes("plain").of(call(messages=messages, max_tokens=output))

@@ -136,11 +136,17 @@ async def test_of_the_cache_and_of_a_run(path: Path) -> None:
         request.context.cached, request.context.run_id = "semantic", "key:ci/task-1"
         return Response(200, [], b"ok")
 
+    def missed(request: Request) -> Response:
+        request.context.cache, request.context.limit = "miss", "budget month"
+        return Response(200, [], b"ok")
+
     await gate.serve(request(), answer)
     await gate.serve(request())
-    first, second = gate.lines()
+    await gate.serve(request(), missed)
+    first, second, third = gate.lines()
     assert (first["cache"], first["run"], first["reason"]) == ("semantic", "key:ci/task-1", "DirectResponse")
-    assert not {"cache", "run"} & second.keys()
+    assert not {"cache", "run", "limit"} & second.keys()
+    assert (third["cache"], third["limit"]) == ("miss", "budget month")
 
 
 async def test_a_failure(path: Path) -> None:
