@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 from tests.e2e.test_guardrails import Talking, ask, said
-from tests.fixtures.gateway import Gateway, serving
+from tests.fixtures.gateway import Gateway, serving, until
 from tests.fixtures.guard_services import GuardServices, guard_services
-from tests.fixtures.provider import begun
+from tests.fixtures.provider import Seen, begun
 
 pytestmark = pytest.mark.anyio
 
@@ -34,9 +34,26 @@ class House:
         return self.provider.seen[-1].body["messages"][-1]["content"]
 
 
+class Endless(Talking):
+    """A provider whose streams do not end by themselves. sent: bytes of all."""
+
+    sent = 0
+
+    async def _answer(self, asked: Seen, writer: asyncio.StreamWriter) -> bool:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        choices = [{"index": 0, "delta": {"content": "So it goes on and on. " * 90}, "finish_reason": None}]
+        event = b"data: %b\n\n" % json.dumps({"id": "c", "model": "m", "choices": choices}).encode()
+        chunk = b"%x\r\n%b\r\n" % (len(event), event)
+        while True:
+            writer.write(chunk)
+            self.sent += len(chunk)
+            await writer.drain()
+            await asyncio.sleep(0)
+
+
 @asynccontextmanager
-async def house(where: Path, guardrails: Any, *words: str) -> AsyncIterator[House]:
-    async with guard_services() as services, begun(Talking()) as provider:
+async def house(where: Path, guardrails: Any, *words: str, talking: type[Talking] = Talking) -> AsyncIterator[House]:
+    async with guard_services() as services, begun(talking()) as provider:
         provider.words = list(words)
         text = json.dumps(guardrails).replace("SERVICES", services.url)
         config = {
@@ -134,3 +151,77 @@ async def test_guards_go_on_when_something_else_changes(tmp_path: Path) -> None:
             assert (await ask(at.gateway, "to kill")).status == 403
         # the same guard, on connections that are kept
         assert at.services.connections <= 8
+
+
+def memory(gateway: Gateway) -> int:
+    """Bytes of the gateway's process."""
+    status = Path(f"/proc/{gateway.process.pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) << 10
+
+
+WINDOW = {"webhook": {"url": "SERVICES/guard"}, "stream": "window", "timeout": "700ms", "in": ["text"]}
+
+
+async def test_a_service_that_hangs_holds_streams_and_no_memory(tmp_path: Path) -> None:
+    """Streams without end, while nobody answers for them: they are read no further, and their provider is stopped."""
+    async with house(tmp_path, {"response": [WINDOW]}, talking=Endless) as at:
+        provider = at.provider
+        assert isinstance(provider, Endless)
+        at.services.says = {"action": "reject"}
+        assert (await ask(at.gateway, "hello", stream=True)).status in (200, 403)
+        await until(lambda: provider.gone == 1)
+        before = memory(at.gateway)
+        provider.sent = 0
+        at.services.gate = asyncio.Event()
+        asked = [asyncio.ensure_future(ask(at.gateway, "hello", stream=True)) for _ in range(8)]
+        await until(lambda: len(at.services.asked) >= 9)
+        answers = await asyncio.gather(*asked)
+        assert memory(at.gateway) - before < 48 << 20
+        for answer in answers:
+            assert b"So it goes" not in answer.body
+            assert b"guardrail_unavailable" in answer.body
+        await until(lambda: provider.gone == 9)
+        assert provider.sent < 8 * (16 << 20)  # most of it in the system's own buffers
+        at.services.gate.set()
+
+
+async def test_a_service_that_lies_or_rejects_stops_the_provider(tmp_path: Path) -> None:
+    answers: dict[str, Any] = {
+        "reject": {"action": "reject", "message": "enough"},
+        "too many": {"action": "mask", "texts": ["a", "b", "c"]},
+        "no list": {"action": "mask", "texts": {"0": "a"}},
+    }
+    async with house(tmp_path, {"response": [WINDOW]}, talking=Endless) as at:
+        provider = at.provider
+        assert isinstance(provider, Endless)
+        for number, lie in enumerate([*answers, "garbage", "drip", "big"]):
+            at.services.says = answers.get(lie)
+            at.services.fails = "" if lie in answers else lie
+            answer = await ask(at.gateway, "hello", stream=True)
+            assert b"So it goes" not in answer.body
+            assert (b"enough" if lie == "reject" else b"guardrail_unavailable") in answer.body
+            await until(lambda number=number: provider.gone == number + 1)
+
+
+async def test_an_answer_without_end_is_not_held_for_ever(tmp_path: Path) -> None:
+    rule = {"webhook": {"url": "SERVICES/guard"}}
+    async with house(tmp_path, {"response": [rule]}, talking=Endless) as at:
+        provider = at.provider
+        assert isinstance(provider, Endless)
+        answer = await ask(at.gateway, "hello", stream=True)
+        assert b"So it goes" not in answer.body
+        assert answer.status == 403 or b"guardrail" in answer.body
+        await until(lambda: provider.gone == 1)
+        assert not at.services.asked
+
+
+async def test_beside_a_call_a_service_that_hangs_ends_it(tmp_path: Path) -> None:
+    rule = {"webhook": {"url": "SERVICES/guard"}, "parallel": True, "timeout": "300ms"}
+    async with house(tmp_path, {"request": [rule]}, talking=Endless) as at:
+        provider = at.provider
+        assert isinstance(provider, Endless)
+        at.services.fails = "hang"
+        answers = await asyncio.gather(*[ask(at.gateway, "hello", stream=True) for _ in range(6)])
+        assert {answer.status for answer in answers} == {503}
+        assert not any(b"So it goes" in answer.body for answer in answers)
+        await until(lambda: provider.gone == 6)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.e2e.test_mcp_endpoints import ask as mcp
-from tests.fixtures.gateway import Gateway, serving, until
+from tests.fixtures.gateway import Gateway, answer_of, serving, until
 from tests.fixtures.guard_services import guard_services
 from tests.fixtures.mcp_raw import Asked, result, upstream
 from tests.fixtures.mcp_suite import FIXTURE, ROOT
@@ -324,7 +324,7 @@ async def test_a_task_and_what_goes_beside_a_call(tmp_path: Path, level: str) ->
                 accepts = {"accept": "application/json, text/event-stream", "mcp-protocol-version": NEW}
                 headers = {**JSON, **accepts, "mcp-method": method, "mcp-name": of}
                 answer = await once(gateway.url, "POST", "/mcp/u", json.dumps(body).encode(), headers)
-                return json.loads(answer.body)
+                return answer_of(answer.body)
 
             await said_to("tools/list", "")
             refused = await said_to("tools/call", "slow", {"example.com/note": "ada@example.org"}, name="slow")

@@ -39,9 +39,8 @@ from tollhouse.core.spec import Duration, Spec
 from tollhouse.issuer.spec import IssuerSpec
 from tollhouse.ledger.prices import PriceSpec
 from tollhouse.net.egress import Egress
-from tollhouse.policies import CallScope, ModelScope, RouteScope, Scope, ServerScope
+from tollhouse.policies import CallScope, GuardedScope, ModelScope, RouteScope, Scope, ServerScope
 from tollhouse.policies.audit import AuditSetting
-from tollhouse.policies.authenticate import ScopeWord
 from tollhouse.policies.exchange_spec import ToolExchangeSpec
 from tollhouse.store.spec import StateSpec
 from tollhouse.wire.mcp.names import SERVER_NAME
@@ -300,15 +299,12 @@ class SelectionSpec(Spec):
         return self
 
 
-class McpEndpointSpec(Spec):
-    """Chosen servers and tools under a path of their own."""
+class McpEndpointSpec(GuardedScope):
+    """Chosen servers and tools under a path of their own. What is set here adds to what the top and the servers say."""
 
     path: Annotated[str, AfterValidator(_mount)] = Field(description="where it is served")
     servers: tuple[str, ...] = Field(min_length=1, description="of those below `mcp.servers`, in this order")
     tools: SelectionSpec | None = Field(default=None, description="which of their tools it has; absent: all")
-    requires: tuple[ScopeWord, ...] | None = Field(
-        default=None, min_length=1, description="scopes that a caller's token must have here"
-    )
     search: SearchMode | None = Field(default=None, description="as `mcp.search`, for this path; absent: as there")
     code_mode: CodeMode = Field(default=None, description="as `mcp.code_mode`, for this path; absent: as there")
 

@@ -1,7 +1,7 @@
 """Finding a model by name, suggestions, and `/v1/models` in both shapes."""
 
 from collections.abc import Callable, Sequence
-from time import perf_counter
+from time import thread_time
 from typing import Any
 
 import msgspec
@@ -94,19 +94,19 @@ def test_finding_among_5000_costs_the_same() -> None:
     def cost(it: Models, asked: list[str]) -> float:
         times = []
         for _ in range(5):
-            began = perf_counter()
+            began = thread_time()
             for name in asked:
                 it.find(name)
-            times.append(perf_counter() - began)
+            times.append(thread_time() - began)
         return min(times)
 
     few = models("m0", "w0/*")
     many = models(*(f"m{n}" for n in range(5000)), *(f"w{n:04}/*" for n in range(5000)))
     assert cost(many, ["m7"] * 2000) < 5 * cost(few, ["m0"] * 2000)
     assert cost(many, ["w0007/x"] * 2000) < 5 * cost(few, ["w0/x"] * 2000)
-    began = perf_counter()
+    began = thread_time()
     many.nearest("m49999", everything)
-    assert perf_counter() - began < 0.1
+    assert thread_time() - began < 0.1
 
 
 def test_near_names() -> None:

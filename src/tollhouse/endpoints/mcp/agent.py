@@ -21,6 +21,7 @@ from tollhouse.core.http import Response
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp.ids import key_of
 from tollhouse.endpoints.mcp.in_flight import InFlight
+from tollhouse.endpoints.mcp.outside import Guards
 from tollhouse.endpoints.mcp.questions import Now, Questions
 from tollhouse.endpoints.mcp.replay import ResumableAnswer, Rings, Track
 from tollhouse.endpoints.mcp.shared import Change, Record
@@ -47,10 +48,12 @@ LISTS_CHANGED = (
 
 
 class Keeper(Protocol):
-    """What a session needs of who keeps them all (`session.Sessions`). shared: other workers may have it too."""
+    """What a session needs of who keeps them all (`session.Sessions`). shared: other workers may have it too. outside:
+    who looks at what servers say."""
 
     clock: Clock
     timeout: float
+    outside: Guards
     rings: Rings
     shared: bool
 
@@ -436,6 +439,11 @@ class Session:
     def deliver(self, server: str, data: bytes, message: jsonrpc.Message, answer: Callable[[bytes], None]) -> bool:
         """What `server` says outside of any request of ours."""
         try:
+            if self._keeper is not None:
+                heard = self._keeper.outside.heard(self.endpoint, server, data, message, answer)
+                if heard is None:
+                    return False
+                message, answer = heard
             if message.is_request:
                 return self._deliver_request(server, message, answer)
             method = message.method

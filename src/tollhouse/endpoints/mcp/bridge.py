@@ -558,7 +558,8 @@ def _unheld(call: ToolCall, endpoint: str, kind: str, inner: str | None) -> mrtr
 
 
 def _bound(call: ToolCall) -> bytes:
-    return mrtr.binding(call.method, call.server, call.name, call.arguments)
+    name, arguments = call.asked or (call.name, call.arguments)
+    return mrtr.binding(call.method, call.server, name, arguments)
 
 
 def _known(state: mrtr.RequestState, answers: dict[str, msgspec.Raw]) -> dict[bytes, bytes]:

@@ -14,6 +14,7 @@ from tollhouse.core.call import ToolCall
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Ending, finish
 from tollhouse.core.reply import Reply
+from tollhouse.endpoints.mcp.outside import Guards
 from tollhouse.endpoints.mcp.request import outcome_of
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp.messages import is_tool_error, updated_uri
@@ -48,11 +49,27 @@ def wanted_tasks(wanted: dict[str, Any]) -> list[str]:
 
 class Listener:
     """One listen request, as servers' sessions see it (`backends.mcp.session.Agent`). meta: the `_meta` of what
-    it is told. wrap: URIs carry their server."""
+    it is told. wrap: URIs carry their server. outside, endpoint: who looks at what servers say there."""
 
-    __slots__ = ("_ends", "_held", "_meta", "_over", "_say", "ended", "id", "level", "profile", "uris", "wrap")
+    __slots__ = (
+        "_endpoint",
+        "_ends",
+        "_held",
+        "_meta",
+        "_outside",
+        "_over",
+        "_say",
+        "ended",
+        "id",
+        "level",
+        "profile",
+        "uris",
+        "wrap",
+    )
 
-    def __init__(self, meta: dict[str, Any], *, wrap: bool) -> None:
+    def __init__(self, meta: dict[str, Any], *, wrap: bool, outside: Guards | None = None, endpoint: str = "") -> None:
+        self._outside = outside
+        self._endpoint = endpoint
         self.id = f"listen-{secrets.token_urlsafe(12)}"
         self.ended = True  # once it does, no other worker goes on with it
         self.profile = 0
@@ -71,6 +88,11 @@ class Listener:
         if message.method != "notifications/resources/updated":
             return not message.is_request
         try:
+            if self._outside is not None:
+                heard = self._outside.heard(self._endpoint, server, data, message, answer)
+                if heard is None:
+                    return True
+                message, _ = heard
             uri, _ = updated_uri(message, server if self.wrap else "")
             if any(map(uri.startswith, self.uris)):  # also of a part of it
                 fields: dict[str, Any] = dict(jsonrpc.decode_fields(message.params))

@@ -19,6 +19,7 @@ from tollhouse.core.http import Request
 from tollhouse.core.identity import ACCOUNT_NEEDED, CONNECT
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp.connect import Connect
+from tollhouse.endpoints.mcp.outside import Outside
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import names
 from tollhouse.wire.mcp.catalogue import KINDS, Cursors, Kind, Listing, select
@@ -104,11 +105,12 @@ class Server:
     account there, None where they need none.
     permitted: None when nothing is ever refused. shown: None where nobody is waited for. bridged: it may ask agents of
     the other era. overrides: of its tools, None for none. guard: None where nobody asks what its tools are. described:
-    its rules ask what the server says of a tool that is called. looked_at: None where no guard looks at lists."""
+    its rules ask what the server says of a tool that is called. looked_at: None where no guard looks at lists. outside:
+    None where none looks at what it says outside of calls."""
 
     __slots__ = (
         "__weakref__", "_last", "_lasts", "bridged", "chain", "connect", "described", "guard", "looked_at", "name",
-        "of_tasks", "overrides", "permitted", "shown", "tools", "upstream", "vouches",
+        "of_tasks", "outside", "overrides", "permitted", "shown", "tools", "upstream", "vouches",
     )  # fmt: skip
 
     def __init__(
@@ -130,7 +132,9 @@ class Server:
         vouches: bool = False,
         connect: Connect | None = None,
         looked_at: LookedAt | None = None,
+        outside: Outside | None = None,
     ) -> None:
+        self.outside = outside
         self.connect = connect
         self.looked_at = looked_at
         self.vouches = vouches
@@ -155,6 +159,17 @@ class Server:
         called = call.name if call.method == "tools/call" else tool
         last = self._lasts.get(called) if self._lasts else None
         return (last or self._last)(call)
+
+    @property
+    def instructions(self) -> str:
+        """What it says to agents of itself; "" for nothing."""
+        features = self.upstream.features
+        said = "" if features is None else features.instructions
+        return said if self.outside is None else self.outside.instructions(said)
+
+    def failed(self, failure: Failure) -> Failure:
+        """Why there is no list, as agents are told."""
+        return failure if self.outside is None else self.outside.failed(failure)
 
     def exposed(self, kind: Kind, listing: Listing) -> Listing:
         """What agents see of a listing, before anybody's rules."""
@@ -231,13 +246,15 @@ class Lists:
                     found[server.name] = server.exposed(kind, answer)
                 elif server.connect is not None and isinstance(answer, Failure) and answer.code == ACCOUNT_NEEDED:
                     found[server.name] = server.connect.listing(kind)
-                elif not isinstance(answer, Failure) or self._failure == "closed":
+                elif not isinstance(answer, Failure):
                     raise answer
+                elif self._failure == "closed":
+                    raise server.failed(answer)
                 else:
                     unavailable.append(server.name)
         if unavailable and not found:
             if len(servers) == 1 and isinstance(answer, Failure) and answer.status == 403:
-                raise answer  # it is about who asks
+                raise server.failed(answer)  # it is about who asks
             raise Failure(503, Reason.UPSTREAM_FAILURE, f"no server answers: {', '.join(unavailable)}", retry=True)
         return [(server, found[server.name]) for server in servers if server.name in found], unavailable
 

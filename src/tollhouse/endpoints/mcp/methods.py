@@ -201,7 +201,7 @@ class Methods:
         listener = None
         meta = {revisions.SUBSCRIPTION_ID: msgspec.Raw(asking.id)}
         if uris:
-            listener = Listener(meta, wrap=self._wrap_uris)
+            listener = Listener(meta, wrap=self._wrap_uris, outside=self._sessions.outside, endpoint=self.path)
         try:
             if listener is not None:
                 agreed = await listener.subscribe(uris, partial(self._hear_of, asking, listener))

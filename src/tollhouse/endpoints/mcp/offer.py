@@ -66,7 +66,7 @@ def instructions(servers: Mapping[str, Server], lists: Lists, request: Request, 
     """Those of the servers of which this caller may see something; "" for none."""
     said = []
     for server in servers.values():
-        features = server.upstream.features
-        if features is not None and features.instructions and lists.sees(server, request, agent):
-            said.append(f"# {server.name}\n\n{features.instructions}" if len(servers) > 1 else features.instructions)
+        own = server.instructions
+        if own and lists.sees(server, request, agent):
+            said.append(f"# {server.name}\n\n{own}" if len(servers) > 1 else own)
     return "\n\n".join(said)

@@ -21,6 +21,7 @@ from tollhouse.endpoints.mcp.agent import Session
 from tollhouse.endpoints.mcp.changes import Changes
 from tollhouse.endpoints.mcp.elsewhere import Elsewhere, GoOn
 from tollhouse.endpoints.mcp.ids import MAX_AGE, Opened, SessionIds, key_of
+from tollhouse.endpoints.mcp.outside import Guards
 from tollhouse.endpoints.mcp.relay import Relayed
 from tollhouse.endpoints.mcp.replay import Rings, Track, parse_event_id
 from tollhouse.endpoints.mcp.shared import Record, Records
@@ -72,6 +73,7 @@ class Sessions:
         self.timeout = timeout
         self.limit_each = limit_each
         self.shared = state is not None and state.shared
+        self.outside = Guards()
         self.rings = Rings(state.node if state is not None else "0")
         self._limit = limit
         self._count = count

@@ -26,6 +26,7 @@ _QUIET = 60.0  # seconds between lines of the log about one guard that cannot ru
 _LABELS: Final[Mapping[Phase, str]] = {"request": "Request", "response": "Response"}
 _ALLOW, _FLAG, _MASK, _FAIL_OPEN, _REJECT = range(5)
 _ACTIONS: Final = ("Allow", "Flag", "Mask", "FailOpen", "Reject")
+_RANKS: Final[Mapping[str, int]] = {"": _ALLOW} | {name.lower(): rank for rank, name in enumerate(_ACTIONS)}
 Fate = Literal["count", "mask", "reject"]
 _STRENGTH: Final[Mapping[Action, int]] = {"flag": _FLAG, "mask": _MASK, "reject": _REJECT}
 
@@ -34,7 +35,7 @@ def concerns(kinds: frozenset[str] | None, kind: str) -> bool:
     """Whether who looks at these kinds (None: all) looks at a text of that one."""
     if kind == "echo":  # the caller's own words, told again
         return False
-    if kinds is None or kind == "other":  # what is not known may be anything
+    if kinds is None or kind in ("other", "beside"):  # what is not known may be anything
         return True
     return ("descriptions" if kind == "names" else kind) in kinds
 
@@ -220,7 +221,8 @@ class Acts:
             return
         self._strongest = action
         context = self._context
-        if label and not (context.guard_action == "reject" and action != _REJECT):
+        # Another phase may have done what is stronger; what no guard has done is told where it refuses.
+        if (label or action == _REJECT) and action >= _RANKS[context.guard_action]:
             context.guard = label
             context.guard_action = _ACTIONS[action].lower()
 

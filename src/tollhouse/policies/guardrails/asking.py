@@ -2,26 +2,32 @@
 
 Rule: all of a phase are asked at the same time, each within its time, about the texts that patterns have left. One that
 could not run refuses the call, or is counted where it fails open; what they would mask is masked together.
+
+They see what a text means, not how it is written: without escapes that hide letters (`wire.guard.escapes`).
 """
 
 import asyncio
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any, NamedTuple
 
 import msgspec
 
 from tollhouse.core.call import Call
+from tollhouse.core.errors import Failure, Reason
 from tollhouse.policies.base import Layer, Parts, wrong
 from tollhouse.policies.guardrails.acts import Acts, Guard
 from tollhouse.policies.guardrails.check import CannotCheck, Check, Finding, Phase
 from tollhouse.policies.guardrails.checks import CHECKS
 from tollhouse.policies.guardrails.spec import GuardRuleSpec
+from tollhouse.wire.guard.escapes import Readable
 from tollhouse.wire.guard.expression import Atom
 from tollhouse.wire.guard.rules import Rule
 
-__all__ = ["Asked", "Edit", "Entry", "ask_all", "ask_edits", "escaped", "made", "merged"]
+__all__ = ["Asked", "Edit", "Entry", "ask_all", "ask_edits", "made", "merged"]
 
 _GRACE = 0.25  # seconds that a check has to say itself that it is out of time
+_string = msgspec.json.Decoder(str).decode
 _ANY = Atom(".")  # findings have names and no pattern
 
 
@@ -64,6 +70,7 @@ def made(rule: GuardRuleSpec, guard: Guard, layer: Layer, where: str, parts: Par
 
 
 Edit = tuple[int, int, str]
+"""Characters of a text from the first up to the second, and what is written there instead."""
 
 
 async def ask_all(
@@ -100,34 +107,41 @@ async def _ask(
     edits: dict[int, list[Edit]],
 ) -> None:
     guard = asked.guard
-    chosen = [n for n, entry in enumerate(entries) if entry.text and guard.concerns(entry.kind)]
+    # What stands beside texts says them again, or nothing: it is looked at by patterns alone.
+    chosen = [n for n, one in enumerate(entries) if one.text and one.kind != "beside" and guard.concerns(one.kind)]
     if not chosen:
         return
+    texts = [Readable(entries[n].text) for n in chosen]
+    within, left = asked.timeout + _GRACE, max(call.context.deadline - monotonic(), 0.0)
     try:
-        async with asyncio.timeout(asked.timeout + _GRACE):
-            findings = await asked.check.check([entries[n].text for n in chosen], call, phase)
+        async with asyncio.timeout(min(within, left)):
+            findings = await asked.check.check([one.text for one in texts], call, phase)
     except CannotCheck as problem:
         acts.unable(guard, str(problem), problem.retry_after)
         return
     except TimeoutError:
+        if left < within:
+            raise Failure(504, Reason.TIMEOUT, "the request's time was up before a guardrail had answered") from None
         acts.unable(guard, f"no answer within {asked.timeout:g} s")
         return
     acts.able(guard)
     for finding in findings:
-        _act(asked, finding, [(n, entries[n]) for n in chosen], acts, edits)
+        _act(asked, finding, [(n, entries[n], text) for n, text in zip(chosen, texts, strict=True)], acts, edits)
 
 
 def _act(
     asked: Asked,
     finding: Finding,
-    chosen: Sequence[tuple[int, Entry]],
+    chosen: Sequence[tuple[int, Entry, Readable]],
     acts: Acts,
     edits: dict[int, list[Edit]],
 ) -> None:
     guard = asked.guard
     action = finding.decided or guard.action
     spans = [(chosen[at], begin, end) for at, begin, end in finding.spans if 0 <= at < len(chosen)]
-    if action == "mask" and (asked.parallel or not spans or any(entry.kind == "names" for (_, entry), _, _ in spans)):
+    if action == "mask" and (
+        asked.parallel or not spans or any(entry.kind == "names" for (_, entry, _), _, _ in spans)
+    ):
         action = "reject"  # there is nothing that a mask could cover, or it has been sent
     if guard.shadow or action == "flag":
         acts.note(guard, action)
@@ -136,14 +150,21 @@ def _act(
         what = f"{finding.rule}: {finding.message}" if finding.message else finding.rule
         acts.refuse(guard, what, shown=finding.shown)
     rule = Rule(finding.rule, _ANY)
-    for number, ((n, entry), begin, end) in enumerate(spans):
-        begin, end = max(begin, 0), min(end, len(entry.text))
+    for number, ((n, entry, shown), begin, end) in enumerate(spans):
+        begin, end = max(begin, 0), min(end, len(shown.text))
         if begin >= end:
             continue
         acts.note(guard, "mask")
-        own = entry.text[begin:end]
+        own = shown.text[begin:end]
+        begin, end = shown.place(begin, end)
         told = finding.replaces[number] if number < len(finding.replaces) else None
-        text = acts.instead(guard, rule, own) if told is None else acts.told(own, told)
+        if told is None:
+            text = acts.instead(guard, rule, _meant(own) if entry.json else own)
+            text = _escaped(text) if entry.json else text
+        else:
+            text = acts.told(own, told)
+            if entry.json and _meant(told) is told:  # what it has been shown is JSON; so is what it says, or not
+                text = _escaped(told)
         edits.setdefault(n, []).append((begin, end, text))
 
 
@@ -159,9 +180,19 @@ def merged(edits: Sequence[Edit]) -> list[Edit]:
     return out
 
 
-def escaped(text: str) -> str:
+def _escaped(text: str) -> str:
     """As it is written within a JSON string."""
     return msgspec.json.encode(text).decode()[1:-1]
+
+
+def _meant(written: str) -> str:
+    """What a part of a JSON string stands for; the very same, where it is none, or has no escapes."""
+    if "\\" not in written and '"' not in written:
+        return written
+    try:
+        return _string(f'"{written}"')
+    except msgspec.DecodeError:
+        return written
 
 
 def replaced(entry: Entry, edits: Sequence[Edit]) -> str:
@@ -169,7 +200,7 @@ def replaced(entry: Entry, edits: Sequence[Edit]) -> str:
     out: list[str] = []
     at = 0
     for begin, end, text in merged(edits):
-        out += (entry.text[at:begin], escaped(text) if entry.json else text)
+        out += (entry.text[at:begin], text)
         at = end
     out.append(entry.text[at:])
     return "".join(out)

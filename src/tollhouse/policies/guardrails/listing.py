@@ -1,11 +1,13 @@
 """What servers say of their tools, prompts and resources, before agents see it in a list.
 
 Rule: a list is looked at once, when it is new, and by patterns alone: nobody is asked while agents wait for lists. An
-entry in which something is found that rejects is not listed.
+entry in which something is found that rejects is not listed, nor is one whose address would have to be masked: nothing
+would be found there.
 """
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from tollhouse.core.call import Context
@@ -13,6 +15,7 @@ from tollhouse.core.errors import Failure
 from tollhouse.policies.base import Layer, Parts
 from tollhouse.policies.guardrails.acts import Acts, Counts
 from tollhouse.policies.guardrails.plan import Plan, plan_of
+from tollhouse.wire.guard.llm.texts import Piece
 from tollhouse.wire.guard.mcp import entry_texts
 from tollhouse.wire.mcp.catalogue import Entry, Kind, Listing
 
@@ -22,6 +25,7 @@ log = logging.getLogger("tollhouse.policies.guardrails")
 
 _SEEN = 16  # listings: four kinds, for callers of several eras
 _TOOLS: Final = "tools/list"
+_ADDRESSES: Final = frozenset(("uri", "uriTemplate"))
 
 
 class Descriptions:
@@ -75,6 +79,7 @@ def _looked_at(entry: Entry, plan: Plan, acts: Acts) -> Entry:
     """Raises Failure, and ValueError for what cannot be read."""
     texts = entry_texts(entry.raw)
     changed = plan.scan(texts.pieces, acts)
+    _refuse_addresses(texts.pieces, plan, acts)
     old = None if entry.old is None else _looked_at(entry.old, plan, acts)
     raw = texts.replaced(changed)
     if raw == entry.raw and old is entry.old:
@@ -92,17 +97,28 @@ def _looked_at(entry: Entry, plan: Plan, acts: Acts) -> Entry:
     return made
 
 
+def _refuse_addresses(pieces: Sequence[Piece], plan: Plan, acts: Acts) -> None:
+    """Raises Failure."""
+    # Of the names of members those that are nobody's but the server's own, too.
+    addresses = [piece for piece in pieces if piece.key[0] in _ADDRESSES or isinstance(piece.key[0], tuple)]
+    for one in plan.patterns if addresses else ():
+        if one.fate == "mask":
+            for piece in addresses:
+                piece.masked(one.set, partial(acts.reject, one.guards))
+
+
 def descriptions(
     server: str, layers: Sequence[Layer], tools: Mapping[str, Sequence[Layer]], parts: Parts
 ) -> Callable[[Kind, Listing], Listing] | None:
     """The guards of these scopes, None where none looks at descriptions. tools: of those with scopes of their own.
     Raises ConfigError."""
-    plan = _patterns_only(plan_of(layers, "response", parts))
-    own = {name: made for name, some in tools.items() if (made := _patterns_only(plan_of(some, "response", parts)))}
+    plan = _described(layers, parts)
+    own = {name: made for name, some in tools.items() if (made := _described(some, parts))}
     return Descriptions(server, plan, own, Counts(parts.families)) if plan is not None or own else None
 
 
-def _patterns_only(plan: Plan | None) -> Plan | None:
+def _described(layers: Sequence[Layer], parts: Parts) -> Plan | None:
+    plan = plan_of(layers, "response", parts, asks=False)
     if plan is None:
         return None
     patterns = [one for one in plan.patterns if one.kinds is None or "descriptions" in one.kinds]

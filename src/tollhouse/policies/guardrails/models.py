@@ -4,9 +4,12 @@ Rule: what cannot be read is not passed on. A request is looked at whole before 
 streams is looked at as it comes (`streams`), any other before it is given out.
 """
 
-from collections.abc import Awaitable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
+
+import msgspec
 
 from tollhouse.core.call import ModelCall
 from tollhouse.core.errors import Failure, Reason
@@ -16,7 +19,9 @@ from tollhouse.core.reply import Reply
 from tollhouse.policies.guardrails.acts import Acts, Counts
 from tollhouse.policies.guardrails.asking import Entry
 from tollhouse.policies.guardrails.beside import beside
+from tollhouse.policies.guardrails.continued import Continued, before, names
 from tollhouse.policies.guardrails.plan import Plan
+from tollhouse.policies.guardrails.segments import Room
 from tollhouse.policies.guardrails.stages import Stage, Watching, Windowed
 from tollhouse.policies.guardrails.streams import Guarded
 from tollhouse.policies.guardrails.turned_back import Making, TurnedBack
@@ -28,17 +33,21 @@ from tollhouse.wire.guard.placeholders import Placeholders
 __all__ = ["ModelAnswers", "ModelRequests"]
 
 _FLAGS = b"x-tollhouse-guardrails"
+_PATIENCE = 0.25  # seconds that an answer waits until others can go on with it
 _SOUND = frozenset(("speech",))  # APIs whose answers are sound
 
 
 class ModelRequests:
-    """What goes out to models, and what of its answer is turned back. making, back: for masks that are."""
+    """What goes out to models, and what of its answer is turned back. making, back, memory: for masks that are."""
 
-    def __init__(self, plan: Plan, counts: Counts, making: Making, back: TurnedBack | None) -> None:
+    def __init__(
+        self, plan: Plan, counts: Counts, making: Making, back: TurnedBack | None, memory: Continued | None = None
+    ) -> None:
         self._plan = plan
         self._counts = counts
         self._making = making
         self._back = back
+        self._memory = memory
         self._first = tuple(check for check in plan.checks if not check.parallel)
         self._beside = tuple(check for check in plan.checks if check.parallel)
 
@@ -50,6 +59,23 @@ class ModelRequests:
             return _unread(call, next, acts, passes=plan.unsupported)
         if plan.reversible:
             acts.make = partial(self._making, call)
+            if self._memory is not None and (ids := before(call)):
+                return self._going_on(call, next, acts, self._memory, ids)
+        return self._looked_at(call, next, acts)
+
+    async def _going_on(
+        self, call: ModelCall, next: Handler[Any, Reply], acts: Acts, memory: Continued, ids: Sequence[str]
+    ) -> Reply:
+        """A request that goes on with what the provider has kept."""
+        assert call.principal is not None
+        values = await memory.fetch(call.principal, ids)
+        if values:
+            acts.placeholders = self._making(call)
+            acts.placeholders.restore(values)
+        return await self._looked_at(call, next, acts)
+
+    def _looked_at(self, call: ModelCall, next: Handler[Any, Reply], acts: Acts) -> Awaitable[Reply]:
+        plan = self._plan
         try:
             texts = _read(call, acts)
             if texts.opaque:
@@ -89,16 +115,27 @@ class ModelRequests:
             reply.headers = [*reply.headers, (_FLAGS, ", ".join(acts.flags).encode("ascii", "replace"))]
         placeholders = acts.placeholders
         if placeholders is not None and self._back is not None and reply.status == 200:
-            _turn_back(call, reply, self._back, placeholders)
+            kept = partial(self._keep, call, placeholders) if call.operation == "responses" else None
+            written = _turn_back(call, reply, self._back, placeholders, kept)
+            if written is not None:
+                await asyncio.wait((written,), timeout=_PATIENCE)
         return reply
+
+    def _keep(self, call: ModelCall, placeholders: Placeholders, answer: str) -> "asyncio.Task[None] | None":
+        """The answer's id is known: who goes on with it finds his values."""
+        ids = names(call, answer)
+        if not ids or self._memory is None or call.principal is None:
+            return None
+        return self._memory.keep(call.principal, ids, placeholders.dump())
 
 
 class ModelAnswers:
-    """What comes back from models."""
+    """What comes back from models. room: of all answers that wait for checks."""
 
-    def __init__(self, plan: Plan, counts: Counts) -> None:
+    def __init__(self, plan: Plan, counts: Counts, room: Room | None = None) -> None:
         self._plan = plan
         self._counts = counts
+        self._room = room or Room()
 
     async def handle(self, call: ModelCall, next: Handler[Any, Reply]) -> Reply:
         """Raises Failure: 403 for what is refused, 503 where a guard could not run."""
@@ -115,7 +152,7 @@ class ModelAnswers:
                 return self._unasked(reply, acts)
             texts = stream_texts(call.operation)
             stages = _stages(plan, acts)
-            Guarded(texts, stages, acts, checks=plan.checks, call=call, passes=plan.opaque).over(reply)
+            Guarded(texts, stages, acts, checks=plan.checks, call=call, passes=plan.opaque, room=self._room).over(reply)
             return reply
         try:
             reply.first = await self._looked_at(call, reply, acts)
@@ -220,14 +257,30 @@ def _first(opaque: "Mapping[str, int]") -> str:
     return next(iter(opaque))
 
 
-def _turn_back(call: ModelCall, reply: Reply, back: TurnedBack, placeholders: Placeholders) -> None:
+class _Answer(msgspec.Struct, gc=False):
+    id: str = ""
+
+
+_answer = msgspec.json.Decoder(_Answer).decode
+
+Kept = Callable[[str], "asyncio.Task[None] | None"]
+"""Told of an answer's id; gives who writes it down where others find it."""
+
+
+def _turn_back(
+    call: ModelCall, reply: Reply, back: TurnedBack, placeholders: Placeholders, kept: Kept | None
+) -> "asyncio.Task[None] | None":
     if reply.source is None:
         for tap in reply.taps or ():
             reply.first = tap(reply.first)
         reply.taps = None
         try:
             reply.first = back.whole(answer_texts(call.operation, reply.first), placeholders)
+            return None if kept is None else kept(_answer(reply.first).id)
         except ValueError:
             pass  # it is as it came: nothing was put back
     elif supports_stream(call.operation):
-        Guarded(stream_texts(call.operation), [back.stage(placeholders)], None).over(reply)
+        texts = stream_texts(call.operation)
+        texts.begun = kept
+        Guarded(texts, [back.stage(placeholders)], None).over(reply)
+    return None

@@ -22,7 +22,7 @@ from tollhouse.wire.guard.rules import Rule
 
 __all__ = ["Patterns", "Plan", "plan_of"]
 
-_OF_TOOLS: tuple[Level, ...] = ("server", "tool")
+_OF_TOOLS: tuple[Level, ...] = ("server", "tool", "endpoint")
 _TOOLS: Mapping[Phase, frozenset[str]] = {
     "request": frozenset(("text", "arguments", "results")),
     "response": frozenset(("text", "results", "descriptions")),
@@ -101,8 +101,9 @@ class Plan:
         return await ask_all(checks, entries, acts, call, self.phase)
 
 
-def plan_of(layers: Sequence[Layer], phase: Phase, parts: Parts) -> Plan | None:
-    """The guards of these scopes for one phase; None where there are none. Raises ConfigError."""
+def plan_of(layers: Sequence[Layer], phase: Phase, parts: Parts, *, asks: bool = True) -> Plan | None:
+    """The guards of these scopes for one phase; None where there are none. asks: those that have to be asked, too.
+    Raises ConfigError."""
     groups: dict[tuple[Fate, frozenset[str] | None], list[tuple[str, GuardRuleSpec, Guard]]] = {}
     checks: list[Asked] = []
     unsupported = opaque = True
@@ -118,7 +119,7 @@ def plan_of(layers: Sequence[Layer], phase: Phase, parts: Parts) -> Plan | None:
             _has_effect(rule, phase, layer, where)
             if rule.is_pattern:
                 groups.setdefault((guard.fate, guard.kinds), []).append((where, rule, guard))
-            else:
+            elif asks:
                 checks.append(made(rule, guard, layer, where, parts))
     if not groups and not checks:
         return None

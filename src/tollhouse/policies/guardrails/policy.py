@@ -10,14 +10,16 @@ from tollhouse.core.call import Call
 from tollhouse.core.reply import Reply
 from tollhouse.policies.base import Entrance, Kind, Layer, Level, Parts
 from tollhouse.policies.guardrails.acts import Counts
+from tollhouse.policies.guardrails.continued import continued
 from tollhouse.policies.guardrails.models import ModelAnswers, ModelRequests
 from tollhouse.policies.guardrails.plan import plan_of
+from tollhouse.policies.guardrails.segments import Room
 from tollhouse.policies.guardrails.tools import ToolAnswers, ToolRequests
 from tollhouse.policies.guardrails.turned_back import making, turned_back
 
 __all__ = ["GUARD_ANSWERS", "GUARD_REQUESTS"]
 
-_LEVELS: Final[frozenset[Level]] = frozenset(("top", "model", "server", "tool"))
+_LEVELS: Final[frozenset[Level]] = frozenset(("top", "model", "server", "tool", "endpoint"))
 _ENTRANCES: Final[frozenset[Entrance]] = frozenset(("llm", "mcp"))
 
 
@@ -26,16 +28,19 @@ def _requests(layers: tuple[Layer, ...], parts: Parts) -> Any:
     if plan is None:
         return None
     back = turned_back(parts) if plan.reversible else None
-    made = ModelRequests if parts.entrance == "llm" else ToolRequests
-    return made(plan, Counts(parts.families), making(parts), back).handle
+    if parts.entrance == "llm":
+        memory = continued(parts) if plan.reversible else None
+        return ModelRequests(plan, Counts(parts.families), making(parts), back, memory).handle
+    return ToolRequests(plan, Counts(parts.families), making(parts), back).handle
 
 
 def _answers(layers: tuple[Layer, ...], parts: Parts) -> Any:
     plan = plan_of(layers, "response", parts)
     if plan is None:
         return None
-    made = ModelAnswers if parts.entrance == "llm" else ToolAnswers
-    return made(plan, Counts(parts.families)).handle
+    if parts.entrance == "llm":
+        return ModelAnswers(plan, Counts(parts.families), parts.shared(("guard room",), Room)).handle
+    return ToolAnswers(plan, Counts(parts.families)).handle
 
 
 GUARD_REQUESTS: Final[Kind[Call, Reply]] = Kind("guardrails", _LEVELS, adds=True, build=_requests, entrances=_ENTRANCES)

@@ -432,9 +432,14 @@ class GuardrailsSpec(Spec):
     )
 
     @property
+    def hears(self) -> bool:
+        """Whether what it cannot read may pass: sound."""
+        return self.unsupported == "pass"
+
+    @property
     def asks(self) -> bool:
-        """Whether anything but patterns is looked for: what is asked ends with the configuration."""
-        return any(not rule.is_pattern for rule in (*self.request, *self.response))
+        """Whether there is what ends with the configuration: what is asked, and what masks are remembered in."""
+        return any(not rule.is_pattern or rule.reversible for rule in (*self.request, *self.response))
 
     @model_validator(mode="after")
     def _effect(self) -> Self:

@@ -5,39 +5,36 @@ in the middle ends with that, and its upstream is stopped. The end of the source
 back leaves before it.
 """
 
-import asyncio
-import logging
 from collections.abc import Hashable, Sequence
 
 from tollhouse.core.call import Call
-from tollhouse.core.errors import Failure, Reason
-from tollhouse.core.http import Ending, Sink, Source
-from tollhouse.core.reply import Reply, Tap
-from tollhouse.policies.guardrails.acts import Acts, refusal
+from tollhouse.core.errors import Failure
+from tollhouse.core.http import Ending
+from tollhouse.core.reply import Reply
+from tollhouse.policies.guardrails.acts import Acts
 from tollhouse.policies.guardrails.asking import Asked
-from tollhouse.policies.guardrails.segments import Segments
+from tollhouse.policies.guardrails.between import Between
+from tollhouse.policies.guardrails.segments import Room, Segments
 from tollhouse.policies.guardrails.stages import Item, Moved, Stage, entered, event_of
 from tollhouse.wire.guard.llm import StreamTexts
 from tollhouse.wire.guard.window import Overfull
 
 __all__ = ["Guarded"]
 
-log = logging.getLogger("tollhouse.policies.guardrails")
-
 _KEPT = 4 << 20  # characters of one answer that are kept for events which say them again
 _AHEAD = 4  # segments that wait for a check before the upstream is paused
 
 
-class Guarded:
+class Guarded(Between):
     """Source for the client, Sink of the upstream. It takes a Reply's place by `over`.
 
     texts: reads the API's events. stages: that they pass. checks: that are asked about what has passed them, by `call`.
-    acts: what is noted; it is told when the answer ends. passes: whether what cannot be looked at does.
+    acts: what is noted; it is told when the answer ends. passes: whether what cannot be looked at does. room: of all
+    answers that wait for checks.
     """
 
     __slots__ = (
-        "_acts", "_call", "_checks", "_cut", "_ended", "_failure", "_kept", "_passes", "_paused", "_said", "_segments",
-        "_sink", "_source", "_stages", "_task", "_texts", "_touched", "taps",
+        "_call", "_checks", "_cut", "_kept", "_passes", "_said", "_segments", "_stages", "_texts", "_touched",
     )  # fmt: skip
 
     def __init__(
@@ -49,25 +46,19 @@ class Guarded:
         checks: Sequence[Asked] = (),
         call: Call | None = None,
         passes: bool = True,
+        room: Room | None = None,
     ) -> None:
+        super().__init__(acts)
         self._texts = texts
         self._stages = tuple(stages)
-        self._acts = acts
         self._checks = tuple(checks)
         self._call = call
         self._passes = passes
-        self._segments = Segments(self._checks) if checks else None
-        self._source: Source | None = None
-        self._sink: Sink | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._segments = Segments(self._checks, room or Room()) if checks else None
         self._said: dict[Hashable, list[str]] | None = {} if texts.repeating else None
         self._touched: set[Hashable] = set()
         self._kept = 0
         self._cut = True  # until an event says how the answer ends
-        self._ended = False
-        self._failure: Failure | None = None
-        self._paused = False
-        self.taps: list[Tap] = []
 
     def over(self, reply: Reply) -> None:
         """Stand between the Reply and whoever gets it. Raises Failure; the Reply is closed then."""
@@ -84,36 +75,6 @@ class Guarded:
             failure = self._told(error)
             reply.close(Ending(failure.status, failure.reason, 0, failure))
             raise failure from None
-
-    @property
-    def behind(self) -> Source | None:
-        """What it stands before (`core.reply.innermost`)."""
-        return self._source
-
-    # ---- Source for the client
-    def start(self, sink: Sink) -> None:
-        self._sink = sink
-        if self._source is not None:
-            self._source.start(self)
-
-    def pause(self) -> None:
-        self._paused = True
-        if self._source is not None:
-            self._source.pause()
-
-    def resume(self) -> None:
-        self._paused = False
-        if self._source is not None and not self._is_behind():
-            self._source.resume()
-
-    def close(self) -> None:
-        self._sink = None
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-        source, self._source = self._source, None
-        if source is not None:
-            source.close()
 
     # ---- Sink of the upstream
     def send(self, data: bytes) -> None:
@@ -232,67 +193,39 @@ class Guarded:
     def _go_on(self) -> None:
         segments = self._segments
         assert segments is not None
-        if segments.ready and self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._ask(), name="guards of an answer")
+        if segments.ready:
+            self._begin()
         elif self._ended and self._task is None:
             self._over(self._failure)
-        if self._is_behind() and self._source is not None:
-            self._source.pause()
+        self._hold()
 
-    async def _ask(self) -> None:
+    async def _work(self) -> None:
         segments, acts, call = self._segments, self._acts, self._call
         assert segments is not None
         assert acts is not None
         assert call is not None
-        try:
-            while segments.ready:
-                items = await segments.ask(acts, call)
-                sink = self._sink
-                if sink is None:
-                    return
-                out = self._written(items)
-                for tap in self.taps if out else ():
-                    out = tap(out)
-                if out:
-                    sink.send(out)
-                if self._source is not None and not self._paused and not self._is_behind():
-                    self._source.resume()
-            self._task = None
-            if self._ended:
-                self._over(self._failure)
-        except (Failure, Overfull, ValueError) as error:
-            self._task = None
-            self._refuse(self._told(error))
-        except Exception:  # a task's root: the client must get an end all the same, and nothing unlooked at
-            log.exception("a guard failed on an answer")
-            self._task = None
-            self._refuse(Failure(500, Reason.INTERNAL, "internal error"))
+        while segments.ready:
+            items = await segments.ask(acts, call)
+            sink = self._sink
+            if sink is None:
+                return
+            out = self._written(items)
+            for tap in self.taps if out else ():
+                out = tap(out)
+            if out:
+                sink.send(out)
+            self._wake()
 
     # ---- the end
-    def _told(self, error: Failure | Overfull | ValueError) -> Failure:
-        if isinstance(error, Failure):
-            return error.copy()
-        why = str(error)
-        return refusal("response", "", why) if self._acts is None else self._acts.overfull(why)
-
-    def _refuse(self, failure: Failure) -> None:
-        source, self._source = self._source, None
-        if source is not None:
-            source.close()
-        self._over(failure)
+    def _drop(self) -> None:
+        if self._segments is not None:
+            self._segments.drop()
 
     def _over(self, failure: Failure | None) -> None:
-        sink, self._sink = self._sink, None
-        self.taps = []
+        self._drop()
         self._stages = ()
         self._said = None
-        self._failure = None
-        if sink is not None:
-            sink.end(failure)
-
-    def _settle(self, _: Ending) -> None:
-        if self._acts is not None:
-            self._acts.done()
+        super()._over(failure)
 
 
 def _nothing(_: Hashable) -> str | None:

@@ -4,8 +4,8 @@ Rule: a message is looked at whole, and leaves whole: what a server says within 
 questions to the agent) passes in its order. JSON stays JSON.
 """
 
-import asyncio
 import logging
+import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -16,23 +16,24 @@ import msgspec
 from tollhouse.core.call import ToolCall
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
-from tollhouse.core.http import Ending, Sink, Source
-from tollhouse.core.reply import Reply, Tap
+from tollhouse.core.http import Ending
+from tollhouse.core.reply import Reply
 from tollhouse.policies.guardrails.acts import Acts, Counts
 from tollhouse.policies.guardrails.asking import Asked, Entry
 from tollhouse.policies.guardrails.beside import beside
+from tollhouse.policies.guardrails.between import Between
+from tollhouse.policies.guardrails.failures import asked_about, looked_at
 from tollhouse.policies.guardrails.plan import Plan
 from tollhouse.policies.guardrails.turned_back import Making, TurnedBack
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.guard.llm.texts import FieldTexts, Texts
 from tollhouse.wire.guard.mcp import message_texts, request_texts
-from tollhouse.wire.guard.placeholders import Placeholders
 
-__all__ = ["Passing", "ToolAnswers", "ToolRequests"]
+__all__ = ["Passing", "ToolAnswers", "ToolRequests", "outgoing"]
 
 log = logging.getLogger("tollhouse.policies.guardrails")
 
-_TRACE = frozenset(("traceparent", "tracestate"))  # numbers of `_meta` that anything might match
+_TRACED = re.compile(rb'"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"').fullmatch  # numbers, not words
 _AHEAD = 16  # messages that wait for a check before the server is paused
 
 
@@ -56,28 +57,23 @@ class ToolRequests:
         if plan.reversible:
             acts.make = partial(self._making, call)
         if plan.patterns:
-            call.outgoing = partial(_outgoing, plan, acts)
+            call.outgoing = _one_more(call.outgoing, partial(outgoing, plan, acts))
         try:
             try:
                 texts = request_texts(call.method, _fields(call))
             except ValueError as error:
                 raise acts.overfull(f"the request cannot be read: {error}") from None
-            if not texts.pieces and not texts.opaque:
-                _put(call, texts.replaced({}))
-                return next(call)
             if texts.opaque:
                 acts.unseen(f"{next_kind(texts)} in the request", passes=plan.opaque)
             changed = plan.scan(texts.pieces, acts)
-            if plan.checks:
+            if plan.checks and texts.pieces:
                 return self._asked(call, next, acts, texts, changed)
             _put(call, texts.replaced(changed))
         except Failure:
             acts.done()
             raise
         acts.done()
-        if acts.placeholders is not None:
-            return self._followed(call, next(call), acts.placeholders)
-        return next(call)
+        return self._followed(call, next(call), acts) if plan.reversible else next(call)
 
     async def _asked(
         self, call: ToolCall, next: Handler[Any, Reply], acts: Acts, texts: FieldTexts, changed: dict[Any, str]
@@ -89,15 +85,16 @@ class ToolRequests:
             _put(call, texts.replaced(changed))
             if self._beside:
                 asked = self._plan.ask(self._beside, entries, acts, call)
-                return await self._followed(call, beside(asked, next, call), acts.placeholders)
+                return await self._followed(call, beside(asked, next, call), acts)
         finally:
             acts.done()
-        return await self._followed(call, next(call), acts.placeholders)
+        return await self._followed(call, next(call), acts)
 
-    async def _followed(self, call: ToolCall, answer: Awaitable[Reply], placeholders: Placeholders | None) -> Reply:
+    async def _followed(self, call: ToolCall, answer: Awaitable[Reply], acts: Acts) -> Reply:
         reply = await answer
-        if placeholders is not None and self._back is not None:
-            Passing(partial(_turned_back, call.method, self._back, placeholders), None).over(reply)
+        # What the agent answers to questions of the server, while it streams, may be masked as well.
+        if self._back is not None and (acts.placeholders is not None or reply.source is not None):
+            Passing(partial(_turned_back, call.method, self._back, acts), None).over(reply)
         return reply
 
 
@@ -110,11 +107,14 @@ class ToolAnswers:
 
     async def handle(self, call: ToolCall, next: Handler[Any, Reply]) -> Reply:
         """Raises Failure: 403 for what is refused, 503 where a guard could not run."""
-        reply = await next(call)
         if call.connects:
-            return reply
+            return await next(call)
         plan = self._plan
         acts = Acts(call.context, "response", self._counts)
+        try:
+            reply = await next(call)
+        except Failure as failure:
+            raise await self._failed(failure.with_traceback(None), call, acts) from None
         passing = Passing(partial(_looked_at, call.method, plan, acts), acts, checks=plan.checks, call=call, plan=plan)
         if plan.checks and reply.first:
             await passing.over_checked(reply)
@@ -122,19 +122,23 @@ class ToolAnswers:
             passing.over(reply)
         return reply
 
+    async def _failed(self, failure: Failure, call: ToolCall, acts: Acts) -> Failure:
+        """What is said of a call that failed. Raises Failure where that is refused."""
+        try:
+            return await asked_about(looked_at(failure, self._plan, acts), self._plan, acts, call)
+        finally:
+            acts.done()
+
 
 Look = Callable[[bytes], tuple[Texts | None, dict[Any, str]]]
 """The texts of a message, and those that are others; None for one that passes as it is. Raises Failure."""
 
 
-class Passing:
+class Passing(Between):
     """The messages of a Reply on their way: Source for who reads, Sink of the server. look: at each. checks: that are
     asked about what is left, by `call` under `plan`."""
 
-    __slots__ = (
-        "_acts", "_call", "_checks", "_ended", "_failure", "_look", "_paused", "_plan", "_queue", "_sink", "_source",
-        "_task", "taps",
-    )  # fmt: skip
+    __slots__ = ("_call", "_checks", "_look", "_plan", "_queue")
 
     def __init__(
         self,
@@ -145,19 +149,12 @@ class Passing:
         call: ToolCall | None = None,
         plan: Plan | None = None,
     ) -> None:
+        super().__init__(acts)
         self._look = look
-        self._acts = acts
         self._checks = tuple(checks)
         self._call = call
         self._plan = plan
         self._queue: deque[bytes] = deque()
-        self._source: Source | None = None
-        self._sink: Sink | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._paused = False
-        self._ended = False
-        self._failure: Failure | None = None
-        self.taps: list[Tap] = []
 
     def over(self, reply: Reply) -> None:
         """Stand between the Reply and whoever gets it. Raises Failure; the Reply is closed then."""
@@ -208,37 +205,6 @@ class Passing:
             self._acts.done()
         reply.close(Ending(failure.status, failure.reason, 0, failure))
 
-    @property
-    def behind(self) -> Source | None:
-        """What it stands before (`core.reply.innermost`)."""
-        return self._source
-
-    # ---- Source
-    def start(self, sink: Sink) -> None:
-        self._sink = sink
-        if self._source is not None:
-            self._source.start(self)
-
-    def pause(self) -> None:
-        self._paused = True
-        if self._source is not None:
-            self._source.pause()
-
-    def resume(self) -> None:
-        self._paused = False
-        if self._source is not None and len(self._queue) < _AHEAD:
-            self._source.resume()
-
-    def close(self) -> None:
-        self._sink = None
-        self._queue.clear()
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-        source, self._source = self._source, None
-        if source is not None:
-            source.close()
-
     # ---- Sink
     def send(self, data: bytes) -> None:
         if self._sink is None:
@@ -255,9 +221,18 @@ class Passing:
     def end(self, failure: Failure | None = None) -> None:
         self._source = None
         self._ended = True
-        self._failure = failure
+        self._failure = failure = self._worded(failure)
         if not self._queue and self._task is None:
             self._over(failure)
+
+    def _worded(self, failure: Failure | None) -> Failure | None:
+        """Why the server's stream has ended, as it may be told."""
+        if failure is None or self._plan is None or self._acts is None:
+            return failure
+        try:
+            return looked_at(failure, self._plan, self._acts)
+        except Failure as refused:
+            return refused.copy()
 
     def _give(self, data: bytes) -> None:
         for tap in self.taps if data else ():
@@ -279,47 +254,20 @@ class Passing:
 
     # ---- what has to be waited for
     def _go_on(self) -> None:
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._ask(), name="guards of an answer")
-        if len(self._queue) >= _AHEAD and self._source is not None:
-            self._source.pause()
+        self._begin()
+        self._hold()
 
-    async def _ask(self) -> None:
-        try:
-            while self._queue:
-                data = self._queue.popleft()
-                self._give(await self._checked(data) if data else data)
-                if self._source is not None and not self._paused and len(self._queue) < _AHEAD:
-                    self._source.resume()
-            self._task = None
-            if self._ended:
-                self._over(self._failure)
-        except Failure as failure:
-            self._task = None
-            self._refuse(failure.copy())
-        except Exception:  # a task's root: the agent must get an end all the same, and nothing unlooked at
-            log.exception("a guard failed on an answer")
-            self._task = None
-            self._refuse(Failure(500, Reason.INTERNAL, "internal error"))
+    def _is_behind(self) -> bool:
+        return len(self._queue) >= _AHEAD
 
-    # ---- the end
-    def _refuse(self, failure: Failure) -> None:
+    async def _work(self) -> None:
+        while self._queue:
+            data = self._queue.popleft()
+            self._give(await self._checked(data) if data else data)
+            self._wake()
+
+    def _drop(self) -> None:
         self._queue.clear()
-        source, self._source = self._source, None
-        if source is not None:
-            source.close()
-        self._over(failure)
-
-    def _over(self, failure: Failure | None) -> None:
-        sink, self._sink = self._sink, None
-        self.taps = []
-        self._failure = None
-        if sink is not None:
-            sink.end(failure)
-
-    def _settle(self, _: Ending) -> None:
-        if self._acts is not None:
-            self._acts.done()
 
 
 def _looked_at(method: str, plan: Plan, acts: Acts, message: bytes) -> tuple[Texts, dict[Any, str]]:
@@ -332,9 +280,10 @@ def _looked_at(method: str, plan: Plan, acts: Acts, message: bytes) -> tuple[Tex
     return texts, plan.scan(texts.pieces, acts)
 
 
-def _turned_back(
-    method: str, back: TurnedBack, placeholders: Placeholders, message: bytes
-) -> tuple[Texts | None, dict[Any, str]]:
+def _turned_back(method: str, back: TurnedBack, acts: Acts, message: bytes) -> tuple[Texts | None, dict[Any, str]]:
+    placeholders = acts.placeholders
+    if placeholders is None:
+        return None, {}
     try:
         texts = message_texts(method, message)
     except ValueError:
@@ -342,9 +291,9 @@ def _turned_back(
     return texts, back.new(texts, placeholders)
 
 
-def _outgoing(plan: Plan, acts: Acts, message: bytes) -> bytes:
-    """A response of the agent's to what the server asks within the call: masked, or an error in its place. Patterns
-    alone look at it: the server waits."""
+def outgoing(plan: Plan, acts: Acts, message: bytes) -> bytes:
+    """A response of the agent's to what a server asks: masked, or an error in its place. Patterns alone look at it: the
+    server waits."""
     try:
         texts = message_texts("", message)
         return texts.replaced(plan.scan(texts.pieces, acts))
@@ -355,24 +304,44 @@ def _outgoing(plan: Plan, acts: Acts, message: bytes) -> bytes:
     return jsonrpc.error(bytes(jsonrpc.decode(message).id), jsonrpc.INTERNAL_ERROR, told)
 
 
+def _one_more(first: Callable[[bytes], bytes] | None, then: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    """A call that another tool answers goes on with what the first one's guards do."""
+    return then if first is None else lambda message: then(first(message))
+
+
 def _entries(texts: Texts | FieldTexts, changed: dict[Any, str]) -> list[Entry]:
-    return [Entry(piece.key, piece.kind, changed.get(piece.key, piece.text), piece.json) for piece in texts.pieces]
+    """What is asked about: texts, and not the names of what is called."""
+    return [
+        Entry(piece.key, piece.kind, changed.get(piece.key, piece.text), piece.json)
+        for piece in texts.pieces
+        if piece.kind != "names"
+    ]
 
 
 def _fields(call: ToolCall) -> dict[str, msgspec.Raw]:
     """What goes out: with what of `_meta` agents and servers have agreed on between them, as one more field."""
     meta = call.meta
-    if meta is None or _TRACE.issuperset(meta):
+    if not meta:
         return call.params
-    own = {key: value for key, value in meta.items() if key not in _TRACE}
+    own = {key: value for key, value in meta.items() if not _is_traced(key, value)}
+    if not own:
+        return call.params
     return {**call.params, "_meta": msgspec.Raw(jsonrpc.encode_fields(own))}
+
+
+def _is_traced(key: str, value: msgspec.Raw) -> bool:
+    return key == "traceparent" and _TRACED(bytes(value)) is not None
 
 
 def _put(call: ToolCall, fields: dict[str, Any]) -> None:
     meta = fields.pop("_meta", None)
     if meta is not None:
-        call.meta = {**(call.meta or {}), **jsonrpc.decode_fields(meta)}
+        kept = {key: value for key, value in (call.meta or {}).items() if _is_traced(key, value)}
+        call.meta = {**kept, **jsonrpc.decode_fields(meta)}
     if fields:
+        call.asked = call.asked or (call.name, call.arguments)
+        if "uri" in fields:  # it is told beside the parameters, too
+            call.name = jsonrpc.decode_string(fields["uri"]) or call.name
         call.params.update(fields)
         call.decoded = None
         if len(call.arguments):

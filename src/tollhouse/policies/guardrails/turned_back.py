@@ -10,7 +10,7 @@ from typing import Any
 from tollhouse.core.call import Call
 from tollhouse.policies.base import Parts
 from tollhouse.policies.guardrails.stages import Windowed
-from tollhouse.wire.guard.llm.texts import FieldTexts, Texts
+from tollhouse.wire.guard.llm.texts import FieldTexts, Piece, Texts
 from tollhouse.wire.guard.patterns import PatternSet
 from tollhouse.wire.guard.placeholders import Placeholders, derived_key, placeholder_patterns
 
@@ -37,14 +37,19 @@ class TurnedBack:
         return Windowed(self._patterns, placeholders.value, None, also=True)
 
     def new(self, texts: Texts | FieldTexts, placeholders: Placeholders) -> dict[Any, str]:
-        """The texts that are others, by key."""
+        """The texts that are others, by key. Names, those of members too, are what they are."""
         new = {}
         for piece in texts.pieces:
-            if "[" in piece.text and piece.key not in texts.signed:
+            if "[" in piece.text and not _is_name(piece) and piece.key not in texts.signed:
                 text = piece.masked(self._patterns, placeholders.value)
                 if text != piece.text:
                     new[piece.key] = text
         return new
+
+
+def _is_name(piece: Piece) -> bool:
+    """Of a tool or an argument, or of a member that nobody knows."""
+    return piece.kind == "names" or (len(piece.key) > 1 and isinstance(piece.key[-2], tuple))
 
 
 def making(parts: Parts) -> Making:

@@ -1,8 +1,10 @@
 """Guards that have to be asked: before a call, beside it, and about answers, whole and in pieces."""
 
 import asyncio
+from time import monotonic
 from typing import Any
 
+import msgspec
 import pytest
 from tests.fixtures.guard_services import guard_services
 from tests.unit.policies.floor import Shelf, counted, parts, tool
@@ -22,6 +24,7 @@ from tests.unit.policies.guardrails.test_tools import arguments, result
 
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Sink
+from tollhouse.policies.guardrails.segments import Room
 
 pytestmark = pytest.mark.anyio
 
@@ -141,6 +144,52 @@ async def test_a_guard_that_hangs_is_left_in_time() -> None:
         with pytest.raises(Failure) as caught:
             await guarded(Server(), {"request": [rule]}, made=made)(asked(messages=HI))
         assert caught.value.status == 503
+        await made.client.close()
+
+
+async def test_no_guard_is_waited_for_longer_than_the_request_may_take() -> None:
+    async with guard_services() as services:
+        services.fails = "hang"
+        made = parts(entrance="llm")
+        rule = {"webhook": {"url": services.url + "/g"}, "timeout": "30s", "on_failure": "open"}
+        call = asked(messages=HI)
+        call.context.deadline = monotonic() + 0.1
+        with pytest.raises(Failure) as caught:
+            await guarded(Server(), {"request": [rule]}, made=made)(call)
+        assert (caught.value.status, caught.value.reason) == (504, Reason.TIMEOUT)
+        await made.client.close()
+
+
+async def test_what_all_streams_hold_is_bounded() -> None:
+    """Answers that wait to be looked at share one room; what leaves, is refused or is left gives it back."""
+    async with guard_services() as services:
+        made = parts(entrance="llm")
+        room = made.shared(("guard room",), Room)
+        room.most = 80_000
+        spec = {"response": [{"webhook": {"url": services.url + "/g"}}]}
+        pairs = []
+        for _ in range(4):
+            server = Live(*events("")[:1], stream=True)
+            reply = await guarded(server, spec, made=made)(asked(messages=HI, stream=True))
+            client = Client()
+            client.read(reply)
+            pairs.append((server, client, reply))
+        for server, _, _ in pairs:
+            for _ in range(40):
+                if not server.closed:
+                    server.say(chunk("word "))
+        refused = [client for server, client, _ in pairs if server.closed]
+        assert refused
+        assert len(refused) < 4
+        assert all(client.failure is not None and client.failure.status == 403 for client in refused)
+        assert 0 < room.held <= room.most
+        ended, left = [one for one in pairs if one[1] not in refused]
+        ended[0].say(chunk(finish="stop"), DONE)
+        ended[0].end()
+        await until(lambda: ended[1].ended)
+        assert said(ended[1].body) == "word " * 40
+        left[2].source.close()
+        assert room.held == 0
         await made.client.close()
 
 
@@ -333,6 +382,30 @@ async def test_length_and_language_are_judged_whole() -> None:
         await through(guarded(Server(completion("x" * 11)), spec, made=made), asked(messages=HI))
 
 
+async def test_what_stands_beside_an_answer_is_for_patterns_alone() -> None:
+    """Log-probs with the tokens that end a text, comments and ids of events are no texts for who judges the answer."""
+    made = parts(entrance="llm")
+    spec = {
+        "response": [{"schema": {"type": "object"}}, {"length": {"max": 10}}, {"keywords": ["forbidden"]}],
+    }
+    proof = {"content": [{"token": one, "logprob": -1.0} for one in ('{"a', '": 1}', "<|end|>")]}
+    choice = {"index": 0, "message": {"content": '{"a": 1}'}, "logprobs": proof, "finish_reason": "stop"}
+    body = msgspec.json.encode({"id": "c", "choices": [choice]})
+    _, client = await through(guarded(Server(body), spec, made=made), asked(messages=HI))
+    assert client.body == body
+    blocks = [b": the provider is thinking about it\n\n", b"id: 0123456789abcdef0123456789\n" + chunk('{"a": 1}'),
+              chunk(finish="stop"), DONE]  # fmt: skip
+    _, client = await through(guarded(Server(*blocks, stream=True), spec, made=made), asked(messages=HI, stream=True))
+    await until(lambda: client.ended)
+    assert client.failure is None
+    assert client.body == b"".join(blocks)
+    blocks[0] = b": this is a forbidden comment, is it\n\n"
+    server = Server(*blocks, stream=True)
+    with pytest.raises(Failure) as caught:
+        await through(guarded(server, spec, made=made), asked(messages=HI, stream=True))
+    assert caught.value.status == 403
+
+
 async def test_tools_are_asked_about_too() -> None:
     async with guard_services() as services:
         services.says = named
@@ -351,6 +424,56 @@ async def test_tools_are_asked_about_too() -> None:
         assert client.parts == [result("1"), result("from X"), b""]
         assert client.failure is not None
         settle(reply)
+        await made.client.close()
+
+
+HIDDEN = '{"to": "\\u0041nna \\"\\u0058\\" \\\\u0041nn\\\\u0061", "n": "a\\\\\\/b\\n"}'
+SHOWN = '{"to": "Anna \\"X\\" Anna", "n": "a/b\\n"}'
+
+
+def calls(arguments: str) -> Any:
+    return [{"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}]
+
+
+async def test_a_service_sees_what_is_meant_and_its_masks_come_back() -> None:
+    async with guard_services() as services:
+        services.says = named
+        made = parts(entrance="llm")
+        spec = {"request": [{"webhook": {"url": services.url + "/g"}, "in": ["arguments", "results"]}]}
+        server = Server(completion("ok"))
+        messages = [
+            {"role": "assistant", "tool_calls": calls(HIDDEN)},
+            {"role": "tool", "tool_call_id": "1", "content": 'He said {"to": "\\u0041nna"} and left'},
+        ]
+        await through(guarded(server, spec, made=made), asked(messages=messages))
+        assert services.asked[0].body["texts"] == [SHOWN, 'He said {"to": "Anna"} and left']
+        assistant, told = server.fields["messages"]
+        arguments = assistant["tool_calls"][0]["function"]["arguments"]
+        assert arguments == '{"to": "X \\"\\u0058\\" X", "n": "a\\\\\\/b\\n"}'
+        assert told["content"] == 'He said {"to": "X"} and left'
+        await made.client.close()
+
+
+@pytest.mark.parametrize("how", ["hold", "window"])
+@pytest.mark.parametrize("size", [3, 200])
+async def test_a_service_sees_what_a_streams_arguments_mean(how: str, size: int) -> None:
+    async with guard_services() as services:
+        services.says = named
+        made = parts(entrance="llm")
+        rule: dict[str, Any] = {"webhook": {"url": services.url + "/g"}, "stream": how}
+        if how == "window":
+            rule["window"] = 100
+        whole = '{"text": "' + "so " * 40 + '", "to": "\\u0041nna", "and": "' + "so " * 40 + '"}'
+        pieces = [whole[at : at + size] for at in range(0, len(whole), size)]
+        blocks = [chunk(tool_calls=[{"index": 0, "function": {"arguments": piece}}]) for piece in pieces]
+        server = Server(*blocks, chunk(finish="tool_calls"), DONE, stream=True)
+        _, client = await through(guarded(server, {"response": [rule]}, made=made), asked(messages=HI, stream=True))
+        await until(lambda: client.ended)
+        assert client.failure is None
+        lines = [msgspec.json.decode(line[6:]) for line in client.body.splitlines() if line.startswith(b"data: {")]
+        deltas = [line["choices"][0]["delta"].get("tool_calls", ()) for line in lines]
+        out = "".join([call["function"]["arguments"] for delta in deltas for call in delta])
+        assert out == whole.replace("\\u0041nna", "X")
         await made.client.close()
 
 

@@ -94,3 +94,25 @@ def test_nobody_looks_where_no_rule_does() -> None:
         {"response": [{"length": {"max": 5}}]},
     ):
         assert descriptions("s", layers(spec), {}, made) is None
+
+
+@pytest.mark.parametrize("member", ["uri", "uriTemplate"])
+def test_an_address_that_would_be_masked_is_not_listed(member: str) -> None:
+    made = parts(entrance="mcp")
+    looked = descriptions("s", layers(MASK), {}, made)
+    assert looked is not None
+    kinds = {"uri": "resources/list", "uriTemplate": "resources/templates/list"}
+    raw = [msgspec.json.encode({member: uri, "name": "n"}) for uri in ("note://1", "mailto:ada@example.org")]
+    after = looked(KINDS[kinds[member]], listing(*(Entry(f"n{n}", one) for n, one in enumerate(raw))))
+    assert [entry.raw for entry in after.entries] == raw[:1]
+    flags = descriptions("s", layers({"response": [{"pii": ["email"], "action": "flag"}]}), {}, made)
+    assert flags is not None
+    assert len(flags(KINDS[kinds[member]], listing(Entry("m", raw[1]))).entries) == 1
+
+
+def test_an_entry_with_a_member_whose_name_would_be_masked_is_not_listed() -> None:
+    looked = descriptions("s", layers(MASK), {}, parts(entrance="mcp"))
+    assert looked is not None
+    bad = Entry("a", msgspec.json.encode({"name": "a", "inputSchema": {}, "ada@example.org": 1}))
+    fine = Entry("b", msgspec.json.encode({"name": "b", "inputSchema": {}, "org.example/x": 1}))
+    assert looked(TOOLS, listing(bad, fine)).entries == (fine,)

@@ -1,5 +1,7 @@
 """Guards before and behind MCP servers: arguments, results, and what a server says within a call."""
 
+import asyncio
+from base64 import b64decode, b64encode
 from typing import Any
 
 import msgspec
@@ -8,7 +10,7 @@ from tests.unit.policies.floor import counted, parts, tool
 from tests.unit.policies.guardrails.house import SECRET, Client, Server, guarded, settle, through
 
 from tollhouse.core.call import ToolCall
-from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.errors import API_FAILED, Failure, Reason
 from tollhouse.policies.base import Parts
 from tollhouse.policies.guardrails.tools import Passing
 
@@ -195,3 +197,153 @@ async def test_what_the_agent_answers_within_a_call() -> None:
     assert (told["id"], told["error"]["message"]) == (7, "no keys")
     plain = b'{"jsonrpc":"2.0","id":8,"result":{"action":"decline"}}'
     assert call.outgoing(plain) == plain
+
+
+async def test_what_the_agent_answers_is_turned_back() -> None:
+    asks = msgspec.json.encode({"jsonrpc": "2.0", "id": 7, "method": "elicitation/create", "params": {"message": "m"}})
+    server = Server(asks, stream=True)
+    call = tool()
+    spec = {"request": [{"pii": ["email"], "action": "mask", "reversible": True}]}
+    reply = await chain(server, spec)(call)
+    assert call.outgoing is not None
+    answer = {"action": "accept", "content": {"mail": "ada@example.org"}}
+    out = msgspec.json.decode(call.outgoing(msgspec.json.encode({"jsonrpc": "2.0", "id": 7, "result": answer})))
+    placeholder = out["result"]["content"]["mail"]
+    assert placeholder.startswith("[EMAIL_")
+    server.blocks.append(result(f"sent to {placeholder}"))
+    client = Client()
+    client.read(reply)
+    assert client.parts == [asks, result("sent to ada@example.org")]
+
+
+async def test_a_call_that_another_tool_answers_has_the_guards_of_both() -> None:
+    """`policies.alternate` hands over what becomes of the agent's answers."""
+    call = tool()
+    await through(chain(Server(result("x")), {"request": [{"pii": ["email"], "action": "mask"}]}), call)
+    await through(chain(Server(result("x")), {"request": [{"keywords": ["rose"], "action": "mask"}]}), call)
+    assert call.outgoing is not None
+    said = {"content": {"a": "a rose", "b": "ada@example.org"}}
+    out = call.outgoing(msgspec.json.encode({"jsonrpc": "2.0", "id": 7, "result": said}))
+    assert msgspec.json.decode(out)["result"]["content"] == {"a": "a [KEYWORDS]", "b": "[EMAIL]"}
+
+
+@pytest.mark.parametrize("params", [{}, {"arguments": {}}, {"arguments": {"a": "b"}}])
+@pytest.mark.parametrize("method", ["tools/call", "prompts/get", "tasks/get"])
+async def test_each_call_is_counted_once_a_phase(method: str, params: Any) -> None:
+    made = parts(entrance="mcp")
+    call = tool(method=method)
+    call.params = {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in params.items()}
+    await through(chain(Server(result("x")), MASK, made=made), call)
+    assert counted(made, "guardrail_checks") == {("Request", "Allow"): 1, ("Response", "Allow"): 1}
+
+
+async def test_what_goes_beside_arguments_is_masked_in_its_place() -> None:
+    server = Server(result("x"))
+    call = tool(q="x")
+    trace = msgspec.Raw(b'"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"')
+    note = msgspec.json.encode({"by": "ada@example.org", "n": [1, "\u00e9"]})
+    call.meta = {"traceparent": trace, "org.example/note": msgspec.Raw(note), "org.example/x": msgspec.Raw(b"1")}
+    before = dict(call.meta)
+    await through(chain(server, MASK), call)
+    assert call.meta == {**before, "org.example/note": msgspec.Raw(note.replace(b"ada@example.org", b"[EMAIL]"))}
+    assert list(call.params) == ["arguments"]
+    call.meta = {"traceparent": trace, "org.example/ada@example.org": msgspec.Raw(b"1")}
+    await through(chain(Server(result("x")), MASK), call)
+    assert call.meta == {"traceparent": trace, "org.example/[EMAIL]": msgspec.Raw(b"1")}
+    for name, value in (
+        ("org.example/note", SECRET),
+        ("tracestate", f"a={SECRET}"),
+        ("traceparent", SECRET),
+        (SECRET, 1),
+    ):
+        call.meta = {name: msgspec.Raw(msgspec.json.encode(value))}
+        with pytest.raises(Failure):
+            await chain(server, {"request": [{"secrets": True}]})(call)
+
+
+async def test_names_are_looked_at_and_never_masked_nor_asked_about() -> None:
+    def named(name: str) -> ToolCall:
+        call = tool(name)
+        call.params["name"] = msgspec.Raw(msgspec.json.encode(name))
+        return call
+
+    with pytest.raises(Failure):
+        await chain(Server(), {"request": [{"secrets": True}]})(named(SECRET))
+    call = named("ada@example.org")
+    await through(chain(Server(result("x")), MASK), call)
+    assert msgspec.json.decode(call.params["name"]) == "ada@example.org"
+    await through(chain(Server(result("x")), {"request": [{"length": {"max": 2}}]}), named("a-long-name"))
+
+
+class Broken(Server):
+    """It fails, and says why. detail: of an API."""
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__()
+        self.failure = Failure(502, Reason.UPSTREAM_FAILURE, message, code=API_FAILED, detail=detail, retry=True)
+
+    async def handle(self, call: Any) -> Any:
+        assert self.failure is not None
+        raise self.failure
+
+
+async def test_what_is_said_where_a_call_fails() -> None:
+    made = parts(entrance="mcp")
+    with pytest.raises(Failure) as caught:
+        await chain(Broken("s: ask ada@example.org", "by bob@example.org"), MASK, made=made)(tool())
+    failure = caught.value
+    assert (failure.message, failure.detail, failure.retry) == ("s: ask [EMAIL]", "by [EMAIL]", True)
+    with pytest.raises(Failure) as caught:
+        await chain(Broken("s", SECRET), {"response": [{"secrets": True}]}, made=made)(tool())
+    assert caught.value.reason == Reason.GUARDRAIL
+    with pytest.raises(Failure) as caught:
+        await chain(Broken("s", "far too long"), {"response": [{"length": {"max": 5}}]}, made=made)(tool())
+    assert caught.value.reason == Reason.GUARDRAIL
+    broken = Broken("s: the server is away")
+    with pytest.raises(Failure) as caught:
+        await chain(broken, MASK, made=made)(tool())
+    assert caught.value is broken.failure
+    assert counted(made, "guardrail_checks")["Response", "Allow"] == 1
+
+
+async def test_masks_are_turned_back_wherever_a_server_says_them_again() -> None:
+    """Names are not: nothing of a call was masked in one."""
+
+    class Asks(Server):
+        async def handle(self, call: Any) -> Any:
+            text = msgspec.json.decode(call.arguments)["to"]
+            blob = b64encode(f"to {text}".encode()).decode()
+            content = [{"type": "resource", "resource": {"uri": f"mailto:{text}", "blob": blob}}]
+            asks = {text: {"method": "elicitation/create", "name": "n", "params": {"message": text}}, f"{text}2": [1]}
+            self.blocks = [result(text, content=content, inputRequests=asks, resultType="input_required")]
+            return await super().handle(call)
+
+    spec = {"request": [{"pii": ["email"], "action": "mask", "reversible": True}]}
+    _, client = await through(chain(Asks(), spec), tool(to="ada@example.org"))
+    told = msgspec.json.decode(client.body)["result"]
+    inside = told["content"][0]["resource"]
+    assert (inside["uri"], b64decode(inside["blob"])) == ("mailto:ada@example.org", b"to ada@example.org")
+    (name, question), (_, other) = told["inputRequests"].items()
+    assert name.startswith("[EMAIL_")
+    assert question == {"method": "elicitation/create", "name": "n", "params": {"message": "ada@example.org"}}
+    assert other == [1]
+
+
+@pytest.mark.parametrize("checks", [[], [{"length": {"max": 1000}}]])
+async def test_what_is_said_where_a_stream_fails(checks: list[Any]) -> None:
+    progress = {"method": "notifications/progress", "params": {"progressToken": 1, "progress": 1}}
+    block = msgspec.json.encode({"jsonrpc": "2.0", **progress})
+    for said, message in (("ask ada@example.org", "ask [EMAIL]"), (SECRET, "a guardrail of this gateway withholds")):
+        failure = Failure(502, Reason.UPSTREAM_FAILURE, said, sent=True)
+        server = Server(block, block, stream=True, failure=failure)
+        spec = {"response": [{"pii": ["email"], "action": "mask"}, {"secrets": True}, *checks]}
+        reply = await chain(server, spec)(tool())
+        client = Client()
+        client.read(reply)
+        async with asyncio.timeout(10):
+            while not client.ended:
+                await asyncio.sleep(0)
+        assert client.parts == [block, block]
+        assert client.failure is not None
+        assert message in client.failure.message
+        assert said not in client.failure.message

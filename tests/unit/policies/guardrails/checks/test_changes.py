@@ -1,6 +1,6 @@
 """What was changed in a text: exact, small, and found in a bounded time."""
 
-from time import perf_counter
+from time import thread_time
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,8 +44,8 @@ def test_only_words_that_changed() -> None:
 
 def test_texts_that_have_little_in_common_take_no_long() -> None:
     before, after = "a b c d e " * 40_000, "b a d c e " * 40_000
-    began = perf_counter()
+    began = thread_time()
     assert applied(before, after) == after
     before, after = "a b a b " * 140 + "x", "b a a b " * 140 + "y"
     assert applied(before, after) == after
-    assert perf_counter() - began < 2.0
+    assert thread_time() - began < 2.0
