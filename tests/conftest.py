@@ -6,8 +6,9 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("same", derandomize=True)
-settings.register_profile("search", max_examples=2_000, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+UNTIMED = {"suppress_health_check": [HealthCheck.too_slow], "deadline": None}  # what a busy machine takes tells nothing
+settings.register_profile("same", derandomize=True, **UNTIMED)
+settings.register_profile("search", max_examples=2_000, **UNTIMED)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 

@@ -109,8 +109,7 @@ async def test_all_of_a_users_agents_hear_of_his_account(tmp_path: Path) -> None
                 async with asyncio.timeout(10):
                     while not all([seen in await one.tools() for one in alls]):
                         await asyncio.sleep(0.1)
-            for one in (*alls, bob):
-                await one.settled()
+            await asyncio.gather(*(one.settled() for one in (*alls, bob)))
             _, listed = await there.operate("GET", "/api/accounts")
             (account,) = listed["accounts"]
             assert (await there.operate("DELETE", f"/api/accounts/{account['id']}"))[0] == 200

@@ -18,6 +18,7 @@ import pytest
 import trustme
 from joserfc import jwt
 from joserfc.jwk import ECKey
+from tests.fixtures.forked import run
 from tests.fixtures.gateway import Gateway, serving, until, within
 from tests.fixtures.valkey import valkey
 
@@ -173,8 +174,7 @@ audit: on
                 assert answer["error"]["data"]["reason"] == "not_approved"
         assert operator.ask("GET", "/api/approvals")[1]["approvals"] == []
     # What operators did is in the audit, as what agents did is.
-    line = [sys.executable, "-m", "tollhouse.cli", "audit", "list", "--json"]
-    said = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    said = run(tmp_path, "audit", "list", "--json")
     assert said.returncode == 0, said.stderr
     records = [json.loads(text) for text in said.stdout.splitlines()]
     done = [(r["operation"], r["principal"]) for r in records if r["operation"].startswith("admin.")]

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import pytest
 from tests.e2e.test_exchange import IDP, Agent, Idp, guarded
 from tests.e2e.test_exchange import config as exchanging
 from tests.fixtures.auth_provider import ADA, APP, PASSWORD, Browser, Flow
-from tests.fixtures.gateway import Gateway, free_port, serving
+from tests.fixtures.forked import run
+from tests.fixtures.gateway import Gateway, answer_of, free_port, serving
 from tests.fixtures.mcp_raw import Old
 
 pytestmark = pytest.mark.anyio
@@ -46,13 +46,8 @@ def config(port: int = 0, workers: int = 1) -> str:
     return CONFIG.format(port=port, workers=workers, mcp=mcp)
 
 
-def command(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "tollhouse.cli", *arguments]
-    return subprocess.run(line, cwd=where, capture_output=True, text=True, timeout=60, check=False)
-
-
 def records(where: Path, *arguments: str) -> list[dict[str, Any]]:
-    listed = command(where, "audit", "list", "--json", *arguments)
+    listed = run(where, "audit", "list", "--json", *arguments)
     assert listed.returncode == 0, listed.stderr
     return [json.loads(line) for line in listed.stdout.splitlines()]
 
@@ -67,7 +62,7 @@ def session(gateway: Gateway) -> dict[str, str]:
 def call(gateway: Gateway, headers: dict[str, str], name: str, **arguments: Any) -> Any:
     params = {"name": name, "arguments": arguments}
     body = {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": params}
-    return json.loads(gateway.ask("POST", "/mcp", body, headers)[1])
+    return answer_of(gateway.ask("POST", "/mcp", body, headers)[1])
 
 
 async def test_who_did_what_and_what_was_said_to_it(tmp_path: Path) -> None:
@@ -119,7 +114,7 @@ async def test_who_did_what_and_what_was_said_to_it(tmp_path: Path) -> None:
     assert "caller-secret" not in json.dumps(found)
     assert [one["target"] for one in records(tmp_path, "--decision", "deny", "--user", "ci-bot")] == ["echo"]
     assert (
-        command(tmp_path, "audit", "verify").stdout
+        run(tmp_path, "audit", "verify").stdout
         == f"{len(found) + 2} records in 1 chains: all there, as they were written\n"
     )
 
@@ -153,7 +148,7 @@ async def test_what_is_killed_loses_nothing_that_was_answered(tmp_path: Path) ->
         await asyncio.to_thread(gateway.stop)
         count = len(answered)
 
-        verdict = await asyncio.to_thread(command, tmp_path, "audit", "verify", "--heads", str(heads))
+        verdict = await asyncio.to_thread(run, tmp_path, "audit", "verify", "--heads", str(heads))
         assert verdict.returncode == 0, verdict.stderr
         done = [one for one in records(tmp_path, "--limit", "1000000") if one.get("outcome") == "ok"]
         assert len(done) >= count
@@ -162,7 +157,7 @@ async def test_what_is_killed_loses_nothing_that_was_answered(tmp_path: Path) ->
         await asyncio.to_thread(gateway.start)  # the chains that begin now name those that were cut off
         body = {"model": "small", "max_tokens": 1, "messages": [{"role": "user", "content": "again"}]}
         await asyncio.to_thread(gateway.ask, "POST", "/v1/chat/completions", body, CALLER)
-    verdict = await asyncio.to_thread(command, tmp_path, "audit", "verify", "--heads", str(heads))
+    verdict = await asyncio.to_thread(run, tmp_path, "audit", "verify", "--heads", str(heads))
     assert verdict.returncode == 0, verdict.stderr
     with sqlite3.connect(tmp_path / "tollhouse.db") as db:
         chain = done[-1]["chain"]
@@ -171,7 +166,7 @@ async def test_what_is_killed_loses_nothing_that_was_answered(tmp_path: Path) ->
             "DELETE FROM audit WHERE n = ? AND journal = (SELECT number FROM journals WHERE journal = ?)", (last, chain)
         )
         db.execute("UPDATE audit_chains SET n = 1")
-    broken = await asyncio.to_thread(command, tmp_path, "audit", "verify")
+    broken = await asyncio.to_thread(run, tmp_path, "audit", "verify")
     assert broken.returncode == 1
     assert f"chain {chain}, record {last}: " in broken.stderr
 
@@ -197,7 +192,7 @@ issuer:
     assert issued["minted"]
     assert good.json()["access_token"] not in json.dumps(issued)
     assert (refused["decision"], refused["status"]) == ("deny", 401)
-    assert command(tmp_path, "audit", "verify").returncode == 0
+    assert run(tmp_path, "audit", "verify").returncode == 0
 
 
 async def test_operators_and_commands_beside_a_gateway_that_runs(tmp_path: Path) -> None:
@@ -215,11 +210,9 @@ models: [{{name: small, targets: [{{provider: local}}]}}]
         async with httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {key}"}) as operator:
             made = (await operator.post("/api/keys", json={"name": "one"})).json()
             line = ("keys", "create", "two", "--config", "tollhouse.yaml", "--json")
-            done = await asyncio.to_thread(command, tmp_path, *line)
+            done = await asyncio.to_thread(run, tmp_path, *line)
             assert done.returncode == 0, done.stderr
-            ended = await asyncio.to_thread(
-                command, tmp_path, "keys", "revoke", made["id"], "--config", "tollhouse.yaml"
-            )
+            ended = await asyncio.to_thread(run, tmp_path, "keys", "revoke", made["id"], "--config", "tollhouse.yaml")
             assert ended.returncode == 0, ended.stderr
             assert (await operator.delete(f"/api/keys/{made['id']}")).status_code == 200
             (revoked,) = (await operator.get("/api/revocations")).json()["revocations"]
@@ -230,7 +223,7 @@ models: [{{name: small, targets: [{{provider: local}}]}}]
     ]  # fmt: skip
     revoked = await asyncio.to_thread(records, tmp_path, "--operation", "admin.keys.revoke")
     assert sorted(one["source"] for one in revoked) == ["command", "operator"]
-    verdict = await asyncio.to_thread(command, tmp_path, "audit", "verify")
+    verdict = await asyncio.to_thread(run, tmp_path, "audit", "verify")
     assert verdict.returncode == 0, verdict.stderr
 
 
@@ -303,7 +296,7 @@ async def test_what_reaches_no_server_is_recorded_too(tmp_path: Path) -> None:
         def use() -> None:
             headers = session(gateway)
             body = {"jsonrpc": "2.0", "id": 3, "method": "tools/list"}
-            assert "error" in json.loads(gateway.ask("POST", "/mcp", body, headers)[1])
+            assert "error" in answer_of(gateway.ask("POST", "/mcp", body, headers)[1])
             assert "result" in call(gateway, headers, "run_program", code="print(call_tool('echo', {'message': 'x'}))")
 
         await asyncio.to_thread(use)

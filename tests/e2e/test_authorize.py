@@ -2,14 +2,14 @@
 
 import asyncio
 import json
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fixtures.gateway import Gateway, until
+from tests.fixtures.forked import run
+from tests.fixtures.gateway import Gateway, answer_of, until
 from tests.unit.policies.authorize.test_opa import server
 
 pytestmark = pytest.mark.anyio
@@ -40,11 +40,6 @@ def config(rego: str = "") -> str:
     return CONFIG.format(python=sys.executable, child=ROOT / "fixtures" / "mcp_child.py", rego=rego)
 
 
-def command(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "tollhouse.cli", *arguments]
-    return subprocess.run(line, cwd=where, capture_output=True, text=True, timeout=60, check=False)
-
-
 def session(gateway: Gateway) -> dict[str, str]:
     headers = {"accept": "application/json, text/event-stream"}
     body = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": INFO}
@@ -56,7 +51,7 @@ def session(gateway: Gateway) -> dict[str, str]:
 def call(gateway: Gateway, headers: dict[str, str], name: str, message: str) -> Any:
     params = {"name": name, "arguments": {"message": message}}
     body = {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": params}
-    return json.loads(gateway.ask("POST", "/mcp", body, headers)[1])
+    return answer_of(gateway.ask("POST", "/mcp", body, headers)[1])
 
 
 async def test_an_operator_approves_a_call(tmp_path: Path) -> None:
@@ -68,21 +63,21 @@ async def test_an_operator_approves_a_call(tmp_path: Path) -> None:
             listed: list[Any] = []
 
             def look(listed: list[Any] = listed) -> bool:
-                said = command(tmp_path, "approvals", "list", "--json").stdout
+                said = run(tmp_path, "approvals", "list", "--json").stdout
                 listed[:] = [json.loads(line) for line in said.splitlines()]
                 return bool(listed)
 
             await until(look)
             assert (listed[0]["what"], json.loads(listed[0]["arguments"])) == ("tools/echo", {"message": "pay"})
             assert "tollhouse_approvals_waiting 1" in gateway.metrics()
-            done = command(tmp_path, "approvals", action, listed[0]["id"], "--by", "eve")
+            done = run(tmp_path, "approvals", action, listed[0]["id"], "--by", "eve")
             assert done.returncode == 0, done.stderr
             answer = await waiting
             if expected:
                 assert answer["result"]["content"][0]["text"] == expected
             else:
                 assert answer["error"]["data"]["reason"] == "not_approved"
-        assert command(tmp_path, "approvals", "list").stdout == "no call waits for approval\n"
+        assert run(tmp_path, "approvals", "list").stdout == "no call waits for approval\n"
         call(gateway, agent, "pid", "")
         await until(lambda: len(gateway.lines()) >= 5)
         lines = [line for line in gateway.lines() if line.get("mcp_method") == "tools/call"]

@@ -3,8 +3,6 @@
 import asyncio
 import json
 import sqlite3
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.fixtures.forked import run
 from tests.fixtures.gateway import Gateway, serving
 from tests.fixtures.mcp_raw import Asked as McpAsked
 from tests.fixtures.mcp_raw import Old, result, upstream
@@ -83,25 +82,25 @@ class Agent:
 
 
 @asynccontextmanager
-async def nodes(tmp_path: Path) -> AsyncIterator[tuple[Gateway, Gateway, Provider]]:
-    """Two gateways on one state, before a provider whose streams take their time."""
+async def nodes(tmp_path: Path) -> AsyncIterator[tuple[Gateway, Gateway, Provider, asyncio.Event]]:
+    """Two gateways on one state, before a provider whose streams wait for the event."""
     with valkey(tmp_path) as store:
-        async with provider(pace=0.5) as up:
+        go_on = asyncio.Event()
+        async with provider(go_on=go_on) as up:
             text = CONFIG.format(more="", state=f"state: {store.url}", port=up.port)
             for name in ("a", "b"):
                 (tmp_path / name).mkdir()
             async with serving(text, tmp_path / "a") as one, serving(text, tmp_path / "b") as other:
-                yield one, other, up
+                yield one, other, up, go_on
 
 
 async def kill(node: Gateway, *arguments: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "tollhouse.cli", "kill", *arguments, "--config", str(node.config)]
-    done = await asyncio.to_thread(subprocess.run, command, cwd=node.where, capture_output=True, text=True, check=False)
+    done = await asyncio.to_thread(run, node.where, "kill", *arguments, "--config", str(node.config))
     return done.returncode, done.stdout + done.stderr
 
 
 async def test_a_run_ends_in_every_gateway_and_no_other_does(tmp_path: Path) -> None:
-    async with nodes(tmp_path) as (one, other, up):
+    async with nodes(tmp_path) as (one, other, up, go_on):
         here, there = Agent(one), Agent(other)
         stream = await there.begin(up, "ok", "task-1")
         waits = await there.begin(up, "hang", "task-1")
@@ -121,6 +120,7 @@ async def test_a_run_ends_in_every_gateway_and_no_other_does(tmp_path: Path) -> 
             status, text = await agent.call("500", "task-1")
             assert (status, json.loads(text)["error"]["code"]) == (403, "run_stopped")
         assert (await here.call("500", "task-3"))[0] == 502
+        go_on.set()
         for asked in (another, anothers):
             status, text = await asyncio.wait_for(asked.task, 20)
             assert (status, "[DONE]" in text) == (200, True)
@@ -128,7 +128,7 @@ async def test_a_run_ends_in_every_gateway_and_no_other_does(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("kind", "id"), [("agent", "robot"), ("key", "ci")])
 async def test_an_agent_or_a_key_has_nothing_under_way_any_more(tmp_path: Path, kind: str, id: str) -> None:
-    async with nodes(tmp_path) as (one, other, up):
+    async with nodes(tmp_path) as (one, other, up, go_on):
         agent, spared = Agent(other), Agent(other, "dev-secret-0123")
         stream = await agent.begin(up, "ok")
         waits = await agent.begin(up, "hang")
@@ -141,6 +141,7 @@ async def test_an_agent_or_a_key_has_nothing_under_way_any_more(tmp_path: Path, 
         assert (status, json.loads(text)["error"]["code"]) == (401, "credential_revoked")
         for node in (one, other):
             assert (await Agent(node).call("500"))[0] == 401
+        go_on.set()
         status, text = await asyncio.wait_for(goes_on.task, 20)
         assert (status, "[DONE]" in text) == (200, True)
 
@@ -221,7 +222,7 @@ async def test_calls_of_tools_end_with_their_run_in_whatever_revision(tmp_path: 
 
 
 async def test_a_gateway_alone_is_told_by_its_admin_api(tmp_path: Path) -> None:
-    async with provider(pace=0.5) as up:
+    async with provider(go_on=asyncio.Event()) as up:
         text = CONFIG.format(more="admin: 127.0.0.1:0, ", state="", port=up.port)
         async with serving(text, tmp_path) as node:
             address = (await node.logged(r"admin API on http://(\S+)"))[1]

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from tests.fixtures.gateway import Gateway, rss, until
+from tests.fixtures.gateway import Gateway, answer_of, executed, rss, until
 from tests.fixtures.http_thread import in_thread
 
 pytestmark = [
@@ -86,7 +86,7 @@ class Agents:
         """The id of the session at the server."""
         params = {"name": "echo", "arguments": {"message": "hi"}}
         _, data = self.ask("POST", {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": params}, self.of(id))
-        said, _, there = json.loads(data)["result"]["content"][0]["text"].partition(" ")
+        said, _, there = answer_of(data)["result"]["content"][0]["text"].partition(" ")
         assert said == "hi"
         return str(there)
 
@@ -118,7 +118,7 @@ async def test_live_sessions(tmp_path: Path, sessions: int) -> None:
     with many() as url:
         settings: dict[str, Any] = {"prefix": "never", "servers": {"m": {"url": url}}}
         config = {"server": {"listen": "127.0.0.1:0", "metrics": None}, "mcp": settings}
-        with Gateway(yaml.safe_dump(config), tmp_path) as gateway:
+        with Gateway(yaml.safe_dump(config), tmp_path, begin=executed) as gateway:
             began = rss(gateway.pid)
             agents = Agents(gateway)
             for n in range(sessions):

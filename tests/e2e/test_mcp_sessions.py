@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from mcp.client.session import ClientSession
 from mcp.client.sse import sse_client
-from tests.fixtures.gateway import Gateway, serving, until
+from tests.fixtures.gateway import Gateway, answer_of, executed, serving, until
 from tests.fixtures.valkey import Valkey, valkey
 
 pytestmark = pytest.mark.anyio
@@ -127,7 +127,7 @@ async def test_workers_are_one(tmp_path: Path, own: Valkey) -> None:
         seen = set()
         for _ in range(40):  # each on a connection of its own
             status, told, body = await asyncio.to_thread(gateway.exchange, "POST", "/mcp", ECHO, headers)
-            assert (status, json.loads(body)["id"]) == (200, 1)
+            assert (status, answer_of(body)["id"]) == (200, 1)
             seen.add(told["x-request-id"][:12])
         assert len(seen) == 2
         assert (await asyncio.to_thread(gateway.ask, "DELETE", "/mcp", None, headers))[0] == 204
@@ -167,7 +167,7 @@ def resident(pid: int) -> int:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 async def test_five_thousand_sessions_fit_and_end(tmp_path: Path) -> None:
     """Each has been used; all end, and nothing is counted any more."""
-    with Gateway(config(), tmp_path) as gateway:
+    with Gateway(config(), tmp_path, begin=executed) as gateway:
         place = urlsplit(gateway.url)
         connection = http.client.HTTPConnection(place.hostname or "", place.port)
 

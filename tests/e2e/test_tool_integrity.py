@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 from tests.e2e.test_mcp_endpoints import ask
+from tests.fixtures.forked import run
 from tests.fixtures.gateway import Gateway
 from tests.fixtures.mcp_suite import FIXTURE, MODULES, NODE, ROOT
 
@@ -34,8 +35,7 @@ def config(where: Path, integrity: Any, servers: dict[str, Any], **more: Any) ->
 
 
 def tools(*arguments: str, where: Path, input: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tollhouse.cli", "tools", *arguments]
-    return subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=60, check=False, input=input)
+    return run(where, "tools", *arguments, input=input)
 
 
 def names(url: str) -> list[str]:
@@ -233,19 +233,11 @@ def test_what_the_commands_say_of_what_cannot_be_done(tmp_path: Path) -> None:
 
     (tmp_path / "tools.lock").write_text("{")
     for command in (["tools", "list", "c.yaml"], ["check", "c.yaml"]):
-        broken = subprocess.run(
-            [sys.executable, "-m", "tollhouse.cli", *command], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+        broken = run(tmp_path, *command)
         assert broken.returncode == 2, broken
         assert "tools.lock': line 1, column 2: not JSON" in broken.stderr
     (tmp_path / "c.yaml").write_text(config(tmp_path, {"pins": "nowhere/tools.lock"}, servers))
-    nowhere = subprocess.run(
-        [sys.executable, "-m", "tollhouse.cli", "check", "c.yaml"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    nowhere = run(tmp_path, "check", "c.yaml")
     assert (nowhere.returncode, "there is no directory" in nowhere.stderr) == (2, True)
     plain = yaml.safe_load(config(tmp_path, {}, {"a": servers["a"]}))
     del plain["mcp"]["integrity"]

@@ -117,10 +117,9 @@ def test_the_benchmark_runs_configurations_that_are_valid(kind: str, serves: str
 def test_an_install_without_extras_is_small(tmp_path: Path) -> None:
     """What `pip install tollhouse` brings, the locked packages and the package itself, measured both ways: the files
     of the wheels, which is what the budget is about, and what is on the disk once pip has compiled them."""
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
-    pip += ["--ignore-installed", "--target", str(tmp_path)]
-    subprocess.run([*pip, "--require-hashes", "-r", str(REQUIREMENTS / "runtime.txt")], check=True)
-    subprocess.run([*pip, "--no-deps", "--no-build-isolation", "--no-index", str(ROOT)], check=True)
+    install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--target", str(tmp_path)]
+    subprocess.run([*install, "--require-hashes", "-r", str(REQUIREMENTS / "runtime.txt")], check=True)
+    subprocess.run([*install, "--no-deps", "--no-build-isolation", "--no-index", str(ROOT)], check=True)
     packages = {
         dist.metadata["Name"]: sum(file.size or 0 for file in dist.files or ())
         for dist in importlib.metadata.distributions(path=[str(tmp_path)])

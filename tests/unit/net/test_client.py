@@ -541,6 +541,7 @@ async def test_no_answer_in_time() -> None:
         assert "did not finish" in failure.message
 
 
+@pytest.mark.timed
 async def test_short_times_are_kept_by_a_clock_that_looks_once_a_second() -> None:
     async def play(peer: Peer) -> None:
         await peer.request()

@@ -119,6 +119,7 @@ async def test_the_system_resolves_localhost() -> None:
         assert (await ask(c.pool(Origin.of(up.url(host="localhost"))[0]))).status == 200
 
 
+@pytest.mark.timed
 async def test_an_address_that_refuses_is_followed_by_the_next_at_once() -> None:
     names = Names((V6, "::1"), (V4, "127.0.0.2"), (V4, "127.0.0.1"))
     async with upstream(polite) as up, client(lookup=names) as c:

@@ -126,7 +126,8 @@ def test_the_named_program_can_be_started() -> None:
 
 
 def test_limits() -> None:
-    assert behind("b = bytearray(2 << 30)")[1].endswith("MemoryError")
+    status, said = behind("b = bytearray(2 << 30)")
+    assert (status, "MemoryError" in said) == (1, True)  # which 3.13 cannot print as it would
     status, _ = behind("while True: pass")
     assert status < 0
     assert "True" in behind("print(all(resource.getrlimit(r)[1] == 0 for r in (resource.RLIMIT_CORE,)))")[1]

@@ -228,8 +228,8 @@ async def test_a_session_that_ended_at_the_provider_ends_here() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"iss": "https://evil.example.com"}, {"aud": "another"}, {"exp": 5}, {"exp": int(time()) + 86_400},
-        {"exp": None}, {"iat": None}, {"iat": int(time()) + 900}, {"jti": None}, {"jti": 5}, {"events": None},
+        {"iss": "https://evil.example.com"}, {"aud": "another"}, {"exp": 5}, {"exp": lambda: int(time()) + 86_400},
+        {"exp": None}, {"iat": None}, {"iat": lambda: int(time()) + 900}, {"jti": None}, {"jti": 5}, {"events": None},
         {"events": {}}, {"events": []}, {"events": {"http://schemas.openid.net/event/backchannel-logout": 1}},
         {"nonce": "n"}, {"sub": None}, {"sub": 5}, {"sid": ["one"]}, {"header": {"typ": "at+jwt"}},
         {"header": {"typ": "secevent+jwt"}}, {"key": NEXT},
@@ -238,7 +238,8 @@ async def test_a_session_that_ended_at_the_provider_ends_here() -> None:
 async def test_what_is_no_logout_token_ends_nothing(changed: dict[str, Any]) -> None:
     async with opened() as it:
         cookies = await logged_in(it, sid="one")
-        status, answer = await tell(it, logout_token(it, **changed))
+        of_now = {name: value() if callable(value) else value for name, value in changed.items()}
+        status, answer = await tell(it, logout_token(it, **of_now))
         assert (status, answer["error"]) == (400, "invalid_request")
         assert await is_in(it, cookies)
 

@@ -1,7 +1,7 @@
 """The search over tools: what is found first, what is never found, and what it takes."""
 
 import json
-from time import perf_counter
+from time import thread_time
 from typing import Any
 
 import pytest
@@ -184,7 +184,7 @@ def test_a_thousand_tools() -> None:
             for n in range(50)
         ]
         parts.append((Index(f"server{server}", entries), b"\1" * 50))
-    began = perf_counter()
+    began = thread_time()
     for _ in range(10):
         assert len(rank("create an invoice for a customer", parts, 5)) == 5
-    assert (perf_counter() - began) / 10 < 0.1  # some 3 ms; this machine may be busy
+    assert (thread_time() - began) / 10 < 0.1  # some 3 ms
