@@ -48,4 +48,4 @@ def test_texts_that_have_little_in_common_take_no_long() -> None:
     assert applied(before, after) == after
     before, after = "a b a b " * 140 + "x", "b a a b " * 140 + "y"
     assert applied(before, after) == after
-    assert thread_time() - began < 2.0
+    assert thread_time() - began < 8.0  # some 0.7 s; what is not linear takes minutes
