@@ -90,6 +90,4 @@ def _build(layers: tuple[Layer, ...], parts: Parts) -> Any:
     return Address(parts.forwarding, spec).handle
 
 
-ADDRESS: Kind[Request, Response] = Kind(
-    "address", frozenset(("top", "route", "endpoint")), adds=False, build=_build, always=True
-)
+ADDRESS: Kind[Request, Response] = Kind("address", frozenset(("top", "route")), adds=False, build=_build, always=True)

@@ -154,4 +154,4 @@ def _build(layers: tuple[Layer, ...], parts: Parts) -> Any:
     return Cors(layers[-1].spec).handle
 
 
-CORS: Kind[Request, Response] = Kind("cors", frozenset(("top", "route", "endpoint")), adds=False, build=_build)
+CORS: Kind[Request, Response] = Kind("cors", frozenset(("top", "route")), adds=False, build=_build)

@@ -322,6 +322,6 @@ def _build_response(layers: tuple[Layer, ...], parts: Parts) -> Any:
     return None if rules is None else ResponseRules(rules).handle
 
 
-_LEVELS: frozenset[Level] = frozenset(("top", "route", "endpoint"))
+_LEVELS: frozenset[Level] = frozenset(("top", "route"))
 HEADERS: Kind[Request, Response] = Kind("headers", _LEVELS, adds=False, build=_build)
 RESPONSE_HEADERS: Kind[Request, Response] = Kind("headers", _LEVELS, adds=False, build=_build_response)

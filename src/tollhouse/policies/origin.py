@@ -132,7 +132,7 @@ def _build(layers: tuple[Layer, ...], parts: Parts) -> Any:
 
 ORIGIN: Kind[Request, Response] = Kind(
     "cors",
-    frozenset(("top", "endpoint")),
+    frozenset(("top",)),
     adds=False,
     build=_build,
     entrances=frozenset(("llm", "mcp")),

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from tests.unit.policies.floor import layer, parts
 
-from tollhouse.policies import CALL, REQUEST, EntranceScope, ModelScope, RouteScope, Scope, ServerScope
+from tollhouse.policies import CALL, REQUEST, GuardedScope, ModelScope, RouteScope, Scope, ServerScope
 from tollhouse.policies.authenticate import AUTHENTICATE
 from tollhouse.policies.base import ENTRANCES, EVERYWHERE, Kind
 from tollhouse.policies.origin import ORIGIN
@@ -36,7 +36,7 @@ def test_every_policy_can_be_written_at_the_top_and_nothing_else() -> None:
         (ServerScope, ("server",)),
         (ModelScope, ("model",)),
         (RouteScope, ("route",)),
-        (EntranceScope, ("endpoint",)),
+        (GuardedScope, ("endpoint",)),
     ],
 )
 def test_what_can_be_written_elsewhere_has_an_effect_there(scope: Any, levels: tuple[Any, ...]) -> None:

@@ -366,5 +366,5 @@ def _build(layers: tuple[Layer, ...], parts: Parts) -> Any:
 NOBODY = "nobody could call: give `keys`, `jwt` or another kind of credential, or write `mode: optional`"
 
 AUTHENTICATE: Kind[Request, Response] = Kind(
-    "authenticate", frozenset(("top", "route", "endpoint")), adds=False, build=_build, always=True
+    "authenticate", frozenset(("top", "route")), adds=False, build=_build, always=True
 )
