@@ -139,7 +139,9 @@ async def test_what_is_killed_loses_nothing_that_was_answered(tmp_path: Path) ->
                     if len(answered) >= 200:
                         under_way.set()
 
-        callers = [asyncio.create_task(caller(n)) for n in range(6)]
+        for worker in (0, 1):
+            await gateway.logged(rf"worker {worker} listens")
+        callers = [asyncio.create_task(caller(n)) for n in range(20)]  # each worker has some: the kernel deals them out
         await asyncio.wait_for(under_way.wait(), 30)
         group = os.popen(f"pgrep -P {gateway.pid}").read().split()
         for pid in (gateway.pid, *map(int, group)):
