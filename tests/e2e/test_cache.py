@@ -126,6 +126,7 @@ async def test_a_hit_is_in_the_ledger_and_is_not_charged(tmp_path: Path) -> None
         assert records[1]["model_answered"] == records[0]["model_answered"]
         assert records[1]["cached"] == "exact"
         assert records[1]["saved_nano"] == records[0]["cost_nano"]
+        await until(lambda: len(running.lines()) >= 2)  # they are written behind
         asked, hit = [line for line in running.lines() if line["path"].startswith("/v1/")]
         assert (asked["cache"], asked["reason"], asked["cost_usd"] > 0) == ("miss", "Upstream", True)
         assert (hit["cache"], hit["reason"], hit["cost_usd"]) == ("exact", "DirectResponse", 0.0)

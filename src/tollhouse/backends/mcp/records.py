@@ -86,17 +86,24 @@ class Records:
         looked = monotonic()
         try:
             async with asyncio.timeout(_LOCK):
+                ours = False
                 while True:
                     stored = await self._values.get(place)
                     record = self._opened(place, stored)
                     if record is not None and record.generation > lost and record.id:
+                        if ours:
+                            await self._released(place, mine)
                         return Turn(record, stored, taken=True)
-                    if await self._values.add(name, mine, _LOCK):
+                    if ours:  # it was looked at since: who had the lock before has written what he opened
                         return Turn(record, stored, taken=False, lock=mine)
+                    if await self._values.add(name, mine, _LOCK):
+                        ours = True
+                        continue
                     if monotonic() - looked > _LIVES:
                         looked = monotonic()
                         if await self._inherited(name, mine):
-                            return Turn(record, stored, taken=False, lock=mine)
+                            ours = True
+                            continue
                     await asyncio.sleep(_LOOK * (0.5 + random()))  # noqa: S311 - spreads load
         except (Failure, TimeoutError) as error:
             log.warning("mcp: a session is opened without the state: %s", error)
@@ -121,11 +128,15 @@ class Records:
         """The turn is another's."""
         if turn.locked:
             try:
-                # Only one's own: a worker that was taken for gone may have had it taken over.
-                if await self._values.get(f"{place}:opening") == turn.lock:
-                    await self._values.remove(f"{place}:opening")
+                await self._released(place, turn.lock)
             except Failure as failure:
                 log.info("mcp: a lock stays until its time is over: %s", failure)
+
+    async def _released(self, place: str, lock: bytes) -> None:
+        """Only one's own: a worker that was taken for gone may have had it taken over."""
+        name = f"{place}:opening"
+        if await self._values.get(name) == lock:
+            await self._values.remove(name)
 
     async def change(self, place: str, now: Callable[[], Record]) -> None:
         """It is the same session, and has been told more. now: what it has been told by then, asked for each attempt:

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tollhouse.core.reply import Reply
 from tollhouse.net.client import Client
 from tollhouse.net.timer import Timer
 from tollhouse.store.base import unavailable
-from tollhouse.store.memory import MemoryState
+from tollhouse.store.memory import MemoryState, MemoryValues
 from tollhouse.wire.mcp.sealed import Seals
 
 pytestmark = pytest.mark.anyio
@@ -350,3 +350,34 @@ async def test_a_change_of_an_older_session_is_left_out() -> None:
     turn = await records.turn("p", 1)
     assert turn.record is not None
     assert turn.record.level == "debug"
+
+
+class _Late(MemoryValues):
+    """Before the first `add` something else happens."""
+
+    before: Callable[[], Awaitable[None]] | None = None
+
+    async def add(self, key: str, value: bytes, ttl: float) -> bool:
+        before, self.before = self.before, None
+        if before is not None:
+            await before()
+        return await super().add(key, value, ttl)
+
+
+async def test_who_gets_the_lock_looks_again_at_what_was_opened_before() -> None:
+    """Between his looking and his locking another one has opened the session, told it, and left the lock."""
+    state = MemoryState(Clock(), KEYS)
+    state.values = values = _Late(Clock())
+    mine, other = (Records(state, Seals(state.keys)) for _ in range(2))
+
+    async def opened_meanwhile() -> None:
+        theirs = await other.turn("a", 1)
+        await other.keep(Record("a", generation=2, node="other", id="s-2"))
+        await other.over("a", theirs)
+
+    values.before = opened_meanwhile
+    turn = await mine.turn("a", 1)
+    assert (turn.taken, turn.locked) == (True, False)
+    assert turn.record is not None
+    assert turn.record.id == "s-2"
+    assert (await other.turn("a", 2)).locked  # the lock was left again
