@@ -96,15 +96,12 @@ class Records:
                         return Turn(record, stored, taken=True)
                     if ours:  # it was looked at since: who had the lock before has written what he opened
                         return Turn(record, stored, taken=False, lock=mine)
-                    if await self._values.add(name, mine, _LOCK):
-                        ours = True
-                        continue
-                    if monotonic() - looked > _LIVES:
+                    ours = await self._values.add(name, mine, _LOCK)
+                    if not ours and monotonic() - looked > _LIVES:
                         looked = monotonic()
-                        if await self._inherited(name, mine):
-                            ours = True
-                            continue
-                    await asyncio.sleep(_LOOK * (0.5 + random()))  # noqa: S311 - spreads load
+                        ours = await self._inherited(name, mine)
+                    if not ours:
+                        await asyncio.sleep(_LOOK * (0.5 + random()))  # noqa: S311 - spreads load
         except (Failure, TimeoutError) as error:
             log.warning("mcp: a session is opened without the state: %s", error)
             return Turn(None, None, taken=False)

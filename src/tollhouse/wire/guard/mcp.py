@@ -18,6 +18,7 @@ import msgspec
 from tollhouse.wire.guard.llm.forms import (
     OTHER,
     SKIP,
+    Address,
     Form,
     Json,
     Look,
@@ -54,17 +55,6 @@ class _Word(Text):
     def look(self, raw: Raw, at: Path, look: Look) -> None:
         text = string(raw)
         if text is None or not self._usual(text):
-            super().look(raw, at, look)
-
-
-class _Address(Text):
-    """A URL; a thing that is in it (`data:`) is none that is looked at."""
-
-    __slots__ = ()
-
-    def look(self, raw: Raw, at: Path, look: Look) -> None:
-        text = string(raw)
-        if text is None or text[:5].lower() != "data:":
             super().look(raw, at, look)
 
 
@@ -110,7 +100,7 @@ _WORD = _Word("[a-zA-Z_]{0,24}", "results")
 _SIZE = _Word("[0-9xX]{1,12}|any", "results")
 _TIME = _Word("[0-9TZ:.+-]{0,40}", "results")
 _MIME = _Word("[a-z]+/[A-Za-z0-9.+-]{1,72}(; ?charset=[A-Za-z0-9-]{1,16})?")
-_ICONS = Each(Object({"src": _Address(), "mimeType": _MIME, "sizes": Each(_SIZE), "theme": _WORD}))
+_ICONS = Each(Object({"src": Address(), "mimeType": _MIME, "sizes": Each(_SIZE), "theme": _WORD}))
 _TYPE: dict[str, Form | None] = {"type": SKIP, "annotations": Json(), "mimeType": _MIME, "icons": _ICONS}
 _RESOURCE = Object({"uri": Text(), "mimeType": _MIME, "text": Text(), "blob": _Blob("file"), "annotations": Json()})
 _LINK = Object({**_TYPE, "uri": Text(), "name": Text(), "title": Text(), "description": Text(), "size": OTHER})

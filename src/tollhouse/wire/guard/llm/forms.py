@@ -14,6 +14,7 @@ __all__ = [
     "GOING",
     "OTHER",
     "SKIP",
+    "Address",
     "Form",
     "Going",
     "Json",
@@ -200,8 +201,19 @@ class Text(Form):
         return written(new.texts[at]) if first_byte(raw) == _QUOTE else OTHER.put(raw, at, new)
 
 
-class Link(Text):
-    """Where something is that cannot be looked at: the address is a text, unless the thing is in it (`data:`)."""
+class Address(Text):
+    """A URL; a thing that is in it (`data:`) is none that is looked at."""
+
+    __slots__ = ()
+
+    def look(self, raw: Raw, at: Path, look: Look) -> None:
+        text = string(raw)
+        if text is None or text[:5].lower() != "data:":
+            super().look(raw, at, look)
+
+
+class Link(Address):
+    """The address of something that cannot be looked at."""
 
     __slots__ = ("_what",)
 
@@ -210,11 +222,9 @@ class Link(Text):
         self._what = what
 
     def look(self, raw: Raw, at: Path, look: Look) -> None:
-        text = string(raw)
-        if text:
+        if string(raw):
             look.hidden(self._what)
-        if text is None or text[:5].lower() != "data:":
-            super().look(raw, at, look)
+        super().look(raw, at, look)
 
 
 class JsonText(Text):
