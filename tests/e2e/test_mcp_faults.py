@@ -1,7 +1,6 @@
 """A network that fails between the gateway and an MCP server: the proxy that makes it fail, and what agents see."""
 
 import asyncio
-import contextlib
 import itertools
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 from tests.fixtures.fault_proxy import Fault, FaultProxy, schedule
 from tests.fixtures.gateway import Gateway
+from tests.fixtures.gone import until_gone
 from tests.fixtures.mcp_suite import FIXTURE, ROOT, fixture_server
 from tests.fixtures.mortal import Mortal, OverHttp, mortal
 from tests.fixtures.wire import Answer, Wire
@@ -27,11 +27,10 @@ async def talker() -> AsyncIterator[int]:
     """A server that sends DATA for each line it gets, and ends when the client does. Its port."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
+        with until_gone(writer):
             while await reader.readline():
                 writer.write(DATA)
                 await writer.drain()
-        writer.close()
 
     server = await asyncio.start_server(talk, "127.0.0.1", 0)
     try:

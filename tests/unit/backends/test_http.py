@@ -11,6 +11,7 @@ import pytest
 import trustme
 from pydantic import ValidationError
 from tests.fixtures.garbage import collected
+from tests.fixtures.gone import until_gone
 from tests.unit.net.upstreams import stand_still
 
 from tollhouse.backends.http import HttpBackend, HttpRouteSpec
@@ -90,22 +91,20 @@ class Upstream:
         self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                line, fields = await read_head(reader)
-                eager = not callable(self.answer) or not hasattr(self.answer, "reads_body")
-                seen = Seen(line, fields, await read_body(reader, fields) if eager else b"")
-                self.seen.append(seen)
-                answer = await self.answer(seen, reader, writer) if callable(self.answer) else self.answer
-                if answer is None:
-                    break
-                writer.write(answer)
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            self.closed.set()
-            writer.close()
+        with until_gone(writer):
+            try:
+                while True:
+                    line, fields = await read_head(reader)
+                    eager = not callable(self.answer) or not hasattr(self.answer, "reads_body")
+                    seen = Seen(line, fields, await read_body(reader, fields) if eager else b"")
+                    self.seen.append(seen)
+                    answer = await self.answer(seen, reader, writer) if callable(self.answer) else self.answer
+                    if answer is None:
+                        break
+                    writer.write(answer)
+                    await writer.drain()
+            finally:
+                self.closed.set()
 
 
 class Reply:

@@ -13,6 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 import pytest
+from tests.fixtures.gone import until_gone
 
 from tollhouse.backends.http import HttpBackend, HttpRouteSpec
 from tollhouse.core.clock import Clock
@@ -94,17 +95,13 @@ class Upstream:
         self.seen: Seen | None = None
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
+        with until_gone(writer):
             while True:
                 self.seen = seen = await read(reader)
                 method, target, _ = seen.line.split()
                 writer.write(self.answer(target, head=method == b"HEAD"))
                 if target == b"/until-close":
                     break
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
 
     def answer(self, target: bytes, *, head: bool) -> bytes:
         if target.startswith(b"/status/"):

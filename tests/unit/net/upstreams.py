@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 from time import monotonic
 
+from tests.fixtures.gone import hung_up
+
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure
 from tollhouse.net.client import Client, Exchange, Origin, Pool, Until
@@ -94,12 +96,11 @@ async def upstream(
         it.connections += 1
         try:
             await play(Peer(reader, writer, number))
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
         except asyncio.CancelledError:
             pass
         except Exception as error:  # noqa: BLE001  # the root of this connection's task; the test fails with it
-            it.errors.append(error)
+            if not hung_up(error):
+                it.errors.append(error)
         finally:
             it.left += 1
             tasks.discard(task)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trustme
+from tests.fixtures.gone import until_gone
 from tests.fixtures.valkey import Proxy, Valkey, cluster, valkey
 
 from tollhouse.core.clock import Clock
@@ -312,12 +313,9 @@ async def test_tls_with_certificates_both_ways(server: Valkey, tmp_path: Path) -
         back, to = await asyncio.open_connection("127.0.0.1", server.port)
 
         async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            try:
+            with until_gone(writer):
                 while data := await reader.read(1 << 16):
                     writer.write(data)
-            except OSError:
-                pass
-            writer.close()
 
         await asyncio.gather(pump(reader, to), pump(back, writer))
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from tests.fixtures.gone import until_gone
 from tests.fixtures.mcp_gateway import gateway, sessions, until
 from tests.fixtures.mcp_raw import STREAM, answer, chunk
 
@@ -46,33 +47,31 @@ class Legacy:
         task = asyncio.current_task()
         assert task is not None
         self.tasks.add(task)
-        try:
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-                headers = {n.lower(): v for n, v in (line.split(": ", 1) for line in head[1:-2])}
-                self.shown.append(headers.get("authorization", ""))
-                method, path, _ = head[0].split()
-                body = await reader.readexactly(int(headers.get("content-length", 0)))
-                if self.shown[-1] == self.refuses:
-                    writer.write(answer(401))
-                    continue
-                if method == "GET":
-                    self.opened += 1
-                    self.streams[self.opened] = writer
-                    said = self.endpoint.format(n=self.opened).encode()
-                    writer.write(STREAM + chunk(b"event: endpoint\ndata: %b\n\n" % said))
-                    continue
-                n = int(path.rpartition("=")[2]) if "=" in path else 0
-                if n not in self.streams:
-                    writer.write(answer(404 if "=" in path else 405))
-                    continue
-                writer.write(answer(202))
-                self.hear(n, json.loads(body))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            self.tasks.discard(task)
-            writer.close()
+        with until_gone(writer):
+            try:
+                while True:
+                    head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+                    headers = {n.lower(): v for n, v in (line.split(": ", 1) for line in head[1:-2])}
+                    self.shown.append(headers.get("authorization", ""))
+                    method, path, _ = head[0].split()
+                    body = await reader.readexactly(int(headers.get("content-length", 0)))
+                    if self.shown[-1] == self.refuses:
+                        writer.write(answer(401))
+                        continue
+                    if method == "GET":
+                        self.opened += 1
+                        self.streams[self.opened] = writer
+                        said = self.endpoint.format(n=self.opened).encode()
+                        writer.write(STREAM + chunk(b"event: endpoint\ndata: %b\n\n" % said))
+                        continue
+                    n = int(path.rpartition("=")[2]) if "=" in path else 0
+                    if n not in self.streams:
+                        writer.write(answer(404 if "=" in path else 405))
+                        continue
+                    writer.write(answer(202))
+                    self.hear(n, json.loads(body))
+            finally:
+                self.tasks.discard(task)
 
     def hear(self, n: int, message: Any) -> None:
         self.asked.append((n, message))

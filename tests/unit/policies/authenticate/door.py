@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from joserfc import jwt as jose
 from joserfc.jwk import ECKey
+from tests.fixtures.gone import until_gone
 from tests.unit.policies.floor import layer, parts, request, respond
 
 from tollhouse.core.call import Principal
@@ -90,7 +91,7 @@ class Idp:
         return len(self.requests)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
+        with until_gone(writer):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = next(
@@ -105,10 +106,6 @@ class Idp:
                     f"HTTP/1.1 {status} x\r\ncontent-length: {len(content)}\r\n{fields}\r\n".encode() + content
                 )
                 await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
 
     def answer(self, target: str, head: bytes, body: bytes) -> tuple[int, str, bytes]:
         document = self.documents.get(target.partition("?")[0], None if self.documents else self.document)

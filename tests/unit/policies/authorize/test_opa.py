@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.fixtures.gone import until_gone
 from tests.fixtures.listening import listening
 from tests.unit.policies.floor import Shelf, answer, counted, layer, model, parts, request, respond, tool, who
 
@@ -39,7 +40,7 @@ class Server:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        try:
+        with until_gone(writer):
             while head := await reader.readuntil(b"\r\n\r\n"):
                 line, *fields = head.decode().strip().split("\r\n")
                 headers = {k.lower(): v.strip() for k, _, v in (field.partition(":") for field in fields)}
@@ -58,10 +59,6 @@ class Server:
                     self.now -= 1
                 told = says if isinstance(says, bytes) else json.dumps(says).encode()
                 writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%b" % (self.status, len(told), told))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
 
 
 @asynccontextmanager
