@@ -198,6 +198,7 @@ async def test_what_a_killed_process_left_counts_before_anybody_has_shipped_it(t
         assert (await one.spending.check()).drifts == []
 
 
+@pytest.mark.timed
 async def test_records_of_other_gateways_are_waited_for(tmp_path: Path, books: Books) -> None:
     """What they have counted, and the ledger has not got: 503, and at once for those who come next."""
     other = "f" * 32

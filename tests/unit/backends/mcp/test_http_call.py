@@ -74,7 +74,7 @@ async def test_a_stream_of_one_event_is_answered_as_json() -> None:
     async with upstream(script) as server, gateway({"u": HttpServerSpec(url=server.url)}) as running:
         agent = await running.agent()
         for _ in range(3):
-            assert not (await agent.call("echo")).streamed
+            assert not (await agent.call("echo")).notes
         assert quiet(running)
         assert server.closed == 0
 

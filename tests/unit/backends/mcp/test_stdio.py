@@ -62,7 +62,7 @@ async def test_progress_goes_to_the_call_that_asked() -> None:
                 {"progressToken": "same", "progress": step + 1} for step in range(n + 1)
             ]
             assert last["id"] == agents[n].ids
-        assert not (await agents[0].call("progress")).streamed  # nobody asked
+        assert not (await agents[0].call("progress")).notes  # nobody asked
 
 
 async def test_a_token_under_an_escaped_name_reaches_nobody_else() -> None:
@@ -261,8 +261,7 @@ async def test_logs_of_a_call_reach_nobody_else(who: str) -> None:
         for tool in ("log", "late"):
             answer = await one.call(tool)
             if who:
-                heard = [message for message in answer.messages if "method" in message]
-                assert [message["params"]["data"] for message in heard] == (["hello"] if tool == "log" else [])
+                assert [note["params"]["data"] for note in answer.notes] == (["hello"] if tool == "log" else [])
             else:
                 stream = await one.listen()  # its child is its own: what it says is this agent's at any time
                 while (await stream.next())["method"] != "notifications/message":
@@ -279,12 +278,12 @@ async def test_logs_are_dropped_where_several_calls_run() -> None:
         await until(lambda: children(running) and children(running)[0].active == 1)
         ears = [await one.listen(), await other.listen()]
         for tool in ("log", "late"):  # the late one comes when `never` is alone again: still it could be anybody's
-            assert not (await other.call(tool)).streamed
+            assert not (await other.call(tool)).notes
         for stream in ears:
             await changed(running, stream)
         await one.tell("notifications/cancelled", {"requestId": one.ids})
         assert not any("method" in message for message in (await waiting).messages)
-        assert (await other.call("log")).streamed  # now it is sure again
+        assert (await other.call("log")).notes  # now it is sure again
         for stream in ears:
             await stream.close()
 
@@ -294,7 +293,7 @@ async def test_logs_of_an_agent_that_is_alone() -> None:
         agent = await running.agent(who="ada")
         stream = await agent.listen()
         for tool, data in (("log", "hello"), ("late", "late")):
-            assert not (await agent.call(tool)).streamed
+            assert not (await agent.call(tool)).notes
             assert (await stream.next())["params"]["data"] == data
         await stream.close()
 
@@ -307,7 +306,7 @@ async def test_a_stateless_call_hears_its_own_logs_beside_an_agent() -> None:
         level = {"io.modelcontextprotocol/logLevel": "debug"}
         loud = await running.stateless(who="ada").call("log", _meta=level)
         assert [message.get("method") for message in loud.messages] == ["notifications/message", None]
-        assert not (await running.stateless(who="ada").call("log")).streamed  # it did not ask, and nobody else gets it
+        assert not (await running.stateless(who="ada").call("log")).notes  # it did not ask, and nobody else gets it
         await changed(running, ears)
         await ears.close()
 
@@ -411,7 +410,7 @@ async def test_logs_as_loud_as_the_agent_wants() -> None:
         assert levels == ["warning", "info"]
         await stream.close()
         quiet = await running.stateless(who="z").call("log")
-        assert not quiet.streamed
+        assert not quiet.notes
         level = {"io.modelcontextprotocol/logLevel": "debug"}
         loud = await running.stateless(who="z").call("log", _meta=level)
         assert [m.get("method") for m in loud.messages] == ["notifications/message", None]

@@ -264,6 +264,7 @@ def test_what_there_is_to_purge_by() -> None:
     assert lines_of(entry(server="shop", model="")) == ["all", "server:shop"]
 
 
+@pytest.mark.timed
 async def test_a_purge_is_in_force_on_every_node_within_a_second(server: Valkey) -> None:
     async with nodes(server) as (one, other):
         await one.house.ask()
