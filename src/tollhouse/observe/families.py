@@ -298,6 +298,15 @@ class Families:
             ("budget", "outcome"),
         )
         self.budget_holds: Family[Gauge] = gauge("budget_holds", "Calls that hold something of a budget or limit.")
+        self.budget_accounts: Family[Gauge] = gauge(
+            "budget_accounts", "Accounts of budgets and runs that are kept in this process's memory."
+        )
+        self.budget_account_bytes: Family[Gauge] = gauge(
+            "budget_account_bytes", "Bytes that they take there, at most; new ones are refused at 192 MiB."
+        )
+        self.budget_accounts_full: Family[Count] = counter(
+            "budget_accounts_full_total", "Calls that were refused since there was no room for their account.", ()
+        )
         self.budget_seeds: Family[Count] = counter(
             "budget_seeds_total", "Times that budgets were filled from the ledger: seeded, failed.", ("result",)
         )

@@ -13,26 +13,37 @@ from tollhouse.store.base import Draw
 __all__ = ["Grace", "within"]
 
 _ACCOUNTS: Final = 10_000
+_NOTHING: Final = (0, 0)
 
 
 class Grace:
     """Of one budget, in one worker. most: units, for each account."""
 
-    __slots__ = ("_given", "most")
+    __slots__ = ("_forgotten", "_given", "most")
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._given: dict[str, int] = {}
+        self._given: dict[str, tuple[int, int]] = {}  # and when the window ends
+        self._forgotten = -1  # what is over before that
 
     def has(self, draw: Draw) -> bool:
         """Whether there is so much left of it."""
         given = self._given.get(draw.field)
         if given is None:
+            if len(self._given) >= _ACCOUNTS and draw.window.start != self._forgotten:
+                self._forget(draw.window.start)
             return draw.amount <= self.most and len(self._given) < _ACCOUNTS
-        return given + draw.amount <= self.most
+        return given[0] + draw.amount <= self.most
 
     def give(self, draw: Draw) -> None:
-        self._given[draw.field] = self._given.get(draw.field, 0) + draw.amount
+        given = self._given.get(draw.field, _NOTHING)
+        self._given[draw.field] = given[0] + draw.amount, draw.window.end
+
+    def _forget(self, now: int) -> None:
+        """What was given in windows that are over then: nobody comes again to have it ended."""
+        self._forgotten = now
+        for field in [field for field, (_, end) in self._given.items() if end <= now]:
+            del self._given[field]
 
     def end(self, draw: Draw) -> None:
         """The state has answered for this account."""

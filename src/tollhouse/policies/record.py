@@ -21,12 +21,12 @@ from tollhouse.ledger.prices import Prices
 from tollhouse.observe.access_log import AccessLine, AccessLog, LineLabels, Shared, redact, stamp
 from tollhouse.observe.families import Expression, Families, ask_text
 from tollhouse.observe.metrics import OTHER, Count, Spread
+from tollhouse.policies.rows import Rows
 
 __all__ = ["Record"]
 
 _METHODS = frozenset(("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "CONNECT", "TRACE"))
 _ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:-]{7,127}")
-_REMEMBERED, _SMALL = 10_000, 2048  # rows, and the bytes of one
 _LONGEST = 2048  # of a path, a query or an error in the log
 _NOBODY = Principal("", source="anonymous")
 _UNUSED = Usage()
@@ -79,7 +79,7 @@ class Record:
         self._prefix = ""
         self._n = -1
         self._stamp = stamp()
-        self._rows: dict[tuple[Any, ...], _Row] = {}
+        self._rows: Rows[_Row] = Rows()
 
     def handle(self, request: Request, next: Handler[Request, Response]) -> Awaitable[Response]:
         context = request.context
@@ -178,10 +178,7 @@ class Record:
                 )
             ),
         )
-        if len(row.shared.json) <= _SMALL:  # callers choose some of the names
-            if len(self._rows) >= _REMEMBERED:
-                self._rows.clear()
-            self._rows[key] = row
+        self._rows.keep(key, row, len(row.shared.json), context.principal)
         return row
 
     def _write(

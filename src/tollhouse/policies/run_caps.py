@@ -130,7 +130,8 @@ class _Same:
     def __init__(self, spec: RunsSpec, parts: Parts) -> None:
         assert spec.same is not None
         self._spec = spec.same
-        self._rate = Rate(f"same:run/{spec.same.window:g}", spec.same.times, spec.same.window)
+        # Not together: what was never asked before goes round in no circle, however much else is asked.
+        self._rate = Rate(f"same:run/{spec.same.window:g}", spec.same.times, spec.same.window, together=False)
         self.on_store_failure: str = spec.on_store_failure
         checks = parts.families.budget_checks
         self._admitted = checks.child("run-same", "admitted")

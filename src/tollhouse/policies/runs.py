@@ -15,6 +15,7 @@ import msgspec
 from pydantic import AfterValidator, Field
 
 from tollhouse.core.call import Call, ModelCall, ToolCall
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
 from tollhouse.core.reply import Reply
@@ -329,7 +330,7 @@ def _trace(value: bytes | None) -> str:
 def _text(raw: msgspec.Raw) -> str:
     try:
         told = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         told = None
     return told if isinstance(told, str) else ""
 

@@ -86,12 +86,26 @@ class Calendar:
             # By elapsed time: an hour that comes twice in autumn is two windows.
             past = local.minute * 60 + local.second
             start = int(now) - past
-            found = Now(start, start + 3600)
+            found = Now(self._changed(start, int(now)), start + 3600)
         else:
             first = self._first(local)
             found = Now(self._unix(first), self._unix(self._next(first)))
         self._now = found
         return found
+
+    def _changed(self, start: int, now: int) -> int:
+        """Where an hour begins that a change of the clock by half of one may have cut."""
+        offset = datetime.fromtimestamp(now, self._zone).utcoffset()
+        before = start - 1
+        if datetime.fromtimestamp(start, self._zone).utcoffset() == offset:
+            return start
+        while now - before > 1:
+            middle = (before + now) // 2
+            if datetime.fromtimestamp(middle, self._zone).utcoffset() == offset:
+                now = middle
+            else:
+                before = middle
+        return now
 
     def _first(self, local: datetime) -> datetime:
         """The local midnight that the window begins with."""

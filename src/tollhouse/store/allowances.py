@@ -12,8 +12,8 @@ allowance is another field: nothing is ever reset.
 
 import logging
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from math import inf
+from operator import lt
 from typing import NamedTuple
 
 import msgspec
@@ -77,11 +77,11 @@ class Draw(msgspec.Struct, gc=False):
     window: Window = WHOLE
     earlier: tuple[int, ...] = ()
     kept: bool = True
+    field: str = ""
+    """What it is spent from; it follows from the others, and is asked for several times a call."""
 
-    @property
-    def field(self) -> str:
-        """What it is spent from."""
-        return f"{self.allowance}|{self.key}|{self.window[0]}"
+    def __post_init__(self) -> None:
+        self.field = f"{self.allowance}|{self.key}|{self.window[0]}"
 
     @property
     def slots(self) -> list[tuple[str, Window]]:
@@ -108,7 +108,7 @@ class Draw(msgspec.Struct, gc=False):
             raise ValueError("what is never spent has no window")
         if self.earlier:
             starts = (*self.earlier, start)
-            if len(starts) > _MOST_SLOTS or starts[0] < 0 or any(a >= b for a, b in pairwise(starts)):
+            if len(starts) > _MOST_SLOTS or starts[0] < 0 or not all(map(lt, starts, starts[1:])):
                 raise ValueError(f"a rolling window has at most {_MOST_SLOTS} slots, whose starts rise")
 
 

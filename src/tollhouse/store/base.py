@@ -70,11 +70,14 @@ class Rate:
 
     name: what holds the state; equal names share it. amount: units that come back in `window` seconds. burst: units
     that can be taken at once, `amount` when not given. most: `tolerance` and a trifle; what is further is refused.
+    together: keys that a store in memory has no room for share one bucket; else nothing is known of them.
     """
 
-    __slots__ = ("amount", "burst", "most", "name", "step", "tolerance", "window")
+    __slots__ = ("amount", "burst", "most", "name", "step", "together", "tolerance", "window")
 
-    def __init__(self, name: str, amount: int, window: float, burst: int | None = None) -> None:
+    def __init__(
+        self, name: str, amount: int, window: float, burst: int | None = None, *, together: bool = True
+    ) -> None:
         if amount < 1 or window <= 0 or (burst is not None and burst < 1):
             raise ValueError("a rate has at least one unit, a window above 0 and a burst of at least one")
         self.name = name
@@ -84,6 +87,7 @@ class Rate:
         self.step = window / amount
         self.tolerance = self.step * self.burst
         self.most = self.tolerance + max(1e-9, self.step * _SLACK)
+        self.together = together
 
     def wait(self, behind: float, amount: int) -> float:
         """Seconds until `amount` units fit where the TAT is `behind` seconds ahead of now; infinite when they never
@@ -142,7 +146,19 @@ class Buckets(Protocol):
 
 class Allowances(Protocol):
     """All allowances, kept in this process: `Counter`'s methods of the same names, which here do not suspend. Raises
-    Failure 503 where there is no room, ValueError for amounts that no store takes."""
+    Failure 503 where there is no room, ValueError for amounts that no store takes.
+
+    accounts: keys that something is known of, of each allowance. size: bytes that these take, at most. refused: times
+    that there was no room for one more."""
+
+    @property
+    def accounts(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def refused(self) -> int: ...
 
     def admit(self, id: str, charges: Sequence[Charge], draws: Sequence[Draw] = (), lives: float = 60.0) -> Verdict: ...
 

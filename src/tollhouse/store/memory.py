@@ -136,7 +136,7 @@ class MemoryCounter:
 class _Buckets:
     """A `store.base.Buckets`. The table is asked for by name each time: one that has lapsed is let go of."""
 
-    __slots__ = ("_clock", "_limit", "_most", "_name", "_step", "_tables")
+    __slots__ = ("_clock", "_limit", "_most", "_name", "_step", "_tables", "_together")
 
     def __init__(self, rate: Rate, clock: Clock, tables: dict[str, dict[str, float]], limit: int) -> None:
         self._clock = clock
@@ -145,6 +145,7 @@ class _Buckets:
         self._name = rate.name
         self._step = rate.step
         self._tables = tables
+        self._together = rate.together
 
     def take(self, key: str, amount: int) -> float:
         table = self._tables.get(self._name)
@@ -152,6 +153,8 @@ class _Buckets:
             table = self._tables[self._name] = {}
         tat = table.get(key)
         if tat is None and len(table) >= self._limit:
+            if not self._together:
+                return amount * self._step
             key = _SHARED
             tat = table.get(key)
         now = self._clock.now
@@ -168,6 +171,8 @@ class _Buckets:
             table = self._tables[self._name] = {}
         tat = table.get(key)
         if tat is None and len(table) >= self._limit:
+            if not self._together:
+                return
             key = _SHARED
             tat = table.get(key)
         if units > 0:
@@ -182,7 +187,7 @@ class _Buckets:
         now = self._clock.now
         tat = table.get(key)
         if tat is None:
-            tat = now if len(table) < self._limit else table.get(_SHARED, now)
+            tat = now if len(table) < self._limit or not self._together else table.get(_SHARED, now)
         return max(0.0, tat - now)
 
 

@@ -1,7 +1,8 @@
 """Allowances in this process's memory: what `store.allowances` says, for one worker, lost when it ends.
 
 Rule: nothing here suspends, and whatever is refused was refused before anything was written. Tables have a bound:
-beyond it nothing new is admitted, since what is held or spent must not be pushed out.
+beyond it nobody new is admitted, since what is held or spent must not be pushed out, and those who are there go on.
+What was spent and cannot be kept is never taken for nothing: its window has to be filled from the ledger then.
 """
 
 import logging
@@ -14,48 +15,52 @@ from time import time
 
 from tollhouse.core.clock import Clock
 from tollhouse.store.allowances import (
-    GRACE,
+    MOST_UNITS,
     Draw,
     Opening,
     Posting,
-    kept_until,
     must_be_amounts,
     must_live,
-    parts_of,
     sound,
 )
 from tollhouse.store.base import OPEN, REFUSED, WINDOW, Charge, Verdict, unavailable
+from tollhouse.store.memory_accounts import Account, Accounts, Table
 
 __all__ = ["MemoryAllowances"]
 
 log = logging.getLogger("tollhouse.store")
 
 _BACK = 5.0  # seconds that a clock may be set back before a process that has seen no more of it is wrong
-_SWEPT = 512  # fields looked at, and holds ended, in one turn of the clock
+_SWEPT = 512  # accounts looked at, and holds ended, in one turn of the clock
 _ENDED = 16  # holds ended by one admission
 _STALE = 10.0  # seconds in which who began to fill a field is expected to have done it
+_DEAD = 600.0  # seconds after which it never will
 
 Take = Callable[[Sequence[Charge]], Verdict]
+Grip = tuple[Account | None, int, int]
+"""What a hold has of a field: its account (None for one that is only held), the start of the window, the amount."""
 
 
 class _Hold:
-    """at: unix time of the admission. until: by the clock. amounts: of each field."""
+    """at: unix time of the admission. until: by the clock. grips: by field."""
 
-    __slots__ = ("amounts", "at", "until")
+    __slots__ = ("at", "grips", "until")
 
-    def __init__(self, at: float, until: float, amounts: dict[str, int]) -> None:
+    def __init__(self, at: float, until: float, grips: dict[str, Grip]) -> None:
         self.at = at
         self.until = until
-        self.amounts = amounts
+        self.grips = grips
 
 
 class _Filling:
     """A field that is being filled. since: by the clock. before: what was spent when it began, None for a new field.
-    added: posted since, to a new field."""
+    added: posted since, to a new field. allowance, key: as who asked has them, so that there is one string of each."""
 
-    __slots__ = ("added", "before", "since", "token")
+    __slots__ = ("added", "allowance", "before", "key", "since", "token")
 
-    def __init__(self, token: str, since: float, before: int | None) -> None:
+    def __init__(self, draw: Draw, token: str, since: float, before: int | None) -> None:
+        self.allowance = draw.allowance
+        self.key = draw.key
         self.token = token
         self.since = since
         self.before = before
@@ -65,36 +70,58 @@ class _Filling:
 class MemoryAllowances:
     """A `store.base.Allowances`, and the rest of what a Counter does with draws.
 
-    take: takes all of some charges or none. wall: unix time. limit: fields, and holds, that there may be.
+    take: takes all of some charges or none. wall: unix time. limit: accounts, and holds, that there may be. room: bytes
+    that accounts may take.
     """
 
     __slots__ = (
-        "_clock", "_due", "_ends", "_filling", "_forgotten", "_held", "_holds", "_is_begun", "_known", "_limit",
-        "_number", "_positions", "_spent", "_take", "_token", "_until", "_wall",
+        "_all", "_busy", "_clock", "_ends", "_filling", "_holds", "_is_begun", "_limit", "_number", "_positions",
+        "_tables", "_take", "_token", "_wall", "refused",
     )  # fmt: skip
 
-    def __init__(self, clock: Clock, take: Take, wall: Callable[[], float] = time, limit: int = 500_000) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        take: Take,
+        wall: Callable[[], float] = time,
+        limit: int = 1_000_000,
+        room: int = 256 << 20,
+    ) -> None:
         self._clock = clock
         self._take = take
         self._wall = wall
         self._limit = limit
-        self._spent: dict[str, int] = {}
-        self._held: dict[str, int] = {}
-        self._until: dict[str, float] = {}  # unix time at which a field is forgotten
-        self._due: list[str] = []  # of them, still to be looked at
-        self._filling: dict[str, _Filling] = {}
+        self._all = Accounts(limit, room)
+        self._tables = self._all.tables
+        self._busy: dict[str, int] = {}  # what is held of fields that are only ever held
+        self._filling: dict[str, _Filling] = {}  # the one that began first stands first
         self._holds: dict[str, _Hold] = {}
         self._ends: list[tuple[float, str]] = []  # a heap: when a hold ends, unless it was renewed
-        self._known: dict[str, tuple[float, float]] = {}  # since when, and how long fields are kept
         self._positions: dict[str, int] = {}
         self._is_begun = False  # something was opened: from then on each journal counts from its position
-        self._forgotten = 0.0  # the latest time at which fields were: a clock may be set back
         self._token = os.urandom(8).hex()
         self._number = 0
+        self.refused = 0
 
     def __len__(self) -> int:
-        """Fields and holds remembered."""
-        return len(self._spent) + len(self._held) + len(self._filling) + len(self._holds)
+        """Accounts, fields that are held or being filled, and holds."""
+        return self.accounts + len(self._busy) + len(self._filling) + len(self._holds)
+
+    @property
+    def accounts(self) -> int:
+        return self._all.count
+
+    @property
+    def size(self) -> int:
+        return self._all.size
+
+    def peek(self, field: str) -> tuple[int | None, int]:
+        """What is spent, None where the field is not filled, and held."""
+        allowance, key, start = _parts(field)
+        account = self._all.find(allowance, key)
+        if account is None:
+            return None, self._busy.get(field, 0)
+        return account.of(start), (account.held or {}).get(start, 0) + self._busy.get(field, 0)
 
     # ---- what decides
 
@@ -108,9 +135,11 @@ class MemoryAllowances:
         must_live(lives)
         at = self._wall()
         clock = self._clock.now
-        self._end_holds(clock, _ENDED)
-        spent, held = self._spent, self._held
-        amounts: dict[str, int] = {}
+        ends = self._ends
+        if ends and ends[0][0] <= clock:
+            self._end_holds(clock, _ENDED)
+        tables = self._tables
+        grips: dict[str, Grip] = {}
         used: list[int] = []
         refused = -1
         for n, draw in enumerate(draws):
@@ -120,30 +149,33 @@ class MemoryAllowances:
                 return Verdict(-1, 0.0, [], WINDOW, at, n)
             field = draw.field
             amount = draw.amount or 1
-            total = spent.get(field)
-            if total is None:
-                if draw.kept and not self._begins_at_0(draw.allowance, start):
-                    return Verdict(-1, 0.0, [], OPEN, at, n)
-                total = 0
-            total += held.get(field, 0)
-            if draw.earlier:
-                before = self._before(draw)
-                if before is None:
-                    return Verdict(-1, 0.0, [], OPEN, at, n)
-                total += before
+            account = None
+            total: int | None
+            if draw.kept:
+                table = tables.get(draw.allowance)
+                account = None if table is None else table.accounts.get(draw.key)
+                if account is not None and account.start == start and not draw.earlier:
+                    total = account.spent
+                    held = account.held
+                    if held is not None:
+                        total += held.get(start, 0)
+                else:
+                    total = self._total(table, account, draw)
+                    if total is None:
+                        return Verdict(-1, 0.0, [], OPEN, at, n)
+            else:
+                total = self._busy.get(field, 0)
             used.append(total)
             if draw.limit is not None and total + amount > draw.limit and refused < 0:
                 refused = n
-            amounts[field] = amount
-        if len(amounts) < len(draws):
+            grips[field] = (account, start, amount)
+        if len(grips) < len(draws):
             raise ValueError("two draws of one admission are on the same allowance and key")
         if refused >= 0:
             end = draws[refused].window.end
             return Verdict(-1, end - at if end else inf, [], REFUSED, at, refused, used)
-        if len(self._holds) >= self._limit or (
-            len(spent) >= self._limit and any(draw.kept and draw.field not in spent for draw in draws)
-        ):
-            raise unavailable("the allowances in memory are full", reached=False)
+        if len(self._holds) >= self._limit or self._all.have_no_room(draws):
+            raise self._no_room()
         behind = []
         if charges:
             verdict = self._take(charges)
@@ -151,15 +183,19 @@ class MemoryAllowances:
                 verdict.at, verdict.used = at, used
                 return verdict
             behind = verdict.behind
-        for n, draw in enumerate(draws):
-            field = draw.field
-            amount = amounts[field]
-            if draw.kept and field not in spent:
-                spent[field] = 0
-                self._until[field] = kept_until(draw)
-            held[field] = held.get(field, 0) + amount
+        n = 0
+        for field, (account, start, amount) in grips.items():
+            draw = draws[n]
             used[n] += amount
-        self._hold(id, at, clock + lives, amounts)
+            n += 1
+            if not draw.kept:
+                self._busy[field] = self._busy.get(field, 0) + amount
+                continue
+            if account is None or account.start != start:
+                account = self._all.drawn(draw)
+                grips[field] = (account, start, amount)
+            account.hold(start, amount)
+        self._hold(id, at, clock + lives, grips)
         return Verdict(-1, 0.0, behind, at=at, used=used)
 
     def top_up(self, id: str, draws: Sequence[Draw], lives: float = 60.0) -> Verdict:
@@ -168,19 +204,20 @@ class MemoryAllowances:
         clock = self._clock.now
         self._end_holds(clock, _ENDED)
         hold = self._holds.get(id)
-        amounts = {} if hold is None else hold.amounts
-        more: dict[str, int] = {}
+        grips: dict[str, Grip] = {} if hold is None else hold.grips
+        more: list[tuple[str, Draw, int]] = []
         used: list[int] = []
         for n, draw in enumerate(draws):
             draw.check()
             field = draw.field
-            if draw.kept and field not in self._spent and not self._begins_at_0(draw.allowance, draw.window.start):
+            if draw.kept and not self._is_known(draw):
                 if draw.window.end > at or not draw.window.end:
                     return Verdict(-1, 0.0, [], OPEN, at, n)
                 used.append(0)  # the window is over and forgotten
                 continue
             total = self._used(draw)
-            extra = (draw.amount or 1) - amounts.get(field, 0)
+            grip = grips.get(field)
+            extra = (draw.amount or 1) - (0 if grip is None else grip[2])
             used.append(total)
             if extra <= 0:
                 continue
@@ -188,23 +225,25 @@ class MemoryAllowances:
                 end = draw.window.end
                 used += [self._used(other) for other in draws[n + 1 :]]
                 return Verdict(-1, max(end - at, 0.0) if end else inf, [], REFUSED, at, n, used)
-            more[field] = extra
+            more.append((field, draw, extra))
             used[n] += extra
         if hold is None:
             if len(self._holds) >= self._limit:
-                raise unavailable("the allowances in memory are full", reached=False)
-            self._hold(id, at, clock + lives, amounts)
+                raise self._no_room()
+            self._hold(id, at, clock + lives, grips)
         else:
             at = hold.at
             hold.until = max(hold.until, clock + lives)
-        for draw in draws:
-            field = draw.field
-            if field in more:
-                if draw.kept and field not in self._spent:
-                    self._spent[field] = 0
-                    self._until[field] = kept_until(draw)
-                self._held[field] = self._held.get(field, 0) + more[field]
-                amounts[field] = amounts.get(field, 0) + more[field]
+        for field, draw, extra in more:
+            start = draw.window.start
+            grip = grips.get(field)
+            account = None
+            if draw.kept:
+                account = self._all.drawn(draw)
+                account.hold(start, extra)
+            else:
+                self._busy[field] = self._busy.get(field, 0) + extra
+            grips[field] = (account, start, extra if grip is None else grip[2] + extra)
         return Verdict(-1, 0.0, [], at=at, used=used)
 
     def renew(self, ids: Sequence[str], lives: float = 60.0) -> int:
@@ -220,23 +259,27 @@ class MemoryAllowances:
 
     def void(self, id: str) -> None:
         hold = self._holds.pop(id, None)
-        if hold is None:
-            return
-        held = self._held
-        for field, amount in hold.amounts.items():
-            left = held.get(field, 0) - amount
-            if left > 0:
-                held[field] = left
-            else:
-                held.pop(field, None)
+        if hold is not None:
+            self._release(hold.grips)
 
     # ---- what was spent
 
     def post(self, journal: str, seq: int, id: str, amounts: Sequence[tuple[str, int]]) -> None:
-        if seq > self._positions.get(journal, 0):
-            self._positions[journal] = seq
-            posting = sound(Posting(seq, id, tuple(amounts)))
-            self._apply(id, posting.amounts)
+        if seq <= self._positions.get(journal, 0):
+            return
+        self._positions[journal] = seq
+        if not id and not amounts:
+            return  # as nearly every record where nobody has a budget
+        hold = self._holds.get(id)
+        if hold is not None:
+            grips = hold.grips
+            for field, amount in amounts:
+                if field not in grips or type(amount) is not int or not -MOST_UNITS <= amount <= MOST_UNITS:
+                    break
+            else:
+                self._apply(id, amounts)
+                return
+        self._apply(id, sound(Posting(seq, id, tuple(amounts))).amounts)
 
     def posted(self, journal: str, previous: int, last: int, postings: Sequence[Posting]) -> int:
         for posting in postings:
@@ -263,22 +306,29 @@ class MemoryAllowances:
             self._is_begun = True
             for journal, seq in positions.items():
                 self._positions.setdefault(journal, seq)
-        openings = []
+        openings: list[Opening] = []
+        table = self._tables.get(draw.allowance)
+        account = None if table is None else table.accounts.get(draw.key)
+        upto = dict(self._positions)
+        now = self._clock.now
         for field, window in draw.slots:
-            spent = self._spent.get(field)
+            spent = None if account is None else account.of(window.start)
             # One that begins at 0 is drawn on, and posted to, before it is there: there is nothing to be filled.
-            if (not again) if spent is not None else self._begins_at_0(draw.allowance, window.start):
+            if (not again) if spent is not None else self._begins_at_0(table, window.start):
                 continue
             filling = self._filling.get(field)
-            if filling is not None and self._clock.now - filling.since < _STALE:
+            if filling is not None and now - filling.since < _STALE:
                 continue
-            if len(self._filling) >= self._limit:
-                raise unavailable("the allowances in memory are full", reached=False)
+            if len(self._filling) >= self._limit or (account is None and self._all.has_no_room(draw.key)):
+                raise self._no_room()
+            if table is None:
+                table = self._all.table(draw.allowance)
+            table.see(draw)
             self._number += 1
             token = f"{self._token}{self._number}"
-            self._filling[field] = _Filling(token, self._clock.now, spent)
-            self._until[field] = kept_until(draw)
-            openings.append(Opening(field, window, dict(self._positions), token))
+            self._filling.pop(field, None)
+            self._filling[field] = _Filling(draw, token, now, spent)
+            openings.append(Opening(field, window, upto, token))
         return openings
 
     def seed(self, opening: Opening, amount: int) -> int | None:
@@ -287,39 +337,52 @@ class MemoryAllowances:
         if filling is None or filling.token != opening.token:
             return None
         del self._filling[opening.field]
+        start = opening.window.start
+        account = self._all.find(filling.allowance, filling.key)
         if filling.before is None:
-            self._spent[opening.field] = amount + filling.added
+            if account is None:
+                account = self._all.new(filling.allowance, filling.key)
+            self._all.fill(account, opening.window, amount + filling.added)
             return 0
-        self._spent[opening.field] += amount - filling.before
+        if account is None or account.of(start) is None:
+            return None  # its window is over, and forgotten
+        self._all.add(account, start, amount - filling.before)
         return filling.before - amount
 
     def know(self, allowances: Mapping[str, float]) -> None:
-        now = self._wall() + _BACK
-        known = self._known
-        self._known = {name: (known[name][0] if name in known else now, keeps) for name, keeps in allowances.items()}
+        self._all.know(allowances, self._wall() + _BACK)
 
     def turn(self) -> None:
         """Of the clock: forget what has lapsed, some of it."""
-        self._end_holds(self._clock.now, _SWEPT)
+        now = self._clock.now
+        self._end_holds(now, _SWEPT)
         if len(self._ends) > 2 * len(self._holds) + 1024:  # most of them have ended by themselves
             self._ends = [(hold.until, id) for id, hold in self._holds.items()]
             heapify(self._ends)
-        if not self._due:
-            self._due = list(self._until)
-        part, self._due[-_SWEPT:] = self._due[-_SWEPT:], []
-        now = self._wall()
-        self._forgotten = max(now, self._forgotten)
-        for field in part:
-            if self._until.get(field, now) < now:
-                del self._until[field]
-                self._spent.pop(field, None)
-                self._filling.pop(field, None)
+        for field in [field for field, one in islice(self._filling.items(), _SWEPT) if now - one.since > _DEAD]:
+            del self._filling[field]
+        self._all.sweep(_SWEPT, self._wall())
 
     # ---- within
 
-    def _hold(self, id: str, at: float, until: float, amounts: dict[str, int]) -> None:
-        self._holds[id] = _Hold(at, until, amounts)
+    def _no_room(self) -> Exception:
+        self.refused += 1
+        return unavailable("the allowances in memory are full", reached=False)
+
+    def _hold(self, id: str, at: float, until: float, grips: dict[str, Grip]) -> None:
+        self._holds[id] = _Hold(at, until, grips)
         heappush(self._ends, (until, id))
+
+    def _release(self, grips: dict[str, Grip]) -> None:
+        for field, (account, start, amount) in grips.items():
+            if account is not None:
+                account.release(start, amount)
+                continue
+            left = self._busy.get(field, 0) - amount
+            if left > 0:
+                self._busy[field] = left
+            else:
+                self._busy.pop(field, None)
 
     def _end_holds(self, now: float, most: int) -> None:
         ends = self._ends
@@ -334,42 +397,75 @@ class MemoryAllowances:
             else:
                 heappush(ends, (hold.until, id))
 
-    def _begins_at_0(self, allowance: str, start: int) -> bool:
+    def _begins_at_0(self, table: Table | None, start: int) -> bool:
         """Whether a field that is not there has had nothing spent from it."""
-        known = self._known.get(allowance)
-        if known is None or not self._is_begun:
-            return False
-        since, keeps = known
-        return since <= start and (not keeps or start + keeps + GRACE > self._forgotten)
+        return table is not None and self._is_begun and table.since <= start
 
-    def _before(self, draw: Draw) -> int | None:
-        """Spent and held in the earlier slots of a rolling window; None where one of them is not filled."""
-        total = 0
-        for field, window in islice(draw.slots, len(draw.earlier)):
-            spent = self._spent.get(field)
-            if spent is None and not self._begins_at_0(draw.allowance, window.start):
-                return None
-            total += (spent or 0) + self._held.get(field, 0)
-        return total
+    def _is_known(self, draw: Draw) -> bool:
+        """Whether it is known what is spent in the draw's own window."""
+        table = self._tables.get(draw.allowance)
+        account = None if table is None else table.accounts.get(draw.key)
+        start = draw.window.start
+        return (account is not None and account.of(start) is not None) or self._begins_at_0(table, start)
+
+    def _total(self, table: Table | None, account: Account | None, draw: Draw) -> int | None:
+        """Spent and held in the draw's windows; None where one of them is not filled."""
+        start, end = draw.window
+        first = draw.earlier[0] if draw.earlier else start
+        if account is None:
+            return 0 if self._begins_at_0(table, first) else None
+        if not (end and account.low <= first and end <= account.high):
+            # All behind what is filled begin at 0 if the first of them does.
+            behind = account.high if account.low <= first <= account.high else first
+            if not self._begins_at_0(table, behind):
+                for each in (*draw.earlier, start):
+                    if account.of(each) is None and not self._begins_at_0(table, each):
+                        return None
+            if end:
+                account.know(first, end)
+        return account.total(first, start)
 
     def _used(self, draw: Draw) -> int:
-        return sum(self._spent.get(field, 0) + self._held.get(field, 0) for field, _ in draw.slots)
+        if not draw.kept:
+            return self._busy.get(draw.field, 0)
+        account = self._all.find(draw.allowance, draw.key)
+        start = draw.window.start
+        return 0 if account is None else account.total(draw.earlier[0] if draw.earlier else start, start)
 
     def _apply(self, id: str, amounts: Sequence[tuple[str, int]]) -> None:
-        if id:
-            self.void(id)
+        hold = self._holds.pop(id, None) if id else None
+        grips: dict[str, Grip] = {}
+        if hold is not None:
+            grips = hold.grips
+            self._release(grips)
         for field, amount in amounts:
-            if field in self._spent:
-                self._spent[field] += amount
-                continue
-            filling = self._filling.get(field)
-            if filling is not None:
-                filling.added += amount
-                continue
-            allowance, start = parts_of(field)
-            if self._begins_at_0(allowance, start) and len(self._spent) < self._limit:
-                keeps = self._known[allowance][1]
-                until = start + keeps + GRACE if keeps else inf
-                if until > self._wall():
-                    self._spent[field] = amount
-                    self._until[field] = until
+            grip = grips.get(field)
+            if grip is not None and grip[0] is not None:
+                self._all.add(grip[0], grip[1], amount)
+            else:
+                self._apply_to(field, amount)
+
+    def _apply_to(self, field: str, amount: int) -> None:
+        """What came to a field that is not held."""
+        allowance, key, start = _parts(field)
+        table = self._tables.get(allowance)
+        account = None if table is None else table.accounts.get(key)
+        if account is not None and account.of(start) is not None:
+            self._all.add(account, start, amount)
+            return
+        filling = self._filling.get(field)
+        if filling is not None:
+            filling.added += amount
+        elif table is not None and self._begins_at_0(table, start):
+            if table.see_posted(start) <= self._wall() or (account is None and self._all.has_no_room(key)):
+                table.lose(start)
+                return
+            if account is None:
+                account = self._all.new(allowance, key)
+            self._all.add(account, start, amount)
+
+
+def _parts(field: str) -> tuple[str, str, int]:
+    """The allowance of a field, the key, and the start of its window."""
+    bar, last = field.index("|"), field.rindex("|")
+    return field[:bar], field[bar + 1 : last], int(field[last + 1 :])

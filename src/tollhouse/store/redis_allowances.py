@@ -48,6 +48,7 @@ _EVERY = 1.0  # seconds between two looks at what may be lost
 _KNOWN = b"5"  # seconds until an allowance that is new counts as known by all workers
 _STALE = b"10"  # seconds in which who began to fill a field is expected to have done it
 _DOUBTFUL = 3  # times that a hold is voided of which nobody knows whether it is there
+_OF_SLOTS = "s"  # ends the tokens of fields that are slots of a window that rolls
 _MOST_DRAWS = 128
 _MOST_FIELDS = 3500  # looked at in one admission: a script's arguments have a bound
 
@@ -219,7 +220,7 @@ class RedisAllowances:
         if not draw.kept:
             return []
         self._number += 1
-        token = f"{self._token}{self._number}"
+        token = f"{self._token}{self._number}{_OF_SLOTS if draw.earlier else ''}"
         until = kept_until(draw)
         till = b"" if until == inf else b"%d" % until
         slots = draw.slots
@@ -235,7 +236,8 @@ class RedisAllowances:
 
     async def seed(self, opening: Opening, amount: int) -> int | None:
         must_be_amounts(((opening.field, amount),))
-        wrong = await self._run("seed", [_stored(opening.field), opening.token.encode(), b"%d" % amount])
+        end = b"%d" % opening.window.end if opening.token.endswith(_OF_SLOTS) else b""
+        wrong = await self._run("seed", [_stored(opening.field), opening.token.encode(), b"%d" % amount, end])
         return None if wrong is None else int(wrong)
 
     def know(self, allowances: Mapping[str, float]) -> None:

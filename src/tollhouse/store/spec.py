@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
-from tollhouse.core.spec import Duration, File, Spec
+from tollhouse.core.spec import ClientTLSSpec, Duration, Spec
 
 __all__ = ["MEMORY", "Place", "StateSpec", "StateTLSSpec", "place_of"]
 
@@ -76,19 +76,8 @@ def place_of(url: str) -> Place:
     )
 
 
-class StateTLSSpec(Spec):
+class StateTLSSpec(ClientTLSSpec):
     """How the certificate of the state's server is verified, and what the gateway shows."""
-
-    ca: File | None = Field(default=None, description="PEM file of roots to trust instead of the system's")
-    verify: bool = Field(default=True, description="false accepts any certificate: for tests only")
-    cert: File | None = Field(default=None, description="PEM file of the gateway's client certificate")
-    key: File | None = Field(default=None, description="PEM file of its key")
-
-    @model_validator(mode="after")
-    def _pair(self) -> Self:
-        if self.key is not None and self.cert is None:
-            raise ValueError("`key` without `cert` has no effect; name the certificate too")
-        return self
 
     def context(self) -> ssl.SSLContext:
         """A context for outgoing connections. Raises ValueError naming the file that cannot be used."""

@@ -21,7 +21,15 @@ from tollhouse.policies.windows import (
     clock_of,
 )
 
-ZONES = ("UTC", "Europe/Berlin", "America/New_York", "America/Havana", "Asia/Kolkata", "Pacific/Apia")
+ZONES = (
+    "UTC",
+    "Europe/Berlin",
+    "America/New_York",
+    "America/Havana",
+    "Asia/Kolkata",
+    "Pacific/Apia",
+    "Australia/Lord_Howe",
+)
 BEGIN = int(datetime(2020, 1, 1, tzinfo=UTC).timestamp())
 SPAN = 12 * 366 * 86400
 MOMENTS = st.integers(BEGIN, BEGIN + SPAN)
@@ -82,6 +90,14 @@ def test_what_rolls_is_never_less_than_its_span_and_at_most_a_slot_more(span: in
     assert now - span - starts[0] <= 2 * slot
     assert Rolling(span).at(window.end).earlier[-1] == window.start
     assert slot <= max(1, span // 24)
+
+
+@pytest.mark.parametrize("change", [1_712_415_600, 1_728_142_200])  # back, and forward, by half an hour
+def test_hours_do_not_overlap_where_clocks_change_by_half_of_one(change: int) -> None:
+    windows = [Calendar("hour", "Australia/Lord_Howe").at(at) for at in range(change - 7200, change + 7200, 60)]
+    starts = sorted({(window.start, window.end) for window in windows})
+    assert [end for _, end in starts[:-1]] == [start for start, _ in starts[1:]]
+    assert (change, change + 1800) in starts
 
 
 def test_one_clock_is_asked_again_and_again() -> None:

@@ -63,8 +63,7 @@ class MemoryWorld:
             self.clock.turn()
 
     def peek(self, field: str) -> tuple[int | None, int]:
-        allowances = self.counter.allowances()
-        return allowances._spent.get(field), allowances._held.get(field, 0)
+        return self.counter.allowances().peek(field)
 
     def positions(self) -> dict[str, int]:
         return dict(self.counter.allowances()._positions)
@@ -131,7 +130,11 @@ class RedisWorld:
 
     def peek(self, field: str) -> tuple[int | None, int]:
         stored = _stored(field)
-        spent, held = self.raw.hmget(f"{self.tag}:d", stored, stored + b"h")
+        base, start = stored[:25], int(stored[25:])
+        spent, held, zeros = self.raw.hmget(f"{self.tag}:d", stored, stored + b"h", base + b"z")
+        if spent is None and zeros is not None:
+            low, high = map(int, zeros.split())
+            spent = b"0" if low <= start < high else None
         return None if spent is None else int(spent), int(held or 0)
 
     def positions(self) -> dict[str, int]:

@@ -169,6 +169,18 @@ def test_beyond_the_bound_new_keys_share_one_bucket() -> None:
     assert [admit(it, Charge(rate, key, 1)).refused for key in "xyz"] == [-1] * 3
 
 
+def test_beyond_the_bound_nothing_is_known_of_keys_that_have_nothing_in_common() -> None:
+    it = Memory(limit=3)
+    rate = Rate("same", 2, 60.0, together=False)
+    for key in "abc":
+        assert admit(it, Charge(rate, key, 1)).refused == -1
+    assert [admit(it, Charge(rate, key, 1)).refused for key in "dededed"] == [-1] * 7
+    assert admit(it, Charge(rate, "d", 3)).refused == 0  # which never fits
+    assert [admit(it, Charge(rate, "a", 1)).refused for _ in "12"] == [-1, 0]
+    it.counter.settle("1", [Charge(rate, "d", 1)], [9])
+    assert len(it.counter) == 3
+
+
 def test_close_lets_go_of_the_clock() -> None:
     it = Memory()
     it.run(it.counter.close())

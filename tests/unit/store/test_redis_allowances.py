@@ -16,7 +16,7 @@ from tests.fixtures.valkey import Proxy, Valkey, cluster, valkey
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure
 from tollhouse.net.timer import Timer
-from tollhouse.store.base import ADMITTED, OPEN, REFUSED, Charge, Draw, Rate, Window
+from tollhouse.store.base import ADMITTED, OPEN, REFUSED, Charge, Draw, Posting, Rate, Window
 from tollhouse.store.redis import RedisState, connects
 from tollhouse.store.redis_allowances import SCRIPTS
 from tollhouse.store.redis_counter import RedisCounter, script
@@ -487,3 +487,104 @@ async def test_what_is_kept_has_a_bound(server: Valkey, clock: Clock, bound: str
     assert (await counter.admit(next(IDS), [], draws)).happened == ADMITTED
     await counter.close()
     await line.close()
+
+
+# ---- what it takes
+
+
+def slots(amount: int, key: str = "ada", number: int = 24, back: int = 0) -> Draw:
+    """Of an hour that rolls. back: slots before the one of now."""
+    start = int(time.time()) // 150 * 150 - 150 * back
+    return Draw(
+        "usd:rolls", key, amount, 1000, Window(start, start + 150), tuple(start - 150 * n for n in range(number, 0, -1))
+    )
+
+
+def fields(server: Valkey, prefix: str) -> dict[bytes, bytes]:
+    found: dict[bytes, bytes] = server.do("HGETALL", f"{{{prefix}}}:d")
+    return {name: value for name, value in found.items() if name not in (b"#", b"^")}
+
+
+async def spend(counter: Any, seq: int, draw: Draw) -> None:
+    id = next(IDS)
+    assert (await counter.admit(id, [], [draw])).happened == ADMITTED
+    counter.post("j", seq, id, [(draw.field, draw.amount)])
+    await counter.flush()
+
+
+async def test_a_window_that_rolls_is_few_fields(server: Valkey, clock: Clock) -> None:
+    prefix = next(PREFIXES)
+    async with state(server.url, clock, prefix) as counter:
+        draw = slots(7)
+        assert await seed(counter, Records(), [draw]) == 25
+        assert len(fields(server, prefix)) == 1
+        assert server.do("ZCARD", f"{{{prefix}}}:e") == 1
+        await spend(counter, 1, draw)
+        assert min(fields(server, prefix).values(), key=len) == b"7"
+        assert len(fields(server, prefix)) == 2
+        assert (await counter.admit(next(IDS), [], [slots(1)])).used == [8]
+        # A record of an earlier slot counts, and is kept as long as the others.
+        other = f"usd:rolls|ada|{draw.earlier[3]}"
+        assert await counter.posted("late", 0, 1, [Posting(1, "", ((other, 30),))]) == 1
+        assert (await counter.admit(next(IDS), [], [slots(1)])).used == [39]
+        with server.client() as client:
+            assert len({till for _, till in client.zrange(f"{{{prefix}}}:e", 0, -1, withscores=True)}) == 1
+        assert await counter.opening(slots(1), {}) == []
+
+
+async def test_slots_of_0_are_compared_too(server: Valkey, clock: Clock) -> None:
+    prefix = next(PREFIXES)
+    async with state(server.url, clock, prefix) as counter:
+        draw = slots(0)
+        await seed(counter, Records(), [draw])
+        records = Records()
+        records.add("old", "", [(f"usd:rolls|ada|{draw.earlier[3]}", 40), (f"usd:rolls|ada|{draw.earlier[4]}", 5)])
+        records.ship()
+        await counter.posted("old", 0, 1, [Posting(1, "", ((f"usd:rolls|ada|{draw.earlier[4]}", 5),))])
+        found = await check(counter, records, [draw])
+        assert len(found) == 25
+        assert {field: by for field, by in found.items() if by} == {f"usd:rolls|ada|{draw.earlier[3]}": -40}
+        # The stretch, the two slots, and nothing of what was only compared.
+        assert len(fields(server, prefix)) == 3
+        assert server.do("ZCARD", f"{{{prefix}}}:e") == 3
+        assert (await counter.admit(next(IDS), [], [slots(1)])).used == [46]
+
+
+async def test_slots_that_were_spent_from_are_filled_beside_the_others(server: Valkey, clock: Clock) -> None:
+    prefix = next(PREFIXES)
+    async with state(server.url, clock, prefix) as counter:
+        draw = slots(0)
+        records = Records()
+        for n, amount in ((0, 1), (10, 20), (23, 300)):
+            records.add("old", "", [(f"usd:rolls|ada|{draw.earlier[n]}", amount)])
+        records.ship()
+        assert await seed(counter, records, [draw]) == 25
+        assert (await counter.admit(next(IDS), [], [slots(1)])).used == [322]
+        assert await seed(counter, records, [draw]) == 0
+        assert set((await check(counter, records, [draw])).values()) == {0}
+
+
+async def test_another_filling_is_kept_for_its_own_time(server: Valkey, clock: Clock) -> None:
+    """What was filled with an earlier window lapses earlier, and must not be taken for 0 then."""
+    prefix = next(PREFIXES)
+    async with state(server.url, clock, prefix) as counter:
+        assert await seed(counter, Records(), [slots(0, number=3, back=2)]) == 4
+        assert await seed(counter, Records(), [slots(0, number=3)]) == 2
+        assert len(fields(server, prefix)) == 3  # the first stretch, and two slots by themselves
+        assert (await counter.admit(next(IDS), [], [slots(5, number=3)])).used == [5]
+
+
+async def test_everything_has_an_end(server: Valkey, clock: Clock) -> None:
+    prefix = next(PREFIXES)
+    async with state(server.url, clock, prefix) as counter:
+        counter.know({"usd:rolls": 3960.0})
+        await seed(counter, Records(), [slots(0), usd(1)])
+        assert (await counter.admit(next(IDS), [Charge(Rate("r", 9, 60.0), "ada", 1)], [slots(1), usd(1)])).behind
+        counter.post("j", 1, "nobody", [])
+
+        async def are_told() -> bool:
+            with server.client() as client:
+                keys = list(client.scan_iter(f"{{{prefix}}}:*", count=10_000))
+                return len(keys) == 8 and all(client.ttl(key) >= 0 for key in keys)
+
+        await until(are_told)

@@ -7,6 +7,7 @@ tells the others. By mutual TLS the connection's certificate is the proof (RFC 8
 
 import hmac
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import sha256
 from time import monotonic, time
@@ -65,7 +66,7 @@ class Replays:
         self._values = state.values if state is not None and state.shared else None
         self._now = now
         self._most = most
-        self._seen: dict[bytes, float] = {}
+        self._seen: OrderedDict[bytes, float] = OrderedDict()  # a dict would be walked over what went before its first
         self._down_until = -1e18
         self._complained = -1e18
 

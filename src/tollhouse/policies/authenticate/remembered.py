@@ -2,13 +2,15 @@
 
 Rule: what is remembered is asked again whenever something could have changed its mind: at its expiry, after five
 minutes, when its issuer's keys are others, when anything was revoked, and for each endpoint it is shown at for the
-first time. Both memories are bounded; of the good ones those go first that nobody has shown lately.
+first time. Both memories are bounded, the good ones in bytes, too: of them those go first that nobody has shown lately.
+What is over goes as others come.
 """
 
 from collections.abc import Callable
 from itertools import islice
+from sys import getsizeof
 from time import time
-from typing import Protocol
+from typing import Any, Protocol
 
 from tollhouse.core.call import Principal
 from tollhouse.core.identity import RevocationView
@@ -16,6 +18,11 @@ from tollhouse.core.identity import RevocationView
 __all__ = ["Entry", "Refusals", "Remembered", "Version"]
 
 MOST = 50_000
+ROOM = 128 << 20
+"""Bytes that good tokens and what they say take, about."""
+
+_BESIDES = 1200  # bytes that one takes besides its text and its claims
+_LOOKS = 4  # at others, as one is put
 _MOST_BAD = 4096
 _BAD_FOR = 10.0
 """Seconds for which a bad token is known to be one."""
@@ -33,9 +40,9 @@ class Version(Protocol):
 
 class Entry:
     """A good token. version, seen: what it was checked with, and how that was then. audiences: whom it is meant for;
-    admitted: endpoints that are among those. used: since the last sweep."""
+    admitted: endpoints that are among those. used: since the last sweep. size: bytes, once it is remembered."""
 
-    __slots__ = ("admitted", "audiences", "epoch", "issuer", "principal", "seen", "until", "used", "version")
+    __slots__ = ("admitted", "audiences", "epoch", "issuer", "principal", "seen", "size", "until", "used", "version")
 
     def __init__(
         self,
@@ -56,16 +63,24 @@ class Entry:
         self.issuer = issuer
         self.admitted: set[str] = set()  # no more than there are endpoints
         self.used = False
+        self.size = 0
 
 
 class Remembered:
-    """Good tokens. revocations: None where nothing is ever revoked. now: unix seconds."""
+    """Good tokens. revocations: None where nothing is ever revoked. now: unix seconds. most: tokens; room: bytes."""
 
-    __slots__ = ("_entries", "_most", "_now", "_revocations")
+    __slots__ = ("_due", "_entries", "_most", "_now", "_revocations", "_room", "size")
 
     def __init__(
-        self, revocations: RevocationView | None = None, now: Callable[[], float] = time, most: int = MOST
+        self,
+        revocations: RevocationView | None = None,
+        now: Callable[[], float] = time,
+        most: int = MOST,
+        room: int = ROOM,
     ) -> None:
+        self.size = 0
+        self._room = room
+        self._due: list[bytes] = []  # still to be looked at: whether they are over
         self._entries: dict[bytes, Entry] = {}
         self._revocations = revocations
         self._now = now
@@ -77,6 +92,7 @@ class Remembered:
     def finder(self, endpoint: str) -> Callable[[bytes], Principal | None]:
         """What says whom a token speaks for, if it is still good, and was for this endpoint before."""
         entries, now, revocations, is_gone = self._entries, self._now, self._revocations, self._is_gone
+        drop = self._drop
 
         def find(digest: bytes) -> Principal | None:  # for every request: all that it needs is at hand
             entry = entries.get(digest)
@@ -87,7 +103,7 @@ class Remembered:
                 or entry.version.current is not entry.seen
                 or (revocations is not None and revocations.epoch != entry.epoch and is_gone(entry, revocations))
             ):
-                entries.pop(digest, None)
+                drop(digest)
                 return None
             if endpoint not in entry.admitted:
                 return None
@@ -102,25 +118,46 @@ class Remembered:
 
     def put(self, digest: bytes, entry: Entry) -> None:
         entries = self._entries
-        entries.pop(digest, None)
-        if len(entries) >= self._most:
+        self._drop(digest)
+        self._look()
+        size = entry.size = _BESIDES + len(entry.principal.token) + _weight(entry.principal.claims)
+        while entries and (len(entries) >= self._most or self.size + size > self._room):
             self._sweep()
         entries[digest] = entry
+        self.size += size
+
+    def _drop(self, digest: bytes) -> None:
+        entry = self._entries.pop(digest, None)
+        if entry is not None:
+            self.size -= entry.size
+
+    def _look(self) -> None:
+        """Whether some of them are over: nobody may show these ever again."""
+        if not self._due:
+            self._due = list(self._entries)
+        now = self._now()
+        for digest in self._due[-_LOOKS:]:
+            entry = self._entries.get(digest)
+            if entry is not None and entry.until <= now:
+                self._drop(digest)
+        del self._due[-_LOOKS:]
 
     def _sweep(self) -> None:
         # A tenth at once: popping them one by one would walk over the holes of all before.
-        entries, wanted = self._entries, max(1, self._most // 10)
+        entries, wanted = self._entries, max(1, len(self._entries) // 10)
         for digest in list(islice(entries, 4 * wanted)):
-            entry = entries.pop(digest)
+            entry = entries[digest]
             if entry.used:
                 entry.used = False
+                del entries[digest]
                 entries[digest] = entry  # behind those that came later
             else:
+                self._drop(digest)
                 wanted -= 1
                 if not wanted:
                     return
         for digest in list(islice(entries, wanted)):
-            del entries[digest]
+            self._drop(digest)
 
     @staticmethod
     def _is_gone(entry: Entry, revocations: RevocationView) -> bool:
@@ -129,6 +166,19 @@ class Remembered:
             return True
         entry.epoch = epoch
         return False
+
+
+def _weight(claims: Any) -> int:
+    """Bytes that the claims of a token take: some have thousands of groups."""
+    size, left = 0, [claims]
+    while left:
+        value = left.pop()
+        size += getsizeof(value)
+        if type(value) is dict:
+            left += value.values()
+        elif type(value) is list:
+            left += value
+    return size
 
 
 class Refusals:

@@ -32,8 +32,13 @@ for i = 1, draws do
   local draw = {
     amount = tonumber(ARGV[next]), limit = tonumber(ARGV[next + 1]), start = tonumber(ARGV[next + 2]),
     stop = tonumber(ARGV[next + 3]), kept = ARGV[next + 4] == '1', till = ARGV[next + 5],
-    field = base .. ARGV[next + 2], first = #wanted + 1,
+    field = base .. ARGV[next + 2],
   }
+  if earlier > 0 then
+    wanted[#wanted + 1] = base .. 'z'
+    draw.zeros = #wanted
+  end
+  draw.first = #wanted + 1
   for k = 1, earlier do
     local field = base .. ARGV[next + 7 + k]
     wanted[#wanted + 1] = field
@@ -67,7 +72,8 @@ for i, draw in ipairs(list) do
   end
   local sum = 0
   for k = draw.first, draw.last, 2 do
-    if not have[k] and draw.kept and not again and not begins_at_0(wanted[k], have[1], have[2]) then
+    if not have[k] and draw.kept and not again and not says_0(wanted[k], have[draw.zeros])
+      and not begins_at_0(wanted[k], have[1], have[2]) then
       if not top or (k == draw.last and not (draw.stop > 0 and draw.stop <= now)) then
         used = {}
         return answer('o', i - 1)
@@ -90,7 +96,8 @@ end
 -- What is there goes on being drawn on, however full it is.
 local adds = false
 for _, draw in ipairs(list) do
-  adds = adds or draw.more > 0 and not have[draw.last] and (draw.kept or not have[draw.last + 1])
+  adds = adds or draw.more > 0 and not have[draw.last] and not says_0(draw.field, have[draw.zeros])
+    and (draw.kept or not have[draw.last + 1])
 end
 if not hold and redis.call('HLEN', KEYS[2]) >= HOLDS or adds and is_full() then
   return redis.error_reply('FULL there are more allowances than are kept')
@@ -132,6 +139,10 @@ for i, draw in ipairs(list) do
       redis.call('HSET', KEYS[1], draw.field, '0')
       if draw.till ~= '' then
         redis.call('ZADD', KEYS[5], draw.till, draw.field)
+        local till = have[draw.zeros] and redis.call('ZSCORE', KEYS[5], zeros_of(draw.field))
+        if till and tonumber(till) > tonumber(draw.till) then
+          redis.call('ZADD', KEYS[5], till, draw.field) -- or it would be taken for 0 in between
+        end
       end
     end
     redis.call('HINCRBY', KEYS[1], draw.field .. 'h', string.format('%.0f', draw.more))

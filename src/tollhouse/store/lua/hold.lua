@@ -2,7 +2,9 @@
 --
 -- KEYS[1]  fields: of each field F what is spent; Fh, what is held; Ff, "token since before" while it is being filled
 --          (before: what was spent then, - for a new field); Fa, what was posted to a new one since; #, the epoch; and ^,
---          the latest time at which fields were forgotten: a clock may be set back
+--          the latest time at which fields were forgotten: a clock may be set back. And of a field without its start,
+--          followed by z, "low high": windows that begin from low up to and without high are filled, with 0 where there
+--          is no F. So what rolls in 25 slots is one field, and those in which something was spent
 -- KEYS[2]  holds: "unix time of the admission field=amount field=amount ..."
 -- KEYS[3]  holds by the unix time at which they end
 -- KEYS[4]  known allowances: "since keeps"
@@ -69,6 +71,20 @@ local function begins_at_0(field, epoch, forgotten)
   end
   local start = tonumber(string.sub(field, 26))
   return since and since <= start and (keeps == 0 or start + keeps > tonumber(forgotten or 0))
+end
+
+-- Whether this field is there though it is not listed. zeros: what is at its z, if anything is.
+local function says_0(field, zeros)
+  if not zeros then
+    return false
+  end
+  local start = tonumber(string.sub(field, 26))
+  local low, high = string.match(zeros, '^(%d+) (%d+)$')
+  return start >= tonumber(low) and start < tonumber(high)
+end
+
+local function zeros_of(field)
+  return string.sub(field, 1, 25) .. 'z'
 end
 
 -- The epoch, if there is one: what is of another one is forgotten.

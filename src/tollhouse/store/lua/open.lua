@@ -24,23 +24,24 @@ local full = is_full()
 local opened = {}
 for i = 1, fields do
   local field, till = ARGV[3 + 2 * i], ARGV[4 + 2 * i]
-  local have = redis.call('HMGET', KEYS[1], field, field .. 'f')
-  local is_due = have[1] and ARGV[2] == '1' or not have[1] and not begins_at_0(field, epoch, forgotten)
+  local have = redis.call('HMGET', KEYS[1], field, field .. 'f', zeros_of(field))
+  local there = have[1] or says_0(field, have[3]) and '0'
+  local is_due = there and ARGV[2] == '1' or not there and not begins_at_0(field, epoch, forgotten)
   if is_due and have[2] then
     local token, since = string.match(have[2], '^(%S+) (%S+) ')
     since = tonumber(since)
     is_due = token == ARGV[1] or now < since or now - since >= tonumber(ARGV[3])
   end
   if is_due then
-    if full and not have[1] and not have[2] then
+    if full and not there and not have[2] then
       return redis.error_reply('FULL there are more allowances than are kept')
     end
-    redis.call('HSET', KEYS[1], field .. 'f', ARGV[1] .. string.format(' %.3f ', now) .. (have[1] or '-'))
-    if not have[1] then
+    redis.call('HSET', KEYS[1], field .. 'f', ARGV[1] .. string.format(' %.3f ', now) .. (there or '-'))
+    if not there then
       redis.call('HSET', KEYS[1], field .. 'a', '0')
-      if till ~= '' then
-        redis.call('ZADD', KEYS[5], till, field)
-      end
+    end
+    if not have[1] and till ~= '' then
+      redis.call('ZADD', KEYS[5], till, field)
     end
     opened[#opened + 1] = tostring(i - 1)
   end

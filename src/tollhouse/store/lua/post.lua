@@ -27,11 +27,14 @@ while ARGV[next] do
     end
     for k = 0, fields - 1 do
       local field, amount = ARGV[next + 2 * k], ARGV[next + 2 * k + 1]
-      local have = redis.call('HMGET', KEYS[1], field, field .. 'a')
+      local have = redis.call('HMGET', KEYS[1], field, field .. 'a', zeros_of(field))
       if have[1] then
         redis.call('HINCRBY', KEYS[1], field, amount)
       elseif have[2] then
         redis.call('HINCRBY', KEYS[1], field .. 'a', amount)
+      elseif says_0(field, have[3]) then
+        redis.call('HINCRBY', KEYS[1], field, amount)
+        redis.call('ZADD', KEYS[5], redis.call('ZSCORE', KEYS[5], zeros_of(field)), field)
       elseif begins_at_0(field, epoch, forgotten) then
         local _, keeps = known(field)
         local till = tonumber(string.sub(field, 26)) + keeps

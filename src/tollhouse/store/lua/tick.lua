@@ -34,10 +34,14 @@ if begun() then
   if now > tonumber(redis.call('HGET', KEYS[1], '^') or 0) then
     redis.call('HSET', KEYS[1], '^', string.format('%.0f', now))
   end
-  for _, field in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', string.format('%.3f', now), 'LIMIT', 0, 200)) do
+  for _, field in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', string.format('%.3f', now), 'LIMIT', 0, 500)) do
     redis.call('HDEL', KEYS[1], field, field .. 'h', field .. 'f', field .. 'a')
     redis.call('ZREM', KEYS[5], field)
   end
 end
 sweep(200)
+-- All that counts is over by then, if no worker comes again.
+for i = 1, 6 do
+  redis.call('EXPIRE', KEYS[i], '34560000')
+end
 return redis.call('ZCARD', KEYS[7])

@@ -73,6 +73,44 @@ def test_there_are_no_more_than_so_many_and_those_go_that_nobody_shows() -> None
     assert tokens.finder("here")(b"7") is None
 
 
+def test_they_take_no_more_than_so_many_bytes() -> None:
+    keys = Keys()
+    tokens = Remembered(None, lambda: 0.0, room=200_000)
+    small = Principal("x", source="jwt", token=b"t" * 300, claims={"sub": "x"})
+    for n in range(200):
+        tokens.put(b"%d" % n, entry(keys, 1000.0, small))
+        assert tokens.size <= 200_000
+    assert 60 < len(tokens) < 120
+    large = Principal("y", source="jwt", token=b"t" * 30_000, claims={"groups": [f"group-{n}" for n in range(1000)]})
+    tokens.entry(b"199").used = True  # type: ignore[union-attr]
+    tokens.put(b"large", entry(keys, 1000.0, large))
+    assert tokens.finder("here")(b"large") is large
+    assert tokens.finder("here")(b"199") is small
+    for n in range(5):
+        tokens.put(b"large-%d" % n, entry(keys, 1000.0, large))
+        assert tokens.size <= 200_000
+    huge = Principal("z", source="jwt", token=b"", claims={"groups": ["x" * 300_000]})
+    tokens.put(b"huge", entry(keys, 1000.0, huge))  # it stands alone, and goes with the next one
+    assert len(tokens) == 1
+    tokens.put(b"small", entry(keys, 1000.0, small))
+    assert tokens.finder("here")(b"huge") is None
+    keys.current = object()
+    assert tokens.finder("here")(b"small") is None
+    assert (len(tokens), tokens.size) == (0, 0)
+
+
+def test_what_is_over_goes_as_others_come() -> None:
+    now, keys = [100.0], Keys()
+    tokens = Remembered(None, lambda: now[0])
+    for n in range(100_000):  # ever new ones: ten a second, good for a minute
+        now[0] += 0.1
+        tokens.put(b"%d" % n, entry(keys, now[0] + 60.0))
+        if n % 1000 == 999:
+            assert len(tokens) < 600 * 1.6
+    left = [one for n in range(100_000) if (one := tokens.entry(b"%d" % n)) is not None]
+    assert tokens.size == sum(one.size for one in left)
+
+
 def test_refusals_are_forgotten_after_ten_seconds_and_with_other_keys() -> None:
     now, keys = [100.0], object()
     bad = Refusals(lambda: now[0], most=16)
