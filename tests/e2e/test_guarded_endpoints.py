@@ -25,13 +25,14 @@ MASK = {"pii": ["email"], "action": "mask"}
 GUARDS = {"request": [MASK, {"secrets": True}], "response": [MASK, {"secrets": True}]}
 
 
-def _initialize(asked: Asked) -> Any:
+def _initialize(asked: Asked, to: Upstream | None = None) -> Any:
+    """to: where the sessions are told from each other."""
     capabilities = {"tools": {}, "resources": {"subscribe": True}, "prompts": {}, "logging": {}}
     value = {
         "protocolVersion": "2025-11-25", "capabilities": capabilities, "serverInfo": {"name": "raw", "version": "1"},
         "instructions": f"Ask {MAIL} first.",
     }  # fmt: skip
-    return result(asked, value, mcp_session_id="s-1")
+    return result(asked, value, mcp_session_id=f"s-{len(to.calls('initialize')) if to is not None else 1}")
 
 
 def _said(asked: Asked) -> Any:
@@ -104,6 +105,13 @@ async def test_guards_of_an_endpoint_are_for_all_that_it_shows(tmp_path: Path) -
         listed = (await team.ask("resources/list")).message["result"]["resources"]
         assert listed == [{"uri": "note://one", "name": MAIL, "description": "[EMAIL]"}]
         assert len((await all_of.ask("resources/list")).message["result"]["resources"]) == 2
+        hidden = await team.ask("resources/read", {"uri": f"mailto:{MAIL}"})
+        assert "not found" in hidden.message["error"]["message"]
+        assert not [
+            asked for asked in server.calls("resources/read") if asked.body["params"]["uri"] == f"mailto:{MAIL}"
+        ]
+        assert "Unknown tool" in (await team.call("key")).message["error"]["message"]
+        assert (await all_of.call("key")).message["result"]
         read = (await team.ask("resources/read", {"uri": "note://one"})).message["result"]["contents"][0]
         assert b64decode(read["blob"]) == b"to [EMAIL]"
         refused = await team.call("echo", {"key": SECRET})
@@ -114,10 +122,12 @@ async def test_guards_of_an_endpoint_are_for_all_that_it_shows(tmp_path: Path) -
 
 
 async def test_instructions_and_what_is_said_outside_of_calls(tmp_path: Path) -> None:
-    loose: asyncio.Queue[bytes] = asyncio.Queue()
+    streams: dict[str, asyncio.Queue[bytes]] = {}  # by session: that of nobody, for lists, has one too
     answers: asyncio.Queue[Any] = asyncio.Queue()
 
     def get(asked: Asked) -> Any:
+        loose = streams.setdefault(asked.headers["mcp-session-id"], asyncio.Queue())
+
         async def more() -> None:
             said.append(chunk(events(json.loads(await loose.get()))))
             said.append(more())
@@ -131,7 +141,7 @@ async def test_instructions_and_what_is_said_outside_of_calls(tmp_path: Path) ->
             answers.put_nowait(asked.body)
         return script(asked)
 
-    script = Old(initialize=_initialize, tools_call=_said, **_lists())
+    script: Old = Old(initialize=lambda asked: _initialize(asked, server), tools_call=_said, **_lists())
     script.get = get
     async with upstream(heard) as server:
         config = {
@@ -149,6 +159,8 @@ async def test_instructions_and_what_is_said_outside_of_calls(tmp_path: Path) ->
             team = await agents.agent({"elicitation": {}}, path="/mcp/team")
             listening = await team.listen()
             await team.call("echo")
+            [called] = server.calls("tools/call")
+            loose = streams.setdefault(called.headers["mcp-session-id"], asyncio.Queue())
             plain = await agents.agent(path="/mcp/u")
             assert plain.opening["instructions"] == f"Ask {MAIL} first."
             assert (await agents.agent(path="/mcp/team")).opening["instructions"] == "Ask [EMAIL] first."

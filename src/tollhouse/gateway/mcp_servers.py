@@ -199,7 +199,9 @@ class McpServers:
             of_tasks=of_tasks,
             vouches=bool(scopes.policies((IDENTITY, EXCHANGE), self._parts_for(scopes, name, parts))),
             connect=None if there.accounts is None else Connect(name, there.accounts.host),
-            looked_at=descriptions(name, scopes.layers(GUARD_ANSWERS), looking, parts),
+            looked_at=descriptions(
+                name, scopes.layers(GUARD_ANSWERS), looking, parts, partial(self._sessions.changed, name)
+            ),
             outside=outside(name, scopes.layers(GUARD_ANSWERS), parts),
         )
 

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -21,7 +22,7 @@ from tollhouse.core.http import Response
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp.ids import key_of
 from tollhouse.endpoints.mcp.in_flight import InFlight
-from tollhouse.endpoints.mcp.outside import Guards
+from tollhouse.endpoints.mcp.outside import Answer, Guards, Waiting
 from tollhouse.endpoints.mcp.questions import Now, Questions
 from tollhouse.endpoints.mcp.replay import ResumableAnswer, Rings, Track
 from tollhouse.endpoints.mcp.shared import Change, Record
@@ -97,9 +98,9 @@ class Session:
 
     __slots__ = (
         "_backlog", "_ends", "_gap", "_keeper", "_key", "_lost", "_questions", "_refresh", "_roots", "_streams",
-        "_subscribing", "calls", "changes", "deadline", "ended", "endpoint", "extensions", "greeted", "held", "id",
-        "kept", "level", "moved", "owner", "principal", "profile", "revision", "saving", "servers", "subscribed",
-        "tasks", "tracks", "until", "wrap", "written",
+        "_subscribing", "_waiting", "calls", "changes", "deadline", "ended", "endpoint", "extensions", "greeted",
+        "held", "id", "kept", "level", "moved", "owner", "principal", "profile", "revision", "saving", "servers",
+        "subscribed", "tasks", "tracks", "until", "wrap", "written",
     )  # fmt: skip
 
     def __init__(
@@ -139,6 +140,7 @@ class Session:
         self.greeted = False
         self.deadline = FOREVER
         self._keeper: Keeper | None = keeper
+        self._waiting: Waiting | None = None
         self._key = ""
         self._refresh = keeper.clock.now if keeper.shared else FOREVER
         self._streams: list[Track] = []  # those of GETs that are read now; the newest last
@@ -184,7 +186,8 @@ class Session:
         keeper = self._keeper
         if keeper is not None:
             now = keeper.clock.now
-            self.deadline = min(now + keeper.timeout, self.until)
+            ends = now + keeper.timeout
+            self.deadline = ends if ends < self.until else self.until
             if now >= self._refresh:
                 self.saved()
                 keeper.save(self)
@@ -438,36 +441,47 @@ class Session:
 
     def deliver(self, server: str, data: bytes, message: jsonrpc.Message, answer: Callable[[bytes], None]) -> bool:
         """What `server` says outside of any request of ours."""
+        keeper = self._keeper
+        if keeper is None or (message.is_request and not self._is_heard):
+            return False
         try:
-            if self._keeper is not None:
-                heard = self._keeper.outside.heard(self.endpoint, server, data, message, answer)
-                if heard is None:
-                    return False
-                message, answer = heard
-            if message.is_request:
-                return self._deliver_request(server, message, answer)
-            method = message.method
-            if method == "notifications/message":
-                if log_allowed(message.params, self.hears):
-                    self.say(jsonrpc.notification(method, message.params))
-            elif method == "notifications/resources/updated":
-                uri, notification = updated_uri(message, server if self.wrap else "")
-                if any(map(uri.startswith, self.subscribed)):  # also of a part of it
-                    self.say(notification)
-                else:
-                    held = next((held for asked, held in self._subscribing.items() if uri.startswith(asked)), None)
-                    if held is not None and len(held) < _BACKLOG:
-                        held.append(notification)
-            elif method == tasks.STATUS:
-                self._task_moved(server, message.params)
-            else:
-                self.say(jsonrpc.notification(method, message.params))
+            if message.method == "notifications/message" and not log_allowed(message.params, self.hears):
+                return True
+            if self._waiting is None:
+                if not keeper.outside.look:
+                    return self._take(server, message, answer)
+                self._waiting = Waiting(keeper.outside.room, self.lost_something)
+            take = partial(self._take, server)
+            return keeper.outside.hear(self.endpoint, server, data, message, answer, take, self._waiting)
         except jsonrpc.Malformed:
             return False
+
+    @property
+    def _is_heard(self) -> bool:
+        """Whether it has a stream somewhere."""
+        return bool(self.owner or self._streams)
+
+    def _take(self, server: str, message: jsonrpc.Message, answer: Answer) -> bool:
+        """What `server` says, as guards have left it. Raises Malformed."""
+        if message.is_request:
+            return self._take_request(server, message, answer)
+        method = message.method
+        if method == "notifications/resources/updated":
+            uri, notification = updated_uri(message, server if self.wrap else "")
+            if any(map(uri.startswith, self.subscribed)):  # also of a part of it
+                self.say(notification)
+            else:
+                held = next((held for asked, held in self._subscribing.items() if uri.startswith(asked)), None)
+                if held is not None and len(held) < _BACKLOG:
+                    held.append(notification)
+        elif method == tasks.STATUS:
+            self._task_moved(server, message.params)
+        else:
+            self.say(jsonrpc.notification(method, message.params))
         return True
 
-    def _deliver_request(self, server: str, message: jsonrpc.Message, answer: Callable[[bytes], None]) -> bool:
-        if not self.owner and not self._streams:
+    def _take_request(self, server: str, message: jsonrpc.Message, answer: Answer) -> bool:
+        if not self._is_heard:
             return False
         about = tasks.about(message.params) if b"related-task" in bytes(message.params) else None
         if about is not None:
@@ -547,6 +561,9 @@ class Session:
     def release(self) -> None:
         """It is no more, here: cancel what runs, close what is open."""
         self._keeper = None
+        if self._waiting is not None:
+            self._waiting.close()
+            self._waiting = None
         if self._roots is not None:
             self._roots.cancel()
         self.deadline = FOREVER

@@ -18,7 +18,6 @@ from tollhouse.core.http import Request, Response
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp import batch
 from tollhouse.endpoints.mcp.bridge import Retry
-from tollhouse.endpoints.mcp.lists import Permitted, Server, Upstream
 from tollhouse.endpoints.mcp.methods import TARGETS, Admit, Methods
 from tollhouse.endpoints.mcp.offer import capabilities, instructions
 from tollhouse.endpoints.mcp.request import (
@@ -33,6 +32,7 @@ from tollhouse.endpoints.mcp.request import (
     render,
 )
 from tollhouse.endpoints.mcp.rounds import Pending
+from tollhouse.endpoints.mcp.server import Permitted, Server, Upstream
 from tollhouse.endpoints.mcp.session import Session
 from tollhouse.endpoints.mcp.shared import Left
 from tollhouse.wire import jsonrpc
@@ -252,7 +252,7 @@ class McpEndpoint(Methods):
             "capabilities": capabilities(self.servers, revision),
             "serverInfo": msgspec.Raw(self._info),
         }
-        if said := instructions(self.servers, self._lists, asking.request, session):
+        if said := await instructions(self.servers, self._lists, asking.request, session):
             result["instructions"] = said
         self._count(asking)
         asking.request.context.mcp_outcome = "ok"

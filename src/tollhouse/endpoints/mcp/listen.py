@@ -8,14 +8,16 @@ agreed to by then; a server that does not answer holds up nobody else.
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from tollhouse.core.call import ToolCall
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Ending, finish
 from tollhouse.core.reply import Reply
-from tollhouse.endpoints.mcp.outside import Guards
+from tollhouse.endpoints.mcp.outside import Answer, Guards, Waiting
 from tollhouse.endpoints.mcp.request import outcome_of
+from tollhouse.endpoints.mcp.told import unsupported
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp.messages import is_tool_error, updated_uri
 
@@ -59,6 +61,7 @@ class Listener:
         "_outside",
         "_over",
         "_say",
+        "_waiting",
         "ended",
         "id",
         "level",
@@ -69,6 +72,7 @@ class Listener:
 
     def __init__(self, meta: dict[str, Any], *, wrap: bool, outside: Guards | None = None, endpoint: str = "") -> None:
         self._outside = outside
+        self._waiting: Waiting | None = None
         self._endpoint = endpoint
         self.id = f"listen-{secrets.token_urlsafe(12)}"
         self.ended = True  # once it does, no other worker goes on with it
@@ -87,20 +91,25 @@ class Listener:
         """Take `notifications/resources/updated`; nothing else is for a listener."""
         if message.method != "notifications/resources/updated":
             return not message.is_request
+        take = partial(self._take, server)
         try:
-            if self._outside is not None:
-                heard = self._outside.heard(self._endpoint, server, data, message, answer)
-                if heard is None:
-                    return True
-                message, _ = heard
-            uri, _ = updated_uri(message, server if self.wrap else "")
-            if any(map(uri.startswith, self.uris)):  # also of a part of it
-                fields: dict[str, Any] = dict(jsonrpc.decode_fields(message.params))
-                fields["uri"] = uri
-                fields["_meta"] = self._meta
-                self._tell(jsonrpc.notification(message.method, jsonrpc.encode_fields(fields)))
+            if self._outside is None:
+                return take(message, answer)
+            if self._waiting is None:
+                self._waiting = Waiting(self._outside.room, _nothing)
+            self._outside.hear(self._endpoint, server, data, message, answer, take, self._waiting)
         except jsonrpc.Malformed:
             return False
+        return True
+
+    def _take(self, server: str, message: jsonrpc.Message, _: Answer) -> bool:
+        """The same, as guards have left it. Raises Malformed."""
+        uri = updated_uri(message, server if self.wrap else "")[0]
+        if any(map(uri.startswith, self.uris)):  # also of a part of it
+            fields: dict[str, Any] = dict(jsonrpc.decode_fields(message.params))
+            fields["uri"] = uri
+            fields["_meta"] = self._meta
+            self._tell(jsonrpc.notification(message.method, jsonrpc.encode_fields(fields)))
         return True
 
     def _tell(self, notification: bytes) -> None:
@@ -159,9 +168,15 @@ class Listener:
         """Nobody listens any more."""
         self._over = True
         self._say = None
+        if self._waiting is not None:
+            self._waiting.close()
         ends, self._ends = self._ends, {}
         for callback in ends.values():
             callback()
+
+
+def _nothing() -> None:
+    """What a listener has lost it is not told."""
 
 
 class _Final:
@@ -199,8 +214,7 @@ def _note_outcome(call: ToolCall, message: jsonrpc.Message) -> None:
 def _decline(call: ToolCall, message: jsonrpc.Message) -> None:
     """A server asks in the middle of a call that no agent carries."""
     if call.answer is not None:
-        text = f"the client does not support {message.method!r} here"
-        call.answer(jsonrpc.error(bytes(message.id), jsonrpc.METHOD_NOT_FOUND, text))
+        call.answer(unsupported(message))
 
 
 async def final(call: ToolCall, reply: Reply) -> jsonrpc.Message:

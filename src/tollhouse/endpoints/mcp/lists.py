@@ -6,26 +6,23 @@ see is a string of bits, and the encoded page is remembered for those bits and t
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from time import monotonic
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import msgspec
 
-from tollhouse.core.call import Context, Principal, ToolCall
+from tollhouse.core.call import Context, ToolCall
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.core.handler import Handler
 from tollhouse.core.http import Request
 from tollhouse.core.identity import ACCOUNT_NEEDED, CONNECT
-from tollhouse.core.reply import Reply
-from tollhouse.endpoints.mcp.connect import Connect
-from tollhouse.endpoints.mcp.outside import Outside
+from tollhouse.endpoints.mcp.server import Server
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import names
 from tollhouse.wire.mcp.catalogue import KINDS, Cursors, Kind, Listing, select
-from tollhouse.wire.mcp.overrides import Overrides, Selection
+from tollhouse.wire.mcp.overrides import Selection
 
-__all__ = ["Found", "Guard", "Lists", "Permitted", "Server", "Shown", "Upstream"]
+__all__ = ["UNAVAILABLE", "Found", "Lists"]
 
 log = logging.getLogger("tollhouse.endpoints.mcp")
 
@@ -35,147 +32,9 @@ _CONFLICTS = 1000
 _TTL_UNAVAILABLE = 2000  # milliseconds; a server that is missing now may be back soon
 UNAVAILABLE = "dev.tollhouse/unavailable"
 
-Permitted = Callable[[ToolCall], bool]
-"""Whether this caller may do what the call would do: the rules that guard the call itself."""
-
-LookedAt = Callable[[Kind, Listing], Listing]
-"""What agents see of a list, where guards look at what it says."""
-
-Shown = Callable[[Sequence[ToolCall]], Awaitable[Sequence[bool]]]
-"""The same of many that are permitted so far, in their order, where somebody has to be waited for."""
-
 Own = Callable[[Sequence[tuple["Server", Listing]], Sequence[bytes]], tuple[bytes, bool]]
 """The endpoint's own tools in a caller's list, and whether the servers' stand there too. Told each server's listing,
 and one byte for each of its entries: 1 where this caller may use it."""
-
-
-class Features(Protocol):
-    @property
-    def capabilities(self) -> Mapping[str, Any]: ...
-
-    @property
-    def instructions(self) -> str: ...
-
-
-class Upstream(Protocol):
-    """What an endpoint needs of a server beside calling it (`backends.mcp.upstream.Upstream`)."""
-
-    new: bool | None
-    """Its era; None while that is not known."""
-
-    @property
-    def features(self) -> Features | None:
-        """What it said of itself; None while it was never reached."""
-        ...
-
-    async def handle(self, call: ToolCall) -> Reply: ...
-
-    async def wait_elicited(self, ids: Sequence[str], timeout: float) -> None: ...
-
-    async def adopt(self, call: ToolCall, place: bytes) -> Reply:
-        """Take over the answer that another worker has left there (`core.call.Movable`). Raises Failure."""
-        ...
-
-    async def listing(
-        self, kind: Kind, agent: Any, principal: Principal | None, profile: int | None = None
-    ) -> Listing: ...
-
-    def known(
-        self, kind: Kind, agent: Any, profile: int | None = None, principal: Principal | None = None
-    ) -> Listing | None: ...
-
-    def level_changed(self, agent: Any) -> None: ...
-
-    def roots_changed(self, agent: Any) -> None: ...
-
-
-class Guard(Protocol):
-    """Whether a server's tools are what was approved (`backends.mcp.integrity.Guard`)."""
-
-    def withheld(self, listing: Listing) -> Collection[str]:
-        """The tools of the server's list, by its own names, that nobody is shown."""
-        ...
-
-
-class Server:
-    """A server behind an endpoint. chain: policies and backend; tools: the same for tools with policies of their own.
-    last, lasts: the ends of these chains, behind all that is asked once for a call; None for the backend alone.
-    of_tasks: for what is asked about a task of one of its tools: `chain` behind the guards of that tool.
-    vouches: what goes out says in whose name, by tokens made for that. connect: what it lists for users who have no
-    account there, None where they need none.
-    permitted: None when nothing is ever refused. shown: None where nobody is waited for. bridged: it may ask agents of
-    the other era. overrides: of its tools, None for none. guard: None where nobody asks what its tools are. described:
-    its rules ask what the server says of a tool that is called. looked_at: None where no guard looks at lists. outside:
-    None where none looks at what it says outside of calls."""
-
-    __slots__ = (
-        "__weakref__", "_last", "_lasts", "bridged", "chain", "connect", "described", "guard", "looked_at", "name",
-        "of_tasks", "outside", "overrides", "permitted", "shown", "tools", "upstream", "vouches",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        name: str,
-        upstream: Upstream,
-        chain: Handler[ToolCall, Reply],
-        *,
-        tools: Mapping[str, Handler[ToolCall, Reply]] | None = None,
-        permitted: Permitted | None = None,
-        shown: Shown | None = None,
-        bridged: bool = True,
-        overrides: Overrides | None = None,
-        guard: Guard | None = None,
-        described: bool = False,
-        last: Handler[ToolCall, Reply] | None = None,
-        lasts: Mapping[str, Handler[ToolCall, Reply]] | None = None,
-        of_tasks: Mapping[str, Handler[ToolCall, Reply]] | None = None,
-        vouches: bool = False,
-        connect: Connect | None = None,
-        looked_at: LookedAt | None = None,
-        outside: Outside | None = None,
-    ) -> None:
-        self.outside = outside
-        self.connect = connect
-        self.looked_at = looked_at
-        self.vouches = vouches
-        self._last = last if last is not None else upstream.handle
-        self._lasts = dict(lasts) if lasts else {}
-        self.of_tasks = dict(of_tasks) if of_tasks else {}
-        self.bridged = bridged
-        self.described = described
-        self.guard = guard
-        self.overrides = overrides
-        self.name = name
-        self.upstream = upstream
-        self.chain = chain
-        self.tools = dict(tools) if tools else {}
-        self.permitted = permitted
-        self.shown = shown
-
-    def again(self, call: ToolCall, tool: str = "") -> Awaitable[Reply]:
-        """Ask the server once more, or for something about it, within a call that its chain has let through: with
-        credentials that are good now, past no guard, and without what is asked or counted once. tool: whose task it is
-        about. Raises Failure."""
-        called = call.name if call.method == "tools/call" else tool
-        last = self._lasts.get(called) if self._lasts else None
-        return (last or self._last)(call)
-
-    @property
-    def instructions(self) -> str:
-        """What it says to agents of itself; "" for nothing."""
-        features = self.upstream.features
-        said = "" if features is None else features.instructions
-        return said if self.outside is None else self.outside.instructions(said)
-
-    def failed(self, failure: Failure) -> Failure:
-        """Why there is no list, as agents are told."""
-        return failure if self.outside is None else self.outside.failed(failure)
-
-    def exposed(self, kind: Kind, listing: Listing) -> Listing:
-        """What agents see of a listing, before anybody's rules."""
-        overrides = self.overrides
-        shown = listing if overrides is None or kind is not _TOOLS else overrides.exposed(listing)
-        return shown if self.looked_at is None else self.looked_at(kind, shown)
 
 
 Found = tuple[Server, str, bool]
@@ -223,14 +82,23 @@ class Lists:
         servers = list(self._servers.values())
         now = monotonic()
         found: dict[str, Listing] = {}
+        asking: list[tuple[Server, Listing]] = []  # guards, what they make of it
+        failed: dict[Server, Failure] = {}
         missing = []
+
+        def has(server: Server, listing: Listing) -> None:
+            shown = server.exposed(kind, listing)
+            if shown is None:
+                asking.append((server, listing))
+            else:
+                found[server.name] = shown
+
         for server in servers:
             known = server.upstream.known(kind, agent, profile, context.principal)
             if known is not None and now < known.until:
-                found[server.name] = server.exposed(kind, known)
+                has(server, known)
             else:
                 missing.append(server)
-        unavailable = []
         if missing:
             principal = context.principal
             context.upstream_began = context.upstream_began or now
@@ -243,18 +111,31 @@ class Lists:
                 context.upstream_ended = monotonic()
             for server, answer in zip(missing, answers, strict=True):
                 if isinstance(answer, Listing):
-                    found[server.name] = server.exposed(kind, answer)
+                    has(server, answer)
                 elif server.connect is not None and isinstance(answer, Failure) and answer.code == ACCOUNT_NEEDED:
                     found[server.name] = server.connect.listing(kind)
-                elif not isinstance(answer, Failure):
-                    raise answer
-                elif self._failure == "closed":
-                    raise server.failed(answer)
+                elif isinstance(answer, Failure):
+                    failed[server] = answer
                 else:
-                    unavailable.append(server.name)
-        if unavailable and not found:
-            if len(servers) == 1 and isinstance(answer, Failure) and answer.status == 403:
-                raise server.failed(answer)  # it is about who asks
+                    raise answer
+        if asking:
+            shown = await asyncio.gather(
+                *(server.judged(kind, listing, context.deadline) for server, listing in asking), return_exceptions=True
+            )
+            for (server, _), made in zip(asking, shown, strict=True):
+                if isinstance(made, Listing):
+                    found[server.name] = made
+                elif isinstance(made, Failure):
+                    failed[server] = made
+                else:
+                    raise made
+        unavailable = [server.name for server in failed]
+        if failed and (self._failure == "closed" or not found):
+            server, failure = next(iter(failed.items()))
+            # It is about who asks, or about what the server says.
+            told = len(servers) == 1 and (failure.status == 403 or failure.reason is Reason.GUARDRAIL)
+            if told or self._failure == "closed":
+                raise server.failed(failure)
             raise Failure(503, Reason.UPSTREAM_FAILURE, f"no server answers: {', '.join(unavailable)}", retry=True)
         return [(server, found[server.name]) for server in servers if server.name in found], unavailable
 
@@ -397,24 +278,35 @@ class Lists:
         found = await self._found(kind, name, agent, context, profile)
         if found is None:
             return None
-        server, exposed = found
-        if kind is not _TOOLS:
-            return server, exposed, False
-        if exposed == CONNECT and server.connect is not None and await self._is_ours(server, agent, context, profile):
-            return server, CONNECT, True
-        overrides, selection = server.overrides, self._selection
-        original = exposed if overrides is None else overrides.original(exposed)
-        if original is None or (selection is not None and not selection.has(server.name, exposed, original)):
-            return None
-        return server, original, False
+        server, name = found
+        if kind is _TOOLS:
+            exposed = name
+            if (
+                exposed == CONNECT
+                and server.connect is not None
+                and await self._is_ours(server, agent, context, profile)
+            ):
+                return server, CONNECT, True
+            overrides, selection = server.overrides, self._selection
+            original = exposed if overrides is None else overrides.original(exposed)
+            if original is None or (selection is not None and not selection.has(server.name, exposed, original)):
+                return None
+            name = original
+        if server.looked_at is not None:
+            hidden = _hides(server, kind, name, agent, context, profile)
+            if hidden is None:
+                hidden = await _asked_hides(server, kind, name, agent, context, profile)
+            if hidden:
+                return None
+        return server, name, False
 
     async def _is_ours(self, server: Server, agent: Any, context: Context, profile: int) -> bool:
         """Whether `connect` is not a tool that the server itself lists for this caller."""
         try:
             listing = await server.upstream.listing(_TOOLS, agent, context.principal, profile)
+            return CONNECT not in (await server.judged(_TOOLS, listing, context.deadline)).index
         except Failure:
             return True
-        return CONNECT not in server.exposed(_TOOLS, listing).index
 
     async def _found(
         self, kind: Kind, name: str, agent: Any, context: Context, profile: int
@@ -434,6 +326,33 @@ class Lists:
         if found is None and kind is _TOOLS and name == CONNECT:  # all are connected by now
             found = next(((server, name) for server, _ in parts if server.connect is not None), None)
         return found
+
+
+def _hides(server: Server, kind: Kind, name: str, agent: Any, context: Context, profile: int) -> bool | None:
+    """Whether guards leave the server's `name` out of its list; None where somebody has to be asked first. Raises
+    Failure where they cannot say."""
+    upstream, looked_at = server.upstream, server.looked_at
+    known = upstream.known(kind, agent, profile, context.principal)
+    if known is None and profile:  # most servers have the same for all agents
+        known = upstream.known(kind, agent, 0, context.principal)
+        if known is not None and name not in known.index:
+            known = None
+    if known is not None:
+        return server.hides(kind, known, name)
+    # What others than tools say when they are used is looked at itself.
+    return None if kind is _TOOLS and looked_at is not None and looked_at.rejects else False
+
+
+async def _asked_hides(server: Server, kind: Kind, name: str, agent: Any, context: Context, profile: int) -> bool:
+    """The same, with whoever has to be asked."""
+    try:
+        listing = await server.upstream.listing(kind, agent, context.principal, 0)
+        if profile and name not in listing.index:
+            listing = await server.upstream.listing(kind, agent, context.principal, profile)
+    except Failure:
+        return False  # the call itself says what is wrong
+    await server.judged(kind, listing, context.deadline)
+    return bool(server.hides(kind, listing, name))
 
 
 def _probe(server: Server, kind: Kind, name: str, request: Request, agent: Any, definition: bytes) -> ToolCall:

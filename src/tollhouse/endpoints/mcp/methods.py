@@ -19,7 +19,7 @@ from tollhouse.endpoints.mcp.bridge import Bridge, Retry
 from tollhouse.endpoints.mcp.call import put
 from tollhouse.endpoints.mcp.code import Code
 from tollhouse.endpoints.mcp.listen import Listener, final, wanted_tasks, wanted_uris
-from tollhouse.endpoints.mcp.lists import Found, Lists, Server
+from tollhouse.endpoints.mcp.lists import Found, Lists
 from tollhouse.endpoints.mcp.offer import capabilities, instructions
 from tollhouse.endpoints.mcp.request import (
     JSON,
@@ -30,6 +30,7 @@ from tollhouse.endpoints.mcp.request import (
     outcome_of,
 )
 from tollhouse.endpoints.mcp.search import CALL, FIND, Many, Search, Vectors
+from tollhouse.endpoints.mcp.server import Server
 from tollhouse.endpoints.mcp.session import Sessions
 from tollhouse.endpoints.mcp.task import NO_TASK
 from tollhouse.endpoints.mcp.task_result import Look, Watch
@@ -186,7 +187,7 @@ class Methods:
             "serverInfo": msgspec.Raw(self._info),
             "ttlMs": 5000,
         }
-        if said := instructions(self.servers, self._lists, asking.request, None):
+        if said := await instructions(self.servers, self._lists, asking.request, None):
             result["instructions"] = said
         return self._whole(asking, jsonrpc.encode_fields(result))
 

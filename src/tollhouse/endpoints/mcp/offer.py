@@ -1,14 +1,16 @@
 """What an endpoint says of itself at the opening, in either era: the join of what its servers say.
 
-Rule: it is said from what is known, so that no opening waits for a server; and a caller is told nothing of a server
-of which it may use nothing.
+Rule: it is said from what is known, so that no opening waits for a server (though it may for guards, once for what a
+server says); and a caller is told nothing of a server of which it may use nothing.
 """
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 from tollhouse.core.http import Request
-from tollhouse.endpoints.mcp.lists import Features, Lists, Server
+from tollhouse.endpoints.mcp.lists import Lists
+from tollhouse.endpoints.mcp.server import Features, Server
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import revisions, tasks
 from tollhouse.wire.mcp.capabilities import UI_EXTENSION
@@ -62,11 +64,19 @@ def _extensions(known: Sequence[Features | None]) -> dict[str, Any]:
     return found
 
 
-def instructions(servers: Mapping[str, Server], lists: Lists, request: Request, agent: Any) -> str:
-    """Those of the servers of which this caller may see something; "" for none."""
-    said = []
+async def instructions(servers: Mapping[str, Server], lists: Lists, request: Request, agent: Any) -> str:
+    """Those of the servers of which this caller may see something, once guards have seen them; "" for none."""
+    said: dict[str, str] = {}
+    asked: dict[str, Awaitable[str]] = {}
     for server in servers.values():
-        own = server.instructions
-        if own and lists.sees(server, request, agent):
-            said.append(f"# {server.name}\n\n{own}" if len(servers) > 1 else own)
-    return "\n\n".join(said)
+        if not server.says or not lists.sees(server, request, agent):
+            continue
+        own = server.instructions()
+        if isinstance(own, str):
+            said[server.name] = own
+        else:
+            asked[server.name] = own
+    if asked:
+        said |= zip(asked, await asyncio.gather(*asked.values()), strict=True)
+    told = [(name, said[name]) for name in servers if said.get(name)]
+    return "\n\n".join([f"# {name}\n\n{own}" if len(servers) > 1 else own for name, own in told])

@@ -28,6 +28,7 @@ _ALLOW, _FLAG, _MASK, _FAIL_OPEN, _REJECT = range(5)
 _ACTIONS: Final = ("Allow", "Flag", "Mask", "FailOpen", "Reject")
 _RANKS: Final[Mapping[str, int]] = {"": _ALLOW} | {name.lower(): rank for rank, name in enumerate(_ACTIONS)}
 Fate = Literal["count", "mask", "reject"]
+_NAMED: Final = frozenset(("descriptions", "arguments"))  # what names stand beside
 _STRENGTH: Final[Mapping[Action, int]] = {"flag": _FLAG, "mask": _MASK, "reject": _REJECT}
 
 
@@ -37,7 +38,9 @@ def concerns(kinds: frozenset[str] | None, kind: str) -> bool:
         return False
     if kinds is None or kind in ("other", "beside"):  # what is not known may be anything
         return True
-    return ("descriptions" if kind == "names" else kind) in kinds
+    if kind == "names":  # of what is offered, or of what is called
+        return not kinds.isdisjoint(_NAMED)
+    return kind in kinds
 
 
 class Guard:

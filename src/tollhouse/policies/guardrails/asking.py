@@ -7,9 +7,9 @@ They see what a text means, not how it is written: without escapes that hide let
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -22,11 +22,15 @@ from tollhouse.policies.guardrails.checks import CHECKS
 from tollhouse.policies.guardrails.spec import GuardRuleSpec
 from tollhouse.wire.guard.escapes import Readable
 from tollhouse.wire.guard.expression import Atom
+from tollhouse.wire.guard.llm.texts import Piece
 from tollhouse.wire.guard.rules import Rule
 
-__all__ = ["Asked", "Edit", "Entry", "ask_all", "ask_edits", "made", "merged"]
+__all__ = [
+    "GRACE", "Asked", "Chosen", "Edit", "Entry", "act_on", "ask_all", "ask_edits", "chosen_of", "entries_of", "made",
+    "merged", "replaced",
+]  # fmt: skip
 
-_GRACE = 0.25  # seconds that a check has to say itself that it is out of time
+GRACE = 0.25  # seconds that a check has to say itself that it is out of time
 _string = msgspec.json.Decoder(str).decode
 _ANY = Atom(".")  # findings have names and no pattern
 
@@ -42,13 +46,22 @@ class Entry(NamedTuple):
 
 class Asked:
     """A check, and what becomes of what it finds. whole: it judges an answer as a whole. window: characters of an
-    answer that are asked about at a time; 0: all of it at once. parallel: beside the model's call."""
+    answer that are asked about at a time; 0: all of it at once. parallel: beside the model's call. rule: a digest of
+    all its settings."""
 
-    __slots__ = ("check", "guard", "parallel", "timeout", "whole", "window")
+    __slots__ = ("check", "guard", "parallel", "rule", "timeout", "whole", "window")
 
     def __init__(
-        self, check: Check, guard: Guard, *, timeout: float = 2.0, parallel: bool = False, window: int = 0
+        self,
+        check: Check,
+        guard: Guard,
+        *,
+        timeout: float = 2.0,
+        parallel: bool = False,
+        window: int = 0,
+        rule: str = "",
     ) -> None:
+        self.rule = rule
         self.check = check
         self.guard = guard
         self.timeout = timeout
@@ -66,7 +79,15 @@ def made(rule: GuardRuleSpec, guard: Guard, layer: Layer, where: str, parts: Par
     if parts.watch is not None:
         parts.watch(guard.label, check.health)
     window = rule.window if rule.stream == "window" else 0
-    return Asked(check, guard, timeout=rule.timeout, parallel=rule.parallel, window=window)
+    return Asked(check, guard, timeout=rule.timeout, parallel=rule.parallel, window=window, rule=rule.fingerprint())
+
+
+class Chosen(NamedTuple):
+    """A text that a guard is asked about: its number among all of them, and as the guard is shown it."""
+
+    number: int
+    entry: Entry
+    shown: Readable
 
 
 Edit = tuple[int, int, str]
@@ -107,15 +128,13 @@ async def _ask(
     edits: dict[int, list[Edit]],
 ) -> None:
     guard = asked.guard
-    # What stands beside texts says them again, or nothing: it is looked at by patterns alone.
-    chosen = [n for n, one in enumerate(entries) if one.text and one.kind != "beside" and guard.concerns(one.kind)]
+    chosen = chosen_of(guard, entries)
     if not chosen:
         return
-    texts = [Readable(entries[n].text) for n in chosen]
-    within, left = asked.timeout + _GRACE, max(call.context.deadline - monotonic(), 0.0)
+    within, left = asked.timeout + GRACE, max(call.context.deadline - monotonic(), 0.0)
     try:
         async with asyncio.timeout(min(within, left)):
-            findings = await asked.check.check([one.text for one in texts], call, phase)
+            findings = await asked.check.check([one.shown.text for one in chosen], call, phase)
     except CannotCheck as problem:
         acts.unable(guard, str(problem), problem.retry_after)
         return
@@ -125,17 +144,28 @@ async def _ask(
         acts.unable(guard, f"no answer within {asked.timeout:g} s")
         return
     acts.able(guard)
-    for finding in findings:
-        _act(asked, finding, [(n, entries[n], text) for n, text in zip(chosen, texts, strict=True)], acts, edits)
+    act_on(asked, findings, chosen, acts, edits)
 
 
-def _act(
-    asked: Asked,
-    finding: Finding,
-    chosen: Sequence[tuple[int, Entry, Readable]],
-    acts: Acts,
-    edits: dict[int, list[Edit]],
+def chosen_of(guard: Guard, entries: Sequence[Entry]) -> list[Chosen]:
+    """The texts that a guard is asked about."""
+    # What stands beside texts says them again, or nothing: it is looked at by patterns alone.
+    return [
+        Chosen(n, one, Readable(one.text))
+        for n, one in enumerate(entries)
+        if one.text and one.kind != "beside" and guard.concerns(one.kind)
+    ]
+
+
+def act_on(
+    asked: Asked, findings: Sequence[Finding], chosen: Sequence[Chosen], acts: Acts, edits: dict[int, list[Edit]]
 ) -> None:
+    """Do what the rule says about these findings. edits: what is to be masked is put there. Raises Failure."""
+    for finding in findings:
+        _act(asked, finding, chosen, acts, edits)
+
+
+def _act(asked: Asked, finding: Finding, chosen: Sequence[Chosen], acts: Acts, edits: dict[int, list[Edit]]) -> None:
     guard = asked.guard
     action = finding.decided or guard.action
     spans = [(chosen[at], begin, end) for at, begin, end in finding.spans if 0 <= at < len(chosen)]
@@ -166,6 +196,22 @@ def _act(
             if entry.json and _meant(told) is told:  # what it has been shown is JSON; so is what it says, or not
                 text = _escaped(told)
         edits.setdefault(n, []).append((begin, end, text))
+
+
+class _Read(Protocol):
+    """`wire.guard.llm.texts.Texts`, or what else has texts."""
+
+    @property
+    def pieces(self) -> Sequence[Piece]: ...
+
+
+def entries_of(texts: _Read, changed: Mapping[Any, str]) -> list[Entry]:
+    """What is asked about: texts, and not the names of what is called. changed: what patterns have made of some."""
+    return [
+        Entry(piece.key, piece.kind, changed.get(piece.key, piece.text), piece.json)
+        for piece in texts.pieces
+        if piece.kind != "names"
+    ]
 
 
 def merged(edits: Sequence[Edit]) -> list[Edit]:

@@ -9,8 +9,9 @@ import asyncio
 import logging
 
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.core.http import Ending, Sink, Source
+from tollhouse.core.http import Ending, Source
 from tollhouse.core.reply import Tap
+from tollhouse.core.stand_in import StandIn
 from tollhouse.policies.guardrails.acts import Acts, refusal
 from tollhouse.wire.guard.window import Overfull
 
@@ -19,31 +20,21 @@ __all__ = ["Between"]
 log = logging.getLogger("tollhouse.policies.guardrails")
 
 
-class Between:
+class Between(StandIn):
     """Source for who reads; whoever inherits is the Sink of the upstream. acts: what is noted, None for nothing; it is
     told when the answer ends."""
 
-    __slots__ = ("_acts", "_ended", "_failure", "_paused", "_sink", "_source", "_task", "taps")
+    __slots__ = ("_acts", "_ended", "_failure", "_task", "taps")
 
     def __init__(self, acts: Acts | None) -> None:
+        super().__init__()
         self._acts = acts
-        self._source: Source | None = None
-        self._sink: Sink | None = None
         self._task: asyncio.Task[None] | None = None
-        self._paused = False
         self._ended = False
         self._failure: Failure | None = None
         self.taps: list[Tap] = []
 
     # ---- what differs
-    def send(self, data: bytes) -> None:
-        """`Sink.send`"""
-        raise NotImplementedError
-
-    def end(self, failure: Failure | None = None) -> None:
-        """`Sink.end`"""
-        raise NotImplementedError
-
     def _is_behind(self) -> bool:
         """Whether so much waits to be looked at that the upstream is to wait, too."""
         raise NotImplementedError
@@ -62,16 +53,6 @@ class Between:
         """What it stands before (`core.reply.innermost`)."""
         return self._source
 
-    def start(self, sink: Sink) -> None:
-        self._sink = sink
-        if self._source is not None:
-            self._source.start(self)
-
-    def pause(self) -> None:
-        self._paused = True
-        if self._source is not None:
-            self._source.pause()
-
     def resume(self) -> None:
         self._paused = False
         self._wake()
@@ -82,7 +63,7 @@ class Between:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-        self._quit()
+        self._close_behind()
 
     # ---- what has to be waited for
     def _begin(self) -> None:
@@ -123,13 +104,8 @@ class Between:
 
     def _refuse(self, failure: Failure) -> None:
         self._drop()
-        self._quit()
+        self._close_behind()
         self._over(failure)
-
-    def _quit(self) -> None:
-        source, self._source = self._source, None
-        if source is not None:
-            source.close()
 
     def _over(self, failure: Failure | None) -> None:
         sink, self._sink = self._sink, None

@@ -17,6 +17,7 @@ import msgspec
 
 from tollhouse.core.call import ModelCall, Principal
 from tollhouse.core.clock import Clock
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.core.errors import Failure
 from tollhouse.policies.base import Parts
 from tollhouse.store.base import KeyValue, State
@@ -164,7 +165,7 @@ def continued(parts: Parts) -> Continued:
 
 def before(call: ModelCall) -> list[str]:
     """The ids of what a request goes on with; none where it begins, or nobody can tell whose it is."""
-    if call.principal is None or call.operation != "responses":
+    if call.operation != "responses" or _nameless(call.principal):
         return []
     fields = call.fields
     found = [_id(fields[name]) for name in ("previous_response_id", "conversation") if name in fields]
@@ -173,7 +174,7 @@ def before(call: ModelCall) -> list[str]:
 
 def names(call: ModelCall, answer: str) -> list[str]:
     """The ids that its answer goes on under; none, if the provider is to forget it."""
-    if call.principal is None or not 0 < len(answer) <= _LONGEST:
+    if _nameless(call.principal) or not 0 < len(answer) <= _LONGEST:
         return []
     conversation = _id(call.fields["conversation"]) if "conversation" in call.fields else ""
     if not conversation and bytes(call.fields.get("store", b"")) == b"false":
@@ -187,14 +188,20 @@ def _id(raw: msgspec.Raw) -> str:
         if bytes(raw)[:1] == b"{":
             raw = _object(raw).get("id", msgspec.Raw(b'""'))
         found = _string(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return ""
     return found if len(found) <= _LONGEST else ""
 
 
+def _nameless(principal: Principal | None) -> bool:
+    """Whether anybody else may come as the same: who has said nothing of himself."""
+    return principal is None or not (principal.user or principal.key or principal.subject)
+
+
 def _name(principal: Principal, id: str) -> str:
-    """Nobody else's is the same."""
-    whose = f"{len(principal.org)}:{principal.org}{len(principal.id)}:{principal.id}{id}"
+    """Nobody else's is the same: also not who has a key of that name later."""
+    told = (principal.org, principal.id, principal.user, id)
+    whose = "".join([f"{len(one)}:{one}" for one in told])
     return "guards:masks:" + hashlib.sha256(whose.encode(errors="surrogatepass")).hexdigest()
 
 

@@ -5,22 +5,23 @@ streams is looked at as it comes (`streams`), any other before it is given out.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
 import msgspec
 
-from tollhouse.core.call import ModelCall
+from tollhouse.core.call import Context, ModelCall
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import Ending
 from tollhouse.core.reply import Reply
 from tollhouse.policies.guardrails.acts import Acts, Counts
-from tollhouse.policies.guardrails.asking import Entry
-from tollhouse.policies.guardrails.beside import beside
+from tollhouse.policies.guardrails.asking import entries_of
 from tollhouse.policies.guardrails.continued import Continued, before, names
+from tollhouse.policies.guardrails.failures import of_provider
 from tollhouse.policies.guardrails.plan import Plan
+from tollhouse.policies.guardrails.requests import Requests
 from tollhouse.policies.guardrails.segments import Room
 from tollhouse.policies.guardrails.stages import Stage, Watching, Windowed
 from tollhouse.policies.guardrails.streams import Guarded
@@ -37,19 +38,14 @@ _PATIENCE = 0.25  # seconds that an answer waits until others can go on with it
 _SOUND = frozenset(("speech",))  # APIs whose answers are sound
 
 
-class ModelRequests:
+class ModelRequests(Requests[ModelCall]):
     """What goes out to models, and what of its answer is turned back. making, back, memory: for masks that are."""
 
     def __init__(
         self, plan: Plan, counts: Counts, making: Making, back: TurnedBack | None, memory: Continued | None = None
     ) -> None:
-        self._plan = plan
-        self._counts = counts
-        self._making = making
-        self._back = back
+        super().__init__(plan, counts, making, back)
         self._memory = memory
-        self._first = tuple(check for check in plan.checks if not check.parallel)
-        self._beside = tuple(check for check in plan.checks if check.parallel)
 
     def handle(self, call: ModelCall, next: Handler[Any, Reply]) -> Awaitable[Reply]:
         """Raises Failure: 403 for what is refused, 503 where a guard could not run."""
@@ -74,40 +70,21 @@ class ModelRequests:
             acts.placeholders.restore(values)
         return await self._looked_at(call, next, acts)
 
-    def _looked_at(self, call: ModelCall, next: Handler[Any, Reply], acts: Acts) -> Awaitable[Reply]:
-        plan = self._plan
-        try:
-            texts = _read(call, acts)
-            if texts.opaque:
-                acts.unseen(f"{_first(texts.opaque)} in the request", passes=plan.opaque)
-            changed = plan.scan(texts.pieces, acts)
-            if plan.checks:
-                return self._asked(call, next, acts, texts, changed)
-            _put(call, texts.replaced(changed))
-        except Failure:
-            acts.done()
-            raise
-        acts.done()
-        if acts.flags or acts.placeholders is not None:
-            return self._followed(call, next(call), acts)
-        return next(call)
+    def _read(self, call: ModelCall) -> FieldTexts:
+        return request_texts(call.operation, call.fields)
 
-    async def _asked(
-        self, call: ModelCall, next: Handler[Any, Reply], acts: Acts, texts: FieldTexts, changed: dict[Any, str]
-    ) -> Reply:
-        try:
-            entries = [
-                Entry(piece.key, piece.kind, changed.get(piece.key, piece.text), piece.json) for piece in texts.pieces
-            ]
-            if self._first:
-                changed |= await self._plan.ask(self._first, entries, acts, call)
-            _put(call, texts.replaced(changed))
-            if self._beside:
-                asked = self._plan.ask(self._beside, entries, acts, call)
-                return await self._followed(call, beside(asked, next, call), acts)
-        finally:
-            acts.done()
-        return await self._followed(call, next(call), acts)
+    def _put(self, call: ModelCall, fields: dict[str, Any]) -> None:
+        if not fields:
+            return
+        call.fields.update(fields)
+        # What was worked out of the fields before.
+        call.chat = None
+        call.reserve = None
+        if call.dialect is not None:
+            call.body = call.dialect.encode(call.fields, call.body)
+
+    def _is_followed(self, acts: Acts) -> bool:
+        return bool(acts.flags) or acts.placeholders is not None
 
     async def _followed(self, call: ModelCall, answer: Awaitable[Reply], acts: Acts) -> Reply:
         reply = await answer
@@ -143,7 +120,14 @@ class ModelAnswers:
         can = supports_stream if call.stream else supports
         if not can(call.operation):
             return await _unread(call, next, Acts(call.context, "response", self._counts), passes=plan.unsupported)
-        reply = await next(call)
+        try:
+            reply = await next(call)
+        except Failure as failure:
+            if not plan.patterns:
+                raise
+            # It is no answer, and nothing is told of it but what was found; somebody else may be asked.
+            aside = Acts(Context(), "response", self._counts)
+            raise of_provider(failure.with_traceback(None), plan, aside) from None
         acts = Acts(call.context, "response", self._counts)
         if reply.status != 200:
             return self._refused(reply, acts)
@@ -152,7 +136,17 @@ class ModelAnswers:
                 return self._unasked(reply, acts)
             texts = stream_texts(call.operation)
             stages = _stages(plan, acts)
-            Guarded(texts, stages, acts, checks=plan.checks, call=call, passes=plan.opaque, room=self._room).over(reply)
+            worded = partial(of_provider, plan=plan, acts=acts) if plan.patterns else None
+            Guarded(
+                texts,
+                stages,
+                acts,
+                checks=plan.checks,
+                call=call,
+                passes=plan.opaque,
+                room=self._room,
+                worded=worded,
+            ).over(reply)
             return reply
         try:
             reply.first = await self._looked_at(call, reply, acts)
@@ -202,17 +196,9 @@ class ModelAnswers:
         if call.operation in _SOUND:
             acts.unseen("sound", passes=plan.opaque)
             return reply.first
-        try:
-            texts = answer_texts(call.operation, reply.first)
-        except ValueError as error:
-            raise acts.overfull(f"the answer cannot be read: {error}") from None
-        if texts.opaque:
-            acts.unseen(f"{_first(texts.opaque)} in the answer", passes=plan.opaque)
-        changed = plan.scan(texts.pieces, acts)
+        texts, changed = plan.looked_at(acts, answer_texts, call.operation, reply.first)
         if plan.checks:
-            entries = [
-                Entry(piece.key, piece.kind, changed.get(piece.key, piece.text), piece.json) for piece in texts.pieces
-            ]
+            entries = entries_of(texts, changed)
             changed |= await plan.ask(plan.checks, entries, acts, call)
         return texts.replaced(changed)
 
@@ -220,8 +206,10 @@ class ModelAnswers:
 def _stages(plan: Plan, acts: Acts) -> Sequence[Stage]:
     stages: list[Stage] = []
     for one in plan.patterns:
-        kind = Watching if one.fate == "count" else Windowed
-        stages.append(kind(one.set, one.mask(acts), one.kinds))
+        if one.fate == "count":
+            stages.append(Watching(one.set, one.mask(acts), one.kinds))
+        else:
+            stages.append(Windowed(one.set, one.mask(acts), one.kinds, fixed=one.fate == "mask"))
     return stages
 
 
@@ -232,29 +220,6 @@ def _unread(call: ModelCall, next: Handler[Any, Reply], acts: Acts, *, passes: b
     finally:
         acts.done()
     return next(call)
-
-
-def _read(call: ModelCall, acts: Acts) -> FieldTexts:
-    try:
-        return request_texts(call.operation, call.fields)
-    except ValueError as error:
-        raise acts.overfull(f"the request cannot be read: {error}") from None
-
-
-def _put(call: ModelCall, fields: "dict[str, Any]") -> None:
-    if not fields:
-        return
-    call.fields.update(fields)
-    # What was worked out of the fields before.
-    call.chat = None
-    call.reserve = None
-    if call.dialect is not None:
-        call.body = call.dialect.encode(call.fields, call.body)
-
-
-def _first(opaque: "Mapping[str, int]") -> str:
-    """The first kind of what cannot be looked at."""
-    return next(iter(opaque))
 
 
 class _Answer(msgspec.Struct, gc=False):

@@ -4,9 +4,10 @@ Rule: what rejects, what only counts and what masks are looked for apart, since 
 match. Everything is refused before anything is changed. A set is made once for all chains that have the same rules.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from tollhouse.core.call import Call
 from tollhouse.policies.base import Layer, Level, Parts, wrong
@@ -16,11 +17,13 @@ from tollhouse.policies.guardrails.check import Phase
 from tollhouse.policies.guardrails.seeking import patterns_of
 from tollhouse.policies.guardrails.spec import GuardrailsSpec, GuardRuleSpec
 from tollhouse.wire.guard.expression import Refused
-from tollhouse.wire.guard.llm.texts import Piece
+from tollhouse.wire.guard.llm.texts import FieldTexts, Piece, Texts
 from tollhouse.wire.guard.patterns import Mask, PatternSet
 from tollhouse.wire.guard.rules import Rule
 
 __all__ = ["Patterns", "Plan", "plan_of"]
+
+R = TypeVar("R", FieldTexts, Texts)
 
 _OF_TOOLS: tuple[Level, ...] = ("server", "tool", "endpoint")
 _TOOLS: Mapping[Phase, frozenset[str]] = {
@@ -96,14 +99,28 @@ class Plan:
                     changed[piece.key] = new
         return changed
 
+    def looked_at(self, acts: Acts, read: Callable[..., R], *args: Any) -> tuple[R, dict[Any, str]]:
+        """What `read` finds in a request or an answer, and those of its texts that are others. Raises Failure, also for
+        what cannot be read."""
+        what = "request" if self.phase == "request" else "answer"
+        try:
+            texts = read(*args)
+        except ValueError as error:
+            raise acts.overfull(f"the {what} cannot be read: {error}") from None
+        if texts.opaque:
+            acts.unseen(f"{next(iter(texts.opaque))} in the {what}", passes=self.opaque)
+        return texts, self.scan(texts.pieces, acts)
+
     async def ask(self, checks: Sequence[Asked], entries: Sequence[Entry], acts: Acts, call: Call) -> dict[Any, str]:
         """What some of the checks make of these texts: those that are others, by key. Raises Failure."""
         return await ask_all(checks, entries, acts, call, self.phase)
 
 
-def plan_of(layers: Sequence[Layer], phase: Phase, parts: Parts, *, asks: bool = True) -> Plan | None:
-    """The guards of these scopes for one phase; None where there are none. asks: those that have to be asked, too.
-    Raises ConfigError."""
+def plan_of(layers: Sequence[Layer], phase: Phase, parts: Parts, *, watched: bool = True) -> Plan | None:
+    """The guards of these scopes for one phase; None where there are none. watched: their health is that of the guards
+    of their names. Raises ConfigError."""
+    if not watched:
+        parts = replace(parts, watch=None)
     groups: dict[tuple[Fate, frozenset[str] | None], list[tuple[str, GuardRuleSpec, Guard]]] = {}
     checks: list[Asked] = []
     unsupported = opaque = True
@@ -119,7 +136,7 @@ def plan_of(layers: Sequence[Layer], phase: Phase, parts: Parts, *, asks: bool =
             _has_effect(rule, phase, layer, where)
             if rule.is_pattern:
                 groups.setdefault((guard.fate, guard.kinds), []).append((where, rule, guard))
-            elif asks:
+            else:
                 checks.append(made(rule, guard, layer, where, parts))
     if not groups and not checks:
         return None

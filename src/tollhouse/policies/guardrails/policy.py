@@ -31,7 +31,8 @@ def _requests(layers: tuple[Layer, ...], parts: Parts) -> Any:
     if parts.entrance == "llm":
         memory = continued(parts) if plan.reversible else None
         return ModelRequests(plan, Counts(parts.families), making(parts), back, memory).handle
-    return ToolRequests(plan, Counts(parts.families), making(parts), back).handle
+    guards = ToolRequests(plan, Counts(parts.families), making(parts), back)
+    return parts.shared(("guards of requests", guards), lambda: guards, ToolRequests.close).handle
 
 
 def _answers(layers: tuple[Layer, ...], parts: Parts) -> Any:

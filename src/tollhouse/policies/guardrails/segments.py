@@ -106,7 +106,7 @@ class Segments:
         parts: dict[Hashable, list[tuple[int, int, str]]] = {}
         for n, item in enumerate(items):
             for place, (key, text) in enumerate(texts_of(item)):
-                if text:
+                if text and key[-1] != "names":  # type: ignore[index]
                     parts.setdefault(key, []).append((n, place, text))
         if not parts:
             return items

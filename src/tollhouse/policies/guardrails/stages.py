@@ -70,6 +70,10 @@ class Stage(Protocol):
         """A text ends."""
         ...
 
+    def lapse(self, key: Hashable) -> list[Item]:
+        """Nobody waits for a text any longer, which may go on."""
+        ...
+
     def close(self, whole: bool) -> list[Item]:
         """The answer ends: everything leaves."""
         ...
@@ -84,7 +88,7 @@ def entered(stage: Stage, item: Item) -> list[Item]:
     out: list[Item] = []
     whole = event.ending != "cut"
     for key in event.finishes:
-        out += stage.finish(key, whole)
+        out += stage.lapse(key) if key in event.lapses else stage.finish(key, whole)
     for key, json in event.opens:
         stage.open(key, json)
     out += stage.push(item)
@@ -95,13 +99,23 @@ def entered(stage: Stage, item: Item) -> list[Item]:
 
 class Windowed:
     """Holds back what could be the beginning of a match: for masks, and for what rejects. kinds: of texts, None for
-    all; text of others only keeps its place. also: it is for masks that are turned back, also in what only repeats the
-    caller's own words, and not in what is signed: that comes back from the caller as the provider said it."""
+    all; text of others only keeps its place. fixed: it changes what it finds, and so leaves names alone. also: it is
+    for masks that are turned back, also in what only repeats the caller's own words, and not in what is signed: that
+    comes back from the caller as the provider said it."""
 
-    __slots__ = ("_also", "_kinds", "_window")
+    __slots__ = ("_also", "_fixed", "_kinds", "_window")
 
-    def __init__(self, patterns: PatternSet, mask: Mask, kinds: frozenset[str] | None, *, also: bool = False) -> None:
+    def __init__(
+        self,
+        patterns: PatternSet,
+        mask: Mask,
+        kinds: frozenset[str] | None,
+        *,
+        fixed: bool = False,
+        also: bool = False,
+    ) -> None:
         self._kinds = kinds
+        self._fixed = fixed or also
         self._also = also
         self._window: StreamWindow[Item] = StreamWindow(patterns, mask)
 
@@ -125,11 +139,17 @@ class Windowed:
     def finish(self, key: Hashable, whole: bool) -> list[Item]:
         return self._moved(self._window.finish(key, whole=whole))
 
+    def lapse(self, key: Hashable) -> list[Item]:
+        # Half of a secret is masked like one; but it is no reason to refuse the rest.
+        return self._moved(self._window.lapse(key, whole=not self._fixed))
+
     def close(self, whole: bool) -> list[Item]:
         return self._moved(self._window.close(whole=whole))
 
     def _concerned(self, key: Hashable) -> bool:
         kind: str = key[-1]  # type: ignore[index]
+        if kind == "names" and self._fixed:
+            return False
         return concerns(self._kinds, kind) or self._also
 
     def _moved(self, out: "list[tuple[Item, list[str | None] | None]]") -> list[Item]:
@@ -173,6 +193,9 @@ class Watching:
         if channel is not None:
             channel.finish(whole=whole)
         return []
+
+    def lapse(self, key: Hashable) -> list[Item]:
+        return []  # nothing waits
 
     def close(self, whole: bool) -> list[Item]:
         for channel in self._channels.values():

@@ -5,7 +5,7 @@ in the middle ends with that, and its upstream is stopped. The end of the source
 back leaves before it.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from tollhouse.core.call import Call
 from tollhouse.core.errors import Failure
@@ -30,11 +30,12 @@ class Guarded(Between):
 
     texts: reads the API's events. stages: that they pass. checks: that are asked about what has passed them, by `call`.
     acts: what is noted; it is told when the answer ends. passes: whether what cannot be looked at does. room: of all
-    answers that wait for checks.
+    answers that wait for checks. worded: how a failure may be told.
     """
 
     __slots__ = (
         "_call", "_checks", "_cut", "_kept", "_passes", "_said", "_segments", "_stages", "_texts", "_touched",
+        "_worded",
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +48,7 @@ class Guarded(Between):
         call: Call | None = None,
         passes: bool = True,
         room: Room | None = None,
+        worded: Callable[[Failure], Failure] | None = None,
     ) -> None:
         super().__init__(acts)
         self._texts = texts
@@ -59,6 +61,7 @@ class Guarded(Between):
         self._touched: set[Hashable] = set()
         self._kept = 0
         self._cut = True  # until an event says how the answer ends
+        self._worded = worded
 
     def over(self, reply: Reply) -> None:
         """Stand between the Reply and whoever gets it. Raises Failure; the Reply is closed then."""
@@ -82,9 +85,7 @@ class Guarded(Between):
         if sink is None:
             return
         try:
-            out = self._written(self._passed(data))
-            for tap in self.taps if out else ():
-                out = tap(out)
+            out = self._given(self._passed(data))
         except (Failure, Overfull, ValueError) as error:
             self._refuse(self._told(error))
             return
@@ -94,6 +95,8 @@ class Guarded(Between):
             self._go_on()
 
     def end(self, failure: Failure | None = None) -> None:
+        if failure is not None and self._worded is not None:
+            failure = self._worded(failure)
         self._source = None
         self._ended = True
         self._failure = failure
@@ -107,9 +110,7 @@ class Guarded(Between):
                 self._segments.finish()
                 self._go_on()
                 return
-            out = self._written(items)
-            for tap in self.taps if out else ():
-                out = tap(out)
+            out = self._given(items)
         except (Failure, Overfull, ValueError) as error:
             self._refuse(self._told(error))
             return
@@ -147,6 +148,13 @@ class Guarded(Between):
         return items
 
     # ---- events as bytes
+    def _given(self, items: Sequence[Item]) -> bytes:
+        """As who reads gets them. Raises a tap's Failure."""
+        out = self._written(items)
+        for tap in self.taps if out else ():
+            out = tap(out)
+        return out
+
     def _written(self, items: Sequence[Item]) -> bytes:
         if self._said is not None:
             return b"".join([self._retold(item) for item in items])
@@ -209,9 +217,7 @@ class Guarded(Between):
             sink = self._sink
             if sink is None:
                 return
-            out = self._written(items)
-            for tap in self.taps if out else ():
-                out = tap(out)
+            out = self._given(items)
             if out:
                 sink.send(out)
             self._wake()

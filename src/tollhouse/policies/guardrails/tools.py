@@ -19,17 +19,18 @@ from tollhouse.core.handler import Handler
 from tollhouse.core.http import Ending
 from tollhouse.core.reply import Reply
 from tollhouse.policies.guardrails.acts import Acts, Counts
-from tollhouse.policies.guardrails.asking import Asked, Entry
-from tollhouse.policies.guardrails.beside import beside
+from tollhouse.policies.guardrails.answers import Answers
+from tollhouse.policies.guardrails.asking import Asked, entries_of
 from tollhouse.policies.guardrails.between import Between
 from tollhouse.policies.guardrails.failures import asked_about, looked_at
 from tollhouse.policies.guardrails.plan import Plan
+from tollhouse.policies.guardrails.requests import Requests
 from tollhouse.policies.guardrails.turned_back import Making, TurnedBack
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.guard.llm.texts import FieldTexts, Texts
 from tollhouse.wire.guard.mcp import message_texts, request_texts
 
-__all__ = ["Passing", "ToolAnswers", "ToolRequests", "outgoing"]
+__all__ = ["Passing", "ToolAnswers", "ToolRequests"]
 
 log = logging.getLogger("tollhouse.policies.guardrails")
 
@@ -37,16 +38,21 @@ _TRACED = re.compile(rb'"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"').fu
 _AHEAD = 16  # messages that wait for a check before the server is paused
 
 
-class ToolRequests:
+Outgoing = Callable[[ToolCall, bytes, Callable[[bytes], None]], None]
+"""`core.call.ToolCall.outgoing`"""
+
+
+class ToolRequests(Requests[ToolCall]):
     """What goes out to servers, and what of their answers is turned back."""
 
     def __init__(self, plan: Plan, counts: Counts, making: Making, back: TurnedBack | None) -> None:
-        self._plan = plan
-        self._counts = counts
-        self._making = making
-        self._back = back
-        self._first = tuple(check for check in plan.checks if not check.parallel)
-        self._beside = tuple(check for check in plan.checks if check.parallel)
+        super().__init__(plan, counts, making, back)
+        self._answers = Answers(plan) if plan.patterns or any(not check.whole for check in plan.checks) else None
+
+    async def close(self) -> None:
+        """Nobody asks any more."""
+        if self._answers is not None:
+            await self._answers.close()
 
     def handle(self, call: ToolCall, next: Handler[Any, Reply]) -> Awaitable[Reply]:
         """Raises Failure: 403 for what is refused, 503 where a guard could not run."""
@@ -56,39 +62,29 @@ class ToolRequests:
         acts = Acts(call.context, "request", self._counts)
         if plan.reversible:
             acts.make = partial(self._making, call)
-        if plan.patterns:
-            call.outgoing = _one_more(call.outgoing, partial(outgoing, plan, acts))
-        try:
-            try:
-                texts = request_texts(call.method, _fields(call))
-            except ValueError as error:
-                raise acts.overfull(f"the request cannot be read: {error}") from None
-            if texts.opaque:
-                acts.unseen(f"{next_kind(texts)} in the request", passes=plan.opaque)
-            changed = plan.scan(texts.pieces, acts)
-            if plan.checks and texts.pieces:
-                return self._asked(call, next, acts, texts, changed)
-            _put(call, texts.replaced(changed))
-        except Failure:
-            acts.done()
-            raise
-        acts.done()
-        return self._followed(call, next(call), acts) if plan.reversible else next(call)
+        if self._answers is not None:
+            call.outgoing = _one_more(call.outgoing, partial(self._answers.looked_at, acts))
+        return self._looked_at(call, next, acts)
 
-    async def _asked(
-        self, call: ToolCall, next: Handler[Any, Reply], acts: Acts, texts: FieldTexts, changed: dict[Any, str]
-    ) -> Reply:
-        try:
-            entries = _entries(texts, changed)
-            if self._first:
-                changed |= await self._plan.ask(self._first, entries, acts, call)
-            _put(call, texts.replaced(changed))
-            if self._beside:
-                asked = self._plan.ask(self._beside, entries, acts, call)
-                return await self._followed(call, beside(asked, next, call), acts)
-        finally:
-            acts.done()
-        return await self._followed(call, next(call), acts)
+    def _read(self, call: ToolCall) -> FieldTexts:
+        return request_texts(call.method, _fields(call))
+
+    def _put(self, call: ToolCall, fields: dict[str, Any]) -> None:
+        meta = fields.pop("_meta", None)
+        if meta is not None:
+            kept = {key: value for key, value in (call.meta or {}).items() if _is_traced(key, value)}
+            call.meta = {**kept, **jsonrpc.decode_fields(meta)}
+        if fields:
+            call.asked = call.asked or (call.name, call.arguments)
+            if "uri" in fields:  # it is told beside the parameters, too
+                call.name = jsonrpc.decode_string(fields["uri"]) or call.name
+            call.params.update(fields)
+            call.decoded = None
+            if len(call.arguments):
+                call.context.arguments = call.arguments
+
+    def _is_followed(self, acts: Acts) -> bool:
+        return self._plan.reversible
 
     async def _followed(self, call: ToolCall, answer: Awaitable[Reply], acts: Acts) -> Reply:
         reply = await answer
@@ -249,7 +245,7 @@ class Passing(Between):
         if texts is None:
             return data
         if texts.pieces and self._plan is not None and self._acts is not None and self._call is not None:
-            changed |= await self._plan.ask(self._checks, _entries(texts, changed), self._acts, self._call)
+            changed |= await self._plan.ask(self._checks, entries_of(texts, changed), self._acts, self._call)
         return texts.replaced(changed)
 
     # ---- what has to be waited for
@@ -271,13 +267,7 @@ class Passing(Between):
 
 
 def _looked_at(method: str, plan: Plan, acts: Acts, message: bytes) -> tuple[Texts, dict[Any, str]]:
-    try:
-        texts = message_texts(method, message)
-    except ValueError as error:
-        raise acts.overfull(f"the answer cannot be read: {error}") from None
-    if texts.opaque:
-        acts.unseen(f"{next_kind(texts)} in the answer", passes=plan.opaque)
-    return texts, plan.scan(texts.pieces, acts)
+    return plan.looked_at(acts, message_texts, method, message)
 
 
 def _turned_back(method: str, back: TurnedBack, acts: Acts, message: bytes) -> tuple[Texts | None, dict[Any, str]]:
@@ -291,31 +281,11 @@ def _turned_back(method: str, back: TurnedBack, acts: Acts, message: bytes) -> t
     return texts, back.new(texts, placeholders)
 
 
-def outgoing(plan: Plan, acts: Acts, message: bytes) -> bytes:
-    """A response of the agent's to what a server asks: masked, or an error in its place. Patterns alone look at it: the
-    server waits."""
-    try:
-        texts = message_texts("", message)
-        return texts.replaced(plan.scan(texts.pieces, acts))
-    except Failure as failure:
-        told = failure.message
-    except ValueError:
-        told = "the answer cannot be read"
-    return jsonrpc.error(bytes(jsonrpc.decode(message).id), jsonrpc.INTERNAL_ERROR, told)
-
-
-def _one_more(first: Callable[[bytes], bytes] | None, then: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+def _one_more(first: Outgoing | None, then: Outgoing) -> Outgoing:
     """A call that another tool answers goes on with what the first one's guards do."""
-    return then if first is None else lambda message: then(first(message))
-
-
-def _entries(texts: Texts | FieldTexts, changed: dict[Any, str]) -> list[Entry]:
-    """What is asked about: texts, and not the names of what is called."""
-    return [
-        Entry(piece.key, piece.kind, changed.get(piece.key, piece.text), piece.json)
-        for piece in texts.pieces
-        if piece.kind != "names"
-    ]
+    return (
+        then if first is None else lambda call, message, send: first(call, message, lambda told: then(call, told, send))
+    )
 
 
 def _fields(call: ToolCall) -> dict[str, msgspec.Raw]:
@@ -331,23 +301,3 @@ def _fields(call: ToolCall) -> dict[str, msgspec.Raw]:
 
 def _is_traced(key: str, value: msgspec.Raw) -> bool:
     return key == "traceparent" and _TRACED(bytes(value)) is not None
-
-
-def _put(call: ToolCall, fields: dict[str, Any]) -> None:
-    meta = fields.pop("_meta", None)
-    if meta is not None:
-        kept = {key: value for key, value in (call.meta or {}).items() if _is_traced(key, value)}
-        call.meta = {**kept, **jsonrpc.decode_fields(meta)}
-    if fields:
-        call.asked = call.asked or (call.name, call.arguments)
-        if "uri" in fields:  # it is told beside the parameters, too
-            call.name = jsonrpc.decode_string(fields["uri"]) or call.name
-        call.params.update(fields)
-        call.decoded = None
-        if len(call.arguments):
-            call.context.arguments = call.arguments
-
-
-def next_kind(texts: Texts | FieldTexts) -> str:
-    """The first kind of what cannot be looked at."""
-    return next(iter(texts.opaque))

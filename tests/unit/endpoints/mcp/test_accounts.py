@@ -17,7 +17,8 @@ from mcp.shared._httpx_utils import create_mcp_http_client
 from mcp_types import ElicitResult
 from tests.fixtures.accounts import Connected
 from tests.fixtures.mcp_gateway import NEW, Answer, Gateway, gateway, until
-from tests.fixtures.mcp_raw import TOOLS, Asked, Old, answer, result, upstream
+from tests.fixtures.mcp_raw import Asked, Either, answer, upstream
+from tests.unit.endpoints.mcp.test_bridge import needed
 from tests.unit.policies.floor import Time, counted, layer, limiting, parts
 
 from tollhouse.backends.mcp.http import HttpServerSpec
@@ -43,8 +44,10 @@ DECLARED = {CAPABILITIES: URL}
 YES, NO = {"action": "accept"}, {"action": "decline"}
 
 
-class Shop(Old):
+class Shop(Either):
     """A server of the old era. bearers: what each call came with."""
+
+    offers = ("tools", "prompts")
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,32 +55,18 @@ class Shop(Old):
         self.takes: Callable[[str], bool] = lambda bearer: True
 
     def __call__(self, asked: Asked) -> Any:
-        if asked.method == "tools/list":
-            return result(asked, {"tools": TOOLS, "resultType": "complete", "ttlMs": 60_000, "cacheScope": "public"})
         if asked.method in ("tools/call", "prompts/get"):
             bearer = asked.headers.get("authorization", "")
             if not self.takes(bearer):
                 return answer(401, b"")
             self.bearers.append(bearer)
-            return self.called(asked)
         return super().__call__(asked)
-
-    def called(self, asked: Asked) -> Any:
-        return result(asked, {"content": [{"type": "text", "text": "done"}], "resultType": "complete"})
 
 
 class NewShop(Shop):
     """The same, stateless."""
 
-    def __call__(self, asked: Asked) -> Any:
-        if asked.method == "server/discover":
-            about = {
-                "supportedVersions": [NEW],
-                "capabilities": {"tools": {}, "prompts": {}},
-                "serverInfo": {"name": "b", "version": "1"},
-            }
-            return result(asked, about | {"resultType": "complete", "ttlMs": 60_000, "cacheScope": "public"})
-        return super().__call__(asked)
+    stateless = True
 
 
 class World:
@@ -316,16 +305,9 @@ async def test_an_agent_hears_that_its_call_is_waited_for() -> None:
 
 @SHOPS
 async def test_a_server_that_asks_itself_is_heard_afterwards(made: Callable[[], Shop]) -> None:
-    class Asking(made):  # type: ignore[misc,valid-type]
-        def called(self, asked: Asked) -> Any:
-            if "inputResponses" in asked.body["params"] or not isinstance(self, NewShop):
-                return super().called(asked)
-            question = {"method": "elicitation/create", "params": {"message": "PIN?", "requestedSchema": {}}}
-            return result(
-                asked, {"resultType": "input_required", "inputRequests": {"pin": question}, "requestState": "s"}
-            )
-
-    async with world(Asking()) as w:
+    shop = made()
+    shop.asks = True
+    async with world(shop) as w:
         agent = await w.gateway.agent(BOTH, who="ada")
         stream = await agent.start("tools/call", {"name": "echo"})
         await stream.head()
@@ -517,13 +499,6 @@ async def test_rules_that_ask_what_the_tool_is_decide_before_anybody_knows() -> 
 
 
 # ---- stateless agents
-def needed(told: Answer) -> Any:
-    """What an answer asks for."""
-    found = told.message["result"]
-    assert found["resultType"] == "input_required"
-    return found
-
-
 async def retry(agent: Any, asked: Any, said: Any = None, **more: Any) -> Answer:
     params = {"name": "echo", "arguments": {"amount": 5}, "_meta": DECLARED, **more}
     params["requestState"] = asked["requestState"]
@@ -758,15 +733,9 @@ async def test_an_account_that_is_not_taken_is_not_asked_for_again_and_again(era
 async def test_an_account_that_goes_in_the_middle_of_a_call_is_not_asked_for_there() -> None:
     """A later round brings the server's state along, which a question of ours would lose."""
 
-    class Asking(NewShop):
-        def called(self, asked: Asked) -> Any:
-            if "inputResponses" in asked.body["params"]:
-                return super().called(asked)
-            question = {"method": "elicitation/create", "params": {"message": "PIN?", "requestedSchema": {}}}
-            said = {"resultType": "input_required", "inputRequests": {"pin": question}, "requestState": "s"}
-            return result(asked, said)
-
-    async with world(Asking(), "ada") as w:
+    shop = NewShop()
+    shop.asks = True
+    async with world(shop, "ada") as w:
         agent = w.gateway.stateless(who="ada")
         meta = {"_meta": {CAPABILITIES: BOTH}}
         asked = needed(await agent.call("echo", {"amount": 5}, **meta))

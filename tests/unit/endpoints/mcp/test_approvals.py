@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.fixtures.mcp_gateway import NEW, Answer, Gateway, gateway, until
-from tests.fixtures.mcp_raw import Asked, Old, result, upstream
+from tests.fixtures.mcp_gateway import Answer, Gateway, gateway, until
+from tests.fixtures.mcp_raw import Asked, Either, result, upstream
+from tests.unit.endpoints.mcp.test_bridge import needed
 from tests.unit.policies.floor import Time, layer, parts
 
 from tollhouse.backends.mcp.http import HttpServerSpec
@@ -27,37 +28,25 @@ RULE: dict[str, Any] = {"approve": 'mcp.tool.name == "pay"', "name": "pay"}
 TOOLS = [{"name": name, "inputSchema": {"type": "object"}} for name in ("pay", "look")]
 
 
-class Bank(Old):
+class Bank(Either):
     """A server of the old era. paid: the arguments of each call that came."""
+
+    tools = TOOLS
 
     def __init__(self) -> None:
         super().__init__()
         self.paid: list[Any] = []
 
     def __call__(self, asked: Asked) -> Any:
-        if asked.method == "tools/list":
-            return result(asked, {"tools": TOOLS, "resultType": "complete", "ttlMs": 60_000, "cacheScope": "public"})
         if asked.method == "tools/call":
             self.paid.append(asked.body["params"].get("arguments"))
-            return self.called(asked)
         return super().__call__(asked)
-
-    def called(self, asked: Asked) -> Any:
-        return result(asked, {"content": [{"type": "text", "text": "done"}], "resultType": "complete"})
 
 
 class NewBank(Bank):
     """The same, stateless."""
 
-    def __call__(self, asked: Asked) -> Any:
-        if asked.method == "server/discover":
-            about = {
-                "supportedVersions": [NEW],
-                "capabilities": {"tools": {}},
-                "serverInfo": {"name": "b", "version": "1"},
-            }
-            return result(asked, about | {"resultType": "complete", "ttlMs": 60_000, "cacheScope": "public"})
-        return super().__call__(asked)
+    stateless = True
 
 
 @asynccontextmanager
@@ -155,16 +144,8 @@ async def test_an_agent_that_cancels_while_its_user_is_asked() -> None:
 
 @BANKS
 async def test_a_server_that_asks_itself_is_heard_after_the_approval(made: Callable[[], Bank]) -> None:
-    class Asking(made):  # type: ignore[misc,valid-type]
-        def called(self, asked: Asked) -> Any:
-            if "inputResponses" in asked.body["params"] or not isinstance(self, NewBank):
-                return super().called(asked)
-            question = {"method": "elicitation/create", "params": {"message": "PIN?", "requestedSchema": {}}}
-            return result(
-                asked, {"resultType": "input_required", "inputRequests": {"pin": question}, "requestState": "s"}
-            )
-
-    shop = Asking()
+    shop = made()
+    shop.asks = True
     async with bank(shop) as running:
         agent = await running.agent(ASKABLE)
         stream = await agent.start("tools/call", {"name": "pay"})
@@ -191,13 +172,6 @@ async def test_who_cannot_be_asked() -> None:
 
 
 # ---- stateless agents
-def needed(answer: Answer) -> Any:
-    """What an answer asks for."""
-    found = answer.message["result"]
-    assert found["resultType"] == "input_required"
-    return found
-
-
 async def retry(agent: Any, asked: Any, said: Any, **more: Any) -> Answer:
     responses = dict.fromkeys(asked["inputRequests"], said)
     params = {"name": "pay", "arguments": {"amount": 5}, **more}
@@ -303,15 +277,8 @@ async def test_a_server_cannot_speak_for_the_user() -> None:
 async def test_an_approval_carries_one_call_through_all_its_rounds() -> None:
     """The state of a later round that is sent a second time begins the call anew, and its user is asked again."""
 
-    class Asking(NewBank):
-        def called(self, asked: Asked) -> Any:
-            if "inputResponses" in asked.body["params"]:
-                return super().called(asked)
-            question = {"method": "elicitation/create", "params": {"message": "PIN?", "requestedSchema": {}}}
-            said = {"resultType": "input_required", "inputRequests": {"pin": question}, "requestState": "s"}
-            return result(asked, said)
-
-    shop = Asking()
+    shop = NewBank()
+    shop.asks = True
     async with bank(shop) as running:
         agent = running.stateless(who="ada")
         asked = needed(await agent.call("pay", {"amount": 5}, _meta=DECLARED))

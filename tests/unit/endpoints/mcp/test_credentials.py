@@ -27,6 +27,7 @@ from tests.unit.endpoints.mcp.test_bridge import (
     text,
 )  # fmt: skip
 from tests.unit.endpoints.mcp.test_handover import answers, workers
+from tests.unit.endpoints.mcp.test_tasks_between import Node
 from tests.unit.policies.floor import layer, parts
 
 from tollhouse.backends.mcp.http import HttpServerSpec
@@ -385,17 +386,6 @@ async def test_a_round_without_tokens_is_as_it_was() -> None:
     assert not any("authorization" in asked.headers for asked in server.asked)
 
 
-class Worker:
-    """One worker's State, of two who share a memory."""
-
-    shared = True
-
-    def __init__(self, of: MemoryState, node: str) -> None:
-        self.values, self.bus, self.counter, self.keys, self.node = of.values, of.bus, of.counter, of.keys, node
-
-    async def close(self) -> None: ...
-
-
 class Begun(OldJob):
     """A server of 2025-11-25 whose task is done at the second look. who: whom each request was for."""
 
@@ -426,8 +416,8 @@ async def test_a_task_is_asked_about_at_another_worker_in_its_callers_name(issue
     async with upstream(checks) as server:
         specs: Any = {"u": HttpServerSpec(url=server.url)}
         async with (
-            gateway(specs, innermost=(made.handle,), bridging={"state": Worker(state, "b")}) as other,
-            gateway(specs, innermost=(made.handle,), bridging={"state": Worker(state, "a")}) as one,
+            gateway(specs, innermost=(made.handle,), bridging={"state": Node(state, "b")}) as other,
+            gateway(specs, innermost=(made.handle,), bridging={"state": Node(state, "a")}) as one,
         ):
             for running in (one, other):
                 bearing(running, made)

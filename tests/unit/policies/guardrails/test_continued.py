@@ -124,6 +124,17 @@ async def test_nobody_else_gets_it_back() -> None:
     nobody = call("?", previous_response_id="resp_1")
     nobody.principal = None
     assert ADA not in await said(chain, nobody)
+    # A key whose name was another one's before.
+    keys = [who("key", "ci", key="ci", user=user) for user in ("ada", "bob")]
+    await said(chain, call(f"I am {ADA}", keys[0]))
+    answer = f"resp_{provider.number}"
+    assert ADA in await said(chain, call("?", keys[0], previous_response_id=answer))
+    assert ADA not in await said(chain, call("?", keys[1], previous_response_id=answer))
+    # Who does not say who he is may be anybody.
+    for source in ("anonymous", "ext"):
+        stranger = Principal(source, source=source)
+        await said(chain, call(f"I am {ADA}", stranger))
+        assert ADA not in await said(chain, call("?", stranger, previous_response_id=f"resp_{provider.number}"))
     forgotten = call(f"I am {BOB}", store=False)
     await said(chain, forgotten)
     assert BOB not in await said(chain, call("?", previous_response_id=f"resp_{provider.number}"))

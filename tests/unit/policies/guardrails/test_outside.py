@@ -24,6 +24,19 @@ def guard(spec: Any, made: Parts | None = None) -> Outside:
     return found
 
 
+def hear(looked: Outside, message: bytes, method: str = "notifications/message") -> bytes | None:
+    """What is said at once."""
+    heard = looked.heard(message, method)
+    assert heard is None or isinstance(heard, bytes)
+    return heard
+
+
+def tell(looked: Outside, message: bytes) -> bytes:
+    told = looked.told(message, "elicitation/create")
+    assert isinstance(told, bytes)
+    return told
+
+
 def message(method: str, params: Any, **more: Any) -> bytes:
     return json.dumps({"jsonrpc": "2.0", **more, "method": method, "params": params}).encode()
 
@@ -47,16 +60,16 @@ def test_instructions(caplog: pytest.LogCaptureFixture) -> None:
 def test_messages(caplog: pytest.LogCaptureFixture) -> None:
     looked = guard(BOTH)
     log = message("notifications/message", {"level": "info", "data": "fine"})
-    assert looked.heard(log) is log
-    masked = looked.heard(message("notifications/message", {"level": "info", "data": {"to": MAIL}}))
+    assert hear(looked, log) is log
+    masked = hear(looked, message("notifications/message", {"level": "info", "data": {"to": MAIL}}))
     assert masked is not None
     assert json.loads(masked)["params"]["data"] == {"to": "[EMAIL]"}
-    asked = looked.heard(message("sampling/createMessage", {"messages": [], "systemPrompt": MAIL}, id=3))
+    asked = hear(looked, message("sampling/createMessage", {"messages": [], "systemPrompt": MAIL}, id=3))
     assert asked is not None
     assert (json.loads(asked)["id"], json.loads(asked)["params"]["systemPrompt"]) == (3, "[EMAIL]")
     with caplog.at_level(logging.WARNING):
-        assert looked.heard(message("notifications/message", {"level": "info", "data": SECRET})) is None
-        assert looked.heard(b"{") is None
+        assert hear(looked, message("notifications/message", {"level": "info", "data": SECRET})) is None
+        assert hear(looked, b"{") is None
     assert caplog.text.count("outside of calls is left out") == 2
     assert SECRET not in caplog.text
 
@@ -64,18 +77,18 @@ def test_messages(caplog: pytest.LogCaptureFixture) -> None:
 def test_pictures_that_nobody_can_look_at() -> None:
     image = {"role": "user", "content": {"type": "image", "data": "AAAA", "mimeType": "image/png"}}
     asked = message("sampling/createMessage", {"messages": [image]}, id=3)
-    assert guard(BOTH).heard(asked) == asked
-    assert guard({**BOTH, "opaque": "reject"}).heard(asked) is None
+    assert hear(guard(BOTH), asked) == asked
+    assert hear(guard({**BOTH, "opaque": "reject"}), asked) is None
 
 
 def test_answers() -> None:
     looked = guard(BOTH)
     plain = b'{"jsonrpc":"2.0","id":8,"result":{"action":"decline"}}'
-    assert looked.told(plain) == plain
+    assert tell(looked, plain) == plain
     answer = {"jsonrpc": "2.0", "id": 7, "result": {"content": {"to": MAIL}}}
-    assert json.loads(looked.told(json.dumps(answer).encode()))["result"]["content"] == {"to": "[EMAIL]"}
+    assert json.loads(tell(looked, json.dumps(answer).encode()))["result"]["content"] == {"to": "[EMAIL]"}
     answer["result"] = {"roots": [{"uri": f"file:///{SECRET}"}]}
-    told = json.loads(looked.told(json.dumps(answer).encode()))
+    told = json.loads(tell(looked, json.dumps(answer).encode()))
     assert (told["id"], told["error"]["message"]) == (7, "no keys")
 
 
@@ -83,13 +96,13 @@ def test_each_phase_alone() -> None:
     log = message("notifications/message", {"level": "info", "data": MAIL})
     answer = json.dumps({"jsonrpc": "2.0", "id": 7, "result": {"content": {"to": MAIL}}}).encode()
     requests, answers = guard({"request": [MASK]}), guard({"response": [MASK]})
-    assert requests.heard(log) is log
+    assert hear(requests, log) is log
     assert requests.instructions(MAIL) == MAIL
-    assert answers.told(answer) is answer
-    assert MAIL not in requests.told(answer).decode()
+    assert tell(answers, answer) is answer
+    assert MAIL not in tell(requests, answer).decode()
 
 
-def test_nobody_looks_where_somebody_has_to_be_asked() -> None:
+def test_who_judges_answers_as_a_whole_looks_at_nothing_else() -> None:
     made = parts(entrance="mcp")
     assert outside("s", (), made) is None
     spec = GuardrailsSpec.model_validate({"response": [{"length": {"max": 5}}]})

@@ -20,12 +20,15 @@ from tests.unit.policies.guardrails.house import (
     through,
 )
 
+from tollhouse.core.call import Call
 from tollhouse.core.errors import Failure, Reason
+from tollhouse.core.reply import Reply
 from tollhouse.policies.guardrails.streams import Guarded
 from tollhouse.wire.guard.catalogue import named
 from tollhouse.wire.guard.patterns import PatternSet
 from tollhouse.wire.guard.rules import Rule
-from tollhouse.wire.llm import MESSAGES
+from tollhouse.wire.llm import CHAT, MESSAGES
+from tollhouse.wire.llm.dialect import StreamFailure
 
 pytestmark = pytest.mark.anyio
 
@@ -387,3 +390,93 @@ async def test_texts_that_come_interleaved_are_as_they_were_alone(
         alone = Server(event(number, text), chunk(finish="stop", choice=number), DONE, stream=True)
         _, expected = await through(guarded(alone, STAGES, made=PLAIN), asked(messages=HI, stream=True))
         assert of(client.body, number) == of(expected.body, number)
+
+
+@pytest.mark.parametrize("action", ["mask", "reject"])
+@pytest.mark.parametrize("words", [SECRET, "".join(f"\\u{ord(letter):04x}" for letter in SECRET)])
+async def test_a_provider_that_fails_in_the_middle_says_no_secret(action: str, words: str) -> None:
+    event = b'data: {"error": {"message": "bad key %b"}}\n\n' % words.encode()
+    failure = StreamFailure(502, "the provider failed", event, detail=f"error: {SECRET}")
+    server = Server(chunk("so "), chunk("far"), stream=True, failure=failure)
+    spec = {"response": [{"secrets": True, "action": action}]}
+    _, client = await through(guarded(server, spec), asked(messages=HI, stream=True))
+    told = client.failure
+    assert told is not None
+    assert (told.status, told.reason, told.message) == (502, Reason.UPSTREAM_FAILURE, "the provider failed")
+    assert SECRET not in told.detail
+    last = CHAT.last_words(told)
+    assert SECRET.encode() not in last
+    assert words.encode() not in last
+    assert said(client.body) == "so far"
+
+
+async def test_what_is_not_found_in_it_is_told_as_it_came() -> None:
+    failure = StreamFailure(502, "the provider failed", b'data: {"error": {"message": "busy"}}\n\n', detail="busy")
+    server = Server(chunk("so "), stream=True, failure=failure)
+    _, client = await through(guarded(server, MASK), asked(messages=HI, stream=True))
+    assert client.failure is failure
+
+
+@pytest.mark.parametrize("action, told", [("mask", "m: 500 bad key [ANTHROPIC]"), ("reject", "a guard withholds")])
+async def test_a_provider_that_fails_at_once_says_no_secret_to_the_log(action: str, told: str) -> None:
+    class Failing(Server):
+        async def handle(self, call: Call) -> Reply:
+            raise Failure(502, Reason.UPSTREAM_FAILURE, "the provider answered 500", detail=detail, retry=True)
+
+    for detail in (f"m: 500 bad key {SECRET}", "m: 500 busy"):
+        with pytest.raises(Failure) as raised:
+            await through(guarded(Failing(), {"response": [{"secrets": True, "action": action}]}), asked(messages=HI))
+        failure = raised.value
+        assert (failure.status, failure.message, failure.retry) == (502, "the provider answered 500", True)
+        assert failure.detail.startswith(told if SECRET in detail else detail)
+
+
+def interrupted(text: str, size: int, between: int) -> list[bytes]:
+    """The text in pieces, each followed by so many events of the model's thoughts."""
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    thought = chunk(reasoning_content="hm ")
+    return [one for piece in pieces for one in (chunk(piece), *[thought] * between)] + [chunk(finish="stop"), DONE]
+
+
+@pytest.mark.parametrize("between", [1, 15, 16, 40])
+@pytest.mark.parametrize("size", [1, 5, 20, 60])
+async def test_a_text_that_is_interrupted_for_long_is_masked_all_the_same(size: int, between: int) -> None:
+    blocks = interrupted(TEXT, size, between)
+    _, client = await through(guarded(Server(*blocks, stream=True), MASK), asked(messages=HI, stream=True))
+    left = said(client.body)
+    # What was held leaves when others have waited for it long enough: of a secret less than what is told by its half.
+    assert left.startswith("Use the key ")
+    assert left.endswith(" for it.")
+    assert all(SECRET[at : at + 9] not in left for at in range(len(SECRET) - 8))
+    if between < 16:
+        assert left == MASKED
+    assert client.body.count(b"hm ") == between * -(-len(TEXT) // size)
+
+
+@pytest.mark.parametrize("size", [1, 20])
+async def test_and_refused(size: int) -> None:
+    blocks = interrupted(TEXT, size, 20)
+    server = Server(*blocks, stream=True)
+    _, client = await through(guarded(server, {"response": [{"secrets": True}]}), asked(messages=HI, stream=True))
+    assert client.failure is not None
+    assert client.failure.status == 403
+    assert SECRET not in said(client.body)
+    half = (
+        chunk(f"Use {SECRET[:14]}"),
+        *[chunk(reasoning_content="hm ")] * 20,
+        chunk(" for it."),
+        chunk(finish="stop"),
+        DONE,
+    )
+    _, client = await through(
+        guarded(Server(*half, stream=True), {"response": [{"secrets": True}]}), asked(messages=HI, stream=True)
+    )
+    assert (client.failure, client.body) == (None, b"".join(half))  # half of one is none
+
+
+@pytest.mark.parametrize("between", [16, 40])
+async def test_what_nothing_is_found_in_is_the_same_bytes_though_interrupted(between: int) -> None:
+    for size in (1, 4, 30):
+        blocks = interrupted("It is sk- or ghp_, an e-mail@ and 4111 of nothing at all.", size, between)
+        _, client = await through(guarded(Server(*blocks, stream=True), MASK), asked(messages=HI, stream=True))
+        assert client.body == b"".join(blocks)

@@ -183,6 +183,15 @@ async def test_an_agent_that_leaves_stops_the_server() -> None:
     assert not client.parts
 
 
+def answered(call: ToolCall, response: Any) -> bytes:
+    """What the server gets, where nobody has to be asked."""
+    sent: list[bytes] = []
+    assert call.outgoing is not None
+    call.outgoing(call, msgspec.json.encode(response), sent.append)
+    [told] = sent
+    return told
+
+
 async def test_what_the_agent_answers_within_a_call() -> None:
     spec = {"request": [{"pii": ["email"], "action": "mask"}, {"secrets": True, "message": "no keys"}]}
     server = Server(result("x"))
@@ -190,13 +199,13 @@ async def test_what_the_agent_answers_within_a_call() -> None:
     await through(chain(server, spec), call)
     assert call.outgoing is not None
     answer = {"action": "accept", "content": {"mail": "ada@example.org"}}
-    out = call.outgoing(msgspec.json.encode({"jsonrpc": "2.0", "id": 7, "result": answer}))
+    out = answered(call, {"jsonrpc": "2.0", "id": 7, "result": answer})
     assert msgspec.json.decode(out)["result"]["content"] == {"mail": "[EMAIL]"}
-    out = call.outgoing(msgspec.json.encode({"jsonrpc": "2.0", "id": 7, "result": {"content": {"key": SECRET}}}))
+    out = answered(call, {"jsonrpc": "2.0", "id": 7, "result": {"content": {"key": SECRET}}})
     told = msgspec.json.decode(out)
     assert (told["id"], told["error"]["message"]) == (7, "no keys")
-    plain = b'{"jsonrpc":"2.0","id":8,"result":{"action":"decline"}}'
-    assert call.outgoing(plain) == plain
+    plain = {"jsonrpc": "2.0", "id": 8, "result": {"action": "decline"}}
+    assert answered(call, plain) == msgspec.json.encode(plain)
 
 
 async def test_what_the_agent_answers_is_turned_back() -> None:
@@ -207,7 +216,7 @@ async def test_what_the_agent_answers_is_turned_back() -> None:
     reply = await chain(server, spec)(call)
     assert call.outgoing is not None
     answer = {"action": "accept", "content": {"mail": "ada@example.org"}}
-    out = msgspec.json.decode(call.outgoing(msgspec.json.encode({"jsonrpc": "2.0", "id": 7, "result": answer})))
+    out = msgspec.json.decode(answered(call, {"jsonrpc": "2.0", "id": 7, "result": answer}))
     placeholder = out["result"]["content"]["mail"]
     assert placeholder.startswith("[EMAIL_")
     server.blocks.append(result(f"sent to {placeholder}"))
@@ -223,7 +232,7 @@ async def test_a_call_that_another_tool_answers_has_the_guards_of_both() -> None
     await through(chain(Server(result("x")), {"request": [{"keywords": ["rose"], "action": "mask"}]}), call)
     assert call.outgoing is not None
     said = {"content": {"a": "a rose", "b": "ada@example.org"}}
-    out = call.outgoing(msgspec.json.encode({"jsonrpc": "2.0", "id": 7, "result": said}))
+    out = answered(call, {"jsonrpc": "2.0", "id": 7, "result": said})
     assert msgspec.json.decode(out)["result"]["content"] == {"a": "a [KEYWORDS]", "b": "[EMAIL]"}
 
 

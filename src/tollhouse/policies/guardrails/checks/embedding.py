@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.core.errors import Failure
 from tollhouse.policies.base import Service
 from tollhouse.policies.guardrails.check import CannotCheck
@@ -126,7 +127,7 @@ class Upstream:
             raise CannotCheck(f"the provider of embeddings answers with status {status}")
         try:
             found = sorted(_answer.decode(said).data, key=lambda one: one.index)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNREADABLE:
             raise CannotCheck("the answer of the provider of embeddings has no vectors") from None
         if len(found) != len(texts):
             raise CannotCheck(f"the provider of embeddings gives {len(found)} vectors for {len(texts)} texts")

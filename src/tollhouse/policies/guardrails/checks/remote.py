@@ -13,6 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from tollhouse.core.call import Call
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.core.errors import Failure
 from tollhouse.core.http import Headers
 from tollhouse.net.client import TLS, Client, Origin, Until
@@ -141,7 +142,7 @@ class RemoteCheck:
             raise self.cannot(_refusal(status), retry_after=_seconds(headers) if status in (429, 503) else None)
         try:
             return answer.decode(said)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNREADABLE:
             # The error's own text may hold parts of the answer, and that of what was asked.
             raise self.cannot("its answer is not what its API promises") from None
 

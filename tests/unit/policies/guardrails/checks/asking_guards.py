@@ -1,8 +1,11 @@
 """What the tests of guards stand on: real parts, services over sockets, and one way to ask."""
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from time import perf_counter
+from typing import Any
 
 from tests.fixtures.guard_services import GuardServices, guard_services
 from tests.unit.policies.floor import Shelf, model, parts, who
@@ -71,3 +74,21 @@ def masked(texts: Sequence[str], findings: Sequence[Finding]) -> list[str]:
 
 def said(findings: Sequence[Finding]) -> list[str]:
     return [finding.rule for finding in findings]
+
+
+async def longest_turn(work: Awaitable[Any]) -> float:
+    """Seconds that the loop stands still, at most, while `work` is done."""
+    longest, going = 0.0, True
+
+    async def tick() -> None:
+        nonlocal longest
+        while going:
+            began = perf_counter()
+            await asyncio.sleep(0.001)
+            longest = max(longest, perf_counter() - began)
+
+    ticking = asyncio.ensure_future(tick())
+    await work
+    going = False
+    await ticking
+    return longest

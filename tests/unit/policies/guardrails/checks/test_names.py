@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from tests.unit.policies.guardrails.checks.asking_guards import World, cannot, look, masked, said, world
+from tests.unit.policies.guardrails.checks.asking_guards import World, cannot, longest_turn, look, masked, said, world
 
 from tollhouse.policies.guardrails.check import Check
 from tollhouse.policies.guardrails.checks.names import NamesSpec, names
@@ -68,20 +68,7 @@ async def test_the_loop_goes_on_while_the_model_reads() -> None:
     async with world() as at:
         check = reader(at)
         await look(check, "warm")
-        longest, going = 0.0, True
-
-        async def tick() -> None:
-            nonlocal longest
-            while going:
-                began = perf_counter()
-                await asyncio.sleep(0.001)
-                longest = max(longest, perf_counter() - began)
-
-        ticking = asyncio.ensure_future(tick())
-        await look(check, "Please ask Jessica Thompson about it. " * 300)
-        going = False
-        await ticking
-        assert longest < 0.5
+        assert await longest_turn(look(check, "Please ask Jessica Thompson about it. " * 300)) < 0.5
 
 
 async def test_a_text_that_takes_too_long_and_one_that_is_left() -> None:

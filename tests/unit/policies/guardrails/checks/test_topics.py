@@ -1,17 +1,15 @@
 """Topics: by what texts mean, in this process or by a provider's model."""
 
-import asyncio
 import json
 import threading
 from dataclasses import replace
-from time import perf_counter
 from typing import Any
 from zlib import crc32
 
 import pytest
 from pydantic import ValidationError
 from tests.fixtures.api import Asked, Said, serving_api
-from tests.unit.policies.guardrails.checks.asking_guards import World, cannot, look, said, world
+from tests.unit.policies.guardrails.checks.asking_guards import World, cannot, longest_turn, look, said, world
 
 from tollhouse.policies.base import Service
 from tollhouse.policies.guardrails.check import Check
@@ -55,20 +53,7 @@ async def test_the_loop_goes_on_and_what_takes_too_long_is_left() -> None:
     async with world() as at:
         check = guard(at)
         await look(check, "Where is the parcel that I have ordered?")
-        longest, going = 0.0, True
-
-        async def tick() -> None:
-            nonlocal longest
-            while going:
-                began = perf_counter()
-                await asyncio.sleep(0.001)
-                longest = max(longest, perf_counter() - began)
-
-        ticking = asyncio.ensure_future(tick())
-        await look(check, "Please write a poem about the sea in winter and about ships.")
-        going = False
-        await ticking
-        assert longest < 0.5
+        assert await longest_turn(look(check, "Please write a poem about the sea in winter and about ships.")) < 0.5
         late = topics(TopicsSpec.model_validate({"deny": ["a phrase that is new"]}), at.parts, 0.001)
         assert "within 0.001 seconds" in str(await cannot(late, "Another text that nobody has read."))
         assert "more than" in str(await cannot(check, *("word " * 400 + str(n) for n in range(9))))
