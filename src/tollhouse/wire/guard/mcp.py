@@ -9,12 +9,12 @@ the agent have nobody's words, and must come back as they are.
 """
 
 import re
-from base64 import b64decode, b64encode
-from binascii import Error
 from collections.abc import Mapping
 
 import msgspec
 
+from tollhouse.core.depth import UNREADABLE
+from tollhouse.wire.guard.llm.blob import Blob
 from tollhouse.wire.guard.llm.forms import (
     OTHER,
     SKIP,
@@ -25,10 +25,8 @@ from tollhouse.wire.guard.llm.forms import (
     New,
     Other,
     Path,
-    Spot,
     Text,
     string,
-    written,
 )
 from tollhouse.wire.guard.llm.objects import Choice, Each, Object, Tagged
 from tollhouse.wire.guard.llm.texts import FieldTexts, Texts
@@ -38,9 +36,6 @@ __all__ = ["entry_texts", "message_texts", "request_texts"]
 Raw = msgspec.Raw
 
 _any = msgspec.json.Decoder().decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-_BINARY = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]").search
 
 
 class _Word(Text):
@@ -58,43 +53,6 @@ class _Word(Text):
             super().look(raw, at, look)
 
 
-class _Blob(Text):
-    """Base64 of a text, or of a thing that cannot be looked at; what is no Base64 is a text itself. what: the thing."""
-
-    __slots__ = ("_what",)
-
-    def __init__(self, what: str) -> None:
-        super().__init__()
-        self._what = what
-
-    def look(self, raw: Raw, at: Path, look: Look) -> None:
-        text = string(raw)
-        if not text:
-            super().look(raw, at, look)
-            return
-        try:
-            inner = b64decode(text, validate=True).decode()
-        except Error:
-            super().look(raw, at, look)
-        except ValueError:  # no text
-            look.hidden(self._what)
-        else:
-            if _BINARY(inner):
-                look.hidden(self._what)
-            elif inner:
-                look.spots.append(Spot(at, None, look.kind, look.role, inner, False))
-
-    def put(self, raw: Raw, at: Path, new: New) -> Raw:
-        text = string(raw)
-        try:
-            b64decode(text or "", validate=True)
-        except Error:
-            return super().put(raw, at, new)
-        return (
-            written(b64encode(new.texts[at].encode(errors="replace")).decode()) if text else super().put(raw, at, new)
-        )
-
-
 _REF = _Word("ref/[a-z]{1,16}", "names")
 _WORD = _Word("[a-zA-Z_]{0,24}", "results")
 _SIZE = _Word("[0-9xX]{1,12}|any", "results")
@@ -102,12 +60,12 @@ _TIME = _Word("[0-9TZ:.+-]{0,40}", "results")
 _MIME = _Word("[a-z]+/[A-Za-z0-9.+-]{1,72}(; ?charset=[A-Za-z0-9-]{1,16})?")
 _ICONS = Each(Object({"src": Address(), "mimeType": _MIME, "sizes": Each(_SIZE), "theme": _WORD}))
 _TYPE: dict[str, Form | None] = {"type": SKIP, "annotations": Json(), "mimeType": _MIME, "icons": _ICONS}
-_RESOURCE = Object({"uri": Text(), "mimeType": _MIME, "text": Text(), "blob": _Blob("file"), "annotations": Json()})
+_RESOURCE = Object({"uri": Text(), "mimeType": _MIME, "text": Text(), "blob": Blob("file"), "annotations": Json()})
 _LINK = Object({**_TYPE, "uri": Text(), "name": Text(), "title": Text(), "description": Text(), "size": OTHER})
 _PLAIN = {
     "text": Object({**_TYPE, "text": Text()}),
-    "image": Object({**_TYPE, "data": _Blob("image")}),
-    "audio": Object({**_TYPE, "data": _Blob("audio")}),
+    "image": Object({**_TYPE, "data": Blob("image")}),
+    "audio": Object({**_TYPE, "data": Blob("audio")}),
     "resource": Object({**_TYPE, "resource": _RESOURCE}),
     "resource_link": _LINK,
 }
@@ -136,7 +94,7 @@ def _same(text: str, structured: Raw) -> bool:
         return False
     try:
         return bool(_any(text.encode()) == _any(structured))
-    except (*_UNREADABLE, UnicodeEncodeError):
+    except (*UNREADABLE, UnicodeEncodeError):
         return False
 
 

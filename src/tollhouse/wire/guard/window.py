@@ -25,11 +25,12 @@ place of all, if no text of it is changed."""
 
 
 class _Waiting(Generic[Item]):
-    """An event that came. missing: characters of its texts that have not left. texts: what has left of each."""
+    """An event that came; None for what has left, and is there to be found. missing: characters of its texts that have
+    not left. texts: what has left of each."""
 
     __slots__ = ("item", "missing", "texts")
 
-    def __init__(self, item: Item, missing: int) -> None:
+    def __init__(self, item: Item | None, missing: int) -> None:
         self.item = item
         self.missing = missing
         self.texts: list[str | None] | None = None
@@ -95,6 +96,7 @@ class StreamWindow(Generic[Item]):
         "_keep",
         "_kept",
         "_lanes",
+        "_lapsed",
         "_mask",
         "_max_channels",
         "_max_events",
@@ -122,6 +124,7 @@ class StreamWindow(Generic[Item]):
         self._keep = keep
         self._kept = 0
         self._lanes: dict[Hashable, _Lane[Item]] = {}
+        self._lapsed: dict[Hashable, str] = {}
         self._queue: deque[_Waiting[Item]] = deque()
         self._records: dict[Hashable, list[str]] = {}
         self._held = 0
@@ -147,7 +150,16 @@ class StreamWindow(Generic[Item]):
             raise Overfull(f"more than {self._max_channels} texts at the same time in one answer")
         made = JsonChannel if json else Channel
         record = self._records.setdefault(key, []) if self._keep else None
-        self._lanes[key] = _Lane(made(self._patterns, self._mask), record)
+        lane: _Lane[Item] = _Lane(made(self._patterns, self._mask), record)
+        self._lanes[key] = lane
+        if self._lapsed and not json:
+            tail = self._lapsed.pop(key, "")
+            if tail:
+                gone: _Waiting[Item] = _Waiting(None, len(tail))
+                self._queue.append(gone)
+                lane.parts.append(_Part(gone, 0, tail))
+                self._held += len(tail)
+                self._leave(lane, lane.channel.feed(tail))
 
     def push(self, item: Item, *texts: tuple[Hashable, str]) -> list[Out[Item]]:
         """An event and its pieces of texts, by channel; without any, it only keeps its place. Gives what leaves now.
@@ -192,6 +204,17 @@ class StreamWindow(Generic[Item]):
             self._leave(lane, lane.channel.finish(whole=whole))
         return self._out()
 
+    def lapse(self, key: Hashable, *, whole: bool = True) -> list[Out[Item]]:
+        """A channel that nobody waits for any longer, as `finish`. Should it go on, with `open`, what is held now and
+        leaves counts as its beginning: a match that it was interrupted in is found, and what is still to come of it
+        replaced. Not of JSON, nor with `keep`."""
+        lane = self._lanes.get(key)
+        if lane is not None and not self._keep and type(lane.channel) is Channel and lane.channel.held:
+            if len(self._lapsed) >= self._max_channels:
+                del self._lapsed[next(iter(self._lapsed))]
+            self._lapsed[key] = lane.channel.held
+        return self.finish(key, whole=whole)
+
     def close(self, *, whole: bool = True) -> list[Out[Item]]:
         """The end of the answer: everything leaves."""
         for lane in self._lanes.values():
@@ -202,6 +225,7 @@ class StreamWindow(Generic[Item]):
     def drop(self) -> None:
         """What waits is not to leave: the answer is rejected, or nobody reads it."""
         self._lanes.clear()
+        self._lapsed.clear()
         self._queue.clear()
         self._records.clear()
         self._held = 0
@@ -243,7 +267,8 @@ class StreamWindow(Generic[Item]):
         out: list[Out[Item]] = []
         while queue and not queue[0].missing:
             waiting = queue.popleft()
-            out.append((waiting.item, waiting.texts))
+            if waiting.item is not None:  # it has left
+                out.append((waiting.item, waiting.texts))
         return out
 
     def _relieved(self) -> list[Out[Item]]:
@@ -263,8 +288,8 @@ def _take(parts: deque[_Part[Item]], count: int, text: str | None) -> None:
         part = parts[0]
         some = part.left if part.left < count else count
         part.take(some, text)
-        if text:
-            text = ""  # the mask stands in the first of them
+        if text and part.waiting.item is not None:
+            text = ""  # the mask stands in the first of them that is still to leave
         if not part.left:
             parts.popleft()
         count -= some

@@ -187,3 +187,62 @@ def test_any_interleaving(patterns: PatternSet, written: list[tuple[int, str]], 
     expected = {key: patterns.replace(text, mask) for key, text in texts.items()}
     assert by_channel(seen(out)) == {key: text for key, text in expected.items() if key in by_channel(seen(out))}
     assert (stream.waiting, stream.held) == (0, 0)
+
+
+Piece = tuple[str, bool]
+"""A piece of a text, and whether nobody waits for the text any longer behind it."""
+
+
+def lapsing(patterns: PatternSet, pieces: list[Piece]) -> str:
+    """What leaves of a text: each event once and in its place."""
+    made = window(patterns)
+    out: list[Out[Event]] = []
+    for number, (text, lapses) in enumerate(pieces):
+        out += made.push((number, (("a", text),)), ("a", text))
+        if lapses:
+            out += made.lapse("a", whole=False)
+    out += made.close()
+    assert [item[0] for item, _ in out] == list(range(len(pieces)))
+    assert (made.waiting, made.held) == (0, 0)
+    return "".join([item[1][0][1] if not new or new[0] is None else new[0] for item, new in out])
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1))
+def test_a_secret_that_goes_on_after_it_was_waited_for(patterns: PatternSet, cuts: list[tuple[int, bool]]) -> None:
+    text, at, pieces = f"key {KEY} end", 0, []
+    while at < len(text):
+        size, lapses = cuts[len(pieces) % len(cuts)]
+        pieces.append((text[at : at + size], lapses))
+        at += size
+    left = lapsing(patterns, pieces)
+    assert left.startswith("key ")
+    assert left.endswith(" end")
+    assert "<key>" in left
+    assert all(KEY[at : at + 9] not in left for at in range(len(KEY) - 8))
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.tuples(st.text("sk-A4 1."), st.booleans())))
+def test_what_is_nothing_leaves_once_and_as_it_came(patterns: PatternSet, pieces: list[Piece]) -> None:
+    left = lapsing(patterns, pieces)
+    if "<" not in left:
+        assert left == "".join([text for text, _ in pieces])
+
+
+def test_what_lapsed_is_bounded(patterns: PatternSet) -> None:
+    made = window(patterns, max_channels=4)
+    for number in range(20):
+        made.push((number, ((number, "sk-AB"),)), (number, "sk-AB"))
+        made.lapse(number)
+    assert len(made._lapsed) == 4
+    made.drop()
+    assert not made._lapsed
+
+
+def test_json_that_goes_on_begins_anew(patterns: PatternSet) -> None:
+    made = window(patterns)
+    made.open("a", json=True)
+    made.push((0, (("a", '{"a": "sk-AB'),)), ("a", '{"a": "sk-AB'))
+    made.lapse("a")
+    assert not made._lapsed

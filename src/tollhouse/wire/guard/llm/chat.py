@@ -7,6 +7,7 @@ change.
 
 import msgspec
 
+from tollhouse.wire.guard.llm.blob import Blob
 from tollhouse.wire.guard.llm.citations import Cited, Moved, renumbered
 from tollhouse.wire.guard.llm.events import Event, SseTexts, every
 from tollhouse.wire.guard.llm.forms import GOING, SKIP, Form, Json, JsonText, Link, New, Opaque, Other, Path, Text
@@ -25,7 +26,7 @@ ANNOTATION = Tagged(
 """Of a text: what it cites."""
 
 _IMAGE = Choice(text=Link("image"), one=Object({"url": Link("image"), "detail": SKIP}))
-_FILE = Object({"file_id": SKIP, "filename": Text(), "file_data": Opaque("file")}, opaque="file")
+_FILE = Object({"file_id": Opaque("file"), "filename": Text(), "file_data": Blob("file")})
 _CACHED: dict[str, Form | None] = {"cache_control": SKIP, "prompt_cache_breakpoint": SKIP}
 _PART = Tagged(
     "type",
@@ -51,14 +52,17 @@ _PART = Tagged(
     },
 )
 _CONTENT = Choice(text=Text(label="content"), many=Each(_PART))
-_FUNCTION = {"name": SKIP, "arguments": Choice(text=JsonText("arguments", label="arguments"), one=Json("arguments"))}
+_FUNCTION = {
+    "name": Text("names"),
+    "arguments": Choice(text=JsonText("arguments", label="arguments"), one=Json("arguments")),
+}
 _CALL = Object(
     {
         "index": SKIP,
         "id": SKIP,
         "type": SKIP,
         "function": Object(_FUNCTION),
-        "custom": Object({"name": SKIP, "input": Text("arguments", label="input")}),
+        "custom": Object({"name": Text("names"), "input": Text("arguments", label="input")}),
         "extra_content": SKIP,  # Gemini's proof of a thought
     },
     by="index",
@@ -86,7 +90,10 @@ _MESSAGE = {
     "reasoning_details": Each(_DETAIL),
     "tool_calls": Each(_CALL),
     "function_call": Object(
-        {"name": SKIP, "arguments": Choice(text=JsonText("arguments", label="function"), one=Json("arguments"))}
+        {
+            "name": Text("names"),
+            "arguments": Choice(text=JsonText("arguments", label="function"), one=Json("arguments")),
+        }
     ),
     "audio": Object({"id": SKIP, "data": Opaque("audio"), "transcript": Text(label="transcript"), "expires_at": SKIP}),
     "annotations": Each(ANNOTATION),
@@ -300,7 +307,8 @@ class ChatTexts(SseTexts):
                     return self.any(raw, data)
                 if len(calls) == 1:
                     call = calls[0]
-                    text = call.function.arguments if call.function is not None else None
+                    function = call.function
+                    text = function.arguments if function is not None and not function.name else None
                     if text and not (delta.refusal or delta.reasoning_content or delta.reasoning):
                         key = (choice.index, call.index, "arguments", "arguments")
                         return self.piece(raw, data, self.form, key, text, json=True)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.wire.guard.llm.forms import Form, string
 from tollhouse.wire.guard.llm.objects import Object
 
@@ -20,7 +21,6 @@ _encode = msgspec.json.Encoder().encode
 _fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _items = msgspec.json.Decoder(list[Raw]).decode
 _number = msgspec.json.Decoder(int).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Moved(NamedTuple):
@@ -66,7 +66,7 @@ def renumbered(citation: Raw, changes: Sequence[Moved], begin: str, end: str, wi
         for name in (begin, end):
             if name in fields:
                 fields[name] = Raw(b"%d" % moved(changes, _number(fields[name]), end=name == end))
-    except _UNREADABLE:
+    except UNREADABLE:
         return citation
     return Raw(_encode(fields))
 
@@ -104,7 +104,7 @@ class Cited(Object):
         changes = [change(was, now)]
         try:
             items = _items(after[self._citations])
-        except _UNREADABLE:
+        except UNREADABLE:
             return
         told = [renumbered(item, changes, "start_index", "end_index", self._within) for item in items]
         after[self._citations] = Raw(_encode(told))

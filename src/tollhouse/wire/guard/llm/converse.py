@@ -8,6 +8,7 @@ import msgspec
 
 from tollhouse.core.errors import Failure
 from tollhouse.wire.eventstream import opened, sealed, split
+from tollhouse.wire.guard.llm.blob import Blob
 from tollhouse.wire.guard.llm.citations import Moved
 from tollhouse.wire.guard.llm.events import Event, StreamTexts, every
 from tollhouse.wire.guard.llm.forms import GOING, SKIP, Form, Json, JsonText, Opaque, Other, Path, Text
@@ -20,7 +21,7 @@ Raw = msgspec.Raw
 
 
 def _medium(kind: str) -> Object:
-    source = Object({"bytes": Opaque(kind), "s3Location": Opaque(kind), "text": Text(), "content": Each(_TEXTS)})
+    source = Object({"bytes": Blob(kind), "s3Location": Opaque(kind), "text": Text(), "content": Each(_TEXTS)})
     return Object({"format": SKIP, "name": Text(), "context": Text(), "citations": SKIP, "source": source})
 
 
@@ -52,7 +53,7 @@ _RESULT = Object(
 _BLOCK = Object(
     {
         "text": Text(label="text"),
-        "toolUse": Object({"toolUseId": SKIP, "name": SKIP, "type": SKIP, "input": Json("arguments")}),
+        "toolUse": Object({"toolUseId": SKIP, "name": Text("names"), "type": SKIP, "input": Json("arguments")}),
         "toolResult": _RESULT,
         "reasoningContent": Object(
             {
@@ -132,7 +133,7 @@ _PIECE = Object(
     },
     by="contentBlockIndex",
 )
-_STARTED = Object({"toolUseId": SKIP, "name": SKIP, "type": SKIP, "status": SKIP, "format": SKIP})
+_STARTED = Object({"toolUseId": SKIP, "name": Text("names"), "type": SKIP, "status": SKIP, "format": SKIP})
 _START = Object(
     {
         "contentBlockIndex": SKIP,

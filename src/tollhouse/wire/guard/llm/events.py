@@ -5,7 +5,7 @@ Rule: an event in which nothing changes is the bytes it came in. One that is not
 pieces could not be joined with those of further ones, it is said to be `unknown`.
 
 Of a choice, a text that is silent for 16 events of another one has ended (a thought, when the answer goes on after it):
-else the answer would wait behind it. A match that is interrupted for longer than that is not found.
+else the answer would wait behind it. Should it go on all the same, what of it was held then is remembered (`lapses`).
 """
 
 import re
@@ -61,16 +61,18 @@ class Event(msgspec.Struct, gc=False, eq=False):
 
     raw: as it came. texts: (key, piece of that text), in order; a key is a tuple that ends in the kind (`texts.Piece`).
     opens: keys that begin here, and whether they are JSON. finishes: texts that end before this event; they are whole
-    unless `ending` is "cut". closes: texts that end with this event, and are whole. repeats: texts of which all is said
-    again here. ending: "whole" or "cut" where the answer is known to be, and so what ends with the stream, if no later
-    event says otherwise. signed: keys of `texts` that are vouched for by a signature, which ends with a change. opaque:
-    what cannot be looked at, a kind for each.
+    unless `ending` is "cut". lapses: those of them that were only silent for long, and may go on. closes: texts that
+    end with this event, and are whole. repeats: texts of which all is said again here. ending: "whole" or "cut" where
+    the answer is known to be, and so what ends with the stream, if no later event says otherwise. signed: keys of
+    `texts` that are vouched for by a signature, which ends with a change. opaque: what cannot be looked at, a kind for
+    each.
     """
 
     raw: bytes
     texts: tuple[tuple[Path, str], ...] = ()
     opens: tuple[tuple[Path, bool], ...] = ()
     finishes: tuple[Path, ...] = ()
+    lapses: tuple[Path, ...] = ()
     closes: tuple[Path, ...] = ()
     repeats: tuple[Path, ...] = ()
     ending: str = ""
@@ -250,7 +252,9 @@ class StreamTexts:
         count = count + 1 if last == keys else 1
         self._runs[group] = keys, count
         if count == _SILENT:
-            self.end(event, lambda key: key[0] == group and key not in keys, "")
+            lapsed = tuple([key for key in self._open if key[0] == group and key not in keys])
+            self.end(event, lambda key: key in lapsed, "")
+            event.lapses = lapsed
 
     def end(self, event: Event, ends: Ends, ending: str) -> None:
         """Ends what ended with the event before, and the texts that end here: those in the event itself, with it."""

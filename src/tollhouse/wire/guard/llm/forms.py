@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from tollhouse.core.depth import UNREADABLE
+
 __all__ = [
     "GOING",
     "OTHER",
@@ -117,7 +119,7 @@ def is_json(source: bytes) -> bool:
     """Whether it is JSON, of any form."""
     try:
         _any(source)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return False
     return True
 

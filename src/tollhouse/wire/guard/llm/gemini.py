@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 import msgspec
 
+from tollhouse.core.depth import UNREADABLE
+from tollhouse.wire.guard.llm.blob import Blob
 from tollhouse.wire.guard.llm.citations import Moved
 from tollhouse.wire.guard.llm.events import Event, SseTexts, every
 from tollhouse.wire.guard.llm.forms import GOING, SKIP, Form, Json, Link, Look, New, Opaque, Other, Path, Text, string
@@ -30,7 +32,7 @@ def _both(members: Mapping[str, Form | None]) -> dict[str, Form | None]:
     return told
 
 
-_INLINE = Object(_both({"mimeType": SKIP, "displayName": Text(), "data": Opaque("file")}))
+_INLINE = Object(_both({"mimeType": SKIP, "displayName": Text(), "data": Blob("file")}))
 _FILE = Object(_both({"mimeType": SKIP, "displayName": Text(), "fileUri": Link("file")}))
 
 
@@ -56,7 +58,7 @@ _CALL = Object(
     _both(
         {
             "id": SKIP,
-            "name": SKIP,
+            "name": Text("names"),
             "args": Json("arguments"),
             "partialArgs": Each(_ARGUMENT),
             "willContinue": SKIP,
@@ -218,7 +220,6 @@ _METADATA = ("groundingMetadata", "grounding_metadata")
 _fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _items = msgspec.json.Decoder(list[Raw]).decode
 _encode = msgspec.json.Encoder().encode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _Whole(Form):
@@ -257,7 +258,7 @@ def unnumbered(data: bytes, candidates: "set[object]") -> bytes:
                     candidate[name] = Raw(_encode(kept))
             told[number] = Raw(_encode(candidate))
         fields["candidates"] = Raw(_encode(told))
-    except (*_UNREADABLE, KeyError, IndexError):
+    except (*UNREADABLE, KeyError, IndexError):
         return data
     return _encode(fields)
 
@@ -319,7 +320,7 @@ class GeminiTexts(SseTexts):
     def told(self, raw: bytes, name: bytes, data: bytes) -> Event:
         try:
             event = _event(data)
-        except _UNREADABLE:
+        except UNREADABLE:
             return self._any(raw, data)
         if len(event.candidates) == 1:
             candidate = event.candidates[0]
@@ -335,7 +336,7 @@ class GeminiTexts(SseTexts):
     def _any(self, raw: bytes, data: bytes) -> Event:
         try:
             odd = _odd(data)
-        except _UNREADABLE:
+        except UNREADABLE:
             odd = _Odd()
         if bytes(odd.error) not in _NO_ERROR:
             return self.looked(raw, data, ANSWER, ends=every, ending="cut")
@@ -361,7 +362,7 @@ class GeminiTexts(SseTexts):
     def _places(self, data: bytes) -> set[object]:
         try:
             odd = _odd(data)
-        except _UNREADABLE:
+        except UNREADABLE:
             return set()
         candidates = enumerate(odd.candidates or ())
         return {n for n, one in candidates if (n if one.index is None else one.index) in self._touched}

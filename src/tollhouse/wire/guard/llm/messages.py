@@ -7,6 +7,7 @@ emptied when the text changes. What a citation quotes is a text of its own; its 
 
 import msgspec
 
+from tollhouse.wire.guard.llm.blob import Blob
 from tollhouse.wire.guard.llm.citations import Moved
 from tollhouse.wire.guard.llm.events import Event, SseTexts, every
 from tollhouse.wire.guard.llm.forms import GOING, SKIP, Json, JsonText, Link, Opaque, Other, Path, Text
@@ -51,7 +52,7 @@ _DOCUMENT = Object(
         "source": Tagged(
             "type",
             {
-                "base64": Object({"type": SKIP, "media_type": SKIP, "data": Opaque("file")}),
+                "base64": Object({"type": SKIP, "media_type": SKIP, "data": Blob("file")}),
                 "text": Object({"type": SKIP, "media_type": SKIP, "data": Text()}),
                 "url": Object({"type": SKIP, "url": Link("file")}),
                 "file": Object({"type": SKIP, "file_id": SKIP}, opaque="file"),
@@ -64,7 +65,9 @@ _FOUND = Object(
     {**_TYPE, "source": Text(), "title": Text(), "content": _PLAIN_CONTENT, "citations": _CITATIONS}, kind="results"
 )
 _INNER = {**_PLAIN, "document": _DOCUMENT, "search_result": _FOUND, "tool_reference": Object({}, rest=SKIP)}
-_CALL = Object({**_TYPE, "id": SKIP, "name": SKIP, "server_name": SKIP, "input": Json("arguments"), "caller": SKIP})
+_CALL = Object(
+    {**_TYPE, "id": SKIP, "name": Text("names"), "server_name": SKIP, "input": Json("arguments"), "caller": SKIP}
+)
 _RESULT = Object(
     {
         **_TYPE,

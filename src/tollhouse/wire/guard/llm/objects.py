@@ -12,6 +12,7 @@ from collections.abc import Hashable, Mapping
 
 import msgspec
 
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.wire.guard.llm.forms import OTHER, Form, Look, New, Path, Spot, first_byte, string
 from tollhouse.wire.guard.llm.tokens import Tokens
 
@@ -24,7 +25,6 @@ _compact = msgspec.json.format
 _fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _items = msgspec.json.Decoder(list[Raw]).decode
 _number = msgspec.json.Decoder(int).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _QUOTE, _BRACKET = 0x22, 0x5B
 _USUAL = re.compile("[A-Za-z_$][A-Za-z_.$/-]{0,63}[0-9]{0,3}")  # names of members
 _NO_SIGNATURE = Raw(b"null")
@@ -252,14 +252,14 @@ class Choice(Form):
 def _object(raw: Raw) -> dict[str, Raw] | None:
     try:
         return _fields(raw)
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
 
 
 def _list(raw: Raw) -> list[Raw] | None:
     try:
         return _items(raw)
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
 
 
@@ -270,7 +270,7 @@ def _twice(raw: Raw, fields: Mapping[str, Raw]) -> bool:
     try:
         compact = _compact(bytes(raw), indent=-1)
         members = _fields(compact)
-    except _UNREADABLE:
+    except UNREADABLE:
         return True
     return _size(members, sum([len(name.encode()) for name in members])) != len(compact)
 
@@ -285,6 +285,6 @@ def _index(raw: Raw | None, at: Path) -> Hashable:
     if raw is not None:
         try:
             return _number(raw)
-        except _UNREADABLE:
+        except UNREADABLE:
             pass
     return at[-1] if at else 0

@@ -4,6 +4,7 @@ Rule: what goes on over several events of a stream is known by the number of its
 part, and its label; so the whole answer at the end of a stream names the same texts as the pieces did.
 """
 
+from tollhouse.wire.guard.llm.blob import Blob
 from tollhouse.wire.guard.llm.citations import Cited
 from tollhouse.wire.guard.llm.forms import SKIP, Form, Json, JsonText, Link, Opaque, Other, Text
 from tollhouse.wire.guard.llm.objects import Choice, Each, Object, Tagged
@@ -40,7 +41,7 @@ PART = Tagged(
         "input_file": Object(
             {
                 **_PART,
-                "file_data": Opaque("file"),
+                "file_data": Blob("file"),
                 "file_url": Link("file"),
                 "file_id": Opaque("file"),
                 "filename": Text(),
@@ -60,7 +61,7 @@ _ITEM: dict[str, Form | None] = {
     "id": SKIP,
     "status": SKIP,
     "call_id": SKIP,
-    "name": SKIP,
+    "name": Text("names"),
     "namespace": SKIP,
     "server_label": SKIP,
     "approval_request_id": SKIP,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.wire.guard.channel import edited
 from tollhouse.wire.guard.json_text import JsonChannel
 from tollhouse.wire.guard.llm.forms import Form, Look, New, Path
@@ -25,9 +26,9 @@ _items = msgspec.json.Decoder(list[Raw]).decode
 
 class Piece(NamedTuple):
     """One text. key: its place, stable within the value; ends in the kind. kind: "text", "system", "reasoning",
-    "arguments", "results" (of tools), "descriptions" and "names" (of what is offered), "echo" (the caller's own words,
-    told again), "other" (members that are not known), "beside" (what says texts again, or has no business to say one).
-    role: of its message. json: the text is JSON."""
+    "arguments", "results" (of tools), "descriptions" and "names" (of what is offered, and of tools that are
+    called), "echo" (the caller's own words, told again), "other" (members that are not known), "beside" (what says
+    texts again, or has no business to say one). role: of its message. json: the text is JSON."""
 
     key: Path
     kind: str
@@ -56,7 +57,7 @@ class Texts:
         """many: it may be a list of objects. Raises ValueError for what is neither, and what cannot be read."""
         try:
             (_items if many and source.lstrip()[:1] == b"[" else _fields)(source)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNREADABLE:
             raise ValueError("it is not a JSON object") from None
         look = Look()
         form.look(Raw(source), (), look)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.wire.guard.llm.forms import OTHER, Form, Look, New, Path, Spot
 
 __all__ = ["LABEL", "Tokens", "told"]
@@ -62,7 +63,7 @@ class Tokens(Form):
     def look(self, raw: Raw, at: Path, look: Look) -> None:
         try:
             text = told(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNREADABLE:
             OTHER.look(raw, at, look)
             return
         if not text:

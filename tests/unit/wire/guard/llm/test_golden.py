@@ -58,7 +58,7 @@ def test_streams(api: str, patterns: PatternSet) -> None:
         assert b"".join([driven.read(event) for event in sent]) + driven.finish() == b"".join(sent), shape
         assert "unknown" not in driven.opaque, shape
         assert (
-            driven.kinds <= {"text", "reasoning", "arguments", "results", "echo", "beside"}
+            driven.kinds <= {"text", "reasoning", "arguments", "results", "echo", "beside", "names"}
             or shape == "stopped where it should"
         )
 

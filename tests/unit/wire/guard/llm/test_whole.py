@@ -61,7 +61,7 @@ REQUESTS: list[tuple[str, Any, Kinds, dict[str, int]]] = [
             "descriptions": ["d1", "d2", "d3", "d4", "d5", "d7"],
             "other": ["o1", "o2", "u1", "m1"],
         },
-        {"image": 2, "audio": 1, "file": 2},
+        {"image": 2, "audio": 1, "file": 1},
     ),
     (
         "responses",
@@ -131,7 +131,7 @@ REQUESTS: list[tuple[str, Any, Kinds, dict[str, int]]] = [
                     {"type": "image", "source": {"type": "url", "url": "t3"}},
                     {"type": "document", "title": "t4", "context": "t5",
                      "source": {"type": "text", "media_type": "text/plain", "data": "t6"}},
-                    {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "AA"}},
+                    {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "AAAA"}},
                     {"type": "search_result", "source": "e4", "title": "e5",
                      "content": [{"type": "text", "text": "e6"}]},
                 ]},
