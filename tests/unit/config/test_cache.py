@@ -1,23 +1,14 @@
 """`cache` in a configuration: what would have no effect, and what would give one user's answer to another."""
 
 import pytest
-
-from tollhouse.config.parse import parse
-from tollhouse.core.errors import ConfigError
+from tests.unit.config.told import problems
 
 EXACT = "{exact: {ttl: 1m}}"
 MODELS = "providers: {p: {kind: openai, api_key: k}}\nmodels: [{name: m, targets: [{provider: p}]%s}]\n"
 STATE = "state: 'redis://127.0.0.1:6379'\n"
 SERVER = "mcp: {servers: {shop: {url: 'https://shop.example.com/mcp'%s}}}\n"
+TOLD = "identity: on\nissuer: {url: 'http://127.0.0.1:8080', clients: [{id: a, secret: b}]}\n"
 EXCHANGE = "exchange: {issuer: self}\nissuer: {url: 'http://127.0.0.1:8080', clients: [{id: a, secret: b}]}\n"
-
-
-def problems(text: str) -> list[str]:
-    try:
-        parse(text, "tollhouse.yaml", {})
-    except ConfigError as error:
-        return [f"{problem.path}: {problem.message}" for problem in error.problems]
-    return []
 
 
 @pytest.mark.parametrize(
@@ -32,6 +23,8 @@ def problems(text: str) -> list[str]:
         MODELS % ", cache: {exact: {ttl: 1m, single_flight: false}}",
         SERVER % ", oauth: on, cache: {exact: {ttl: 1m, scope: key}}"
         + "issuer: {url: 'http://127.0.0.1:8080', users: [{name: a, password_hash: b}]}",
+        SERVER % ", cache: {exact: {ttl: 1m}}" + TOLD,
+        SERVER % ", identity: off, cache: {exact: {ttl: 1m, scope: shared}}" + TOLD,
     ],
 )
 def test_what_has_an_effect(text: str) -> None:
@@ -57,6 +50,14 @@ def test_what_has_an_effect(text: str) -> None:
         (
             SERVER % ", tools: {x: {cache: {exact: {ttl: 1m, scope: shared}}}}" + EXCHANGE,
             "mcp.servers.shop.tools.x.cache.exact.scope: `shared` would give users",
+        ),
+        (
+            SERVER % ", cache: {exact: {ttl: 1m, scope: shared}}" + TOLD,
+            "mcp.servers.shop.cache.exact.scope: `shared` would give users",
+        ),
+        (
+            SERVER % ", tools: {x: {cache: {exact: {ttl: 1m, scope: org}}}}" + TOLD,
+            "mcp.servers.shop.tools.x.cache.exact.scope: `org` would give users",
         ),
         (
             MODELS % ", cache: {exact: {ttl: 1m, single_flight: {nodes: 1s}}}",

@@ -56,7 +56,8 @@ def _read(text: bytes) -> Directives:
             oldest = min(oldest, _seconds(value, 0.0))
         elif name == b"min-fresh":
             freshest = max(freshest, _seconds(value, float("inf")))
-    return Directives(keep, find, only, oldest, freshest)
+    # Nothing that is kept is of now, though it may be of the same tick of the clock.
+    return Directives(keep, find and oldest > 0.0, only, oldest, freshest)
 
 
 def _seconds(value: bytes, doubt: float) -> float:

@@ -24,7 +24,7 @@ from tollhouse.observe.metrics import Count
 from tollhouse.policies.cache.broadcast import Broadcast, Replay
 from tollhouse.policies.cache.directives import NONE, Directives, directives_of
 from tollhouse.policies.cache.entry import Entry
-from tollhouse.policies.cache.fitness import is_chancy, is_fit, is_kept_elsewhere
+from tollhouse.policies.cache.fitness import has_failed, is_chancy, is_fit, is_kept_elsewhere
 from tollhouse.policies.cache.flight import Flight, Rider
 from tollhouse.policies.cache.key import Path, key_of_call, space_of
 from tollhouse.policies.cache.memory import Kept
@@ -251,7 +251,7 @@ class Cache:
             reply.first, reply.taps = first, None
             flight.reply = reply
             flight.entry = entry = self._entry(flight, call, reply.headers, [first], [0])
-            if self._keeps(flight, entry):
+            if self._keeps(flight, entry, call):
                 reply.headers.append(_STORED)
                 self._keep(flight, entry)
             elif self._kindred is not None:
@@ -281,7 +281,7 @@ class Cache:
             alone = flight.context.attempts == attempts
             if alone and broadcast is not None and failure is None and broadcast.blocks is not None:
                 entry = self._entry(flight, call, headers, broadcast.blocks, broadcast.times)
-            if entry is not None and self._keeps(flight, entry):
+            if entry is not None and self._keeps(flight, entry, call):
                 self._keep(flight, entry)
             elif self._kindred is not None:
                 self._kindred.forget(flight.key)
@@ -326,12 +326,14 @@ class Cache:
             place=b"" if self._kindred is None else self._kindred.place(flight.key),
         )
 
-    def _keeps(self, flight: Flight, entry: Entry) -> bool:
+    def _keeps(self, flight: Flight, entry: Entry, call: ModelCall) -> bool:
         """Whether the answer is one to keep."""
         context = flight.context
         if context.guard_action == "failopen":  # nobody has looked at it
             return False
-        return entry.size <= self._spec.max_size and (self._spec.fallback or not context.fallback)
+        if entry.size > self._spec.max_size or (context.fallback and not self._spec.fallback):
+            return False
+        return not has_failed(call.operation, entry.blocks, stream=entry.stream)
 
     def _may_keep(self, flight: Flight) -> bool:
         """Whether a stream may be one to keep, as far as it has come."""

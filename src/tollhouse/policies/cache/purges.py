@@ -14,6 +14,7 @@ from typing import Final, Literal, get_args
 
 import msgspec
 
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.core.errors import Failure
 from tollhouse.policies.cache.entry import Entry
 from tollhouse.store.base import State, unavailable
@@ -84,7 +85,7 @@ def _read(value: bytes | None) -> _Lines:
         return {}
     try:
         return {line: number for line, number in _decode(value).items() if 0 < number <= _LARGEST}
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return {}
 
 

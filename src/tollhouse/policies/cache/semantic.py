@@ -13,6 +13,7 @@ import msgspec
 
 from tollhouse.core.call import ModelCall
 from tollhouse.core.clock import Clock
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.core.http import Request
 from tollhouse.observe.families import Families
 from tollhouse.policies.cache.agree import Facts, agree, facts_of
@@ -179,7 +180,7 @@ def said(entry: Entry) -> str:
 def _read(data: bytes) -> Any:
     try:
         return _decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from tollhouse.core.call import Call, ToolCall
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.core.errors import Failure
 from tollhouse.core.handler import Handler
 from tollhouse.core.http import Ending
@@ -59,7 +60,7 @@ def only_reads(definition: msgspec.Raw | bytes) -> bool:
         return False
     try:
         said = _definition(definition).annotations
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return False
     return said is not None and said.readOnlyHint
 
@@ -207,6 +208,6 @@ def _is_result(data: bytes) -> bool:
     """Whether a response says what the tool has found, and not that it failed, asks or goes on."""
     try:
         result = _message(data).result
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return False
     return result is not None and not result.isError and result.resultType == "complete" and not len(result.task)

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from tollhouse.core.call import ModelCall
+from tollhouse.core.depth import UNREADABLE
 
 __all__ = ["Question", "question_of"]
 
@@ -59,7 +60,7 @@ def question_of(call: ModelCall) -> Question | None:
         if role is not None and bytes(role) != b'"user"':
             return None
         found = _text(last.pop(within, None), within)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None
     if found is None:
         return None

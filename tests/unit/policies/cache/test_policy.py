@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from tests.unit.policies.cache.house import House, asked, over, state, streamed
+from tests.unit.policies.cache.house import JSON, House, asked, over, state, streamed
 from tests.unit.policies.floor import counted, who
 
 from tollhouse.core.call import ModelCall, Principal, Usage
@@ -178,6 +178,51 @@ async def test_what_failed_is_not_kept(house: House, answer: Any) -> None:
     assert len(house.upstream.calls) == 2
 
 
+SAID = {
+    "chat": (
+        b'{"choices": [{"finish_reason": "%b", "message": {"content": "\\"finish_reason\\": \\"error\\""}}]}',
+        {b"stop": True, b"length": True, b"tool_calls": True, b"error": False, b"content_filter": False},
+    ),
+    "messages": (
+        b'{"type": "message", "content": [], "stop_reason": "%b"}',
+        {b"end_turn": True, b"max_tokens": True, b"refusal": False},
+    ),
+    "generate": (
+        b'{"candidates": [{"content": {"parts": [{"text": "x"}]}, "finishReason": "%b"}]}',
+        {b"STOP": True, b"MAX_TOKENS": True, b"SAFETY": False, b"OTHER": False, b"MALFORMED_FUNCTION_CALL": False},
+    ),
+    "converse": (
+        b'{"output": {}, "stopReason": "%b"}',
+        {b"end_turn": True, b"tool_use": True, b"guardrail_intervened": False, b"malformed_tool_use": False},
+    ),
+    "responses": (
+        b'{"object": "response", "status": "%b", "output": []}',
+        {b"completed": True, b"incomplete": True, b"failed": False, b"cancelled": False, b"queued": False},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "operation, answer, kept",
+    [
+        *((name, form % why, kept) for name, (form, whys) in SAID.items() for why, kept in whys.items()),
+        ("generate", b'{"promptFeedback":{"blockReason":"OTHER"}}', False),
+        ("responses", b'{"status":"incomplete","incomplete_details":{"reason":"content_filter"}}', False),
+        ("responses", b'{"status":"incomplete","incomplete_details":{"reason":"max_output_tokens"}}', True),
+        ("chat", b'{"choices": []}', False),
+        ("chat", b'{"choices":null}', False),
+    ],
+)
+async def test_what_has_failed_though_its_status_is_200_is_not_kept(
+    house: House, operation: str, answer: bytes, kept: bool
+) -> None:
+    house.upstream.answers.append(Reply(200, [JSON], answer))
+    for expected in ("stored", "hit") if kept else ("miss", "stored"):
+        call = asked()
+        call.operation = operation
+        assert state(await house.ask(call)) == expected
+
+
 async def test_a_fallback_s_answer_is_kept_only_where_that_is_wanted() -> None:
     for wanted in (False, True):
         house = House(fallback=wanted)
@@ -260,6 +305,8 @@ async def test_no_cache_asks_and_keeps_the_new_answer(house: House) -> None:
 
 async def test_max_age_and_min_fresh_want_a_younger_one(house: House) -> None:
     await house.ask()
+    for nothing in (b"max-age=0", b"max-age=soon"):  # not even one of the same moment
+        assert state(await house.ask(asked(headers=[(b"cache-control", nothing)]))) == "stored"
     house.time.advance(10)
     assert state(await house.ask(asked(headers=[(b"cache-control", b"max-age=11, min-fresh=40")]))) == "hit"
     assert state(await house.ask(asked(headers=[(b"cache-control", b"max-age=9")]))) == "stored"

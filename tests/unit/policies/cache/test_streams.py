@@ -77,6 +77,17 @@ async def test_a_cut_stream_is_not_kept(house: House) -> None:
     assert state(await house.handler(asked(stream=True))) == "miss"
 
 
+async def test_a_stream_that_says_it_has_failed_is_not_kept(house: House) -> None:
+    source, (call,), (reply,) = await opened(house)
+    sunk = Sunk(reply)
+    source.say(b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"error"}]}\n\n', b"data: [DONE]\n\n")
+    source.end()
+    over(call, reply)
+    assert sunk.over
+    house.upstream.answers.append(streamed(BLOCKS[0])[0])
+    assert state(await house.handler(asked(stream=True))) == "miss"
+
+
 async def test_a_stream_that_another_one_has_ended_is_not_kept(house: House) -> None:
     source, (call,), (reply,) = await opened(house)
     Sunk(reply)
