@@ -25,7 +25,7 @@ from tollhouse.policies.base import Parts
 from tollhouse.policies.budgets import BUDGETS, BudgetSpec, allowance_of
 from tollhouse.policies.holds import Holds
 from tollhouse.policies.limits import LIMITS, LimitSpec
-from tollhouse.policies.quotes import Asked, Quotes
+from tollhouse.policies.quotes import NO_CHANGES, Asked, Quotes
 from tollhouse.store.base import Draw
 from tollhouse.store.memory import MemoryCounter
 from tollhouse.store.seeding import seed
@@ -44,10 +44,15 @@ THREE: list[dict[str, Any]] = [{"per": per, "usd": 8_000_000, "window": window} 
 
 
 class _Nothing:
+    """A ledger that has each record at once, and nothing in any of them."""
+
     is_stuck = False
 
+    def __init__(self, seq: int) -> None:
+        self._seq = seq
+
     async def positions(self, deep: bool = False) -> dict[str, int]:
-        return {"j": 1 << 40}
+        return {"j": self._seq}
 
     async def posts(self, *_: Any) -> list[Any]:
         return []
@@ -74,7 +79,7 @@ class House:
             client=Client(self.clock),
             shared=lambda key, make, close=None: make(),
             entrance="llm",
-            quotes=Quotes(prices, {"m": ([Asked("p", "m")], 1)}.get),
+            quotes=Quotes(prices, {"m": ([Asked("p", "m")], 1, NO_CHANGES)}.get),
             holds=Holds(self.counter, self.clock),
             opens=self.open,
         )
@@ -86,7 +91,7 @@ class House:
         self.fields = CHAT.decode(self.body).fields
 
     async def open(self, draws: Sequence[Draw]) -> None:
-        await seed(self.counter, _Nothing(), draws, 0.0)
+        await seed(self.counter, _Nothing(self.seq), draws, 0.0)
 
     def chain(self, limits: list[dict[str, Any]], budgets: list[dict[str, Any]]) -> Any:
         scope = type("Scope", (), {})()

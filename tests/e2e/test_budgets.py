@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -213,7 +214,7 @@ async def test_another_model_is_asked_instead(tmp_path: Path) -> None:
 async def test_an_answer_is_bounded_by_what_is_left(tmp_path: Path) -> None:
     async with provider() as upstream, serving(config(upstream.port, ""), tmp_path) as gateway:
         assert (await ask(gateway, "capped", most=0)).status == 200
-        bound = upstream.seen[-1].body["max_completion_tokens"]
+        bound = upstream.seen[-1].body["max_tokens"]  # as servers that are not OpenAI's call it
         assert 800 < bound < 1200
         assert (await ask(gateway, "capped", most=2000)).status == 200
         assert 700 < upstream.seen[-1].body["max_tokens"] < bound
@@ -247,6 +248,9 @@ limits: [{per: user, concurrent: 2, name: two}]
             text = gateway.metrics()
             assert 'tollhouse_budget_checks_total{budget="tagged",outcome="refused"} 1' in text
             assert "tollhouse_budget_holds 0" in text
+            assert re.search(r"^tollhouse_budget_accounts [1-9]", text, re.MULTILINE)
+            assert re.search(r"^tollhouse_budget_account_bytes [1-9]", text, re.MULTILINE)
+            assert "tollhouse_budget_accounts_full_total 0" in text
 
 
 async def test_a_price_that_is_not_known(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tollhouse.backends.retry_after import retry_after
 from tollhouse.backends.upgrade import upgrade
 from tollhouse.backends.withheld import withheld, withheld_stream
 from tollhouse.core.call import ModelCall, Usage
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Ending, Headers
 from tollhouse.core.reply import Reply
@@ -39,6 +40,7 @@ _COMPLAINT = frozenset(("message", "Message", "__type"))
 """All that an error of AWS's has."""
 
 _NO_ERROR = (b"null", b"{}", b'""', b"[]", b"false")
+_UNDER_WAY = (b'"queued"', b'"in_progress"')  # an answer that its provider works on by itself
 _HEAD, _WHOLE = Until.HEAD, Until.WHOLE
 _MAX_ERROR = 1 << 20  # bytes of an error's body
 _MAX_ANSWER = 32 << 20
@@ -176,6 +178,8 @@ class LLMBackend:
                 if options is not None:
                     fields["stream_options"] = options
                     strip = True
+            if call.bounded and face.codec is not None:
+                fields = face.codec.bounded(fields)
             body = call.dialect.encode(fields, call.body)
         exchange = await self._exchange(call, face, model, body, deadline)
         status = exchange.status
@@ -349,16 +353,18 @@ class LLMBackend:
     def _unsaid(self, call: ModelCall, told: Usage | None, answer: bytes, content_type: bytes) -> Usage:
         """Usage of an answer that does not tell it, or none. Raises Failure 502 for what is no answer at all."""
         if call.dialect.opaque_answer and not content_type.startswith(b"text/html"):
-            return Usage(self.prompt(call), 0, estimated=True)
+            return Usage(self.prompt(call), call.dialect.unsaid(call.fields, answer), estimated=True)
         try:
             fields = _members(answer)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNREADABLE:
             shown = f"it is {content_type.decode('latin-1')[:100]}, and begins with {answer[:100]!r}"
             raise _not_an_answer("is not JSON, or no object", shown) from None
         told_error = "error" in fields and not _ANSWERS.intersection(fields) and bytes(fields["error"]) not in _NO_ERROR
         if told_error or fields.keys() <= _COMPLAINT:
             code, message = call.dialect.complaint(answer)
             raise _not_an_answer("is an error, though its status is 200", f"{code or 'error'}: {message}"[:500])
+        if bytes(fields.get("status", b"")) in _UNDER_WAY:  # nobody will tell what it comes to
+            return Usage(self.prompt(call), int(call.dialect.output_bound(call.fields)), estimated=True)
         return estimated(told, self.prompt(call), call.dialect.said(answer))
 
     def prompt(self, call: ModelCall) -> int:

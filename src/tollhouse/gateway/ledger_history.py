@@ -45,6 +45,7 @@ class LedgerHistory:
             journals = shipper.directory
         self._thread = None if ledger is None else ThreadPoolExecutor(1, "tollhouse-spending")
         self._is_open = False
+        self._serving: dict[str, Budget] = {}
         self._budgets: dict[str, Budget] = {}
         self._unshipped = None if journals is None else Unshipped(journals)
         self._has_waited = False
@@ -56,7 +57,9 @@ class LedgerHistory:
         return self._shipper is not None and self._shipper.error != ""
 
     def serves(self, config: Config) -> None:
-        self._budgets = {budget.allowance: budget for budget in budgets_of(config)}
+        serving = {budget.allowance: budget for budget in budgets_of(config)}
+        # Calls and comparisons of the configuration before go on, and ask what it says.
+        self._serving, self._budgets = serving, {**self._serving, **serving}
 
     async def close(self) -> None:
         thread, self._thread = self._thread, None

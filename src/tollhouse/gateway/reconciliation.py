@@ -5,14 +5,17 @@ some minutes after the start and each hour, slowly. Accounts are those that the 
 1000 of each budget, in the window of now, and of runs those that go on. While records are still on their way to the
 ledger nothing is put right.
 
-After a change of the configuration a budget that is new is looked at once more: what the calls came to that began
-before it is in the ledger, and was drawn on nothing.
+After a change of the configuration a budget that is new, or is about somebody else now, is looked at twice. At once:
+it may have an account from an earlier time, on which the calls of the meantime have not drawn; that is no fault. And
+when the calls have ended that began before: what they came to is in the ledger, and was drawn on nothing. Where one
+gateway after the other is started with the change, each looks a while after its start.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from random import uniform
 from typing import Final, NamedTuple
@@ -26,7 +29,7 @@ from tollhouse.observe.families import Families
 from tollhouse.store.base import Counter, Draw, State
 from tollhouse.store.seeding import Lost, check, nobody
 
-__all__ = ["EVERY", "Drift", "Reconciled", "Reconciliation", "lease_of", "reconcile"]
+__all__ = ["EVERY", "Drift", "Lease", "Reconciled", "Reconciliation", "lease_of", "reconcile"]
 
 log = logging.getLogger("tollhouse.gateway")
 
@@ -38,6 +41,7 @@ _AT_ONCE = 25  # fields
 _PAUSE = 0.1  # seconds between them, where nobody waits
 _PATIENCE = 10.0  # seconds for records that are on their way
 _LEASE = "budgets:reconciled"
+_EACH_START = 60.0  # seconds in which of several gateways that have started one looks
 
 
 _FIRST = 60.0, 300.0  # seconds after the start
@@ -60,18 +64,22 @@ class Reconciled(NamedTuple):
     drifts: list[Drift]
 
 
+async def _at_once() -> None:
+    await asyncio.sleep(0.0)
+
+
 async def reconcile(
     counter: Counter,
     history: LedgerHistory,
     budgets: Sequence[Budget | RunCap],
     now: float,
-    pause: float = 0.0,
+    pause: Callable[[], Awaitable[None]] = _at_once,
     patience: float = _PATIENCE,
     lost: Lost = nobody,
 ) -> Reconciled:
-    """Compare what was spent of these budgets with the ledger, and put it right. now: unix seconds. patience: seconds
-    for records that are on their way to the ledger. lost: as of `store.seeding.check`. Raises LedgerError and Failure
-    503."""
+    """Compare what was spent of these budgets with the ledger, and put it right. now: unix seconds. pause: awaited
+    after some of it. patience: seconds for records that are on their way to the ledger. lost: as of
+    `store.seeding.check`. Raises LedgerError and Failure 503."""
     checked, drifts = 0, []
     for budget in budgets:
         nothing: list[Draw] = []
@@ -85,13 +93,22 @@ async def reconcile(
                 for field, window in draw.slots:
                     if by := found.get(field, 0):
                         drifts.append(Drift(budget, draw.key, window.start, by))
-            await asyncio.sleep(pause)
+            await pause()
     return Reconciled(checked, drifts)
 
 
-def lease_of(state: State, every: float = EVERY) -> Callable[[], Awaitable[bool]]:
-    """Whether it is this node's turn: of those that share a state one hears True in each `every`."""
-    return lambda: state.values.add(_LEASE, state.node.encode(), every * 0.9)
+Lease = Callable[[bool], Awaitable[bool]]
+"""Whether it is this node's turn, at a comparison after its start, or one of those that come round."""
+
+
+def lease_of(state: State, every: float = EVERY) -> Lease:
+    """Of those that share a state one hears True in each `every`, and one of those that have started in a minute."""
+
+    def mine(starting: bool) -> Awaitable[bool]:
+        name, seconds = (f"{_LEASE}:start", _EACH_START) if starting else (_LEASE, every * 0.9)
+        return state.values.add(name, state.node.encode(), seconds)
+
+    return mine
 
 
 class Reconciliation:
@@ -103,7 +120,7 @@ class Reconciliation:
         counter: Counter,
         history: LedgerHistory,
         families: Families,
-        lease: Callable[[], Awaitable[bool]] | None = None,
+        lease: Lease | None = None,
         every: float = EVERY,
         lost: Lost = nobody,
         first: float | None = None,
@@ -120,6 +137,8 @@ class Reconciliation:
         self._failed = families.budget_reconciliations.child("failed")
         self._budgets: dict[str, Budget | RunCap] | None = None
         self._added: dict[str, Budget | RunCap] = {}
+        self._fresh: dict[str, Budget | RunCap] = {}  # those of them that were not looked at yet
+        self._woken = asyncio.Event()
         self._drained: Callable[[], bool] = lambda: True
         self._lock = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
@@ -128,8 +147,17 @@ class Reconciliation:
         """This configuration serves now; calls may still go by the one before."""
         before, self._budgets = self._budgets, {budget.allowance: budget for budget in accounted(config)}
         if before is not None:
-            self._added |= {name: one for name, one in self._budgets.items() if name not in before}
-        self._added = {name: self._budgets[name] for name in self._added if name in self._budgets}
+            known = {name: _whose(one) for name, one in before.items()}
+            added = {name: one for name, one in self._budgets.items() if known.get(name) != _whose(one)}
+            self._added |= added
+            self._fresh |= added
+            self._woken.set()
+        for those in (self._added, self._fresh):
+            for name in list(those):
+                if name in self._budgets:
+                    those[name] = self._budgets[name]
+                else:
+                    del those[name]
         for name in self._budgets:
             self._drifted.child(name)  # 0 is said, too
 
@@ -149,12 +177,7 @@ class Reconciliation:
 
     async def _reconcile(self, budgets: Sequence[Budget | RunCap], pause: float) -> Reconciled:
         async with self._lock:
-            try:
-                found = await reconcile(self._counter, self._history, budgets, time.time(), pause, lost=self._lost)
-            except (LedgerError, Failure):
-                self._failed.inc()
-                raise
-        self._done.inc()
+            found = await self._compare(budgets, partial(self._pause, pause))
         for drift in found.drifts:
             allowance = drift.budget.allowance
             self._drifted.child(allowance).inc(abs(drift.by))
@@ -165,20 +188,62 @@ class Reconciliation:
             )  # fmt: skip
         return found
 
+    async def _compare(
+        self, budgets: Sequence[Budget | RunCap], pause: Callable[[], Awaitable[None]] = _at_once
+    ) -> Reconciled:
+        serving = self._budgets or {}
+        those = [one for one in budgets if one.allowance in serving]
+        try:
+            found = await reconcile(self._counter, self._history, those, time.time(), pause, lost=self._lost)
+        except (LedgerError, Failure):
+            self._failed.inc()
+            raise
+        self._done.inc()
+        return found
+
+    async def _pause(self, seconds: float) -> None:
+        """What is fresh waits for no other: calls draw on it."""
+        await self._freshen()
+        await asyncio.sleep(seconds)
+
+    async def _freshen(self) -> None:
+        while self._fresh:
+            fresh = dict(self._fresh)
+            for drift in (await self._compare(list(fresh.values()))).drifts:
+                log.info("budget %s: of key %r %d was spent without it", drift.budget.allowance, drift.key, -drift.by)
+            _forget(self._fresh, fresh)
+
     async def _follow(self) -> None:
         last = time.monotonic() - self._every + self._first
+        starting = True
         while True:
-            await asyncio.sleep(min(_LOOK, self._every))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), min(_LOOK, self._every))
+            self._woken.clear()
             try:
+                await self._freshen()
                 if self._added and self._drained():
-                    added, self._added = self._added, {}
+                    added = {name: one for name, one in self._added.items() if name not in self._fresh}
                     await self._reconcile(list(added.values()), _PAUSE)
+                    _forget(self._added, added)
                 if self._budgets and time.monotonic() - last >= self._every:
                     last = time.monotonic()
-                    if self._lease is None or await self._lease():
+                    if self._lease is None or await self._lease(starting):
                         await self.all(_PAUSE)
+                    starting = False
             except (LedgerError, Failure) as error:
                 detail = error.detail if isinstance(error, Failure) else error
                 log.warning("budgets cannot be compared with the ledger: %s", detail)
             except Exception:  # the task's root: the next hour must come
                 log.exception("comparing budgets with the ledger failed")
+
+
+def _forget(those: dict[str, Budget | RunCap], done: Mapping[str, Budget | RunCap]) -> None:
+    """Of those what was done, but for what has come anew meanwhile."""
+    for name, one in done.items():
+        if those.get(name) is one:
+            del those[name]
+
+
+def _whose(one: Budget | RunCap) -> object:
+    return (one.spec.per, one.where) if isinstance(one, Budget) else one

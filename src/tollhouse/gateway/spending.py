@@ -8,7 +8,7 @@ it; and now and then all is summed up anew (`gateway.reconciliation`).
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 from tollhouse.config.spec import Config
@@ -17,14 +17,15 @@ from tollhouse.core.errors import Failure
 from tollhouse.gateway.budget_accounts import budgets_of
 from tollhouse.gateway.late_journals import LateJournals
 from tollhouse.gateway.ledger_history import LedgerHistory
-from tollhouse.gateway.reconciliation import EVERY, Reconciled, Reconciliation
+from tollhouse.gateway.reconciliation import EVERY, Lease, Reconciled, Reconciliation
 from tollhouse.ledger.base import Ledger, LedgerError
 from tollhouse.ledger.ship import Shipper
 from tollhouse.observe.families import Families
 from tollhouse.policies.budgets import window_seconds
 from tollhouse.policies.holds import Holds
-from tollhouse.policies.quotes import Asked
+from tollhouse.policies.quotes import Asked, Changes
 from tollhouse.policies.run_caps import allowances_of_runs
+from tollhouse.policies.transform import changes_of
 from tollhouse.store.base import Counter, Draw, KeyValue, unavailable
 from tollhouse.store.seeding import BEHIND, catch_up, seed
 
@@ -45,18 +46,19 @@ def draws(config: Config) -> bool:
     return next(budgets_of(config), None) is not None or config.runs is not None
 
 
-def asked(config: Config) -> Callable[[str], tuple[Sequence[Asked], int] | None]:
-    """By a model's name what it may ask, and how many of that at once: what calls may cost follows from it. Of
-    thousands of models few are called."""
+def asked(config: Config) -> Callable[[str], tuple[Sequence[Asked], int, Changes] | None]:
+    """By a model's name what it may ask, how many of that at once, and what transforms make of a request: what calls
+    may cost follows from it. Of thousands of models few are called."""
     models = {model.name: model for model in config.models}
 
-    def of(name: str) -> tuple[Sequence[Asked], int] | None:
+    def of(name: str) -> tuple[Sequence[Asked], int, Changes] | None:
         model = models.get(name)
         if model is None:
             return None
         targets = [Asked(one.provider, one.model or "") for one in model.targets]
         targets += [Asked(one.provider, one.model or "") for one in model.fallback]
-        return targets, 2 if model.hedge is not None else 1
+        changes = changes_of((*(config.transform or ()), *(model.transform or ())))
+        return targets, 2 if model.hedge is not None else 1, changes
 
     return of
 
@@ -86,7 +88,7 @@ class Spending:
         families: Families,
         clock: Clock,
         shipper: Shipper | None = None,
-        lease: Callable[[], Awaitable[bool]] | None = None,
+        lease: Lease | None = None,
         every: float = EVERY,
         values: KeyValue | None = None,
         patience: float = _PATIENCE,
@@ -94,6 +96,11 @@ class Spending:
         self._counter = counter
         self.holds = Holds(counter, clock, doubted=families.budget_doubts.child().inc)
         families.budget_holds.reads(lambda: float(len(self.holds)))
+        here = counter.allowances()
+        if here is not None:
+            families.budget_accounts.reads(lambda: float(here.accounts))
+            families.budget_account_bytes.reads(lambda: float(here.size))
+            families.budget_accounts_full.reads(lambda: float(here.refused))
         self._history = LedgerHistory(ledger, shipper)
         self._late = LateJournals(self._history, shipper, values)
         self._in_vain = -_AGAIN

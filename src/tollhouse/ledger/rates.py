@@ -57,6 +57,11 @@ class Rates:
         higher = sorted((tiers or {}).items(), reverse=True)
         self.tiers: tuple[tuple[int, Rates], ...] = tuple((n, Rates({**rates, **others})) for n, others in higher)
 
+    @property
+    def has_output(self) -> bool:
+        """Whether tokens of answer have a rate."""
+        return self._known[1]
+
     def cost(self, usage: Usage) -> int | None:
         """Nano-dollars; None where tokens were used that have no rate."""
         prompt = usage.input + usage.cache_read + usage.cache_write

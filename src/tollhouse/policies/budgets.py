@@ -25,7 +25,7 @@ from tollhouse.core.spec import Spec
 from tollhouse.policies.admission import Taking, joined
 from tollhouse.policies.base import Kind, Layer, Parts, wrong
 from tollhouse.policies.grace import Grace
-from tollhouse.policies.quotes import can_shorten, spent_of, worth
+from tollhouse.policies.quotes import can_shorten, several_of, spent_of, tier_asked, worth
 from tollhouse.policies.whose import TAGS, WHOSE, Key, calls, checked_per, key_of
 from tollhouse.policies.windows import CALENDAR, RollingSpec, Word, checked_window, checked_zone, clock_of
 from tollhouse.store.base import Draw, Verdict, Window
@@ -288,7 +288,7 @@ class _Budget:
         none = worth(self.unit, quote, 0)
         thousand = worth(self.unit, quote, 1000) - none
         most = (left - none) * 1000 // thousand - 1 if thousand > 0 else -1
-        if most < _SHORTEST:
+        if most < _SHORTEST * several_of(call):
             return False
         taking.most = min(most, self._spec.max_output)
         return True
@@ -335,7 +335,9 @@ class _Budget:
     def _without_price(self, call: ModelCall) -> Failure:
         self._refused.value += 1
         call.context.limit = f"budget {self.name}"
-        message = f"the price of the model {call.model[:100]!r} is not known, and the budget `{self.name}` is in USD"
+        tier = tier_asked(call)
+        what = f"{call.model[:100]!r}" + (f" in the service tier {tier!r}" if tier else "")
+        message = f"the price of the model {what} is not known, and the budget `{self.name}` is in USD"
         detail = f"budget {self.allowance}: set `prices` for the model, or `unpriced: allow`"
         return Failure(429, Reason.BUDGET, message, code="price_unknown", detail=detail, headers=(_FINAL,))
 

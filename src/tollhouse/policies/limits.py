@@ -29,7 +29,7 @@ from tollhouse.policies.admission import Taking, joined, joined_route
 from tollhouse.policies.base import EVERYWHERE, Kind, Layer, Parts, wrong
 from tollhouse.policies.limit_headers import Left, Style, fields_of, policy_item
 from tollhouse.policies.limit_spec import LimitSpec
-from tollhouse.policies.quotes import Quotes
+from tollhouse.policies.quotes import Quotes, tier_asked
 from tollhouse.policies.whose import WHOSE, calls, key_of
 from tollhouse.store.base import Buckets, Charge, Draw, Rate, Verdict
 from tollhouse.wire.llm.tokens import MOST_OUTPUT
@@ -38,6 +38,8 @@ __all__ = ["LIMITS", "LIMITS_ROUTE", "LimitSpec", "Limits"]
 
 _OF_MODELS: Final = frozenset(("tokens", "input_tokens", "output_tokens", "usd"))
 _MICRO: Final = 1000  # nano-dollars in the unit that money is limited in
+_PATIENCE: Final = 60.0  # seconds that clients wait; told to come back later they come at once
+_FINAL: Final = (b"x-should-retry", b"false")
 
 
 def _tokens(call: Call) -> int:
@@ -66,6 +68,8 @@ def _dollars(quotes: Quotes | None) -> Callable[[Call], int]:
         if type(call) is not ModelCall or not call.model or quotes is None:
             return 0
         quote = quotes.of(call)
+        if quote.rates is None and tier_asked(call):
+            quote = quotes.at_usual_price(call, quote)  # a limit needs no more than an estimate
         if quote.free:
             return 0
         output = quote.output if quote.output >= 0 else quotes.likely(call.label)
@@ -351,7 +355,7 @@ def _refusal(limit: _Limit, charge: Charge, wait: float, behind: float, context:
             f"never allows more than {_amount(limit.unit, rate.burst, short=True)} at once; ask for less"
         )
         return Failure(
-            429, Reason.RATE_LIMIT, message, code="rate_limit_exceeded", detail=detail, headers=tuple(headers)
+            429, Reason.RATE_LIMIT, message, code="rate_limit_exceeded", detail=detail, headers=(*headers, _FINAL)
         )
     left = limit.left(behind)
     said = "is used up"
@@ -361,6 +365,8 @@ def _refusal(limit: _Limit, charge: Charge, wait: float, behind: float, context:
     # Up to a tenth later, so that those who were refused together do not come back together.
     after = ceil(wait * (1.0 + 0.1 * random())) or 1  # noqa: S311 - spreads load
     headers.append((b"retry-after", b"%d" % after))
+    if after > _PATIENCE:
+        headers.append(_FINAL)
     return Failure(
         429,
         Reason.RATE_LIMIT,

@@ -3,7 +3,7 @@
 Rule: a bound is never below what a provider can charge for what is asked: a token is at least a byte of the body, the
 answer has at most the tokens that the caller allows, and every token is taken at the dearest rate that it may have at
 any of the model's targets. What no bound is known for (pictures behind a URL, a conversation that the provider keeps,
-an answer without a limit) is estimated, and the quote says so.
+what the provider's own tools read, an answer without a limit) is estimated, and the quote says so.
 """
 
 import re
@@ -11,7 +11,7 @@ from bisect import insort
 from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic, time
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -20,22 +20,57 @@ from tollhouse.core.call import Context, ModelCall, Usage
 from tollhouse.ledger.prices import Prices
 from tollhouse.ledger.rates import Rates
 from tollhouse.wire.llm.tokens import DEFAULT_OUTPUT, MOST_OUTPUT, PICTURE
+from tollhouse.wire.llm.usage import tier_of
 
-__all__ = ["Asked", "Quote", "Quotes", "can_shorten", "output_of", "shorten", "spent_of", "worth"]
+__all__ = [
+    "NO_CHANGES",
+    "Asked",
+    "Changes",
+    "Quote",
+    "Quotes",
+    "can_shorten",
+    "output_of",
+    "several_of",
+    "shorten",
+    "spent_of",
+    "tier_asked",
+    "worth",
+]
 
 _NANO = 1_000_000  # femto-dollars in a nano-dollar
 _FRAME = 64  # tokens that providers put around a prompt; messages have frames in JSON that are longer
 _EXPLAINED = 512  # of the text that explains tools to a model
+_ONE = msgspec.Raw(b"1")
 _TOOLS = ("tools", "functions", "toolConfig")
-_KEPT_SECONDS = 60.0
+_KEPT_SECONDS = 60.0  # up to a whole minute, at which prices change
+_AHEAD = 300.0  # seconds in which a call may end, at the price of then
 _KNOWN = 10_000
 _SAMPLES = 200
-_INLINE = re.compile(rb"[A-Za-z0-9+/_-]{2048,}={0,2}")
+_INLINE = re.compile(
+    rb'"(?:url|image_url|file_data|data|bytes|inputImage|bytesBase64Encoded)"\s*:\s*'
+    rb'"(?:data:[A-Za-z0-9/+.;=_-]{1,128},)?[A-Za-z0-9+/_-]{2048,}={0,2}"'
+)
+"""A file in a request, in a member for files. Letters without end within a text are text, each perhaps a token."""
 _DEAREST_PICTURE = 4 * PICTURE  # of one that is sent, or pointed to
 _POINTERS = (b'"image_url"', b'"input_image"', b'"file_id"', b'"input_file"', b'"fileData"', b'"url"')
 _CACHES = (b'"cache_control"', b'"cachePoint"')
-_SOUND = (b'"input_audio"', b'"audio"', b"audio/")
-_ELSEWHERE = ("previous_response_id", "conversation", "cachedContent", "container")
+_SOUND = (b'"input_audio"', b'"audio"', b"audio/", b'"AUDIO"')
+_SOUNDS = frozenset(("speech", "transcriptions", "translations"))
+_COUNTING = frozenset(("count_tokens", "count"))
+_EXPLICIT = frozenset(("messages", "converse", "generate"))
+"""APIs in which a caller says what goes into a provider's cache; of the others the provider decides."""
+_ELSEWHERE = (
+    "previous_response_id", "conversation", "cachedContent", "cached_content", "container", "mcp_servers",
+    "web_search_options", "search_parameters", "plugins",
+)  # fmt: skip
+_READING = re.compile(
+    rb'"(?:web_?(?:search|fetch)|code_?(?:execution|interpreter)|file_?search|google_?(?:search|maps)|url_?context|'
+    rb"enterprise_?web|mcp|image_generation|tool_search|browser_search|x_search|collections_search|retrieval|systemtool)"
+)
+"""Tools that the provider runs, in lower case: to ignore it costs three times as much. What they find is part of the
+prompt, and no body has it."""
+_SEARCHERS = re.compile(r"sonar|search|research|compound", re.IGNORECASE)
+"""In the names of models that look for things without being told to."""
 
 
 class Asked(NamedTuple):
@@ -44,6 +79,18 @@ class Asked(NamedTuple):
 
     provider: str
     model: str
+
+
+class Changes(NamedTuple):
+    """What transforms may make of a model's requests. size: bytes that they may add. output: tokens of answer that they
+    may allow, -1 for no bound, 0 for what they leave alone. tiers: service tiers that they may ask for."""
+
+    size: int = 0
+    output: int = 0
+    tiers: tuple[str, ...] = ()
+
+
+NO_CHANGES: Final = Changes()
 
 
 class Quote(Struct, gc=False):
@@ -102,14 +149,17 @@ def spent_of(unit: str, usage: Usage | None, cost_nano: int | None, counts: bool
 
 
 class _Model:
-    """A configured model. often: how long its answers were, of late, sorted and in their order."""
+    """A configured model. searches: it may look for things by itself. lengths, order: how long its answers were, of
+    late, sorted and in their order."""
 
-    __slots__ = ("after", "before", "factor", "lengths", "order", "targets")
+    __slots__ = ("after", "before", "changes", "factor", "lengths", "order", "searches", "targets")
 
-    def __init__(self, name: str, targets: Sequence[Asked], factor: int) -> None:
+    def __init__(self, name: str, targets: Sequence[Asked], factor: int, changes: Changes = NO_CHANGES) -> None:
         self.before, _, self.after = name.partition("*")
         self.targets = tuple(targets)
         self.factor = factor
+        self.changes = changes
+        self.searches = any(_SEARCHERS.search(target.model or name) for target in targets)
         self.lengths: list[int] = []
         self.order: deque[int] = deque()
 
@@ -126,30 +176,34 @@ class _Model:
 
 
 class Quotes:
-    """Of one configuration. models: by configured name the targets, and how many of them may be asked for one call at
-    once; asked for each when it is first called. now: unix seconds."""
+    """Of one configuration. models: by configured name the targets, how many of them may be asked for one call at once,
+    and what becomes of its requests before they are sent; asked for each when it is first called. now: unix seconds."""
 
     def __init__(
         self,
         prices: Prices | None,
-        models: Callable[[str], tuple[Sequence[Asked], int] | None],
+        models: Callable[[str], tuple[Sequence[Asked], int, Changes] | None],
         now: Callable[[], float] = time,
     ) -> None:
         self._prices = prices
         self._find_model = models
         self._models: dict[str, _Model] = {}
         self._now = now
-        self._known: dict[tuple[str, str, str, bool, bool], tuple[float, tuple[int, int, int] | None]] = {}
+        self._known: dict[tuple[str, str, str, _Kinds], tuple[float, tuple[int, int, int] | None]] = {}
 
     def of(self, call: ModelCall) -> Quote:
         body = call.body
         dialect = call.dialect
         if dialect is None:  # a call of no request: an answer in a session, which says itself what it takes
             estimate = call.estimate
-            return Quote(estimate, estimate, 0, True, self._rates(call, "", cached=False, sound=False))
+            rates = self._rates(call, "", _Kinds(False, False, True, True, True))
+            if rates is not None:  # how much of it is the answer nobody has said
+                rates = max(rates[:2]), rates[1], rates[2]
+            return Quote(estimate, estimate, 0, True, rates)
         if not call.estimate:  # opening a session, counting tokens: it uses none itself
-            return Quote(0, 0, 0, False, self._rates(call, "", cached=False, sound=False))
-        output = output_of(call)
+            free = call.operation in _COUNTING
+            return Quote(0, 0, 0, False, (0, 0, 0) if free else self._rates(call, "", _NO_KINDS))
+        output = allowed = output_of(call)
         likely = output if output >= 0 else dialect.output_bound(call.fields)
         estimate = max(call.estimate - likely, 0)
         size, pictures = len(body), 0
@@ -158,13 +212,31 @@ class Quotes:
                 size -= match.end() - match.start()
                 pictures += 1
         pictures += sum(map(body.count, _POINTERS))
-        frame = _FRAME + (_EXPLAINED if any(name in call.fields for name in _TOOLS) else 0)
+        fields, operation = call.fields, call.operation
+        frame = _FRAME
+        opened = pictures > 0 or any(name in fields for name in _ELSEWHERE) or _is_object(fields.get("prompt"))
+        for name in _TOOLS:
+            if name in fields:
+                frame = _FRAME + _EXPLAINED
+                opened = opened or _READING.search(bytes(fields[name]).lower()) is not None
+        model = self._model(call.label)
+        if model is not None:
+            changes = model.changes
+            size += changes.size
+            if changes.output and output > 0:
+                allowed = max(output, changes.output) if changes.output > 0 else -1
+            opened = opened or model.searches or _SEARCHERS.search(call.model) is not None
+        if allowed > 0 and "prediction" in fields:
+            allowed += len(bytes(fields["prediction"]))  # what of it is not in the answer is paid as if it were
         most = max(size + frame + pictures * _DEAREST_PICTURE, estimate)
-        opened = pictures > 0 or any(name in call.fields for name in _ELSEWHERE)
-        cached = any(word in body for word in _CACHES)
-        sound = any(word in body for word in _SOUND)
-        tier = bytes(call.fields.get("service_tier", b"")).strip(b'"').decode("utf-8", "replace")[:32]
-        return Quote(most, estimate, output, opened, self._rates(call, tier, cached=cached, sound=sound))
+        told = any(word in body for word in _CACHES)
+        sound = operation in _SOUNDS or any(word in body for word in _SOUND)
+        kinds = _Kinds(told, told or operation not in _EXPLICIT, sound, pictures > 0 or body[:2] == b"--", output != 0)
+        return Quote(most, estimate, allowed, opened, self._rates(call, tier_asked(call), kinds))
+
+    def at_usual_price(self, call: ModelCall, quote: Quote) -> Quote:
+        """The same, as if the call's caller had named no service tier."""
+        return msgspec.structs.replace(quote, rates=self._rates(call, "", _TEXT))
 
     def likely(self, label: str) -> int:
         """Tokens that 19 of 20 answers of that model had at most, of late."""
@@ -189,20 +261,20 @@ class Quotes:
                 model = self._models[label] = _Model(label, *found)
         return model
 
-    def _rates(self, call: ModelCall, tier: str, *, cached: bool, sound: bool) -> tuple[int, int, int] | None:
-        key = (call.label, call.model, tier, cached, sound)
+    def _rates(self, call: ModelCall, tier: str, kinds: "_Kinds") -> tuple[int, int, int] | None:
+        key = (call.label, call.model, tier, kinds)
         known = self._known.get(key)
         now = monotonic()
         if known is not None and known[0] > now:
             return known[1]
-        found = self._find(call.label, call.model, tier, cached=cached, sound=sound)
+        found = self._find(call.label, call.model, tier, kinds)
         if len(self._known) >= _KNOWN:
             self._known.clear()
         if len(call.model) <= 256:
-            self._known[key] = (now + _KEPT_SECONDS, found)
+            self._known[key] = (now + _KEPT_SECONDS - self._now() % _KEPT_SECONDS, found)
         return found
 
-    def _find(self, label: str, name: str, tier: str, *, cached: bool, sound: bool) -> tuple[int, int, int] | None:
+    def _find(self, label: str, name: str, tier: str, kinds: "_Kinds") -> tuple[int, int, int] | None:
         model = self._model(label)
         prices = self._prices
         if model is None or prices is None:
@@ -212,31 +284,67 @@ class Quotes:
         for target in model.targets:
             asked = (target.model or name).replace("*", matched)
             at = self._now()
-            rates = prices.rates(target.provider, asked, at)
-            if rates is None:
-                return None
-            for one in (rates, prices.rates(target.provider, asked, at, tier) if tier not in _USUAL else None):
-                if one is not None:
-                    dearest = _dearer(dearest, one, cached=cached, sound=sound)
+            for one in ("", tier) if tier else ("",):
+                # A tier that has no price is not free: who names it must have one.
+                rates = prices.rates(target.provider, asked, at, one)
+                if rates is None or (kinds.answers and not rates.has_output):
+                    return None
+                dearest = _dearer(dearest, rates, kinds)
+                if (soon := prices.rates(target.provider, asked, at + _AHEAD, one)) is not None:
+                    dearest = _dearer(dearest, soon, kinds)
+            for one in model.changes.tiers:
+                if (rates := prices.rates(target.provider, asked, at, one)) is not None:
+                    dearest = _dearer(dearest, rates, kinds)
         prompt, answer, once = dearest
         return prompt * model.factor, answer * model.factor, once * model.factor
 
 
-_USUAL = ("", "auto", "default", "standard", "standard_only")
+class _Kinds(NamedTuple):
+    """Which kinds of tokens a call may have besides text. told: its caller has a part of the prompt kept. kept: the
+    provider may do so. sound: in either direction. pictures: in the prompt; in an answer a model either has them or
+    not. answers: tokens of answer at all."""
+
+    told: bool
+    kept: bool
+    sound: bool
+    pictures: bool
+    answers: bool
 
 
-def _dearer(most: tuple[int, int, int], rates: Rates, *, cached: bool, sound: bool) -> tuple[int, int, int]:
+_NO_KINDS = _Kinds(False, False, False, False, False)
+_TEXT = _Kinds(False, False, False, False, True)
+
+
+def _is_object(raw: msgspec.Raw | None) -> bool:
+    return raw is not None and bytes(raw)[:1] == b"{"
+
+
+def _dearer(most: tuple[int, int, int], rates: Rates, kinds: _Kinds) -> tuple[int, int, int]:
     prompt, answer, once = most
     for one in (rates, *(tier for _, tier in rates.tiers)):
-        each = one.input
-        if cached:
-            each = max(each, one.cache_write + max(one.cache_write_1h_more, 0))
-        said = one.output + max(one.reasoning_more, 0)
-        if sound:
+        each = max(one.input, one.cache_read)
+        if kinds.kept:
+            each = max(each, one.cache_write + (max(one.cache_write_1h_more, 0) if kinds.told else 0))
+        if kinds.pictures:
+            each = max(each, one.input + max(one.image_input_more, 0))
+        said = one.output + max(one.reasoning_more, one.image_output_more, 0)
+        if kinds.sound:
             each = max(each, one.input + max(one.audio_input_more, 0))
             said = max(said, one.output + max(one.audio_output_more, 0))
         prompt, answer, once = max(prompt, each), max(answer, said), max(once, one.request)
     return prompt, answer, once
+
+
+def tier_asked(call: ModelCall) -> str:
+    """The service tier that a call's caller asks for, as `Usage.tier` has it; "" for the usual one, or none."""
+    fields = call.fields
+    asked = fields.get("service_tier") or fields.get("serviceTier")
+    tier = "" if asked is None else tier_of(asked)
+    if tier == "standard_only":
+        tier = ""
+    if "speed" in fields and call.operation == "messages" and (speed := tier_of(fields["speed"])):
+        tier = f"{tier}+{speed}" if tier else speed
+    return tier
 
 
 def output_of(call: ModelCall) -> int:
@@ -248,11 +356,7 @@ def output_of(call: ModelCall) -> int:
         return -1
     if names := dialect.output_bounds:
         most = max([_bound(fields.get(name)) for name in names])
-        if most <= 0:
-            return -1
-        told = {names[0]: msgspec.Raw(b"%d" % min(most, MOST_OUTPUT))}
-        several: int = dialect.output_bound(told | {"n": fields["n"]} if "n" in fields else told)
-        return min(several, MOST_OUTPUT)
+        return -1 if most <= 0 else min(most, MOST_OUTPUT) * several_of(call)
     bound: int = dialect.output_bound(fields)
     if bound == 0 or dialect.output_bound({}) == 0:
         return bound
@@ -263,6 +367,15 @@ def output_of(call: ModelCall) -> int:
         return -1
     known = max(_bound(inner.get(_NESTED.get(place, ""))), _bound(inner.get("max_output_tokens")))
     return min(bound, MOST_OUTPUT) if known > 0 else -1
+
+
+def several_of(call: ModelCall) -> int:
+    """How many answers are asked for, each of which has the whole bound."""
+    dialect = call.dialect
+    if not dialect.output_bounds:
+        return 1
+    several: int = dialect.output_bound({**call.fields, dialect.output_bounds[0]: _ONE})
+    return max(several, 1)
 
 
 def _bound(raw: msgspec.Raw | None) -> int:
@@ -288,11 +401,13 @@ def can_shorten(call: ModelCall) -> bool:
 def shorten(call: ModelCall, most: int) -> None:
     """Let all answers of the call together have at most so many tokens, as if its caller had asked for that."""
     dialect, fields = call.dialect, call.fields
-    raw = bytes(fields.get("n", b"1"))
-    each = most // max(int(raw), 1) if raw.isdigit() and len(raw) < 4 else most
+    each = most // several_of(call)
     number = msgspec.Raw(b"%d" % max(each, 1))
     if dialect.output_bounds:
-        there = [name for name in dialect.output_bounds if name in fields] or [dialect.output_bounds[0]]
+        there = [name for name in dialect.output_bounds if name in fields]
+        if not there:
+            call.bounded = True
+            there = [dialect.output_bounds[0]]
         for name in there:
             fields[name] = number
         return

@@ -24,10 +24,11 @@ from tollhouse.core.handler import Handler
 from tollhouse.core.reply import Reply
 from tollhouse.core.spec import Spec
 from tollhouse.policies.base import Kind, Layer, Parts, one_or_several, several
+from tollhouse.policies.quotes import Changes
 from tollhouse.wire.llm.system import System
 from tollhouse.wire.pointer import Misplaced, Pointer
 
-__all__ = ["TRANSFORM", "PromptSpec", "Steps", "Transform", "TransformSpec"]
+__all__ = ["TRANSFORM", "PromptSpec", "Steps", "Transform", "TransformSpec", "changes_of"]
 
 Raw = msgspec.Raw
 
@@ -36,6 +37,9 @@ _HOLE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _OWN = "system"
 _LONGEST = 65_536  # characters that CEL may put into one hole
 _CEL = frozenset(("cel",))
+_FILLED = 1024  # bytes that CEL is reckoned to put somewhere
+_BOUND = re.compile(r"(?i:max_?(?:completion_?|output_?)?tokens|(?:generation|inference)_?config)$|^n$")
+_TIER = re.compile(r"service_?tier|speed", re.IGNORECASE)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -152,6 +156,30 @@ Steps = Annotated[
     BeforeValidator(several),
 ]
 """One transform, or several in order."""
+
+
+def changes_of(steps: Sequence[TransformSpec]) -> Changes:
+    """What these may make of a request, for what it may cost."""
+    size, output = 0, 0
+    tiers: list[str] = []
+    for step in steps:
+        for name, value in (*step.set.items(), *step.defaults.items()):
+            computed = isinstance(value, dict) and value.keys() == _CEL
+            size += len(name) + (_FILLED if computed else len(_encode(value)))
+            if _TIER.fullmatch(name) and isinstance(value, str):
+                tiers.append(value.lower())
+        if step.prompt is not None:
+            for text in filter(None, (step.prompt.prefix, step.prompt.suffix, step.prompt.template)):
+                pieces = _HOLE.split(text)
+                size += sum(len(_encode(piece)) for piece in pieces[::2]) + _FILLED * (len(pieces) // 2)
+        for name in (*step.remove, *step.set):
+            if _BOUND.search(name):
+                value = step.set.get(name)
+                if isinstance(value, int) and not isinstance(value, bool) and value > 0 and output >= 0:
+                    output = max(output, value)
+                else:
+                    output = -1
+    return Changes(size, output, tuple(tiers))
 
 
 # ---- the policy

@@ -55,13 +55,14 @@ def trial() -> Iterator[Trial]:
 
 def test_what_was_set_for_the_process_is_set_back() -> None:
     gc.unfreeze()  # some interpreters freeze their own
-    before = (sys.getswitchinterval(), gc.isenabled(), gc.get_freeze_count())
+    before = (sys.getswitchinterval(), gc.isenabled(), gc.get_freeze_count(), gc.get_threshold())
     with trial() as one:
         assert sys.getswitchinterval() < before[0]
+        assert gc.get_threshold()[0] > before[3][0]
         assert gc.get_freeze_count() > 10_000
         one.memory.reading()
         assert not gc.isenabled()
-    assert (sys.getswitchinterval(), gc.isenabled(), gc.get_freeze_count()) == before
+    assert (sys.getswitchinterval(), gc.isenabled(), gc.get_freeze_count(), gc.get_threshold()) == before
 
 
 def test_nothing_is_collected_while_a_configuration_is_read_and_a_large_one_is_never_walked() -> None:

@@ -8,7 +8,8 @@ from tollhouse.core.errors import Failure
 from tollhouse.core.http import Headers, Request, Response
 from tollhouse.gateway.operate import Operations
 from tollhouse.ledger.journal import Journal
-from tollhouse.observe.metrics import Metrics, Share
+from tollhouse.observe.metrics import Metrics
+from tollhouse.observe.share import Share
 
 pytestmark = pytest.mark.anyio
 

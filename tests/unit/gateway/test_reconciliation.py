@@ -4,11 +4,13 @@ for."""
 from asyncio import sleep
 from collections.abc import Iterator
 from pathlib import Path
+from re import search
 from time import time
 from typing import Any
 
 import msgspec
 import pytest
+from tests.fixtures.gateway import until
 
 from tollhouse.config.parse import parse
 from tollhouse.config.spec import Config
@@ -156,7 +158,7 @@ async def test_a_budget_that_came_by_a_change_is_compared_when_earlier_calls_hav
     drained: list[int] = []
     turns: list[int] = []
 
-    async def lease() -> bool:
+    async def lease(_: bool) -> bool:
         turns.append(1)
         return False  # another node does the rest
 
@@ -165,6 +167,7 @@ async def test_a_budget_that_came_by_a_change_is_compared_when_earlier_calls_hav
     spending.start(lambda: bool(drained))
     config = config_of(ROLLING, MONEY)
     spending.serves(config)
+    await compared(metrics, "ok", 1)  # at once
     money = draw_of(config, "money", now)
     books.ship(now)
     await spending.open([money])
@@ -179,6 +182,55 @@ async def test_a_budget_that_came_by_a_change_is_compared_when_earlier_calls_hav
     assert (await spending.check()).drifts == []
     await spending.close()
     await counter.close()
+
+
+async def compared(metrics: Metrics, result: str, times: int) -> None:
+    """Wait for so many comparisons."""
+    pattern = rb'budget_reconciliations_total\{result="%b"\} (\d+)' % result.encode()
+    await until(lambda: (found := search(pattern, metrics.render()[1])) and int(found[1]) >= times)
+
+
+@pytest.mark.parametrize("between", [[ROLLING], [ROLLING, "{per: org, usd: 10, window: year, name: money}"]])
+async def test_a_budget_that_comes_back_has_what_was_spent_meanwhile(books: Books, between: list[str]) -> None:
+    """Or that was about somebody else. Calls of the earlier configuration may go on for hours."""
+    clock, metrics, now = Clock(), Metrics(), time()
+    counter = MemoryCounter(clock)
+    spending = Spending(counter, SqliteLedger(books.file), Families(metrics), clock)
+    config, other = config_of(ROLLING, MONEY), config_of(*between)
+    spending.serves(config)
+    spending.start(lambda: False)
+    money = draw_of(config, "money", now)
+    await spending.open([money])
+    assert (await counter.admit("a", [], [money])).used == [1]
+    counter.post(JOURNAL, books.ship(now, money), "a", [(money.field, 7)])
+    spending.serves(other)
+    counter.post(JOURNAL, books.ship(now), "", [])  # draws on nothing
+    spending.serves(config)
+    await compared(metrics, "ok", 1)
+    assert (await counter.admit("b", [], [money])).used == [14 + 1]
+    assert b'budget_drift_total{allowance="usd:top/money:year"} 0' in metrics.render()[1]  # which was no fault
+    await spending.close()
+    await counter.close()
+
+
+async def test_what_could_not_be_compared_after_a_change_is_tried_again(books: Books) -> None:
+    clock, metrics = Clock(), Metrics()
+    counter = MemoryCounter(clock)
+    missing = books.file.parent / "away" / "tollhouse.db"
+    missing.parent.touch()
+    spending = Spending(counter, SqliteLedger(missing), Families(metrics), clock, every=0.02, lease=another)
+    spending.serves(config_of(ROLLING))
+    spending.start(lambda: True)
+    spending.serves(config_of(ROLLING, MONEY))
+    await compared(metrics, "failed", 2)
+    missing.parent.unlink()
+    await compared(metrics, "ok", 2)  # at once, and when the calls before had ended
+    await spending.close()
+    await counter.close()
+
+
+async def another(_: bool) -> bool:
+    return False
 
 
 async def test_it_is_done_a_while_after_the_start(books: Books) -> None:
@@ -208,7 +260,10 @@ async def test_one_node_does_it_each_hour() -> None:
     clock = Clock()
     state = MemoryState(clock)
     lease, other = lease_of(state, 100.0), lease_of(state, 100.0)
-    assert [await lease(), await other(), await lease()] == [True, False, False]
-    clock.now += 91.0
-    assert [await other(), await lease()] == [True, False]
+    assert [await lease(False), await other(False), await lease(False)] == [True, False, False]
+    assert [await other(True), await lease(True)] == [True, False]  # of those that have started in a minute
+    clock.now += 61.0
+    assert [await lease(True), await lease(False)] == [True, False]
+    clock.now += 30.0
+    assert [await other(False), await lease(False)] == [True, False]
     await state.close()

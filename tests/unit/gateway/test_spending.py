@@ -25,6 +25,8 @@ from tollhouse.ledger.sqlite import SqliteLedger
 from tollhouse.observe.families import Families
 from tollhouse.observe.metrics import Metrics
 from tollhouse.policies.budgets import BudgetSpec, window_seconds
+from tollhouse.policies.quotes import Changes
+from tollhouse.policies.transform import TransformSpec
 from tollhouse.policies.windows import clock_of
 from tollhouse.store.allowances import GRACE, kept_until
 from tollhouse.store.base import ADMITTED, OPEN, Draw, Window
@@ -99,8 +101,16 @@ def test_what_a_configuration_says(config: Config) -> None:
     assert not draws(Config())
     assert len({budget.allowance for budget in budgets_of(config)}) == 11
     found = asked(config)
-    assert found("m") == ([("one", "x"), ("one", ""), ("one", "y")], 1)
-    assert found("w/*") == ([("one", "*"), ("one", "")], 2)
+    assert found("m") == ([("one", "x"), ("one", ""), ("one", "y")], 1, Changes())
+    assert found("w/*") == ([("one", "*"), ("one", "")], 2, Changes())
+
+
+def test_what_transforms_add_is_of_what_calls_may_cost(config: Config) -> None:
+    steps = TransformSpec.model_validate({"set": {"max_tokens": 500}}), TransformSpec.model_validate({"remove": ["n"]})
+    models = tuple(model.model_copy(update={"transform": steps[1:]}) for model in config.models)
+    found = asked(config.model_copy(update={"transform": steps[:1], "models": models}))("m")
+    assert found is not None
+    assert found[2] == Changes(13, -1)
 
 
 @pytest.mark.parametrize("window", ["hour", "day", "week", "month", "quarter", "year", 60, 61, 100, 86400, 8_000_000])

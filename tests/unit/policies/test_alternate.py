@@ -148,10 +148,12 @@ async def test_what_guards_do_to_answers_of_the_agent_goes_along() -> None:
     async def second(asked: ToolCall) -> Reply:
         assert asked.outgoing is not None
         before = asked.outgoing
-        asked.outgoing = lambda data: before(data) + b"2"
+        asked.outgoing = lambda call, data, send: before(call, data, lambda told: send(told + b"2"))
         return Reply(200, [], OK)
 
     made = call(idempotent=True)
-    made.outgoing = lambda data: data + b"1"
+    made.outgoing = lambda call, data, send: send(data + b"1")
     await Alternate("two", "second", second).handle(made, Chain(lost(sent=False)))
-    assert made.outgoing(b"0") == b"012"
+    sent: list[bytes] = []
+    made.outgoing(made, b"0", sent.append)
+    assert sent == [b"012"]

@@ -22,7 +22,7 @@ from tollhouse.policies.base import Layer, Parts
 from tollhouse.policies.budgets import BUDGETS, BudgetSpec, allowance_of
 from tollhouse.policies.holds import Holds
 from tollhouse.policies.limits import LIMITS, LimitSpec
-from tollhouse.policies.quotes import Asked, Quotes
+from tollhouse.policies.quotes import Asked, Changes, Quotes
 from tollhouse.store.base import Charge, Counter, Draw, Posting, Rate, Verdict, Window, unavailable
 from tollhouse.store.memory import MemoryCounter
 from tollhouse.store.seeding import seed
@@ -96,7 +96,7 @@ class House:
         self.counter: Any = Far(memory) if far else memory
         self.past = Past()
         self.holds = Holds(self.counter, self.time.clock)
-        targets = {name: ([Asked("p", name)], 1) for name in ("m", "free", "unknown")}
+        targets = {name: ([Asked("p", name)], 1, Changes()) for name in ("m", "free", "unknown")}
         self.inside: dict[str, Handler[ModelCall, Reply]] = {}
         quotes = Quotes(Prices(None, {"p": Origin("openai")}, PRICES), targets.get)
         made = near_parts(self.time, entrance="llm", counter=self.counter, holds=self.holds, quotes=quotes)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+from msgspec import Raw
 from tests.unit.policies.floor import Time, answer, counted, end, layer, model, request, respond, tool, who
 from tests.unit.policies.floor import parts as near_parts
 
@@ -15,9 +16,12 @@ from tollhouse.core.errors import ConfigError, Failure, Reason
 from tollhouse.core.handler import Handler, compose
 from tollhouse.core.http import Ending, finish
 from tollhouse.core.reply import Reply
+from tollhouse.ledger.prices import Origin, Prices, PriceSpec
 from tollhouse.policies.base import Layer, Parts
 from tollhouse.policies.limits import LIMITS, LIMITS_ROUTE, LimitSpec
+from tollhouse.policies.quotes import NO_CHANGES, Asked, Quotes
 from tollhouse.store.base import Charge, Counter, Draw, Rate, Verdict, unavailable
+from tollhouse.wire.llm import CHAT
 
 pytestmark = pytest.mark.anyio
 
@@ -272,12 +276,32 @@ async def test_what_a_refusal_says(parts: Make) -> None:
     assert counted(p, "ratelimit_near_limit_total") == {("user-rpm",): 1}
 
 
+@pytest.mark.parametrize("tier", [b'"priority"', b'"auto"'])
+async def test_a_tier_without_a_price_is_estimated_at_the_usual_one(parts: Make, tier: bytes) -> None:
+    prices = Prices(None, {"p": Origin("openai")}, [PriceSpec.model_validate({"model": "*", "input": 1, "output": 4})])
+    quotes = Quotes(prices, {"m": ([Asked("p", "m")], 1, NO_CHANGES)}.get)
+    handler = chain(parts(Time(), entrance="llm", quotes=quotes), limits({"per": "user", "usd": 1}))
+    call = model("m", estimate=500_000)
+    call.dialect, call.fields = CHAT, {"max_tokens": Raw(b"200000"), "service_tier": Raw(tier)}
+    assert await outcome(handler, call) == 429
+
+
 async def test_what_never_fits_says_so(parts: Make) -> None:
     handler = chain(parts(Time(), entrance="llm"), limits({"per": "user", "tokens": 100, "burst": 50}))
     with pytest.raises(Failure, match="never allows more than 50 at once") as caught:
         await handler(model(estimate=51))
     assert caught.value.retry_after is None
     assert b"retry-after" not in dict(caught.value.headers)
+    assert dict(caught.value.headers)[b"x-should-retry"] == b"false"
+
+
+@pytest.mark.parametrize("window, final", [("50s", False), ("2m", True)])
+async def test_who_would_not_wait_that_long_is_told_not_to_come(parts: Make, window: str, final: bool) -> None:
+    handler = chain(parts(Time(), entrance="llm"), limits({"per": "user", "requests": 1, "window": window}))
+    await handler(model())
+    with pytest.raises(Failure) as caught:
+        await handler(model())
+    assert ((b"x-should-retry", b"false") in caught.value.headers) is final
 
 
 async def test_retry_after_is_at_least_a_second(parts: Make) -> None:

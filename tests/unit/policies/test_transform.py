@@ -11,7 +11,8 @@ from tollhouse.core.call import Call, ModelCall
 from tollhouse.core.errors import Failure
 from tollhouse.core.reply import Reply
 from tollhouse.policies import Scope
-from tollhouse.policies.transform import TRANSFORM, TransformSpec
+from tollhouse.policies.quotes import Changes
+from tollhouse.policies.transform import TRANSFORM, TransformSpec, changes_of
 from tollhouse.wire.llm import CHAT, EMBEDDINGS
 from tollhouse.wire.llm.dialect import Dialect
 
@@ -235,3 +236,22 @@ def test_a_wrong_pointer_is_an_error_when_config_is_read(spec: Any, said: str) -
 def test_a_condition_is_true_or_false(source: str) -> None:
     with pytest.raises(ValidationError, match="compare it with something"):
         TransformSpec.model_validate({"when": source, "remove": ["user"]})
+
+
+@pytest.mark.parametrize(
+    "steps, changes",
+    [
+        ([], Changes()),
+        ([{"prompt": {"prefix": "a" * 4000, "suffix": "\u00e9"}}], Changes(4002 + 4, 0)),  # as JSON, with its quotes
+        ([{"prompt": {"prefix": "for {{ principal.org }}."}}], Changes(6 + 3 + 1024, 0)),
+        ([{"set": {"user": {"cel": "principal.user"}}}], Changes(4 + 1024, 0)),
+        ([{"set": {"max_tokens": 90}}, {"set": {"max_completion_tokens": 80}}], Changes(12 + 23, 90)),
+        ([{"set": {"max_tokens": 90}}, {"remove": ["MAX_TOKENS"]}], Changes(12, -1)),
+        ([{"remove": ["/generationConfig/maxOutputTokens"]}], Changes(0, -1)),
+        ([{"set": {"/inferenceConfig/maxTokens": {"cel": "5"}}}], Changes(26 + 1024, -1)),
+        ([{"defaults": {"max_tokens": 90, "service_tier": "priority"}}], Changes(12 + 22, 0, ("priority",))),
+        ([{"set": {"speed": "fast"}}], Changes(11, 0, ("fast",))),
+    ],
+)
+def test_what_may_become_of_a_request(steps: list[dict[str, Any]], changes: Changes) -> None:
+    assert changes_of([TransformSpec.model_validate(step) for step in steps]) == changes
