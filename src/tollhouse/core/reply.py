@@ -9,6 +9,7 @@ of its own, and says in `behind` what it stands before.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -24,7 +25,8 @@ class Reply(msgspec.Struct, eq=False):
     None, else what came up to now, which `source` does not give again. What passes `first`, `taps` and `source` is one
     or more whole events (LLM: raw SSE events; MCP: exactly one JSON-RPC message). taps: whoever makes the Reply a
     Response applies them to `first`, a source that streams to what comes after it; its Reply then comes with the list
-    it reads, so append to a list that is there and never put another one in its place."""
+    it reads, so append to a list that is there and never put another one in its place. read: `first`, and what it says,
+    where somebody has read it already: worth something as long as `first` is that very object, and only once."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -32,6 +34,7 @@ class Reply(msgspec.Struct, eq=False):
     source: Source | None = None
     taps: list[Tap] | None = None
     ends: list[End] = msgspec.field(default_factory=list)
+    read: tuple[bytes, Any] | None = None
 
     def close(self, ending: Ending) -> None:
         """Not wanted after all: stop the upstream, run what was due."""

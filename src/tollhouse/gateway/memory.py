@@ -1,12 +1,13 @@
 """Memory: keeps the garbage collector and the reading of large configurations from stalling the loop, and gives memory
 back after a peak.
 
-Theory of operation. A request leaves no cycles, so the collector finds nothing in a configuration, but each full
-collection walks all of it: 40 to 80 ms with 5,000 models. So what lives once everything is built is put out of its
-sight (`gc.freeze`), and so is a configuration that comes later, when it is large; a cycle in that would stay for ever,
-but models have none. A configuration is read in a thread, and makes many objects at once: meanwhile nothing is
-collected. Threads change places after one millisecond and not after five, because an answer needs several turns of the
-loop, and each of them waits for the thread that reads.
+Theory of operation. A request leaves no cycles, so the collector finds nothing. At its usual threshold of 700 new
+objects it would look every few requests all the same, and find those that are under way: here it waits for 10,000.
+In a configuration it finds nothing either, but each full collection walks all of it: 40 to 80 ms with 5,000 models. So
+what lives once everything is built is put out of its sight (`gc.freeze`), and so is a configuration that comes later,
+when it is large; a cycle in that would stay for ever, but models have none. A configuration is read in a thread, and
+makes many objects at once: meanwhile nothing is collected. Threads change places after one millisecond and not after
+five, because an answer needs several turns of the loop, and each of them waits for the thread that reads.
 glibc keeps what a peak of connections has taken: `malloc_trim` gives back what it can, in 0.2 ms for each 1,000
 connections (after 9,000 streams 18 MB of 80; the rest is in pages of Python's own allocator that are partly in use).
 
@@ -28,6 +29,7 @@ log = logging.getLogger("tollhouse.gateway")
 
 _SWITCH: Final = 0.001  # seconds after which a thread that computes lets another one go on
 _LARGE: Final = 20_000  # objects that are new after a configuration was read: some hundred models
+_YOUNG: Final = 10_000  # objects that are new before the collector looks at them
 _LOOK: Final = 1.0  # seconds between two looks at the connections
 _PEAK: Final = 500  # connections that must have gone
 _CALM: Final = 3  # looks for which they must have stayed away
@@ -42,6 +44,7 @@ class Memory:
         self._connections = connections
         self._trim = trim
         self._switch = 0.0
+        self._young = (700, 10, 10)
         self._peak = 0
         self._calm = 0
         self._next_look = 0.0
@@ -51,6 +54,8 @@ class Memory:
         """Everything is built. Until `stop`."""
         self._switch = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH)
+        self._young = gc.get_threshold()
+        gc.set_threshold(_YOUNG, *self._young[1:])
         gc.collect()
         gc.freeze()
         self._clock.every_turn(self._turn)
@@ -59,6 +64,7 @@ class Memory:
         self._clock.remove(self._turn)
         gc.enable()
         gc.unfreeze()
+        gc.set_threshold(*self._young)
         sys.setswitchinterval(self._switch)
 
     def reading(self) -> None:

@@ -13,7 +13,7 @@ import msgspec
 from tollhouse.ledger.audit import Anchor, AuditRecord
 from tollhouse.ledger.records import AUDIT, identify
 
-__all__ = ["TEXTS", "AuditReader", "Placed", "Row", "place_in"]
+__all__ = ["TEXTS", "AuditReader", "Linked", "Placed", "Row", "place_in"]
 
 TEXTS: Final = (
     "operation", "request_id", "principal", "source", "user", "org", "agent", "client", "key", "issuer", "jti",
@@ -26,19 +26,24 @@ _OF_CHAIN = "SELECT n, at, body FROM audit WHERE journal = (SELECT number FROM j
 _PAGE = 1000
 
 
-class Placed(msgspec.Struct, gc=False):
-    """What of a record says where it belongs."""
+class Linked(msgspec.Struct, gc=False):
+    """What of a record finds it, and binds it to the one before."""
 
     n: int
     prev: str
     at: int
     hash: str
+
+
+class Placed(Linked, gc=False):
+    """What of a record says where it belongs."""
+
     operation: str = ""
     seal: str = ""
     anchors: tuple[Anchor, ...] = ()
 
 
-place_in = msgspec.json.Decoder(Placed).decode
+place_in = msgspec.json.Decoder(Linked).decode
 """What a record's bytes say of its place. Raises ValueError."""
 
 

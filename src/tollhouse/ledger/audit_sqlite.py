@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tollhouse.ledger.audit_reader import TEXTS, AuditReader, Placed, place_in
+from tollhouse.ledger.audit_reader import TEXTS, AuditReader, Linked, place_in
 from tollhouse.ledger.base import Entry, LedgerError
 
 __all__ = ["TABLES", "SqliteAudit", "put_away"]
@@ -40,7 +40,8 @@ _THERE = "SELECT body FROM audit WHERE journal = ? AND n = ?"
 _AT_ONCE: Final = 64
 """Rows in a statement: while SQLite takes them the interpreter is free for the event loop (as `sqlite._AT_ONCE`)."""
 _PUT = "INSERT INTO audit VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
-_PUT_MANY = f"INSERT INTO audit VALUES {', '.join(['(?, ?, ?, ?)'] * _AT_ONCE)} ON CONFLICT DO NOTHING"  # noqa: S608
+_ROWS = ", ".join(f"(?1, ?{n}, ?{n + 1}, ?{n + 2})" for n in range(2, 2 + 3 * _AT_ONCE, 3))
+_PUT_MANY = f"INSERT INTO audit VALUES {_ROWS} ON CONFLICT DO NOTHING"  # noqa: S608
 _HEAD = (
     "INSERT INTO audit_chains VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE "
     "SET n = excluded.n, hash = excluded.hash, at = excluded.at WHERE excluded.n > n"
@@ -52,8 +53,8 @@ def put_away(db: sqlite3.Connection, journal: int, entries: Sequence[Entry]) -> 
     is there already, byte for byte, is neither."""
     stored = 0
     wrong: list[tuple[Entry, str]] = []
-    found: list[tuple[Entry, Placed, str]] = []
-    head: Placed | None = None
+    found: list[tuple[Entry, Linked, str]] = []
+    head: Linked | None = None
     for entry in entries:
         try:
             found.append((entry, place_in(entry.body), entry.body.decode()))
@@ -83,9 +84,11 @@ def put_away(db: sqlite3.Connection, journal: int, entries: Sequence[Entry]) -> 
     return stored, wrong
 
 
-def _put_many(db: sqlite3.Connection, journal: int, rows: Sequence[tuple[Entry, Placed, str]]) -> bool:
+def _put_many(db: sqlite3.Connection, journal: int, rows: Sequence[tuple[Entry, Linked, str]]) -> bool:
     """Store these in one statement, if none of them is there: whether all are stored. Else none is."""
-    values = [value for _, placed, text in rows for value in (journal, placed.n, placed.at, text)]
+    values: list[int | str] = [journal]
+    for _, placed, text in rows:
+        values += (placed.n, placed.at, text)
     db.execute("SAVEPOINT rows")
     try:
         whole = db.execute(_PUT_MANY, values).rowcount == len(rows)

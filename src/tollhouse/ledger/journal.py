@@ -147,18 +147,19 @@ class Journal:
         seq = self.seq + 1
         checked = CHECKED.pack(seq, kind) + body
         frame = LEADING.pack(len(body), crc32(checked)) + checked
+        size = len(frame)
         try:
             written = os.write(self._fd, frame)
         except OSError as error:
             self._repair(frame, error)
         else:
-            if written != len(frame):
+            if written != size:
                 self._repair(frame, OSError(errno.ENOSPC, "short write"))
         self.seq = seq
         if kind == USAGE:
             self.used = seq
-        self._at += len(frame)
-        self._written += len(frame)
+        self._at += size
+        self._written += size
         if hold:
             self._intended(hold, frame if kind == INTENT else None)
         if self._syncer is not None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from psycopg import errors
 
-from tollhouse.ledger.audit_reader import AuditReader, Placed, place_in
+from tollhouse.ledger.audit_reader import AuditReader, Linked, place_in
 from tollhouse.ledger.base import Entry, LedgerError
 from tollhouse.ledger.postgres_connection import Connection, connect, translating
 from tollhouse.ledger.postgres_place import Place
@@ -26,7 +26,7 @@ _HEAD: Final = (
     "SET n = excluded.n, hash = excluded.hash, at = excluded.at WHERE excluded.n > c.n"
 )
 
-Found = tuple[Entry, Placed, str]
+Found = tuple[Entry, Linked, str]
 
 
 def put_away(db: Connection, journal: int, entries: Sequence[Entry]) -> tuple[int, list[tuple[Entry, str]]]:
@@ -46,7 +46,7 @@ def put_away(db: Connection, journal: int, entries: Sequence[Entry]) -> tuple[in
     return len(stored), wrong
 
 
-def _put(db: Connection, journal: int, rows: Sequence[Found], wrong: list[tuple[Entry, str]]) -> list[Placed]:
+def _put(db: Connection, journal: int, rows: Sequence[Found], wrong: list[tuple[Entry, str]]) -> list[Linked]:
     """Those that are new; what cannot be stored is added to `wrong`."""
     if not rows:
         return []
@@ -68,7 +68,7 @@ def _put(db: Connection, journal: int, rows: Sequence[Found], wrong: list[tuple[
         for entry, place, text in rows:
             if there.get(place.n) != text:
                 wrong.append((entry, f"another record has the place {place.n} of its chain"))
-    stored: list[Placed] = []
+    stored: list[Linked] = []
     for _, place, _ in rows:
         if place.n in new:
             new.discard(place.n)  # of two with one place, the first

@@ -6,7 +6,7 @@ no number to be believed raises ValueError, so that sums stay within 64 bits.
 """
 
 from hashlib import blake2b
-from typing import Annotated, Final
+from typing import Annotated, Final, final
 
 import msgspec
 from msgspec.structs import asdict, astuple
@@ -15,7 +15,7 @@ from tollhouse.ledger.records import MOST_NANO, MOST_RAW, Outcome
 
 __all__ = [
     "DRAWS", "FACTS", "HOUR_US", "LABELS", "LONGEST", "MARK", "NOTHING", "SUMS", "Facts", "Labels", "OnlyFacts",
-    "OnlyLabels", "Sums", "digested", "drawn", "fact_row", "seldom", "sum_up",
+    "OnlyLabels", "Sums", "UsualFacts", "digested", "drawn", "fact_row", "seldom", "sum_up",
 ]  # fmt: skip
 
 MARK: Final = b',"outcome":'
@@ -127,6 +127,23 @@ class Labels(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
 
 class OnlyFacts(Facts, kw_only=True, gc=False, forbid_unknown_fields=True):
     """The first half of a body, up to MARK, if nothing of the other half is in it."""
+
+
+@final
+class UsualFacts(msgspec.Struct, kw_only=True, gc=False, forbid_unknown_fields=True):
+    """The same of a call that has nothing which most have not: what is not here is not there."""
+
+    admitted_at: _Time
+    ended_at: _Time
+    request_id: str = ""
+    input: _Tokens = 0
+    output: _Tokens = 0
+    cost_nano: _Nano | None = None
+    ttft_us: _Int = 0
+    total_us: _Int = 0
+    upstream_us: _Int = 0
+    bytes_in: _Int = 0
+    bytes_out: _Int = 0
 
 
 class OnlyLabels(Labels, kw_only=True, omit_defaults=True, gc=False, forbid_unknown_fields=True):

@@ -226,7 +226,7 @@ class Adopted(NamedTuple):
 
 
 def _audits(entries: Sequence[Entry]) -> int:
-    return sum(entry.kind == AUDIT for entry in entries)
+    return [entry.kind for entry in entries].count(AUDIT)
 
 
 def adopt(directory: Path, ledger: Ledger, *, batch: int = 2000) -> Generator[Adopted, None, None]:

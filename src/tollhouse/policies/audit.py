@@ -27,12 +27,12 @@ from tollhouse.ledger.audit import AuditFacts, Chain, Seal
 from tollhouse.ledger.records import Outcome
 from tollhouse.observe.families import Families
 from tollhouse.policies.outcomes import how_it_failed, outcome_at_end
+from tollhouse.policies.rows import Rows
 
 __all__ = ["Audit", "AuditSetting", "AuditSpec", "Deed"]
 
 log = logging.getLogger("tollhouse.audit")
 
-_REMEMBERED, _SMALL = 10_000, 2048  # rows, and the bytes of one
 _LONGEST = 2048  # characters of a name
 _SHORTEST = 32  # bytes of a key
 _TELL_EVERY = 10.0  # seconds, that records are lost
@@ -126,7 +126,7 @@ class Audit:
         self._keep = spec.keep_bytes
         self._blocks = spec.on_failure == "block"
         self._known = spec.refused == "known"
-        self._rows: dict[tuple[Any, ...], bytes] = {}
+        self._rows: Rows[bytes] = Rows()
         self._written = families.ledger_records.child("audit", "journal")
         self._lost = families.ledger_errors.child("audit", "journal")
         self._tell_at = 0.0
@@ -373,10 +373,7 @@ class Audit:
         row = self._rows.get(key)
         if row is None:
             row = _row(key)
-            if len(row) <= _SMALL:
-                if len(self._rows) >= _REMEMBERED:
-                    self._rows.clear()
-                self._rows[key] = row
+            self._rows.keep(key, row, len(row), principal)
         took = int((monotonic() - began) * 1e6)
         if context.token_jti:
             own = f'{own},"minted":{_json(context.token_jti)}'

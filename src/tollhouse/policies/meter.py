@@ -35,13 +35,14 @@ from tollhouse.policies.holds import DOUBT, charged, disbelieve, doubtful, passe
 from tollhouse.policies.labels import labels_of
 from tollhouse.policies.outcomes import how_it_failed, outcome_at_end
 from tollhouse.policies.quotes import Quotes
+from tollhouse.policies.rows import Rows
 from tollhouse.policies.whose import tags_of
 from tollhouse.store.base import Counter
 from tollhouse.wire.llm.tokens import MOST_OUTPUT
 
 __all__ = ["Meter"]
 
-_REMEMBERED, _SMALL = 10_000, 2048  # rows, and the bytes of one
+_REMEMBERED = 10_000  # names
 _ASKED, _LONGEST = 256, 128  # names of models under a `*`, and characters of any name
 _FRAME = 64  # tokens of a prompt that its body does not have
 _OK, _ANSWERED = Outcome.OK, Reason.UPSTREAM  # to ask an Enum for a member costs as much as a call
@@ -136,7 +137,7 @@ class Meter:
         self._orgs = Bounded(500)
         self._priced = families.price_lookups.child("hit")
         self._unpriced = families.price_lookups.child("miss")
-        self._rows: dict[tuple[Any, ...], _Row] = {}
+        self._rows: Rows[_Row] = Rows()
         self._tools: dict[tuple[Any, ...], tuple[Count, Spread]] = {}
         self._known = set(tools)
         self._asked: set[str] = set()
@@ -305,13 +306,15 @@ class Meter:
         total = int((now - began) * 1e6)
         upstream = first = 0
         if context.upstream_began:
-            # At least 1, which says that it was asked.
-            upstream = max(int(((context.upstream_ended or now) - context.upstream_began) * 1e6), 1)
+            upstream = int(((context.upstream_ended or now) - context.upstream_began) * 1e6)
+            if upstream < 1:
+                upstream = 1  # which says that it was asked
             if context.first_event:
                 first = int((context.first_event - began) * 1e6)
         cost = context.cost_nano
         if cost is not None and cost > MOST_NANO:
             cost = context.cost_nano = MOST_NANO
+        saved = context.saved_nano
         hold = call.hold
         draws: tuple[tuple[str, int], ...] = ()
         at, held, begun = ended - total, 0, ""
@@ -322,7 +325,7 @@ class Meter:
             begun = hold.id if hold.begun else ""
         facts = UsageFacts(
             at,
-            max(ended, at),
+            ended if ended > at else at,
             context.request_id,
             usage.input,
             usage.output,
@@ -344,7 +347,7 @@ class Meter:
             context.parent_id,
             hold.id if hold is not None else "",
             held,
-            min(context.saved_nano, MOST_NANO),
+            saved if saved < MOST_NANO else MOST_NANO,
             context.withheld_tokens,
             draws,
         )
@@ -384,10 +387,8 @@ class Meter:
             recorded = labels_of(call, outcome, status, reason, estimated, name, answered, later)
             counts = outcome is not Outcome.INVALID and reason != Reason.OVERLOADED and not later
             row = _Row(recorded, counts and _billable(call), outcome is Outcome.DENIED)
-            if len(row.recorded) <= _SMALL and name != OTHER:  # which another name, or a later call, is not
-                if len(self._rows) >= _REMEMBERED:
-                    self._rows.clear()
-                self._rows[key] = row
+            if name != OTHER:  # which another name, or a later call, is not
+                self._rows.keep(key, row, len(row.recorded), call.principal)
         return row
 
     def _name(self, call: Call, outcome: Outcome) -> str:

@@ -132,9 +132,9 @@ def decode(data: bytes) -> Message:
     if id and not _is_id(id):
         raise Malformed(INVALID_REQUEST, f"the id must be a string or an integer of at most {_ID_LIMIT} bytes")
     params = message.params
-    if len(params) and bytes(params)[:1] not in b"{[":
+    if len(params) and bytes(params)[0] not in b"{[":
         raise Malformed(INVALID_REQUEST, '"params" must be an object', id or b"null")
-    if not message.method and (bool(len(message.result)) == bool(len(message.error)) or not id):
+    if not message.method and ((not len(message.result)) is (not len(message.error)) or not id):
         raise Malformed(INVALID_REQUEST, 'a message needs a "method", or an "id" with one of "result" and "error"')
     return message
 
@@ -142,7 +142,7 @@ def decode(data: bytes) -> Message:
 def _is_id(raw: bytes) -> bool:
     if len(raw) > _ID_LIMIT:
         return False
-    return raw[:1] == b'"' or raw.lstrip(b"-").isdigit()
+    return raw.isdigit() or raw[:1] == b'"' or raw.lstrip(b"-").isdigit()
 
 
 def as_id(raw: bytes) -> str | int | None:

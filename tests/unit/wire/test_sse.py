@@ -134,6 +134,12 @@ def test_parse(raw: bytes, event: tuple[bytes, bytes]) -> None:
     assert parse(raw) == event
 
 
+@given(st.lists(st.sampled_from([b"data: a", b"event: b", b":", b"", b"\n", b"\n\n"]), max_size=12).map(b"\n".join))
+def test_a_block_without_cr_is_split_as_one_with_crlf(block: bytes) -> None:
+    long = split(block.replace(b"\n", b"\r\n"))
+    assert split(block) == [raw.replace(b"\r\n", b"\n") for raw in long]
+
+
 def test_frame() -> None:
     assert parse(frame(b"{}", b"error")) == (b"error", b"{}")
     assert frame(b"[DONE]") == b"data: [DONE]\n\n"

@@ -22,6 +22,7 @@ __all__ = ["Exchanging"]
 log = logging.getLogger("tollhouse.backends.mcp")
 
 _TELL_TIMEOUT = 10.0
+_HEAD, _WHOLE = Until.HEAD, Until.WHOLE  # to ask an Enum for a member costs as much as a call
 
 
 class Exchanging(Session):
@@ -70,7 +71,7 @@ class Exchanging(Session):
             b"%b%bcontent-length: %d\r\n\r\n" % (self.head, more, len(body)),
             body,
             method=b"POST",
-            until=Until.WHOLE,
+            until=_WHOLE,
             deadline=deadline,
             first_byte=timeout,
             idle=timeout,
@@ -86,7 +87,7 @@ class Exchanging(Session):
                 b"%b%b%b%b\r\n" % (self.http.get, self._fields, after, line),
                 b"",
                 method=b"GET",
-                until=Until.HEAD,
+                until=_HEAD,
                 deadline=deadline,
                 first_byte=first_byte,
                 idle=idle,

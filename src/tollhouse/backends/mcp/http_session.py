@@ -147,8 +147,7 @@ class HttpSession(Exchanging):
                 call.answer, call.moves = self.tell, messages
                 return messages.reply(first)
             data = exchange.take()
-            self._check(data, id)
-            return Reply(200, ANSWER_HEADERS, data)
+            return Reply(200, ANSWER_HEADERS, data, read=(data, self._checked(data, id)))
         finally:
             self.done()
 
@@ -179,13 +178,15 @@ class HttpSession(Exchanging):
         exchange.close()
         return refused
 
-    def _check(self, data: bytes, id: int) -> None:
+    def _checked(self, data: bytes, id: int) -> jsonrpc.Message:
+        """The answer to our request of that id. Raises Failure where it is none."""
         try:
             message = jsonrpc.decode(data)
         except jsonrpc.Malformed as problem:
             raise self.garbled(problem.message) from None
         if message.method or bytes(message.id) != b"%d" % id:
             raise self.garbled("it is not the answer to our request")
+        return message
 
     def _routing(self, call: ToolCall) -> bytes:
         """The headers that repeat what the body says (2026-07-28)."""
@@ -243,7 +244,7 @@ class HttpSession(Exchanging):
                 answer = await self._answer_in(exchange, id, deadline)
             else:
                 data = exchange.take()
-                self._check(data, id)
+                self._checked(data, id)
                 answer = jsonrpc.decode(data)
         except Expired:
             self.upstream.discard(self, EXPIRED)

@@ -99,7 +99,9 @@ class Upstream(Pool):
         now = monotonic()
         if not context.upstream_began:
             context.upstream_began = now
-        deadline = min(context.deadline, now + self.spec.timeout)
+        deadline = now + self.spec.timeout
+        if context.deadline < deadline:
+            deadline = context.deadline
         agent = call.session
         failure = lost
         attempt = resends = forgotten = 0

@@ -96,11 +96,23 @@ class TextReader(Reader):
         ):
             self.text += len(text)
             return block
-        return self.look(block) if block.isascii() or is_text(block) else self._garbled(block)
+        if not (block.isascii() or is_text(block)):
+            return self._garbled(block)
+        events = split(block)
+        return self.look(block) if len(events) < 2 else self._several(events, block)
 
     def look(self, block: bytes) -> bytes:
         """What `read` gives, for a block that is not like one before."""
         raise NotImplementedError
+
+    def _several(self, events: list[bytes], block: bytes) -> bytes:
+        """The same for a block of these events: each of them may be like one before."""
+        passed = []
+        for raw in events:
+            passed.append(self.read(raw))
+            if self.failure is not None:
+                break
+        return block if passed == events else b"".join(passed)
 
     def said(self, block: bytes, text: str) -> None:
         """`block` is one event, and `text` is all that it says: count it, and learn the form."""

@@ -32,48 +32,29 @@ class _Log(msgspec.Struct, gc=False):
 _tool_result = msgspec.json.Decoder(_ToolResult)
 _log = msgspec.json.Decoder(_Log)
 _float = msgspec.json.Decoder(float)
+_SHORT = 512  # bytes of a result that are read sooner than searched
 
 
-class Translation:
+class Translation(msgspec.Struct, gc=False, eq=False):
     """For one request. id: the agent's, raw. server: whose answer it is. wrap: names and URIs carry their server.
     token: the agent's progress token, raw, empty for none. level: the least log level it wants, "" for none. asked:
     the URI of a `resources/read`, as the server knows it. server_info: raw, for results to the new era. revision: of an
     agent of the old one. public: what a server says is the same for everybody, is. related: our id of the task that
     it is what came of (2025-11-25), or ""."""
 
-    __slots__ = (
-        "_reached", "asked", "id", "level", "method", "new", "public", "related", "revision", "server", "server_info",
-        "token", "wrap",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        id: bytes,
-        method: str,
-        server: str,
-        *,
-        new: bool,
-        wrap: bool,
-        token: bytes = b"",
-        level: str = "",
-        asked: str = "",
-        server_info: bytes = b"",
-        revision: str = revisions.NEWEST_OLD,
-        public: bool = False,
-    ) -> None:
-        self.id = id
-        self.method = method
-        self.server = server
-        self.new = new
-        self.wrap = wrap
-        self.token = token
-        self.level = level
-        self.asked = asked
-        self.server_info = server_info
-        self.revision = revision
-        self.public = public
-        self.related = ""
-        self._reached = -1.0
+    id: bytes
+    method: str
+    server: str
+    new: bool
+    wrap: bool
+    token: bytes = b""
+    level: str = ""
+    asked: str = ""
+    server_info: bytes = b""
+    revision: str = revisions.NEWEST_OLD
+    public: bool = False
+    related: str = ""
+    _reached: float = -1.0
 
     def response(self, message: jsonrpc.Message, *, asks: bool = False) -> tuple[bytes, int]:
         """The final answer, and its error code, 0 for a result. asks: it may be `input_required`. Raises Malformed for
@@ -156,7 +137,7 @@ def updated_uri(message: jsonrpc.Message, server: str) -> tuple[str, bytes]:
 
 def is_tool_error(result: msgspec.Raw | bytes) -> bool:
     """Whether a tool's result says that the tool failed."""
-    if b"isError" not in bytes(result):
+    if len(result) > _SHORT and b"isError" not in bytes(result):
         return False
     try:
         return _tool_result.decode(result).isError
