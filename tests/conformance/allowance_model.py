@@ -371,6 +371,12 @@ class AllowanceModel(RuleBasedStateMachine):
         self.holds = {id: hold.copy() for id, hold in holds.items()}
         for id, hold in self.holds.items():
             hold.posted = posted.get(id)
+        # Only that a record which drew on nothing (of calls at once) is not told again: its hold would lapse by time.
+        counter = self.workers[0][0]
+        for id in [id for id, hold in self.holds.items() if hold.posted and not self._drew(hold.posted)]:
+            counter.void(id)
+            del self.holds[id]
+        self.w.flush(counter, False)
 
     # ---- what must hold
 
@@ -438,6 +444,10 @@ class AllowanceModel(RuleBasedStateMachine):
     def _swept(self) -> None:
         """An admission ended what had lapsed before it looked."""
         self.holds = {id: hold for id, hold in self.holds.items() if self._lives(hold)}
+
+    def _drew(self, record: tuple[str, int]) -> bool:
+        journal, seq = record
+        return bool(self.records.of[journal][seq - 1].amounts)
 
     def _lives(self, hold: Hold) -> bool:
         return hold.until > self.now

@@ -167,7 +167,6 @@ AROUND = {
     ("ledger.md", "retention"): "ledger: sqlite:x.db\n",
     ("README.md", "github"): "mcp:\n  servers:\n",
     ("routes.md", "- name"): "routes:\n",
-    ("runs.md", "runs"): "models: [{name: a, targets: [{provider: local}]}]\nmcp: {servers: {a: {command: npx}}}\n",
     ("routes.md", "strip_prefix"): "routes:\n  - name: a\n    path: /a\n    to: http://127.0.0.1:1\n",
     ("routes.md", "to"): "routes:\n  - name: a\n    path: /a\n",
 }

@@ -6,7 +6,7 @@ goes out with it any more within a second, on any gateway that shares the state.
 
 import msgspec
 
-from tollhouse.admin.operation import Answer, Asked, Moment, Operation, cursor, missing, moment, refused, started
+from tollhouse.admin.operation import Answer, Asked, Moment, Operation, missing, moment, paged, refused, started
 from tollhouse.gateway.account_list import AccountList, Listed
 from tollhouse.gateway.premises import Premises
 
@@ -51,10 +51,8 @@ class AccountsResource:
         ]  # fmt: skip
 
     async def page(self, asked: Asked) -> Answer:
-        after: tuple[str, str] = started(asked.cursor, tuple[str, str]) if asked.cursor else ("", "")
-        found = await self._there().page(after, asked.limit + 1)
-        shown = found[: asked.limit]
-        more = cursor(shown[-1].server, shown[-1].user) if len(found) > len(shown) else None
+        found = await self._there().page(started(asked, tuple[str, str], ("", "")), asked.limit + 1)
+        shown, more = paged(asked, found, lambda one: (one.server, one.user))
         return Answer(AccountPage([_shown(one) for one in shown], more))
 
     async def disconnect(self, asked: Asked) -> Answer:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from tollhouse.admin.operation import Answer, Asked, Moment, Operation, cursor, missing, moment, started, unconfigured
+from tollhouse.admin.operation import Answer, Asked, Moment, Operation, missing, moment, paged, started, unconfigured
 from tollhouse.core.errors import ConfigError
 from tollhouse.gateway import approvals
 from tollhouse.gateway.approvals import Entry
@@ -81,11 +81,9 @@ class Approvals:
         ]  # fmt: skip
 
     async def page(self, asked: Asked) -> Answer:
-        after: tuple[float, str] = started(asked.cursor, tuple[float, str]) if asked.cursor else (-1.0, "")
+        after = started(asked, tuple[float, str], (-1.0, ""))
         found = sorted(await self._desk().entries(), key=_place)
-        left = [entry for entry in found if _place(entry) > after]
-        shown = left[: asked.limit]
-        more = cursor(*_place(shown[-1])) if len(left) > len(shown) else None
+        shown, more = paged(asked, [entry for entry in found if _place(entry) > after], _place)
         return Answer(WaitingPage([_shown(entry) for entry in shown], more))
 
     async def approve(self, asked: Asked) -> Answer:

@@ -3,18 +3,16 @@
 Rule: the same as `tollhouse budgets` says. The ledger is asked in a thread.
 """
 
-import asyncio
 import time
 
 import msgspec
 
-from tollhouse.admin.operation import Answer, Asked, Moment, Operation, moment, refused, unconfigured
-from tollhouse.core.errors import ConfigError, Failure, Reason
+from tollhouse.admin.ledger import in_thread
+from tollhouse.admin.operation import Answer, Asked, Moment, Operation, moment, refused, together
 from tollhouse.gateway.budget_report import BudgetLine, report
-from tollhouse.gateway.ledger import NothingRecorded, caught_up
+from tollhouse.gateway.ledger import caught_up
 from tollhouse.gateway.premises import Premises
 from tollhouse.gateway.reconciliation import Drift
-from tollhouse.ledger.base import LedgerError
 
 __all__ = ["BudgetsResource"]
 
@@ -79,31 +77,22 @@ class BudgetsResource:
 
     async def show(self, asked: Asked) -> Answer:
         name = dict(asked.query).get("budget", "")
-        lines = await asyncio.to_thread(self._report, name)
+        lines: list[BudgetLine] = await in_thread(lambda: self._report(name), [])
         return Answer(BudgetsAnswer([_account(line) for line in lines]))
 
     async def check(self, asked: Asked) -> Answer:
         config = self._config()
         if config.ledger is None or self._check is None:
             raise refused("there are no budgets: they need a `ledger`")
-        if config.state.is_memory and config.server.workers > 1:
-            raise refused("several workers share no memory: name a server in `state`, or set `server.workers` to 1")
+        together(config)
         found = await self._check()
         drifts = [_drift(one) for one in found.drifts]
         return Answer(BudgetsChecked(found.checked, drifts), f"{found.checked} accounts, {len(drifts)} put right")
 
     def _report(self, name: str) -> list[BudgetLine]:
         config = self._config()
-        try:
-            with caught_up(config) as ledger:
-                return report(config, ledger, time.time(), name)
-        except NothingRecorded:
-            return []
-        except ConfigError as error:
-            raise unconfigured(error) from None
-        except LedgerError as error:
-            message = "the ledger cannot be used at the moment"
-            raise Failure(503, Reason.INTERNAL, message, detail=str(error), retry_after=1.0) from None
+        with caught_up(config) as ledger:
+            return report(config, ledger, time.time(), name)
 
 
 def _said(unit: str, amount: int) -> str:

@@ -5,7 +5,7 @@ Rule: it is in force here when the answer comes, and within a second on every no
 
 import msgspec
 
-from tollhouse.admin.operation import Answer, Asked, Operation, Short, invalid, refused
+from tollhouse.admin.operation import Answer, Asked, Operation, Short, invalid, together
 from tollhouse.gateway.premises import Premises
 from tollhouse.policies.cache.purges import What, purge, purge_line
 
@@ -44,8 +44,7 @@ class CacheResource:
     async def purge(self, asked: Asked) -> Answer:
         body: PurgeAsked = asked.body
         config = self._config()
-        if config.state.is_memory and config.server.workers > 1:
-            raise refused("several workers share no memory: name a server in `state`, or set `server.workers` to 1")
+        together(config)
         try:
             line = purge_line(body.by, body.name)
         except ValueError as error:

@@ -4,7 +4,6 @@ Rule: the same as `tollhouse keys` does; every gateway on the ledger knows withi
 the state hear of keys that have ended. The ledger's file is used in threads.
 """
 
-import asyncio
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,23 +11,22 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from tollhouse.admin.ledger import in_thread
 from tollhouse.admin.operation import (
     Answer,
     Asked,
     Moment,
     Operation,
     Short,
-    cursor,
     invalid,
     missing,
+    paged,
     refused,
     started,
-    unconfigured,
 )
-from tollhouse.core.errors import ConfigError, Failure, Reason
+from tollhouse.core.errors import Failure
 from tollhouse.gateway import issued_keys
 from tollhouse.gateway.premises import Premises
-from tollhouse.ledger.base import LedgerError
 from tollhouse.ledger.keys import PREFIX, IssuedKey, KeyLedger, KeyTaken, NewKey
 
 __all__ = ["Keys"]
@@ -114,10 +112,9 @@ class Keys:
         ]
 
     async def page(self, asked: Asked) -> Answer:
-        after: tuple[int, str] = started(asked.cursor, tuple[_Second, str]) if asked.cursor else (-1, "")
+        after = started(asked, tuple[_Second, str], (-1, ""))
         found = await self._ledger(lambda ledger: ledger.page(after, asked.limit + 1))
-        keys = found[: asked.limit]
-        more = cursor(keys[-1].created_at, keys[-1].id) if len(found) > len(keys) else None
+        keys, more = paged(asked, found, lambda key: (key.created_at, key.id))
         return Answer(KeyPage([_shown(key) for key in keys], more))
 
     async def show(self, asked: Asked) -> Answer:
@@ -136,7 +133,7 @@ class Keys:
         settings = {name: getattr(body, name) for name in KeyAsked.__struct_fields__ if name != "expires_at"}
         new = NewKey(**settings, expires_at=expires)
         try:
-            secret, key = await _in_thread(lambda: issued_keys.create(self._config(), new))
+            secret, key = await in_thread(lambda: issued_keys.create(self._config(), new))
         except KeyTaken as error:
             raise refused(str(error)) from None
         made = msgspec.convert({**issued_keys.shown(key), "key": secret}, MadeKey)
@@ -151,23 +148,7 @@ class Keys:
         return Answer(_shown(key), f"{PREFIX}{key.id} ({key.name}){'' if now else ', which had ended'}")
 
     async def _ledger(self, use: Callable[[KeyLedger], T]) -> T:
-        return await _in_thread(lambda: use(issued_keys.keys_in(self._config())))
-
-
-async def _in_thread(use: Callable[[], T]) -> T:
-    """Raises Failure 409 where the configuration has no place for keys, and 503 where the ledger cannot be used."""
-    try:
-        return await asyncio.to_thread(use)
-    except ConfigError as error:
-        raise unconfigured(error) from None
-    except LedgerError as error:
-        raise Failure(
-            503,
-            Reason.INTERNAL,
-            "the ledger cannot be used at the moment",
-            code="ledger_unavailable",
-            detail=str(error),
-        ) from None
+        return await in_thread(lambda: use(issued_keys.keys_in(self._config())))
 
 
 def _shown(key: IssuedKey) -> Key:

@@ -4,18 +4,23 @@ Rule: an operation says once what it takes and gives; the request is checked, an
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
+from tollhouse.config.spec import Config
 from tollhouse.core.errors import ConfigError, Failure, Reason
 
 __all__ = [
-    "Answer", "Asked", "Long", "Moment", "Operation", "Short", "cursor", "invalid", "missing", "moment", "refused",
-    "started", "unconfigured",
+    "Answer", "Asked", "Long", "Moment", "Operation", "Short", "cursor", "invalid", "missing", "moment", "paged",
+    "refused", "started", "together", "unconfigured",
 ]  # fmt: skip
+
+T = TypeVar("T")
+Place = TypeVar("Place", bound=tuple[Any, ...])
+"""Of something in a list, by which that is in order."""
 
 Short = Annotated[str, msgspec.Meta(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
 """Text that may stand in header fields and logs."""
@@ -68,12 +73,24 @@ def cursor(*place: Any) -> str:
     return urlsafe_b64encode(msgspec.json.encode(place)).decode().rstrip("=")
 
 
-def started(text: str, kind: Any) -> Any:
-    """The place that a cursor says. kind: of it, a tuple. Raises Failure 400."""
+def started(asked: Asked, kind: Any, before: Place) -> Place:
+    """The place behind which the page begins: the one that the cursor says, whose type is `kind`; without a cursor
+    `before`, which is before all. Raises Failure 400."""
+    text = asked.cursor
+    if not text:
+        return before
     try:
-        return msgspec.json.decode(urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=kind)
+        place: Place = msgspec.json.decode(urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=kind)
     except (ValueError, msgspec.DecodeError):
         raise invalid("`cursor` is none that this list has given") from None
+    return place
+
+
+def paged(asked: Asked, found: Sequence[T], place: Callable[[T], tuple[Any, ...]]) -> tuple[Sequence[T], str | None]:
+    """A page of what was found behind its beginning, and the cursor of the next one, None on the last. found: one more
+    than the page may have is enough."""
+    shown = found[: asked.limit]
+    return shown, cursor(*place(shown[-1])) if len(found) > len(shown) else None
 
 
 def moment(seconds: float) -> datetime:
@@ -92,6 +109,12 @@ def missing(message: str) -> Failure:
 def refused(message: str) -> Failure:
     """It cannot be done as the gateway is configured, or as things are."""
     return Failure(409, Reason.INVALID_REQUEST, message, code="conflict")
+
+
+def together(config: Config) -> None:
+    """What is said to one worker is in force in all. Raises Failure 409 where they share nothing."""
+    if config.state.is_memory and config.server.workers > 1:
+        raise refused("several workers share no memory: name a server in `state`, or set `server.workers` to 1")
 
 
 def unconfigured(error: ConfigError) -> Failure:

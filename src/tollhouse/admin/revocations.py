@@ -16,11 +16,11 @@ from tollhouse.admin.operation import (
     Long,
     Moment,
     Operation,
-    cursor,
     invalid,
     moment,
-    refused,
+    paged,
     started,
+    together,
 )
 from tollhouse.gateway.premises import Premises
 from tollhouse.store.revocation import Kind, Revocation, grant_id
@@ -93,17 +93,15 @@ class RevocationsResource:
         ]  # fmt: skip
 
     async def page(self, asked: Asked) -> Answer:
-        after: _Place = started(asked.cursor, _Place) if asked.cursor else (-1.0, "", "", "")
+        after: _Place = started(asked, _Place, (-1.0, "", "", ""))
         found = await asyncio.to_thread(_first, self._revocations.in_force(), after, asked.limit + 1)
-        shown = found[: asked.limit]
-        more = cursor(*_place(shown[-1])) if len(found) > len(shown) else None
+        shown, more = paged(asked, found, _place)
         return Answer(RevocationPage([_shown(entry) for entry in shown], more))
 
     async def create(self, asked: Asked) -> Answer:
         body: RevocationAsked = asked.body
         config = self._config()
-        if config.state.is_memory and config.server.workers > 1:
-            raise refused("several workers share no memory: name a server in `state`, or set `server.workers` to 1")
+        together(config)
         id = body.id
         if body.kind == "grant":
             if not (body.client and body.sub) or id:

@@ -3,17 +3,14 @@
 Rule: the same as `tollhouse usage` does. The ledger is asked in threads.
 """
 
-import asyncio
-from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 
-from tollhouse.admin.operation import Answer, Asked, Long, Moment, Operation, invalid, missing, unconfigured
-from tollhouse.core.errors import ConfigError, Failure, Reason
-from tollhouse.gateway.ledger import NothingRecorded
+from tollhouse.admin.ledger import in_thread
+from tollhouse.admin.operation import Answer, Asked, Long, Moment, Operation, invalid, missing
 from tollhouse.gateway.premises import Premises
 from tollhouse.gateway.usage import (
     ORDER,
@@ -27,13 +24,11 @@ from tollhouse.gateway.usage import (
     usage_of,
     usd,
 )
-from tollhouse.ledger.base import BY, LedgerError, UsageRow
+from tollhouse.ledger.base import BY, UsageRow
 from tollhouse.ledger.records import UsageRecord
 from tollhouse.ledger.seats import SeatRow
 
 __all__ = ["Usage"]
-
-T = TypeVar("T")
 
 _SPAN = (
     ("since", "how far back, like 6h or 30d, or a date like 2026-11-01; absent: 1d"),
@@ -177,7 +172,7 @@ class Usage:
 
     async def show(self, asked: Asked) -> Answer:
         question = _question(asked)
-        rows: list[UsageRow] = await _in_thread(lambda: usage_of(self._config(), question), [])
+        rows: list[UsageRow] = await in_thread(lambda: usage_of(self._config(), question), [])
         sums = [
             msgspec.convert({**shown(question, row), "by": dict(zip(question.by, row.by, strict=True))}, UsageSums)
             for row in rows
@@ -186,7 +181,7 @@ class Usage:
 
     async def seats(self, asked: Asked) -> Answer:
         question = _question(asked, since="30d")
-        rows: list[SeatRow] = await _in_thread(lambda: seats_of(self._config(), question.since, question.until), [])
+        rows: list[SeatRow] = await in_thread(lambda: seats_of(self._config(), question.since, question.until), [])
         return Answer(SeatsAnswer(question.since, question.until, [_seat(row) for row in rows]))
 
     async def records(self, asked: Asked) -> Answer:
@@ -194,13 +189,13 @@ class Usage:
         if question.top > 1000:
             raise invalid("`top` is a number from 1 to 1000")
         question = question._replace(top=question.top or 20)
-        found: list[UsageRecord] = await _in_thread(lambda: records_of(self._config(), question), [])
+        found: list[UsageRecord] = await in_thread(lambda: records_of(self._config(), question), [])
         return Answer(RecordsAnswer([_record(one) for one in found]))
 
     async def adjust(self, asked: Asked) -> Answer:
         body: Adjustment = asked.body
         try:
-            done = await _in_thread(lambda: adjust(self._config(), asked.id, body.usd))
+            done = await in_thread(lambda: adjust(self._config(), asked.id, body.usd))
         except NoSuchRecord:
             raise missing("there is no record of this id; GET /api/usage/records shows them") from None
         except ValueError as error:
@@ -221,27 +216,6 @@ def _question(got: Asked, since: str = "1d") -> Question:
         return asked(**{"since": since, **given}, where=where, top=int(top), now=datetime.now(UTC))
     except ValueError as error:
         raise invalid(str(error)) from None
-
-
-async def _in_thread(use: Callable[[], T], nothing: T | None = None) -> T:
-    """nothing: what the answer is where nothing is recorded yet. Raises Failure 409 where the configuration has no
-    ledger, and 503 where that cannot be used."""
-    try:
-        return await asyncio.to_thread(use)
-    except ConfigError as error:
-        raise unconfigured(error) from None
-    except NothingRecorded as error:
-        if nothing is not None:
-            return nothing
-        raise missing(str(error)) from None
-    except LedgerError as error:
-        raise Failure(
-            503,
-            Reason.INTERNAL,
-            "the ledger cannot be used at the moment",
-            code="ledger_unavailable",
-            detail=str(error),
-        ) from None
 
 
 def _seat(row: SeatRow) -> UserSeat:

@@ -5,11 +5,11 @@ Rule: nothing from configuration gets into a request head unchecked, and a secre
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, SecretStr
 
-from tollhouse.core.spec import File, Spec
+from tollhouse.core.spec import ClientTLSSpec
 from tollhouse.net.client import TLS
 
 __all__ = ["ApiKey", "HeaderFields", "UpstreamTLSSpec", "bearer_line", "header_lines", "key_line"]
@@ -61,20 +61,10 @@ HeaderFields = Annotated[dict[str, SecretStr], AfterValidator(_fields)]
 """Header fields (RFC 9110 section 5) by name; values may be secret."""
 
 
-class UpstreamTLSSpec(Spec):
+class UpstreamTLSSpec(ClientTLSSpec):
     """How an upstream's certificate is verified, and what the gateway shows."""
 
-    ca: File | None = Field(default=None, description="PEM file of roots to trust instead of the system's")
-    verify: bool = Field(default=True, description="false accepts any certificate: for tests only")
-    cert: File | None = Field(default=None, description="PEM file of the gateway's client certificate")
-    key: File | None = Field(default=None, description="PEM file of its key")
     server_name: str | None = Field(default=None, description="the name to ask for and verify, instead of the host")
-
-    @model_validator(mode="after")
-    def _pair(self) -> Self:
-        if self.key is not None and self.cert is None:
-            raise ValueError("`key` without `cert` has no effect; name the certificate too")
-        return self
 
     def value(self) -> TLS:
         return TLS(self.ca, self.verify, self.cert, self.key, self.server_name)

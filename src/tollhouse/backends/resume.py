@@ -16,8 +16,9 @@ from tollhouse.backends.hedge import added, share, shared, twin
 from tollhouse.backends.llm import MAX_OUTPUT
 from tollhouse.core.call import Context, ModelCall, Usage
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.core.http import End, Ending, Sink, Source, finish
+from tollhouse.core.http import End, Ending, finish
 from tollhouse.core.reply import Reply, Tap
+from tollhouse.core.stand_in import StandIn
 from tollhouse.wire.llm.codec import Codec, Lost, StreamDecoder, StreamEncoder
 from tollhouse.wire.llm.dialect import Dialect
 from tollhouse.wire.llm.model import (
@@ -55,16 +56,17 @@ Another = Callable[[str], Awaitable[Resumed | None]]
 _LOST = (Reason.UPSTREAM_FAILURE, Reason.TIMEOUT)
 
 
-class Lasting:
+class Lasting(StandIn):
     """The Source of a stream for the client, and the Sink of the one that is read at the moment. It takes a Reply's
     place by `over`. another: as Another."""
 
     __slots__ = (
-        "_another", "_began", "_call", "_codec", "_decoder", "_dialect", "_ends", "_first_usage", "_paused",
-        "_pieces", "_plain", "_resumed", "_sink", "_source", "_splice", "_task", "_twin", "taps",
+        "_another", "_began", "_call", "_codec", "_decoder", "_dialect", "_ends", "_first_usage", "_pieces", "_plain",
+        "_resumed", "_splice", "_task", "_twin", "taps",
     )  # fmt: skip
 
     def __init__(self, call: ModelCall, codec: Codec, another: Another) -> None:
+        super().__init__()
         self._call = call
         self._dialect: Dialect = call.dialect
         self._codec = codec
@@ -74,10 +76,7 @@ class Lasting:
         self._pieces: list[str] = []
         self._plain = True  # nothing but text was said, and it goes on
         self._resumed = False
-        self._paused = False
         self._splice: _Splice | None = None
-        self._source: Source | None = None
-        self._sink: Sink | None = None
         self._task: asyncio.Task[None] | None = None
         self._ends: list[End] = []
         self._first_usage: Usage | None = None
@@ -93,29 +92,12 @@ class Lasting:
         self._read(reply.first)
 
     # ---- Source for the client
-    def start(self, sink: Sink) -> None:
-        self._sink = sink
-        if self._source is not None:
-            self._source.start(self)
-
-    def pause(self) -> None:
-        self._paused = True
-        if self._source is not None:
-            self._source.pause()
-
-    def resume(self) -> None:
-        self._paused = False
-        if self._source is not None:
-            self._source.resume()
-
     def close(self) -> None:
         self._sink = self._another = None
         task, self._task = self._task, None
-        source, self._source = self._source, None
         if task is not None:
             task.cancel()
-        if source is not None:
-            source.close()
+        self._close_behind()
 
     # ---- Sink of the stream that is read
     def send(self, data: bytes) -> None:
@@ -199,12 +181,10 @@ class Lasting:
         try:
             self.send(reply.first)
         except Failure as told:  # a tap's
-            self._source.close()
+            self._close_behind()
             self.end(told)
             return
-        self._source.start(self)
-        if self._paused:
-            self._source.pause()
+        self._start_behind()
 
     def settle(self, ending: Ending) -> None:
         """The end of the whole: both streams' ends have run then."""

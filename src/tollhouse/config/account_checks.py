@@ -5,15 +5,15 @@ Rule: as in `checks`, which asks these with the rest.
 
 from collections.abc import Iterator
 
-from tollhouse.config.exchange_checks import Places
 from tollhouse.config.places import Path
 from tollhouse.config.spec import Config, HttpServer, OpenApiServer, RestServer, StdioServer
 from tollhouse.config.wording import Finding
+from tollhouse.config.written import Written
 
 __all__ = ["of_accounts"]
 
 
-def of_accounts(config: Config, place: Places) -> Iterator[Finding]:
+def of_accounts(config: Config, place: Written) -> Iterator[Finding]:
     """Servers at which users have accounts of their own."""
     for name, server in (config.mcp.servers if config.mcp is not None else {}).items():
         if isinstance(server, StdioServer) or server.oauth is None:

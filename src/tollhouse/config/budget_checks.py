@@ -4,28 +4,27 @@ Rule: as in `checks`, which asks these with the rest.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
-from tollhouse.config.exchange_checks import Places
 from tollhouse.config.places import Path
 from tollhouse.config.spec import Config
 from tollhouse.config.suggest import did_you_mean
 from tollhouse.config.wording import Finding
+from tollhouse.config.written import Written, scopes
 from tollhouse.policies.budgets import BudgetSpec
 
 __all__ = ["of_budgets"]
 
 
-def of_budgets(config: Config, place: Places) -> Iterator[Finding]:
+def of_budgets(config: Config, place: Written) -> Iterator[Finding]:
     """Budgets, wherever they stand."""
     names = [model.name for model in config.models] + [alias for model in config.models for alias in model.aliases]
-    for path, scope in _scopes(config, place):
+    for path, scope in scopes(config, place):
         own = getattr(scope, "name", "") if path[:1] == ("models",) else ""
-        for at, budget in place.numbered((*path, "budgets"), scope.budgets or ()):
+        for at, budget in place.numbered((*path, "budgets"), getattr(scope, "budgets", None) or ()):
             yield from _one(config, place, at, budget, names, own)
 
 
-def _one(config: Config, place: Places, at: Path, budget: BudgetSpec, names: list[str], own: str) -> Iterator[Finding]:
+def _one(config: Config, place: Written, at: Path, budget: BudgetSpec, names: list[str], own: str) -> Iterator[Finding]:
     if config.ledger is None and not place.touched(("ledger",)):
         yield Finding(at, "needs a `ledger`, which knows what was spent; name one, like sqlite:tollhouse.db")
     if budget.unit != "calls" and not config.models and not place.touched(("models",)):
@@ -40,14 +39,3 @@ def _one(config: Config, place: Places, at: Path, budget: BudgetSpec, names: lis
         yield Finding((*at, "fallback"), message, near=budget.fallback)
     elif budget.fallback == own:
         yield Finding((*at, "fallback"), "is the model that the budget is of; name another one", near=own)
-
-
-def _scopes(config: Config, place: Places) -> Iterator[tuple[Path, Any]]:
-    yield (), config
-    yield from place.numbered(("models",), config.models)
-    for name, server in (config.mcp.servers if config.mcp is not None else {}).items():
-        yield ("mcp", "servers", name), server
-        for tool, own in server.tools.items():
-            yield ("mcp", "servers", name, "tools", tool), own
-    if config.mcp is not None:
-        yield from place.numbered(("mcp", "endpoints"), config.mcp.endpoints)

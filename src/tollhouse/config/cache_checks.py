@@ -7,18 +7,18 @@ Rule: as in `checks`, which asks these with the rest.
 from collections.abc import Iterator
 from typing import Any
 
-from tollhouse.config.exchange_checks import Places
 from tollhouse.config.places import Path
 from tollhouse.config.spec import Config
 from tollhouse.config.suggest import did_you_mean
 from tollhouse.config.wording import Finding
+from tollhouse.config.written import Written
 
 __all__ = ["of_cache"]
 
 _SHARED = ("org", "shared")
 
 
-def of_cache(config: Config, place: Places) -> Iterator[Finding]:
+def of_cache(config: Config, place: Written) -> Iterator[Finding]:
     """Caches, wherever they stand."""
     if config.cache is not None and not config.models and not place.touched(("models",)):
         message = "has no effect without `models`; for the tools of MCP servers it stands at a server or a tool"
@@ -52,7 +52,7 @@ def _off(at: Path, cache: Any, *, wider: bool) -> Iterator[Finding]:
         yield Finding(at, "has no effect: nothing wider has a `cache` that is on; leave it out", key=True)
 
 
-def _vectors(config: Config, place: Places, at: Path, cache: Any) -> Iterator[Finding]:
+def _vectors(config: Config, place: Written, at: Path, cache: Any) -> Iterator[Finding]:
     semantic = None if cache is None else cache.semantic
     if semantic is None or semantic.model == "local" or place.touched(("models",)):
         return
@@ -62,7 +62,7 @@ def _vectors(config: Config, place: Places, at: Path, cache: Any) -> Iterator[Fi
         yield Finding((*at, "semantic", "model"), message, near=semantic.model)
 
 
-def _nodes(config: Config, place: Places, at: Path, cache: Any) -> Iterator[Finding]:
+def _nodes(config: Config, place: Written, at: Path, cache: Any) -> Iterator[Finding]:
     exact = None if cache is None else cache.exact
     if exact is None or not config.state.is_memory or place.touched(("state",)):
         return
@@ -83,3 +83,11 @@ def _accounts(config: Config, at: Path, server: Any, cache: Any) -> Iterator[Fin
             "with tokens of each user's own; write user or key"
         )
         yield Finding((*at, "exact", "scope"), message, near=exact.scope)
+    elif "identity" in type(server).model_fields:
+        told = server.identity if server.identity is not None else config.identity
+        if told is not None and told.mode != "off":
+            message = (
+                f"`{exact.scope}` would give users what the server has said to another one: `identity` tells it who "
+                "calls; write user or key, or `identity: off` there"
+            )
+            yield Finding((*at, "exact", "scope"), message, near=exact.scope)

@@ -18,6 +18,7 @@ from tollhouse.config.run_checks import of_runs
 from tollhouse.config.spec import Config, RouteSpec
 from tollhouse.config.suggest import did_you_mean
 from tollhouse.config.wording import Finding
+from tollhouse.config.written import Written, scopes
 from tollhouse.issuer.spec import IssuerSpec
 from tollhouse.policies.authenticate import KeySpec
 from tollhouse.wire.mcp.names import split
@@ -32,7 +33,7 @@ _WITHOUT_LIST: Final = frozenset(("bedrock", "vertex"))
 
 def check(config: Config, raw: dict[str, Any], left_out: Collection[Path]) -> list[Finding]:
     """The findings about `config`, whose values are those of `raw` without what stands at `left_out`."""
-    place = _Places(raw, left_out)
+    place = Written(raw, left_out)
     return [
         found
         for each in (
@@ -126,49 +127,7 @@ def _mappings(value: Any) -> Iterator[tuple[int, dict[str, Any]]]:
         yield from ((n, entry) for n, entry in enumerate(value) if isinstance(entry, dict))
 
 
-class _Places:
-    """What was written, and which of it is not in the Config."""
-
-    def __init__(self, raw: dict[str, Any], left_out: Collection[Path]) -> None:
-        self.raw = raw
-        self._left_out = left_out
-
-    def gone(self, path: Path) -> bool:
-        """Whether the value at `path`, or one that it stands in, was left out."""
-        return any(path[: len(out)] == out for out in self._left_out)
-
-    def touched(self, path: Path) -> bool:
-        """Whether that is so, or something in the value was left out."""
-        return self.gone(path) or any(out[: len(path)] == path for out in self._left_out)
-
-    def numbered(self, path: Path, entries: Any) -> Iterator[tuple[Path, Any]]:
-        """The entries of the list at `path`, each with its path in the document."""
-        written = self._at(path)
-        if isinstance(written, list):
-            numbers = range(len(written))
-            kept = [n for n in numbers if not self.gone((*path, n))] if self._left_out else numbers
-            for n, entry in zip(kept, entries, strict=False):
-                yield (*path, n), entry
-
-    def has(self, *path: str) -> bool:
-        """Whether the setting was written."""
-        inner = self._at(path[:-1])
-        return isinstance(inner, dict) and path[-1] in inner
-
-    def _at(self, path: Path) -> Any:
-        """The value there, None where there is none."""
-        value: Any = self.raw
-        for step in path:
-            if isinstance(value, dict):
-                value = value.get(step)
-            elif isinstance(value, list) and isinstance(step, int) and step < len(value):
-                value = value[step]
-            else:
-                return None
-        return value
-
-
-def _models(config: Config, place: _Places) -> Iterator[Finding]:
+def _models(config: Config, place: Written) -> Iterator[Finding]:
     for path, model in place.numbered(("models",), config.models):
         if len(model.targets) == 1:
             for name in ("balance", "sticky", "hedge"):
@@ -200,7 +159,7 @@ def _no_provider(name: str, providers: list[str]) -> str:
     return f"there is no provider `{name}`{hint}" + ("" if providers else "; name it under `providers`")
 
 
-def _routes(config: Config, place: _Places) -> Iterator[Finding]:
+def _routes(config: Config, place: Written) -> Iterator[Finding]:
     conditions: dict[Any, Path] = {}
     for path, route in place.numbered(("routes",), config.routes):
         assert isinstance(route, RouteSpec)
@@ -211,7 +170,7 @@ def _routes(config: Config, place: _Places) -> Iterator[Finding]:
             yield Finding(path, f"is for the same requests as {render(same)}, so it would never be reached")
 
 
-def _listeners(config: Config, place: _Places) -> Iterator[Finding]:
+def _listeners(config: Config, place: Written) -> Iterator[Finding]:
     if place.touched(("server", "listen")):
         return
     server = config.server
@@ -237,7 +196,7 @@ def _listeners(config: Config, place: _Places) -> Iterator[Finding]:
         yield Finding(("server", "metrics"), f"{server.metrics} is listened on already", near=server.metrics)
 
 
-def _public_url(config: Config, place: _Places) -> Iterator[Finding]:
+def _public_url(config: Config, place: Written) -> Iterator[Finding]:
     """A resource's metadata names the address that agents call; of several the gateway cannot know which."""
     server, mcp = config.server, config.mcp
     if mcp is None or config.authenticate is None or server.public_url is not None:
@@ -253,7 +212,7 @@ def _public_url(config: Config, place: _Places) -> Iterator[Finding]:
         yield Finding(("server", "public_url"), message, near=every)
 
 
-def _hosts(config: Config, place: _Places) -> Iterator[Finding]:
+def _hosts(config: Config, place: Written) -> Iterator[Finding]:
     if not config.server.hosts:
         return
     at: Path = ("server", "hosts")
@@ -267,10 +226,10 @@ def _hosts(config: Config, place: _Places) -> Iterator[Finding]:
         yield Finding(at, "has no effect on `routes`, which say their own `host`; leave it out", key=True)
 
 
-def _keys(config: Config, place: _Places) -> Iterator[Finding]:
+def _keys(config: Config, place: Written) -> Iterator[Finding]:
     """A name stands for one caller, whose limits, records and MCP sessions are one."""
     seen: dict[str, tuple[Path, KeySpec]] = {}
-    for scope_path, scope in _scopes(config, place):
+    for scope_path, scope in scopes(config, place):
         authenticate = getattr(scope, "authenticate", None)
         written: Path = (*scope_path, "authenticate", "keys")
         for path, key in place.numbered(written, authenticate.keys if authenticate is not None else ()):
@@ -281,9 +240,9 @@ def _keys(config: Config, place: _Places) -> Iterator[Finding]:
                 yield Finding((*path, "name"), message, near=key.name)
 
 
-def _callers(config: Config, place: _Places) -> Iterator[Finding]:
+def _callers(config: Config, place: Written) -> Iterator[Finding]:
     """Who may call, where nobody could; and keys that are nowhere."""
-    for scope_path, scope in _scopes(config, place):
+    for scope_path, scope in scopes(config, place):
         who = getattr(scope, "authenticate", None)
         at: Path = (*scope_path, "authenticate")
         if who is None or place.touched(at):
@@ -307,7 +266,7 @@ def _callers(config: Config, place: _Places) -> Iterator[Finding]:
             yield Finding((*at, "oidc"), "has no effect without `routes`, whose pages people log in for", key=True)
 
 
-def _workers(config: Config, place: _Places) -> Iterator[Finding]:
+def _workers(config: Config, place: Written) -> Iterator[Finding]:
     if config.server.workers == 1 or not config.state.is_memory:
         return
     if place.touched(("server", "workers")) or place.touched(("state",)):
@@ -316,25 +275,25 @@ def _workers(config: Config, place: _Places) -> Iterator[Finding]:
     until = "which several workers do not share in memory; name a server in `state`, set workers to 1, or leave"
     if config.mcp is not None and config.mcp.servers:
         yield Finding(at, f"MCP servers have sessions, {until} `mcp` out")
-    limited = [render((*path, "limits")) for path, scope in _scopes(config, place) if getattr(scope, "limits", None)]
+    limited = [render((*path, "limits")) for path, scope in scopes(config, place) if getattr(scope, "limits", None)]
     if limited:
         where = ", ".join(f"`{one}`" for one in limited[:3]) + (", ..." if len(limited) > 3 else "")
         yield Finding(at, f"limits are counts, {until} {where} out")
-    spent = [render((*path, "budgets")) for path, scope in _scopes(config, place) if getattr(scope, "budgets", None)]
+    spent = [render((*path, "budgets")) for path, scope in scopes(config, place) if getattr(scope, "budgets", None)]
     if spent:
         yield Finding(at, f"budgets are counts, {until} `{spent[0]}` out")
 
 
-def _approvals(config: Config, place: _Places) -> Iterator[Finding]:
+def _approvals(config: Config, place: Written) -> Iterator[Finding]:
     at: Path = ("authorize", "approvals")
     if not place.has(*map(str, at)):
         return
-    guards = [getattr(scope, "authorize", None) for _, scope in _scopes(config, place)]
+    guards = [getattr(scope, "authorize", None) for _, scope in scopes(config, place)]
     if not any(rule.approve for guard in guards if guard is not None for rule in guard.rules):
         yield Finding(at, "has no effect: no rule says `approve`; leave it out", key=True)
 
 
-def _mcp_endpoints(config: Config, place: _Places) -> Iterator[Finding]:
+def _mcp_endpoints(config: Config, place: Written) -> Iterator[Finding]:
     mcp = config.mcp
     if mcp is None:
         return
@@ -356,7 +315,7 @@ def _mcp_endpoints(config: Config, place: _Places) -> Iterator[Finding]:
                 yield Finding(at, f"there is no MCP server `{name}`{hint}", near=name)
 
 
-def _alternates(config: Config, place: _Places) -> Iterator[Finding]:
+def _alternates(config: Config, place: Written) -> Iterator[Finding]:
     mcp = config.mcp
     if mcp is None or place.touched(("mcp", "servers")):
         return
@@ -375,19 +334,8 @@ def _alternates(config: Config, place: _Places) -> Iterator[Finding]:
                 yield Finding(at, "is the tool itself", near=own.alternate)
 
 
-def _scopes(config: Config, place: _Places) -> Iterator[tuple[Path, Any]]:
-    """Every place where policies may stand."""
-    yield (), config
-    yield from place.numbered(("models",), config.models)
-    for name, server in (config.mcp.servers if config.mcp is not None else {}).items():
-        yield ("mcp", "servers", name), server
-        for tool, own in server.tools.items():
-            yield ("mcp", "servers", name, "tools", tool), own
-    yield from place.numbered(("routes",), config.routes)
-
-
-def _retries(config: Config, place: _Places) -> Iterator[Finding]:
-    for path, scope in _scopes(config, place):
+def _retries(config: Config, place: Written) -> Iterator[Finding]:
+    for path, scope in scopes(config, place):
         retry = getattr(scope, "retry", None)
         if retry is not None and retry.attempts == 1:
             for name in sorted(retry.model_fields_set - {"attempts"}):
@@ -395,7 +343,7 @@ def _retries(config: Config, place: _Places) -> Iterator[Finding]:
                 yield Finding((*path, "retry", name), message, key=True)
 
 
-def _legacy_sse(config: Config, place: _Places) -> Iterator[Finding]:
+def _legacy_sse(config: Config, place: Written) -> Iterator[Finding]:
     if config.mcp is None or not config.mcp.legacy_sse:
         return
     if config.server.workers > 1 and not place.touched(("server", "workers")):
@@ -408,10 +356,10 @@ def _legacy_sse(config: Config, place: _Places) -> Iterator[Finding]:
             yield Finding(("mcp", "servers", name), message, key=True)
 
 
-def _on_store_failure(config: Config, place: _Places) -> Iterator[Finding]:
+def _on_store_failure(config: Config, place: Written) -> Iterator[Finding]:
     if not config.state.is_memory or place.touched(("state",)):
         return
-    for path, scope in _scopes(config, place):
+    for path, scope in scopes(config, place):
         for key in ("limits", "budgets"):
             for at, one in place.numbered((*path, key), getattr(scope, key, None) or ()):
                 if "on_store_failure" in one.model_fields_set:
@@ -419,19 +367,19 @@ def _on_store_failure(config: Config, place: _Places) -> Iterator[Finding]:
                     yield Finding((*at, "on_store_failure"), message, key=True)
 
 
-def _metrics(config: Config, place: _Places) -> Iterator[Finding]:
+def _metrics(config: Config, place: Written) -> Iterator[Finding]:
     if config.server.metrics is None and place.has("telemetry", "metrics"):
         message = "has no effect, because `server.metrics` is null; name an address there, or leave this out"
         yield Finding(("telemetry", "metrics"), message, key=True)
 
 
-def _state_file(config: Config, place: _Places) -> Iterator[Finding]:
+def _state_file(config: Config, place: Written) -> Iterator[Finding]:
     if config.state.file is not None and config.issuer is None and not place.touched(("issuer",)):
         message = "a file keeps what an `issuer` must not forget, and there is none; write `memory`"
         yield Finding(("state",), message)
 
 
-def _audit(config: Config, place: _Places) -> Iterator[Finding]:
+def _audit(config: Config, place: Written) -> Iterator[Finding]:
     spec = config.audit
     if spec is None:
         return
@@ -441,7 +389,7 @@ def _audit(config: Config, place: _Places) -> Iterator[Finding]:
         yield Finding(("audit", "log"), "has no effect without `telemetry.access_log`, which gets the lines", key=True)
 
 
-def _issuer(config: Config, place: _Places) -> Iterator[Finding]:
+def _issuer(config: Config, place: Written) -> Iterator[Finding]:
     """What the auth provider keeps is shared by all workers, and readable by nobody else."""
     spec = config.issuer
     if spec is None or place.touched(("state",)):
@@ -463,7 +411,7 @@ def _issuer(config: Config, place: _Places) -> Iterator[Finding]:
     yield from _issuer_clients(config, spec, place)
 
 
-def _issuer_clients(config: Config, spec: IssuerSpec, place: _Places) -> Iterator[Finding]:
+def _issuer_clients(config: Config, spec: IssuerSpec, place: Written) -> Iterator[Finding]:
     nobody = not spec.users and not spec.upstream and not place.touched(("issuer",))
     if nobody and spec.registration.dynamic != "off":
         message = "has no effect: nobody can log in; name `users` or `upstream`, or leave it out"

@@ -4,24 +4,17 @@ Rule: as in `checks`, which asks these with the rest.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from tollhouse.config.places import Path
 from tollhouse.config.spec import Config, HttpServer, OpenApiServer, RestServer, RouteSpec, StdioServer
 from tollhouse.config.wording import Finding
+from tollhouse.config.written import Written
 
 __all__ = ["of_identity", "of_routes", "of_servers"]
 
 
-class Places(Protocol):
-    """What was written, and what of it was wrong (`checks`)."""
-
-    def touched(self, path: Path) -> bool: ...
-
-    def numbered(self, path: Path, kept: Any) -> Iterator[tuple[Path, Any]]: ...
-
-
-def of_servers(config: Config, place: Places) -> Iterator[Finding]:
+def of_servers(config: Config, place: Written) -> Iterator[Finding]:
     """Tokens for servers: whose own credentials they take the place of, and where none are made."""
     top = config.exchange
     used = any(route.exchange is not None for route in config.routes) or place.touched(("routes",))
@@ -65,7 +58,7 @@ def _server(at: Path, server: HttpServer | OpenApiServer | RestServer) -> Iterat
                 yield Finding((*at, "rest", n, "headers"), message, key=True)
 
 
-def of_routes(config: Config, place: Places) -> Iterator[Finding]:
+def of_routes(config: Config, place: Written) -> Iterator[Finding]:
     """The same for plain services, which get tokens where they ask for them."""
     for path, route in place.numbered(("routes",), config.routes):
         assert isinstance(route, RouteSpec)
@@ -91,7 +84,7 @@ def of_routes(config: Config, place: Places) -> Iterator[Finding]:
             yield Finding((*path, "rewrite", "headers"), message, key=True)
 
 
-def of_identity(config: Config, place: Places) -> Iterator[Finding]:
+def of_identity(config: Config, place: Written) -> Iterator[Finding]:
     """The header that says who calls: who is told, and that nobody else writes it."""
     top = config.identity
     reached: list[tuple[Path, Any, Iterable[str], str]] = []

@@ -5,14 +5,14 @@ Rule: models and MCP servers have texts, plain routes have none that are read.
 
 from collections.abc import Iterator
 
-from tollhouse.config.exchange_checks import Places
 from tollhouse.config.spec import Config
 from tollhouse.config.wording import Finding
+from tollhouse.config.written import Written
 
 __all__ = ["of_guardrails"]
 
 
-def of_guardrails(config: Config, place: Places) -> Iterator[Finding]:
+def of_guardrails(config: Config, place: Written) -> Iterator[Finding]:
     """The findings about what stands at the top."""
     spec = config.guardrails
     if spec is None or any(place.touched((name,)) for name in ("models", "mcp", "providers")):

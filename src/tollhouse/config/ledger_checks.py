@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from math import ceil
 from typing import Any, Final
 
-from tollhouse.config.exchange_checks import Places
 from tollhouse.config.spec import Config
 from tollhouse.config.wording import Finding
+from tollhouse.config.written import Written
 from tollhouse.core.spec import Spec
 from tollhouse.policies.windows import RollingSpec
 
@@ -23,7 +23,7 @@ _LONGEST: Final[Mapping[str, float]] = {
 """Windows of a calendar, with an hour for the clocks that are set back."""
 
 
-def of_ledger(config: Config, place: Places) -> Iterator[Finding]:
+def of_ledger(config: Config, place: Written) -> Iterator[Finding]:
     """What is written of the ledger's files and records."""
     if config.ledger is None:
         if not place.touched(("ledger",)):
@@ -40,7 +40,7 @@ def of_ledger(config: Config, place: Places) -> Iterator[Finding]:
         named.add(one.name)
 
 
-def _journal(config: Config, place: Places) -> Iterator[Finding]:
+def _journal(config: Config, place: Written) -> Iterator[Finding]:
     if config.journal.full != "drop":
         return
     audit = config.audit
@@ -53,7 +53,7 @@ def _journal(config: Config, place: Places) -> Iterator[Finding]:
         yield Finding(("journal", "full"), message)
 
 
-def _retention(config: Config, place: Places) -> Iterator[Finding]:
+def _retention(config: Config, place: Written) -> Iterator[Finding]:
     spec = config.retention
     if spec.usage is None:
         return

@@ -5,14 +5,14 @@ Rule: as in `checks`, which asks these with the rest.
 
 from collections.abc import Iterator
 
-from tollhouse.config.exchange_checks import Places
 from tollhouse.config.spec import Config
 from tollhouse.config.wording import Finding
+from tollhouse.config.written import Written
 
 __all__ = ["of_runs"]
 
 
-def of_runs(config: Config, place: Places) -> Iterator[Finding]:
+def of_runs(config: Config, place: Written) -> Iterator[Finding]:
     spec = config.runs
     if spec is None or place.touched(("models",)) or place.touched(("mcp",)):
         return

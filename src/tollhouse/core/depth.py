@@ -1,17 +1,21 @@
-"""JSON from outside, decoded for code that recurses over it.
+"""JSON from outside: what decoding it raises, and decoding it for code that recurses over it.
 
 Rule: nesting is bounded before anything else sees the value. CEL's engine is native code that recurses once for each
 level, and overflows the stack where Python would raise; how deep the JSON decoder itself goes depends on the Python
 version (some 1,000 levels in 3.11, over 5,000 in 3.13).
 """
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-__all__ = ["MAX_DEPTH", "decode"]
+__all__ = ["MAX_DEPTH", "UNREADABLE", "decode"]
 
 MAX_DEPTH = 100
+
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
+"""What msgspec raises for a text that is no JSON, or none of the type asked for: also for one that is not UTF-8, or
+nested too deeply."""
 
 
 def decode(raw: bytes | bytearray | memoryview | msgspec.Raw, limit: int = MAX_DEPTH) -> Any:
@@ -19,7 +23,7 @@ def decode(raw: bytes | bytearray | memoryview | msgspec.Raw, limit: int = MAX_D
     objects."""
     try:
         value = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"not JSON: {error}") from None
     data = bytes(raw)
     # So few brackets cannot be deeper; the exact depth is looked at only where they are many.

@@ -4,11 +4,20 @@ import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    model_validator,
+)
 
-__all__ = ["Duration", "File", "Reading", "Secret", "Size", "Spec", "existing"]
+__all__ = ["ClientTLSSpec", "Duration", "File", "Reading", "Secret", "Size", "Spec", "existing"]
 
 
 class Spec(BaseModel):
@@ -138,3 +147,18 @@ Secret = Annotated[SecretStr, AfterValidator(_secret)]
 
 File = Annotated[str, Field(min_length=1), AfterValidator(_file)]
 """The name of a file, relative to the configuration file that names it; absolute once read, and watched."""
+
+
+class ClientTLSSpec(Spec):
+    """How a server's certificate is verified, and what the gateway shows it."""
+
+    ca: File | None = Field(default=None, description="PEM file of roots to trust instead of the system's")
+    verify: bool = Field(default=True, description="false accepts any certificate: for tests only")
+    cert: File | None = Field(default=None, description="PEM file of the gateway's client certificate")
+    key: File | None = Field(default=None, description="PEM file of its key")
+
+    @model_validator(mode="after")
+    def _pair(self) -> Self:
+        if self.key is not None and self.cert is None:
+            raise ValueError("`key` without `cert` has no effect; name the certificate too")
+        return self

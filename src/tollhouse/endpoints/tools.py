@@ -13,12 +13,13 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from tollhouse.core.call import ToolCall
-from tollhouse.core.depth import decode
+from tollhouse.core.depth import UNREADABLE, decode
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Request, Response
 from tollhouse.endpoints.mcp.bridge import Bridge
-from tollhouse.endpoints.mcp.lists import Lists, Server
+from tollhouse.endpoints.mcp.lists import Lists
 from tollhouse.endpoints.mcp.request import JSON
+from tollhouse.endpoints.mcp.server import Server
 from tollhouse.endpoints.mcp.tool import call_of, carried_out
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import names
@@ -144,7 +145,7 @@ class ToolsEndpoint:
             if not body.isascii():
                 str(body, "utf-8")
             msgspec.json.decode(body or b"{}", type=dict[str, msgspec.Raw])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNREADABLE:
             raise Failure(400, Reason.INVALID_REQUEST, "the body must be a JSON object: the tool's arguments") from None
         return msgspec.Raw(body or b"{}")
 
@@ -153,7 +154,7 @@ class ToolsEndpoint:
         context = request.context
         try:
             result = msgspec.json.decode(raw, type=_Result)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        except UNREADABLE:
             context.mcp_outcome = "protocol_error"
             what = f"{context.server}: the tool's result cannot be read"
             raise Failure(502, Reason.UPSTREAM_FAILURE, what, sent=True) from None

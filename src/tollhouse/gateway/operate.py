@@ -11,7 +11,8 @@ import msgspec
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Request, Response
 from tollhouse.ledger.journal import Journal
-from tollhouse.observe.metrics import Metrics, Share
+from tollhouse.observe.metrics import Metrics
+from tollhouse.observe.share import Share
 
 __all__ = ["Operations"]
 

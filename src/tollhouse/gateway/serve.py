@@ -64,8 +64,9 @@ from tollhouse.net.timer import Timer
 from tollhouse.observe.access_log import AccessLog
 from tollhouse.observe.connections import Connections
 from tollhouse.observe.families import Families, names_for
-from tollhouse.observe.metrics import Metrics, Share
+from tollhouse.observe.metrics import Metrics
 from tollhouse.observe.runtime import Runtime as RuntimeMetrics
+from tollhouse.observe.share import Share
 from tollhouse.store.base import State
 from tollhouse.store.revocation import Revocations
 

@@ -9,7 +9,7 @@ Rows are put in order here, not there: by code points, as no database's locale w
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from heapq import nsmallest
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import msgspec
 
@@ -23,15 +23,13 @@ __all__ = ["ORDERS", "Answers", "Dialect"]
 class Dialect(NamedTuple):
     """mark: placeholder of a value. elements: a FROM item with the column `value`, of a JSON array of texts and an
     alias. members: one with the columns `key` and `value` (text, number), of a placeholder for a JSON object and an
-    alias."""
+    alias. kept: a text as it stands in the columns by which records are found."""
 
     mark: str
     elements: Callable[[str, str], str]
     members: Callable[[str, str], str]
+    kept: Callable[[str], str] = str
 
-
-Ask = Callable[[str, Sequence[Any]], Iterable[Sequence[Any]]]
-"""Runs a query: its rows. Raises LedgerError."""
 
 _COLUMNS: Final = {"model": "model_asked", "answered": "model_answered", "run": "run_id"}
 _HOURS: Final = {"hour": "hour", "day": "hour / 24", "week": "(hour / 24 + 3) / 7", "month": "hour / 24"}
@@ -74,17 +72,35 @@ ORDERS: Final = tuple(name for name in UsageRow.__struct_fields__ if name != "by
 
 
 class Answers:
-    """The answers of a ledger. ask: runs its queries."""
+    """What a `base.Ledger` answers. Whoever inherits says what its database speaks, and runs the queries."""
 
-    def __init__(self, dialect: Dialect, ask: Ask) -> None:
-        self._dialect = dialect
-        self._ask = ask
+    _dialect: ClassVar[Dialect]
 
+    def _ask(self, query: str, values: Sequence[Any]) -> Iterable[Sequence[Any]]:
+        """The rows that a query finds. Raises LedgerError."""
+        raise NotImplementedError
+
+    # ---- what was shipped
+    def position(self, journal: str) -> int:
+        """See `base.Ledger.position`."""
+        query = f"SELECT seq FROM journals WHERE journal = {self._dialect.mark}"  # noqa: S608
+        return next((int(row[0]) for row in self._ask(query, (journal,))), 0)
+
+    def positions(self) -> dict[str, int]:
+        """See `base.Ledger.positions`."""
+        return {str(row[0]): int(row[1]) for row in self._ask("SELECT journal, last FROM journals WHERE last > 0", ())}
+
+    def rejected(self) -> int:
+        """See `base.Ledger.rejected`."""
+        return _number(self._ask("SELECT count(*) FROM rejected", ()))
+
+    # ---- what was used
     def usage(
         self,
         since: int,
         until: int,
         by: Sequence[str] = (),
+        *,
         where: Sequence[tuple[str, str]] = (),
         order: str = "",
         top: int = 0,
@@ -126,7 +142,12 @@ class Answers:
         return nsmallest(top, rows, key=place) if top else sorted(rows, key=place)
 
     def spent(
-        self, unit: Unit, since_us: int, until_us: int, where: Mapping[str, str], upto: Mapping[str, int] | None
+        self,
+        unit: Unit,
+        since_us: int,
+        until_us: int,
+        where: Mapping[str, str],
+        upto: Mapping[str, int] | None = None,
     ) -> int:
         """See `base.Ledger.spent`."""
         if unit not in UNITS:
@@ -160,17 +181,17 @@ class Answers:
         values += (bounds[0], bounds[-1])
         among = [(name, value) for n, name in enumerate(by) for value in dict.fromkeys(key[n] for key in keys)]
         query += self._conditions([*where.items(), *among], values) + f" GROUP BY {numbers}"
-        wanted = set(keys)
+        wanted = {tuple(map(self._dialect.kept, key)): key for key in keys}
         found: dict[tuple[str, ...], list[int]] = {}
         for *named, span, amount in self._ask(query, values):
-            key = tuple(str(one) for one in named)
-            if key in wanted:
+            key = wanted.get(tuple(str(one) for one in named))
+            if key is not None:
                 found.setdefault(key, [0] * (len(bounds) - 1))[int(span)] = int(amount or 0)
         return found
 
-    def drawn(self, field: str, upto: Mapping[str, int] | None) -> int:
+    def drawn(self, field: str, upto: Mapping[str, int] | None = None) -> int:
         """See `base.Ledger.drawn`."""
-        mark = self._dialect.mark
+        mark, field = self._dialect.mark, self._dialect.kept(field)
         values: list[Any] = []
         query = f"SELECT sum(r.amount) FROM draws AS r{self._upto(upto, values)}"  # noqa: S608
         query += f" WHERE r.field >= {mark} AND r.field < {mark}"
@@ -202,10 +223,10 @@ class Answers:
 
     def next_field(self, first: str, before: str) -> str:
         """See `base.Ledger.next_field`."""
-        mark = self._dialect.mark
+        mark, kept = self._dialect.mark, self._dialect.kept
         # Of the table: the view joins each row with its record.
         query = f"SELECT field FROM usage_draws WHERE field >= {mark} AND field < {mark} ORDER BY field LIMIT 1"  # noqa: S608
-        return next((str(row[0]) for row in self._ask(query, (first, before))), "")
+        return next((str(row[0]) for row in self._ask(query, (kept(first), kept(before)))), "")
 
     def run_began(self, run: str, since_us: int) -> tuple[int, str] | None:
         """See `base.Ledger.run_began`."""
@@ -215,9 +236,12 @@ class Answers:
             f"AND admitted_at >= {mark} AND adjust_of = '' AND outcome NOT IN ('denied', 'invalid') "
             "ORDER BY admitted_at LIMIT 1"
         )
-        return next(((int(at), str(parent)) for at, parent in self._ask(query, (run, since_us))), None)
+        values = (self._dialect.kept(run), since_us)
+        return next(((int(at), str(parent)) for at, parent in self._ask(query, values)), None)
 
-    def records(self, since_us: int, until_us: int, where: Sequence[tuple[str, str]], most: int) -> list[UsageRecord]:
+    def records(
+        self, since_us: int, until_us: int, where: Sequence[tuple[str, str]] = (), most: int = 100
+    ) -> list[UsageRecord]:
         """See `base.Ledger.records`."""
         mark = self._dialect.mark
         values: list[Any] = [since_us, until_us]
@@ -247,7 +271,7 @@ class Answers:
             if name not in BY or name in TIMES:
                 known = ", ".join(one for one in BY if one not in TIMES)
                 raise ValueError(f"usage cannot be found by {name!r}; by {known} it can")
-            given.setdefault(name, []).append(value)
+            given.setdefault(name, []).append(self._dialect.kept(value))
         text = ""
         if "run" in given and "" not in given["run"]:
             text += " AND run_id <> ''"  # as the index of runs has it

@@ -7,7 +7,7 @@ in one order. Tables and views are those of `sqlite`, in a schema; see the files
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from time import time
 from typing import Any, Final
@@ -17,7 +17,7 @@ from psycopg import errors
 
 from tollhouse.ledger.answers import Answers, Dialect
 from tollhouse.ledger.audit_cut import cut, ends_before
-from tollhouse.ledger.base import Cuts, Entry, LedgerError, Post, Unit, UsageRow
+from tollhouse.ledger.base import Cuts, Entry, LedgerError, Post
 from tollhouse.ledger.postgres_audit import put_away
 from tollhouse.ledger.postgres_connection import Connection, connect, in_one, plain, translating
 from tollhouse.ledger.postgres_place import Place
@@ -34,7 +34,7 @@ from tollhouse.ledger.postgres_rows import (
     stored_row,
 )
 from tollhouse.ledger.postgres_schema import Months, set_up
-from tollhouse.ledger.records import AUDIT, INTENT, USAGE, Anchor, UsageRecord
+from tollhouse.ledger.records import AUDIT, INTENT, USAGE, Anchor
 from tollhouse.ledger.rows import FACTS, LABELS, SUMS, Facts, Sums, drawn, sum_up
 
 __all__ = ["PostgresLedger", "is_there"]
@@ -87,26 +87,26 @@ _POSTS: Final = (
 )
 """As the view `draws` has them."""
 
-_DIALECT: Final = Dialect(
-    "%s",
-    lambda array, alias: f"LATERAL jsonb_array_elements_text(({array})::jsonb) AS {alias}(value)",
-    lambda mark, alias: f"(SELECT key, value::bigint AS value FROM jsonb_each_text({mark}::jsonb)) AS {alias}",  # noqa: S608
-)
-
 _POISON: Final = (ValueError, OverflowError, errors.DataError, errors.IntegrityError, errors.ProgramLimitExceeded)
 """What a record can be the reason of (msgspec's errors are ValueErrors)."""
 
 _UNUSUAL: Final = (Doubtful, *_POISON)
 
 
-class PostgresLedger:
+class PostgresLedger(Answers):
     """A `base.Ledger` in the database at `place`. now: unix seconds, of which the months are made that are needed."""
+
+    _dialect = Dialect(
+        "%s",
+        lambda array, alias: f"LATERAL jsonb_array_elements_text(({array})::jsonb) AS {alias}(value)",
+        lambda mark, alias: f"(SELECT key, value::bigint AS value FROM jsonb_each_text({mark}::jsonb)) AS {alias}",  # noqa: S608
+        bounded,
+    )
 
     def __init__(self, place: Place, *, now: Callable[[], float] = time) -> None:
         self.place = place
         self._db: Connection | None = None
         self._halves = Halves()
-        self._answers = Answers(_DIALECT, self._ask)
         self._months = Months(now)
         self._numbers: dict[bytes, int] = {}
         """The second half of a body -> the number of its labels."""
@@ -136,9 +136,6 @@ class PostgresLedger:
         if db is not None:
             db.close()
 
-    def position(self, journal: str) -> int:
-        return self._one("SELECT seq FROM journals WHERE journal = %s", journal)
-
     def ship(self, journal: str, entries: Sequence[Entry]) -> int:
         with self._used() as db:
             if not entries:
@@ -154,57 +151,6 @@ class PostgresLedger:
         with self._used() as db:
             db.execute("UPDATE journals SET seq = 0 WHERE journal = %s", (journal,))
 
-    def rejected(self) -> int:
-        return self._one("SELECT count(*) FROM rejected")
-
-    def usage(
-        self,
-        since: int,
-        until: int,
-        by: Sequence[str] = (),
-        *,
-        where: Sequence[tuple[str, str]] = (),
-        order: str = "",
-        top: int = 0,
-    ) -> list[UsageRow]:
-        return self._answers.usage(since, until, by, [(name, bounded(value)) for name, value in where], order, top)
-
-    def records(
-        self, since_us: int, until_us: int, where: Sequence[tuple[str, str]] = (), most: int = 100
-    ) -> list[UsageRecord]:
-        return self._answers.records(since_us, until_us, [(name, bounded(value)) for name, value in where], most)
-
-    def positions(self) -> dict[str, int]:
-        return dict(self._ask("SELECT journal, last FROM journals WHERE last > 0", ()))
-
-    def spent(
-        self,
-        unit: Unit,
-        since_us: int,
-        until_us: int,
-        where: Mapping[str, str],
-        upto: Mapping[str, int] | None = None,
-    ) -> int:
-        given = {name: bounded(value) for name, value in where.items()}
-        return self._answers.spent(unit, since_us, until_us, given, upto)
-
-    def spent_each(
-        self,
-        unit: Unit,
-        bounds: Sequence[int],
-        by: Sequence[str],
-        keys: Sequence[tuple[str, ...]],
-        where: Mapping[str, str],
-        upto: Mapping[str, int],
-    ) -> dict[tuple[str, ...], list[int]]:
-        stored = {tuple(map(bounded, key)): key for key in keys}
-        given = {name: bounded(value) for name, value in where.items()}
-        found = self._answers.spent_each(unit, bounds, by, list(stored), given, upto)
-        return {stored[key]: sums for key, sums in found.items()}
-
-    def drawn(self, field: str, upto: Mapping[str, int] | None = None) -> int:
-        return self._answers.drawn(bounded(field), upto)
-
     def posts(self, journal: str, after: int, most: int) -> list[Post]:
         # By the journal's number: asked by its name, PostgreSQL would look at all draws that there are.
         found = self._ask("SELECT number FROM journals WHERE journal = %s AND last > %s", (journal, after))
@@ -213,18 +159,6 @@ class PostgresLedger:
             for seq, hold, field, amount in self._ask(_POSTS, (number, after, most, number, after)):
                 posts.setdefault(seq, (hold, []))[1].append((field, amount))
         return [Post(seq, hold, tuple(draws)) for seq, (hold, draws) in posts.items()]
-
-    def identity(self) -> str:
-        return self._answers.identity()
-
-    def closed(self, journals: Collection[str]) -> set[str]:
-        return self._answers.closed(journals)
-
-    def next_field(self, first: str, before: str) -> str:
-        return self._answers.next_field(bounded(first), bounded(before))
-
-    def run_began(self, run: str, since_us: int) -> tuple[int, str] | None:
-        return self._answers.run_began(bounded(run), since_us)
 
     def prune(self, cuts: Cuts, most: int = 1000) -> int:
         with self._used() as db:
@@ -248,10 +182,6 @@ class PostgresLedger:
                 return db.execute(query.encode(), values or None).fetchall()
             except errors.DeadlockDetected:  # with who makes or drops a month, and has gone on by now
                 return db.execute(query.encode(), values or None).fetchall()
-
-    def _one(self, query: str, *values: str) -> int:
-        rows = self._ask(query, values)
-        return int(rows[0][0]) if rows else 0
 
     @contextmanager
     def _used(self) -> Iterator[Connection]:

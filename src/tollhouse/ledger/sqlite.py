@@ -10,8 +10,8 @@ call, and an hourly sum is found by (hour, labels). The tables are in `sqlite_ta
 """
 
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from time import time
@@ -22,8 +22,8 @@ import msgspec
 from tollhouse.ledger.answers import Answers, Dialect
 from tollhouse.ledger.audit_cut import cut, ends_before
 from tollhouse.ledger.audit_sqlite import put_away
-from tollhouse.ledger.base import Cuts, Entry, LedgerError, Post, Unit, UsageRow
-from tollhouse.ledger.records import AUDIT, INTENT, USAGE, Anchor, UsageRecord
+from tollhouse.ledger.base import Cuts, Entry, LedgerError
+from tollhouse.ledger.records import AUDIT, INTENT, USAGE, Anchor
 from tollhouse.ledger.rows import (
     FACTS,
     HOUR_US,
@@ -36,6 +36,7 @@ from tollhouse.ledger.rows import (
     OnlyFacts,
     OnlyLabels,
     Sums,
+    UsualFacts,
     digested,
     drawn,
     fact_row,
@@ -77,10 +78,7 @@ def _insert_usual(rows: int) -> str:
     return f"INSERT INTO usage_facts ({columns}) VALUES {', '.join(values)} ON CONFLICT DO NOTHING"  # noqa: S608
 
 
-_USUAL = (
-    "journal", "seq", "labels", "admitted_at", "ended_at", "request_id", "input", "output", "cost_nano", "ttft_us",
-    "total_us", "upstream_us", "bytes_in", "bytes_out",
-)  # fmt: skip
+_USUAL = ("journal", "seq", "labels", *UsualFacts.__struct_fields__)
 _SELDOM = tuple(name for name in FACTS if name not in _USUAL)
 _TEXTS = frozenset(("run_id", "parent_id", "hold", "adjust_of", "raw_usage"))
 _WIDTH = len(_USUAL)
@@ -101,16 +99,15 @@ _ADD = (
 _MOVE = "UPDATE journals SET seq = ?, last = max(last, ?), last_at = ? WHERE number = ?"
 _REJECT = "INSERT INTO rejected VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 
-_DIALECT = Dialect(
-    "?",
-    lambda array, alias: f"json_each({array}) AS {alias}",
-    lambda mark, alias: f"json_each({mark}) AS {alias}",
-)
 
-
-class SqliteLedger:
+class SqliteLedger(Answers):
     """A `base.Ledger` in the file `path`, or in MEMORY. busy: seconds to wait for another writer."""
 
+    _dialect = Dialect(
+        "?",
+        lambda array, alias: f"json_each({array}) AS {alias}",
+        lambda mark, alias: f"json_each({mark}) AS {alias}",
+    )
     astray = 0
 
     def __init__(self, path: Path | str, *, busy: float = 5.0) -> None:
@@ -118,10 +115,12 @@ class SqliteLedger:
         self._busy = busy
         self._db: sqlite3.Connection | None = None
         self._facts: Callable[[bytes], Facts] = msgspec.json.Decoder(OnlyFacts).decode
+        self._usual_facts: Callable[[bytes], UsualFacts] = msgspec.json.Decoder(UsualFacts).decode
+        self._usually = True
+        """The last record had nothing seldom."""
         self._any_facts: Callable[[bytes], Facts] = msgspec.json.Decoder(Facts).decode
         self._labels: Callable[[bytes], Labels] = msgspec.json.Decoder(OnlyLabels).decode
         self._any_labels: Callable[[bytes], Labels] = msgspec.json.Decoder(Labels).decode
-        self._answers = Answers(_DIALECT, self._ask)
         self._numbers: dict[bytes, int] = {}
         """The second half of a body -> the number of its labels; only of what is committed, or is being written."""
 
@@ -137,10 +136,8 @@ class SqliteLedger:
         except (OSError, sqlite3.Error) as error:
             raise LedgerError(f"{self.path}: {error}") from error
         try:
-            set_up(db, self.path, self._busy)
-        except sqlite3.Error as error:
-            db.close()
-            raise _translated(self.path, error) from error
+            with _translating(self.path):
+                set_up(db, self.path, self._busy)
         except LedgerError:
             db.close()
             raise
@@ -152,142 +149,46 @@ class SqliteLedger:
         if db is not None:
             db.close()
 
-    def position(self, journal: str) -> int:
-        try:
-            row = self._open().execute("SELECT seq FROM journals WHERE journal = ?", (journal,)).fetchone()
-        except sqlite3.Error as error:
-            raise _translated(self.path, error) from error
-        return 0 if row is None else int(row[0])
-
     def ship(self, journal: str, entries: Sequence[Entry]) -> int:
         db = self._open()
         if not entries:
             return 0
-        try:
+        with _translating(self.path):
             try:
-                return self._in_one(db, self._whole, journal, entries)
+                return self._stored(db, self._whole, journal, entries)
             except _UNUSUAL:
-                return self._in_one(db, self._one_by_one, journal, entries)
-        except sqlite3.Error as error:
-            raise _translated(self.path, error) from error
+                return self._stored(db, self._one_by_one, journal, entries)
 
     def forget(self, journal: str) -> None:
-        try:
+        with _translating(self.path):
             self._open().execute("UPDATE journals SET seq = 0 WHERE journal = ?", (journal,))
-        except sqlite3.Error as error:
-            raise _translated(self.path, error) from error
-
-    def rejected(self) -> int:
-        try:
-            return int(self._open().execute("SELECT count(*) FROM rejected").fetchone()[0])
-        except sqlite3.Error as error:
-            raise _translated(self.path, error) from error
-
-    def usage(
-        self,
-        since: int,
-        until: int,
-        by: Sequence[str] = (),
-        *,
-        where: Sequence[tuple[str, str]] = (),
-        order: str = "",
-        top: int = 0,
-    ) -> list[UsageRow]:
-        return self._answers.usage(since, until, by, where, order, top)
-
-    def records(
-        self, since_us: int, until_us: int, where: Sequence[tuple[str, str]] = (), most: int = 100
-    ) -> list[UsageRecord]:
-        return self._answers.records(since_us, until_us, where, most)
-
-    def positions(self) -> dict[str, int]:
-        return dict(self._ask("SELECT journal, last FROM journals WHERE last > 0", ()))
-
-    def spent(
-        self,
-        unit: Unit,
-        since_us: int,
-        until_us: int,
-        where: Mapping[str, str],
-        upto: Mapping[str, int] | None = None,
-    ) -> int:
-        return self._answers.spent(unit, since_us, until_us, where, upto)
-
-    def spent_each(
-        self,
-        unit: Unit,
-        bounds: Sequence[int],
-        by: Sequence[str],
-        keys: Sequence[tuple[str, ...]],
-        where: Mapping[str, str],
-        upto: Mapping[str, int],
-    ) -> dict[tuple[str, ...], list[int]]:
-        return self._answers.spent_each(unit, bounds, by, keys, where, upto)
-
-    def drawn(self, field: str, upto: Mapping[str, int] | None = None) -> int:
-        return self._answers.drawn(field, upto)
-
-    def posts(self, journal: str, after: int, most: int) -> list[Post]:
-        return self._answers.posts(journal, after, most)
-
-    def identity(self) -> str:
-        return self._answers.identity()
-
-    def closed(self, journals: Collection[str]) -> set[str]:
-        return self._answers.closed(journals)
-
-    def next_field(self, first: str, before: str) -> str:
-        return self._answers.next_field(first, before)
-
-    def run_began(self, run: str, since_us: int) -> tuple[int, str] | None:
-        return self._answers.run_began(run, since_us)
 
     def prune(self, cuts: Cuts, most: int = 1000) -> int:
         db = self._open()
-        try:
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                gone = prune(db, cuts, most)
-                db.execute("COMMIT")
-            except BaseException:
-                _roll_back(db)
-                raise
-        except sqlite3.Error as error:
-            raise _translated(self.path, error) from error
-        return gone
+        with _translating(self.path), _in_one(db):
+            return prune(db, cuts, most)
 
     def audit_before(self, before_us: int) -> list[Anchor]:
         return ends_before(self._all, before_us)
 
     def cut_audit(self, anchors: Sequence[Anchor], most: int = 1000) -> int:
         db = self._open()
-        try:
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                gone = cut(self._all, lambda query, *values: db.execute(query, values).rowcount, anchors, most)
-                db.execute("COMMIT")
-            except BaseException:
-                _roll_back(db)
-                raise
-        except sqlite3.Error as error:
-            raise _translated(self.path, error) from error
-        return gone
+        with _translating(self.path), _in_one(db):
+            return cut(self._all, lambda query, *values: db.execute(query, values).rowcount, anchors, most)
 
     def _all(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         return list(self._ask(query, values))
 
     def _ask(self, query: str, values: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-        try:
+        with _translating(self.path):
             yield from self._open().execute(query, values)
-        except sqlite3.Error as error:
-            raise _translated(self.path, error) from error
 
     def _open(self) -> sqlite3.Connection:
         if self._db is None:
             raise LedgerError(f"{self.path}: not open")
         return self._db
 
-    def _in_one(
+    def _stored(
         self,
         db: sqlite3.Connection,
         store: Callable[[sqlite3.Connection, int, Sequence[Entry], Sums], int],
@@ -296,39 +197,37 @@ class SqliteLedger:
     ) -> int:
         """One transaction: `store` puts away what is new of `entries` and says what is to be summed up."""
         last = entries[-1].seq
-        db.execute("BEGIN IMMEDIATE")
         try:
-            row = db.execute("SELECT number, seq FROM journals WHERE journal = ?", (journal,)).fetchone()
-            if row is None:
-                row = (db.execute("INSERT INTO journals (journal, seq) VALUES (?, 0)", (journal,)).lastrowid, 0)
-            number, position = row
-            stored = 0
-            if last > position:
-                if entries[0].seq <= position:
-                    entries = [entry for entry in entries if entry.seq > position]
-                if any(entry.kind != USAGE for entry in entries):
-                    audits = [entry for entry in entries if entry.kind == AUDIT]
-                    entries = [entry for entry in entries if entry.kind not in _NO_ROW]
-                    stored, wrong = put_away(db, number, audits)
-                    for entry, why in wrong:
-                        _set_aside(db, journal, entry, why)
-                sums: Sums = {}
-                used = 0
-                if entries:
-                    used = entries[-1].seq
-                    stored += store(db, number, entries, sums)
-                db.executemany(_ADD, [(*group, *values) for group, values in sums.items()])
-                db.execute(_MOVE, (last, used, int(time()) * 1_000_000, number))
-            db.execute("COMMIT")
+            with _in_one(db):
+                row = db.execute("SELECT number, seq FROM journals WHERE journal = ?", (journal,)).fetchone()
+                if row is None:
+                    row = (db.execute("INSERT INTO journals (journal, seq) VALUES (?, 0)", (journal,)).lastrowid, 0)
+                number, position = row
+                stored = 0
+                if last > position:
+                    if entries[0].seq <= position:
+                        entries = [entry for entry in entries if entry.seq > position]
+                    if any(entry.kind != USAGE for entry in entries):
+                        audits = [entry for entry in entries if entry.kind == AUDIT]
+                        entries = [entry for entry in entries if entry.kind not in _NO_ROW]
+                        stored, wrong = put_away(db, number, audits)
+                        for entry, why in wrong:
+                            _set_aside(db, journal, entry, why)
+                    sums: Sums = {}
+                    used = 0
+                    if entries:
+                        used = entries[-1].seq
+                        stored += store(db, number, entries, sums)
+                    db.executemany(_ADD, [(*group, *values) for group, values in sums.items()])
+                    db.execute(_MOVE, (last, used, int(time()) * 1_000_000, number))
         except BaseException:
             self._numbers.clear()  # some may name rows that are not there now
-            _roll_back(db)
             raise
         return stored
 
     def _whole(self, db: sqlite3.Connection, journal: int, entries: Sequence[Entry], sums: Sums) -> int:
         """The usual case: all are new and good."""
-        decode, known = self._facts, self._numbers
+        read, known = self._read, self._numbers
         stored = 0
         usual: list[int | str | None] = [journal]  # values of rows that have nothing seldom
         rest: list[tuple[int | str | bool | None, ...]] = []  # rows
@@ -338,7 +237,7 @@ class SqliteLedger:
         have: list[int] = []
         for entry in entries:
             first, _, second = entry.body.partition(MARK)
-            facts = decode(first + b"}")
+            facts = read(first + b"}")
             admitted = facts.admitted_at
             if second != last or not begin <= admitted < end:
                 found = known.get(second)
@@ -349,7 +248,7 @@ class SqliteLedger:
                 have = sums.setdefault((hour, labels), [*NOTHING])
             if entry.kind != USAGE:
                 raise _Doubtful
-            if facts.draws or seldom(facts):
+            if type(facts) is not UsualFacts:
                 facts.journal = journal
                 facts.seq = entry.seq
                 facts.labels = labels
@@ -387,6 +286,18 @@ class SqliteLedger:
         if stored != len(entries):
             raise _Doubtful  # some were there already; which ones is not known
         return stored
+
+    def _read(self, first: bytes) -> UsualFacts | Facts:
+        """What is a call's own. As long as records have nothing seldom, the next one is taken for one of those, which
+        costs half: to be wrong costs twice."""
+        if self._usually:
+            try:
+                return self._usual_facts(first)
+            except msgspec.ValidationError:
+                self._usually = False
+        facts = self._facts(first)
+        self._usually = not (facts.draws or seldom(facts))
+        return facts
 
     def _one_by_one(self, db: sqlite3.Connection, journal: int, entries: Sequence[Entry], sums: Sums) -> int:
         """With rows that are there already, cannot be stored, or are written in another way."""
@@ -467,12 +378,25 @@ def _draw(db: sqlite3.Connection, values: list[int | str]) -> None:
     db.executemany(_DRAW, [values[n : n + width] for n in range(many, len(values), width)])
 
 
-def _roll_back(db: sqlite3.Connection) -> None:
-    with suppress(sqlite3.Error):
-        if db.in_transaction:
-            db.execute("ROLLBACK")
+@contextmanager
+def _in_one(db: sqlite3.Connection) -> Iterator[None]:
+    """One transaction."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+        raise
 
 
-def _translated(path: Path, error: sqlite3.Error) -> LedgerError:
-    lasting = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
-    return LedgerError(f"{path}: {error}", lasting=lasting)
+@contextmanager
+def _translating(path: Path) -> Iterator[None]:
+    """What SQLite raises, as a LedgerError."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        lasting = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
+        raise LedgerError(f"{path}: {error}", lasting=lasting) from error

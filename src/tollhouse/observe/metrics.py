@@ -1,43 +1,27 @@
-"""Metrics: plain slots that the hot path adds to, and an exposition that reads them when it is scraped.
+"""Metrics: plain slots that the hot path adds to, and that are read when somebody scrapes (`exposition`).
 
 Rule: the hot path holds children, never families. A child is one object with one or two numbers; finding it is
 the business of whoever caches it. Every family has a bound on its series: what comes after it is counted on one
 child whose label values are all "other", and `<namespace>_metrics_overflow_total` says how often.
-
-The exposition is written here and not by prometheus_client, which takes about 10 us a line: two thousand
-histograms would stop the event loop for half a second. Its ProcessCollector gives process_*, and its parsers
-judge our output in the tests.
-
-Several workers: each one writes what it has counted to a file (`Share`), any of them can serve the sum of all, and
-a new worker starts from the numbers of the dead one whose place it takes, so that no sum ever goes back.
 """
 
-import gc
 import os
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
-from time import monotonic
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
-import msgspec
-from prometheus_client.process_collector import ProcessCollector
+from tollhouse.observe.exposition import Dump, Kind, Merge, Series, collector, decode, encode, render
 
-__all__ = ["OTHER", "Count", "Family", "Gauge", "Metrics", "Share", "Spread"]
+__all__ = ["OTHER", "Count", "Family", "Gauge", "Metrics", "Spread"]
 
 OTHER = "other"
-TEXT = "text/plain; version=0.0.4; charset=utf-8"
-OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 _GENERATIONS = 8
 """Label sets one name may have had at a time: a reload may change the extra labels."""
 
 _NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
-
-Kind = Literal["counter", "gauge", "histogram", "info"]
-Merge = Literal["sum", "max", "min"]
 
 
 class Count:
@@ -174,30 +158,6 @@ class Family(Generic[C]):
         child.read = read
 
 
-Row = tuple[tuple[str, ...], float, list[int]]
-
-
-class Series(msgspec.Struct, array_like=True):
-    """One family in a dump: everything needed to show it where it was never declared. A row is the label values and
-    the value, or (histograms) counts and sum."""
-
-    name: str
-    doc: str
-    kind: Kind
-    labels: tuple[str, ...]
-    bounds: tuple[float, ...]
-    merge: Merge
-    rows: list[Row]
-
-
-class Dump(msgspec.Struct, array_like=True):
-    """What one worker has counted."""
-
-    pid: int
-    worker: str
-    families: list[Series]
-
-
 class Metrics:
     """All families of one process.
 
@@ -292,7 +252,7 @@ class Metrics:
 
     def render(self, accept: str = "") -> tuple[str, bytes]:
         """The exposition, in the format that `accept` (an Accept header) likes best: (content type, body)."""
-        return _render(self._dump(), accept, _process({self.worker: os.getpid()}))
+        return render(self._dump(), accept, {self.worker: os.getpid()})
 
     def count_noted(self) -> None:
         """Count what was noted in all histograms."""
@@ -304,7 +264,7 @@ class Metrics:
 
     def dump(self) -> bytes:
         """Everything counted up to now, to be merged elsewhere."""
-        return _PACK.encode(self._dump())
+        return encode(self._dump())
 
     def _dump(self) -> Dump:
         families = []
@@ -319,12 +279,12 @@ class Metrics:
                     rows = [(v, c.get(), []) for v, c in list(f.children.items())]
                 if rows:
                     families.append(Series(f.name, f.doc, f.kind, f.labels, f.bounds, f.merge, rows))
-        families.extend(_collector(self.worker))
+        families.extend(collector(self.worker))
         return Dump(os.getpid(), self.worker, families)
 
     def restore(self, dump: bytes) -> None:
         """Go on counting where a dead worker stopped: its counters and histograms are added to ours, once, at start."""
-        for series in _UNPACK.decode(dump).families:
+        for series in decode(dump).families:
             if series.kind not in ("counter", "histogram") or "worker" in series.labels:
                 continue
             if series.name.startswith(("process_", "python_gc_")):
@@ -339,203 +299,3 @@ class Metrics:
                 count = self._family(series, Count)
                 for values, total, _ in series.rows:
                     count.child(*values).base += total
-
-
-_PACK = msgspec.msgpack.Encoder()
-_UNPACK = msgspec.msgpack.Decoder(Dump)
-
-
-class Share:
-    """The numbers of several workers as one: a file for each worker's place in `directory`.
-
-    Only what is in the files is ever shown, the own file being written before each scrape: a counter that was once
-    seen is still there after a crash. `turn` writes at most once a period, so other workers' numbers are at most that
-    old. The supervisor empties the directory before it starts workers.
-    """
-
-    def __init__(self, directory: Path, metrics: Metrics, *, period: float = 1.0) -> None:
-        if not metrics.worker:
-            raise ValueError("shared metrics need the worker's number")
-        self._directory = directory
-        self._metrics = metrics
-        self._period = period
-        self._due = 0.0
-        self._path = directory / f"{metrics.worker}.metrics"
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            before = self._path.read_bytes()
-        except FileNotFoundError:
-            return
-        try:
-            metrics.restore(before)
-        except (msgspec.DecodeError, ValueError):
-            # Of another version of this program, whose numbers do not go on.
-            self._path.unlink(missing_ok=True)
-
-    @staticmethod
-    def clear(directory: Path) -> None:
-        """Forget all workers (the supervisor, at its start)."""
-        for path in directory.glob("*.metrics*"):
-            path.unlink(missing_ok=True)
-
-    def turn(self) -> None:
-        """For `Clock.every_turn`."""
-        now = monotonic()
-        if now >= self._due:
-            self._due = now + self._period
-            try:
-                self.flush()
-            except OSError:
-                pass  # the next period tries again, and a scrape of this worker says what is wrong
-
-    def flush(self) -> None:
-        """Write this worker's file, whole or not at all. Raises OSError."""
-        fresh = self._path.with_suffix(".metrics~")
-        fresh.write_bytes(self._metrics.dump())
-        fresh.replace(self._path)
-
-    def render(self, accept: str = "") -> tuple[str, bytes]:
-        """The sum of all workers: (content type, body)."""
-        self.flush()
-        return merged(self._directory, accept)
-
-
-def merged(directory: Path, accept: str = "") -> tuple[str, bytes]:
-    """The sum of all workers that wrote to `directory`; for the supervisor, or any worker: (content type, body)."""
-    total: dict[tuple[str, tuple[str, ...]], Series] = {}
-    rows: dict[tuple[str, tuple[str, ...]], dict[tuple[str, ...], Row]] = {}
-    pids: dict[str, int] = {}
-    for path in sorted(directory.glob("*.metrics")):
-        try:
-            dump = _UNPACK.decode(path.read_bytes())
-        except (FileNotFoundError, msgspec.DecodeError):
-            continue
-        pids[dump.worker] = dump.pid
-        for series in dump.families:
-            key = (series.name, series.labels)
-            total.setdefault(key, series)
-            table = rows.setdefault(key, {})
-            for row in series.rows:
-                have = table.get(row[0])
-                if have is None:
-                    table[row[0]] = row
-                elif len(have[2]) == len(row[2]):
-                    counts = [*map(sum, zip(have[2], row[2], strict=True))]
-                    table[row[0]] = (row[0], _MERGE[series.merge]((have[1], row[1])), counts)
-    families = [
-        Series(s.name, s.doc, s.kind, s.labels, s.bounds, s.merge, list(rows[key].values())) for key, s in total.items()
-    ]
-    return _render(Dump(0, "", families), accept, _process(pids))
-
-
-_MERGE: dict[str, Callable[[tuple[float, float]], float]] = {"sum": sum, "max": max, "min": min}
-
-
-def _collector(worker: str) -> Iterator[Series]:
-    """The cycle collector's counters, under the names of the client library."""
-    stats = gc.get_stats()
-    labels = ("generation", "worker") if worker else ("generation",)
-    for name, doc, key in (
-        ("python_gc_objects_collected_total", "Objects collected during gc.", "collected"),
-        ("python_gc_objects_uncollectable_total", "Uncollectable objects found during gc.", "uncollectable"),
-        ("python_gc_collections_total", "Number of times this generation was collected.", "collections"),
-    ):
-        rows: list[Row] = [((str(n), worker) if worker else (str(n),), float(g[key]), []) for n, g in enumerate(stats)]
-        yield Series(name, doc, "counter", labels, (), "sum", rows)
-
-
-def _process(pids: dict[str, int]) -> list[Series]:
-    """process_* of each worker; without the label when there is one process without a number."""
-    found: dict[str, Series] = {}
-    for worker, pid in pids.items():
-        for metric in ProcessCollector(registry=None, pid=partial(int, pid)).collect():
-            kind: Kind = "counter" if metric.type == "counter" else "gauge"
-            name = metric.name + ("_total" if kind == "counter" else "")
-            series = found.get(name)
-            if series is None:
-                labels = ("worker",) if worker else ()
-                series = found[name] = Series(name, metric.documentation, kind, labels, (), "sum", [])
-            series.rows.extend(((worker,) if worker else (), s.value, []) for s in metric.samples)
-    return list(found.values())
-
-
-def _escape(value: str) -> str:
-    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
-
-
-def _number(x: float) -> str:
-    if -1e15 < x < 1e15 and x == int(x):
-        return str(int(x))
-    text = repr(float(x))
-    return {"inf": "+Inf", "-inf": "-Inf", "nan": "NaN"}.get(text, text)
-
-
-def _render(dump: Dump, accept: str, more: list[Series]) -> tuple[str, bytes]:
-    openmetrics = _likes_openmetrics(accept)
-    out: list[str] = []
-    families = sorted([*dump.families, *more], key=lambda s: s.name)
-    last = ""
-    for series in families:
-        if series.name != last:
-            last = series.name
-            out.extend(_preamble(series, openmetrics))
-        _samples(series, out)
-    if openmetrics:
-        out.append("# EOF\n")
-    return OPENMETRICS if openmetrics else TEXT, "".join(out).encode()
-
-
-def _preamble(series: Series, openmetrics: bool) -> Iterator[str]:
-    name, kind = series.name, str(series.kind)
-    doc = series.doc.replace("\\", r"\\").replace("\n", r"\n")
-    if openmetrics:
-        doc = doc.replace('"', r"\"")
-        if kind == "counter":
-            # A counter's sample must end with _total there; one that may not is of unknown type, under its own name.
-            kind = "counter" if name.endswith("_total") else "unknown"
-            name = name.removesuffix("_total")
-        elif kind == "info":
-            name = name.removesuffix("_info")
-    elif kind == "info":
-        kind = "gauge"
-    yield f"# HELP {name} {doc}\n"
-    yield f"# TYPE {name} {kind}\n"
-
-
-def _samples(series: Series, out: list[str]) -> None:
-    name, add = series.name, out.append
-    labels = series.labels
-    if series.kind != "histogram":
-        for values, value, _ in series.rows:
-            head = ",".join([f'{n}="{_escape(v)}"' for n, v in zip(labels, values, strict=True)])
-            add(f"{name}{{{head}}} {_number(value)}\n" if head else f"{name} {_number(value)}\n")
-        return
-    bounds = [*map(repr, series.bounds), "+Inf"]  # OpenMetrics wants 1.0 and not 1
-    for values, total, counts in series.rows:
-        head = ",".join([f'{n}="{_escape(v)}"' for n, v in zip(labels, values, strict=True)])
-        comma = "," if head else ""
-        start = f'{name}_bucket{{{head}{comma}le="'
-        n = 0
-        for bound, count in zip(bounds, counts, strict=True):
-            n += count
-            add(f'{start}{bound}"}} {n}\n')
-        tail = f"{{{head}}}" if head else ""
-        add(f"{name}_count{tail} {n}\n{name}_sum{tail} {_number(total)}\n")
-
-
-def _likes_openmetrics(accept: str) -> bool:
-    """RFC 9110 section 12.5.1, for the two types there are. Equal weights: OpenMetrics, the more exact one."""
-    best = {"application/openmetrics-text": 0.0, "text/plain": 0.0}
-    for item in accept.split(","):
-        kind, *parameters = (part.strip().lower() for part in item.split(";"))
-        if kind not in best:
-            continue
-        weight = 1.0
-        for parameter in parameters:
-            if parameter.startswith("q="):
-                try:
-                    weight = float(parameter[2:])
-                except ValueError:
-                    weight = 0.0
-        best[kind] = max(best[kind], weight)
-    return best["application/openmetrics-text"] > 0 and best["application/openmetrics-text"] >= best["text/plain"]

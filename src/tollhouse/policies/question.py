@@ -14,8 +14,9 @@ import msgspec
 from tollhouse.core.call import ToolCall
 from tollhouse.core.clock import FOREVER, Clock
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.core.http import End, Ending, Sink, Source, finish
+from tollhouse.core.http import End, Ending, Sink, finish
 from tollhouse.core.reply import Reply, Tap
+from tollhouse.core.stand_in import StandIn
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import mrtr, revisions
 from tollhouse.wire.mcp.capabilities import allows
@@ -38,7 +39,7 @@ def can_ask(call: ToolCall, params: bytes = b"") -> bool:
     return call.method in mrtr.METHODS and allows(call.profile, _ASK, params)
 
 
-class Question:
+class Question(StandIn):
     """`core.call.Asks`, and the Source of the answer to an agent with a session: the question, then what `go_on`
     answers. Timed until it is settled.
 
@@ -49,8 +50,8 @@ class Question:
     """
 
     __slots__ = (
-        "_call", "_clock", "_ends", "_go_on", "_open", "_params", "_paused", "_refused", "_sink", "_taps", "_task",
-        "_upstream", "_waits", "about", "carry", "deadline", "timeout",
+        "_call", "_clock", "_ends", "_go_on", "_open", "_params", "_refused", "_taps", "_task", "_waits", "about",
+        "carry", "deadline", "timeout",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +66,7 @@ class Question:
         refused: Callable[[ToolCall, str], Failure | Reply],
         waits: bool = False,
     ) -> None:
+        super().__init__()
         self.about = about
         self.timeout = timeout
         self.carry: Callable[[Reply], Reply] | None = None
@@ -77,11 +79,8 @@ class Question:
         self._waits = waits
         self._open = False
         self._ends: list[End] = []
-        self._sink: Sink | None = None
         self._taps: list[Tap] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._upstream: Source | None = None
-        self._paused = False
 
     def reply(self) -> Reply:
         """The answer that begins with it."""
@@ -105,16 +104,6 @@ class Question:
         sink.send(jsonrpc.request(_NUMBER, _ASK, self._params))
         if self._waits and self._open:
             self._follow(call)
-
-    def pause(self) -> None:
-        self._paused = True
-        if self._upstream is not None:
-            self._upstream.pause()
-
-    def resume(self) -> None:
-        self._paused = False
-        if self._upstream is not None:
-            self._upstream.resume()
 
     def close(self) -> None:
         self._sink = None
@@ -188,15 +177,13 @@ class Question:
                     reply = self.carry(reply)
             self._ends = reply.ends
             self._taps = reply.taps
-            self._upstream = reply.source
+            self._source = reply.source
             if reply.first:
                 self.send(reply.first)
             if reply.source is None:
                 self._stop(None)
             elif self._sink is not None:
-                reply.source.start(self)
-                if self._paused:
-                    reply.source.pause()
+                self._start_behind()
         except Failure as failure:
             self._stop(failure.copy())
         except Exception:  # the root of a task: the agent waits for what it says
@@ -212,7 +199,7 @@ class Question:
             sink.send(data)
 
     def end(self, failure: Failure | None = None) -> None:
-        self._upstream = None
+        self._source = None
         self._stop(failure)
 
     # ---- the end
@@ -239,9 +226,7 @@ class Question:
         task, self._task = self._task, None
         if task is not None and task is not asyncio.current_task():
             task.cancel()
-        upstream, self._upstream = self._upstream, None
-        if upstream is not None:
-            upstream.close()
+        self._close_behind()
 
 
 GoOn = Callable[[Question, ToolCall], Awaitable[Reply]]

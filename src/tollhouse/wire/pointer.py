@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from tollhouse.core.depth import UNREADABLE
+
 __all__ = ["Misplaced", "Pointer", "below", "steps_of"]
 
 Raw = msgspec.Raw
@@ -19,7 +21,6 @@ _BAD_ESCAPE = re.compile(r"~(?![01])")
 _INDEX = re.compile(r"0|[1-9][0-9]{0,8}")
 _EACH, _NEXT = "*", "-"
 _NULL = b"null"
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _object = msgspec.json.Decoder(dict[str, Raw]).decode
 _list = msgspec.json.Decoder(list[Raw]).decode
@@ -120,7 +121,7 @@ def _removed(value: Raw, steps: tuple[str, ...]) -> Raw:
             if not rest:
                 return Raw(_encode([item for n, item in enumerate(items) if n not in chosen]))
             return Raw(_encode([_removed(item, rest) if n in chosen else item for n, item in enumerate(items)]))
-    except _UNREADABLE:
+    except UNREADABLE:
         pass
     return value
 
@@ -158,7 +159,7 @@ def _put(value: Raw | None, steps: tuple[str, ...], new: Raw, at: str) -> Raw | 
             for n in chosen:
                 items[n] = _put(items[n], rest, new, f"{at}[{n}]") or items[n]
             return Raw(_encode(items))
-    except _UNREADABLE:
+    except UNREADABLE:
         raise Misplaced(f"{at}: cannot be read") from None
     raise Misplaced(f"{at}: must be {'a list' if step in (_EACH, _NEXT) else 'an object'}")
 
@@ -191,7 +192,7 @@ def _filled(value: Raw | None, steps: tuple[str, ...], make: Callable[[], Raw]) 
             for n in _chosen(step, len(items)):
                 items[n] = _filled(items[n], rest, make)
             return Raw(_encode(items))
-    except _UNREADABLE:
+    except UNREADABLE:
         pass
     return value
 

@@ -123,6 +123,18 @@ async def test_the_model_is_mapped(pattern: str, target: str | None, asked: str,
         assert backend.model(call({"model": asked})) == sent
 
 
+@pytest.mark.parametrize("bounded, sent", [(False, "max_completion_tokens"), (True, "max_tokens")])
+async def test_a_bound_of_ours_has_the_name_that_the_provider_knows(bounded: bool, sent: str) -> None:
+    """Who does not know it would answer at any length. What a caller writes stays."""
+    seen: list[tuple[bytes, bytes]] = []
+    async with upstream(always(answer(), seen)) as up, world() as it:
+        asked = call({"max_completion_tokens": 40, "messages": []})
+        asked.bounded = bounded
+        await taken(await LLMBackend(it.openai(up.url()), "m", SLOW).handle(asked))
+    body = msgspec.json.decode(seen[0][1])
+    assert {name: value for name, value in body.items() if name.startswith("max_")} == {sent: 40}
+
+
 async def test_usage_is_asked_for_and_taken_out_again() -> None:
     seen: list[tuple[bytes, bytes]] = []
     async with upstream(always(stream(EVENT, USAGE + DONE), seen)) as up, world() as it:

@@ -10,6 +10,7 @@ from tollhouse.backends.llm import LLMBackend
 from tollhouse.backends.provider import Timeouts
 from tollhouse.core.call import Usage
 from tollhouse.core.errors import Failure
+from tollhouse.wire.llm import RESPONSES, SPEECH
 
 pytestmark = pytest.mark.anyio
 
@@ -39,6 +40,26 @@ async def test_usage_of_nothing_beside_an_answer_is_not_believed(streams: bool) 
     assert usage.estimated
     assert usage.output > 0
     assert abs(usage.input - PROMPT) < 10
+
+
+async def test_sound_of_which_no_usage_is_told_is_not_free() -> None:
+    async with upstream(always(answer(b"\xff\xf3" * 4000))) as up, world() as it:
+        asked = call({"input": "hello there " * 50, "voice": "alloy"}, dialect=SPEECH)
+        await taken(await LLMBackend(it.openai(up.url()), "m", SLOW).handle(asked))
+    usage = asked.context.usage
+    assert usage is not None
+    assert (usage.estimated, usage.output) == (True, 802)
+
+
+@pytest.mark.parametrize("status", ["queued", "in_progress"])
+async def test_an_answer_that_is_made_in_the_background_is_paid_as_far_as_it_may_go(status: str) -> None:
+    told = b'{"id":"r","object":"response","model":"m","status":"%b","output":[],"usage":null}' % status.encode()
+    async with upstream(always(answer(told))) as up, world() as it:
+        asked = call({"input": "think", "background": True, "max_output_tokens": 5000}, dialect=RESPONSES)
+        await taken(await LLMBackend(it.openai(up.url(), responses=True), "m", SLOW).handle(asked))
+    usage = asked.context.usage
+    assert usage is not None
+    assert (usage.estimated, usage.output) == (True, 5000)
 
 
 @pytest.mark.parametrize("status", [504, 524])

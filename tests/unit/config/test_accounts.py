@@ -3,12 +3,10 @@
 from typing import Any
 
 import pytest
+from tests.unit.config.told import problems_built as problems
+from tests.unit.config.told import read
 
-from tollhouse.config.parse import parse
-from tollhouse.config.spec import Config
-from tollhouse.core.errors import ConfigError
 from tollhouse.gateway.accounts import ours_of, settings_of
-from tollhouse.gateway.build import validate
 
 HASH = "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHRzb21l$AAAAAAAAAAAAAAAAAAAAAA"
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -16,18 +14,6 @@ ISSUER = f"issuer: {{url: 'https://gw.example.com', users: [{{name: ada, passwor
 BASE = f"authenticate: {{keys: [{{name: ci, key: {SECRET}}}]}}\n{ISSUER}"
 URL = "url: 'https://files.example.com/mcp'"
 AT = "mcp.servers.files"
-
-
-def read(text: str) -> Config:
-    return parse(text, "tollhouse.yaml", {}).config
-
-
-def problems(text: str) -> list[str]:
-    try:
-        validate(read(text))
-    except ConfigError as error:
-        return [f"{problem.path}: {problem.message}" for problem in error.problems]
-    return []
 
 
 def files(oauth: str = "on", more: str = "", place: str = URL) -> str:

@@ -1,8 +1,7 @@
 """Budgets in a configuration: what they need, and what would have no effect."""
 
 import pytest
-
-from tollhouse.config.parse import LoadError, parse
+from tests.unit.config.told import problems
 
 BASE = """
 ledger: sqlite:t.db
@@ -12,14 +11,6 @@ models:
   - {name: cheap, targets: [{provider: one}]}
   - {name: "w/*", targets: [{provider: one}]}
 """
-
-
-def problems(text: str) -> list[str]:
-    try:
-        parse(text, "t.yaml", {})
-    except LoadError as error:
-        return [f"{problem.path}: {problem.message}" for problem in error.problems]
-    return []
 
 
 def budgets(*lines: str) -> str:

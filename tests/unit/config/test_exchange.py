@@ -3,11 +3,8 @@
 from typing import Any
 
 import pytest
-
-from tollhouse.config.parse import parse
-from tollhouse.config.spec import Config
-from tollhouse.core.errors import ConfigError
-from tollhouse.gateway.build import validate
+from tests.unit.config.told import problems_built as problems
+from tests.unit.config.told import read
 
 SECRET = "0123456789abcdef0123456789abcdef"
 BASE = f"""
@@ -16,18 +13,6 @@ issuer: {{url: "https://auth.example.com", clients: [{{id: robot, secret: {SECRE
 """
 REWRITTEN = "{headers: {Authorization: x}}"
 SHOP = "mcp: {servers: {shop: {url: 'https://shop.example.com/mcp'}}}\n"
-
-
-def read(text: str) -> Config:
-    return parse(text, "tollhouse.yaml", {}).config
-
-
-def problems(text: str) -> list[str]:
-    try:
-        validate(read(text))
-    except ConfigError as error:
-        return [f"{problem.path}: {problem.message}" for problem in error.problems]
-    return []
 
 
 def servers(**specs: str) -> str:

@@ -1,9 +1,9 @@
 """What must hold between the auth provider and the rest of a configuration."""
 
 import pytest
+from tests.unit.config.told import problems
 
 from tollhouse.config.parse import parse
-from tollhouse.core.errors import ConfigError
 from tollhouse.gateway.runtime import fixed
 
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -13,14 +13,6 @@ issuer:
   url: https://auth.example.com
   clients: [{{id: robot, secret: {SECRET}, grants: [client_credentials]}}]
 """
-
-
-def problems(text: str) -> list[str]:
-    try:
-        parse(text, "tollhouse.yaml", {})
-    except ConfigError as error:
-        return [f"{problem.path}: {problem.message}" for problem in error.problems]
-    return []
 
 
 def test_an_issuer_alone_may_be_reached_by_everybody() -> None:

@@ -1,25 +1,10 @@
 """`journal`, `retention` and `subscriptions` in a configuration: what they may say, and what has no effect."""
 
 import pytest
-
-from tollhouse.config.parse import parse
-from tollhouse.config.spec import Config
-from tollhouse.core.errors import ConfigError
-from tollhouse.gateway.build import validate
+from tests.unit.config.told import problems_built as problems
+from tests.unit.config.told import read
 
 LEDGER = "ledger: sqlite:x.db\n"
-
-
-def read(text: str) -> Config:
-    return parse(text, "tollhouse.yaml", {}).config
-
-
-def problems(text: str) -> list[str]:
-    try:
-        validate(read(text))
-    except ConfigError as error:
-        return [f"{problem.path}: {problem.message}" for problem in error.problems]
-    return []
 
 
 def test_defaults() -> None:

@@ -62,3 +62,23 @@ def test_the_golden_file_has_them() -> None:
     text = (Path(__file__).parents[2] / "golden/config/every-key.yaml").read_text(encoding="utf-8")
     for key in ("input_timeout", "endpoints", "bridge", "rename", "hidden"):
         assert key in text
+
+
+def test_what_an_endpoint_says_alone_counts() -> None:
+    """Where it stands in no other place: rules to approve have the time of `approvals`, limits and budgets a state."""
+    approving = "{path: /x, servers: [shop], authorize: {rules: [{approve: 'true'}]}}"
+    top = "authorize: {rules: [{allow: 'true'}], approvals: {timeout: 10s}}\n"
+    parse(f"{SERVERS}  endpoints: [{approving}]\n{top}", "t.yaml", {})
+    (problem,) = problems(SERVERS + top)
+    assert "authorize.approvals: has no effect: no rule says `approve`" in problem
+    limits, budgets = "[{per: user, calls: 5, window: 1m}]", "[{per: user, calls: 5, window: day}]"
+    counting = f"{{path: /x, servers: [shop], limits: {limits}, budgets: {budgets}}}"
+    told = problems(f"{SERVERS}  endpoints: [{counting}]\nserver: {{workers: 2}}\nledger: sqlite:a.db\n")
+    assert any("limits are counts" in one and "`mcp.endpoints[0].limits`" in one for one in told)
+    assert any("budgets are counts" in one and "`mcp.endpoints[0].budgets`" in one for one in told)
+
+
+def test_a_setting_of_an_endpoint_that_has_no_effect() -> None:
+    limit = "{per: user, calls: 5, window: 1m, on_store_failure: allow}"
+    (problem,) = problems(f"{SERVERS}  endpoints: [{{path: /x, servers: [shop], limits: [{limit}]}}]\n")
+    assert "mcp.endpoints[0].limits[0].on_store_failure: has no effect with `state: memory`" in problem

@@ -1,22 +1,12 @@
 """`runs` in a configuration: what would have no effect is said."""
 
 import pytest
-
-from tollhouse.config.parse import parse
-from tollhouse.core.errors import ConfigError
+from tests.unit.config.told import problems
 
 MODELS = "providers: {p: {kind: openai, api_key: k}}\nmodels: [{name: m, targets: [{provider: p}]}]\n"
 TOOLS = "mcp: {servers: {shop: {command: npx}}}\n"
 ROUTES = "routes: [{name: a, path: /, to: ['http://127.0.0.1:1']}]\n"
 REDIS = "state: redis://127.0.0.1:6379/0\n"
-
-
-def problems(text: str) -> list[str]:
-    try:
-        parse(text, "tollhouse.yaml", {})
-    except ConfigError as error:
-        return [f"{problem.path}: {problem.message}" for problem in error.problems]
-    return []
 
 
 @pytest.mark.parametrize(

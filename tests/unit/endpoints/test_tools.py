@@ -12,7 +12,7 @@ from tollhouse.backends.mcp.servers import Servers
 from tollhouse.core.clock import Clock
 from tollhouse.core.http import Request
 from tollhouse.endpoints.mcp.bridge import Bridge
-from tollhouse.endpoints.mcp.lists import Server
+from tollhouse.endpoints.mcp.server import Server
 from tollhouse.endpoints.mcp.session import Sessions
 from tollhouse.endpoints.tools import ToolsEndpoint
 from tollhouse.net.client import Client

@@ -26,12 +26,13 @@ from tollhouse.endpoints.mcp.handover import Gone, HandOver, Refusal
 from tollhouse.endpoints.mcp.held import HeldCall, Leg
 from tollhouse.endpoints.mcp.ids import tag_of
 from tollhouse.endpoints.mcp.listen import final
-from tollhouse.endpoints.mcp.lists import Server
 from tollhouse.endpoints.mcp.peers import Peers
 from tollhouse.endpoints.mcp.request import JSON, Refused, must_allow
 from tollhouse.endpoints.mcp.rounds import Rounds
+from tollhouse.endpoints.mcp.server import Server
 from tollhouse.endpoints.mcp.task_result import TaskResult
 from tollhouse.endpoints.mcp.tasks import Tasks
+from tollhouse.endpoints.mcp.used import Used
 from tollhouse.store.base import State
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import mrtr, tasks
@@ -47,7 +48,6 @@ _KIND = "r"
 _REMEMBERED = 8 << 10  # bytes of earlier answers that a state carries
 _LOOK = 0.1
 _CARRIED = 8 << 10  # bytes of questions that it carries for a worker that takes the call over
-_SPENT = 4096
 _URLS = "urls"
 _OURS = frozenset((ACCOUNT, APPROVAL, CONNECTING))
 _ELICITED = 20.0  # seconds that a call waits for the server to say that what was done at a URL is complete
@@ -110,7 +110,7 @@ class Bridge:
         self._node = state.node if state is not None and shared else secrets.token_urlsafe(9)
         self._hand_over = HandOver(state.bus, self._node, clock, self._here) if state is not None and shared else None
         self._peers = Peers(state) if state is not None and shared else None
-        self._values = state.values if state is not None else None
+        self._used = Used(state.values if state is not None else None, self._peers)
         self.tasks = Tasks(clock, seals, state, node=self._node, timeout=self._patience)
         self._limit = limit
         self._limit_each = limit_each
@@ -118,7 +118,6 @@ class Bridge:
         self._holders = holders
         self._held: dict[str, HeldCall] = {}
         self._of: dict[str, int] = {}
-        self._spent: dict[str, None] = {}
 
     def __len__(self) -> int:
         return len(self._held)
@@ -129,6 +128,10 @@ class Bridge:
 
     def _patience(self) -> float:
         return self.timeout
+
+    def _while(self, left: float = 0.0) -> float:
+        """Seconds in which a round can be brought. left: where these may be more than `timeout`."""
+        return max(self.timeout, left) + 2 * _GRACE
 
     # ---- answers of servers
     def carried(self, call: ToolCall, reply: Reply, server: Server, endpoint: str, retry: Retry | None) -> Reply:
@@ -192,7 +195,7 @@ class Bridge:
             said = answers.get(key, msgspec.Raw(b""))
             action = jsonrpc.decode_string(jsonrpc.decode_fields(said).get("action")) or "cancel"
         left = float(state.inner or 0) - self._now()
-        claim = partial(self._first, state.nonce, left)
+        claim = partial(self._used.first, state.nonce, self._while(left))
         retry = Retry(state.round, first=None if state.call == APPROVAL else claim)
         retry.consent = Consent(state.call, action if left >= 0 else "", claim, left)
         return retry
@@ -271,7 +274,7 @@ class Bridge:
             return self._consent(state, answers)
         if state.call == _URLS:
             opened = partial(self._after_urls, state, answers, server)
-            return Retry(state.round, opened, first=partial(self._first, state.nonce))
+            return Retry(state.round, opened, first=partial(self._used.first, state.nonce, self._while()))
         if not state.owner:
             if new is False and not state.instead:
                 return None  # the server is another than it was: the call begins again
@@ -280,7 +283,9 @@ class Bridge:
             if responses is not None:
                 params["inputResponses"] = responses
             astray = _astray if state.instead else None
-            return Retry(state.round, astray, onward=state.instead, first=partial(self._first, state.nonce))
+            return Retry(
+                state.round, astray, onward=state.instead, first=partial(self._used.first, state.nonce, self._while())
+            )
         return Retry(state.round, partial(self._resume, state, answers, server), _known(state, answers))
 
     def _open(
@@ -298,7 +303,7 @@ class Bridge:
                 raise Unsealed("it is another caller's")
             if state.bound != mrtr.binding(method, server, name, params.get("arguments", b"")):
                 raise Unsealed("it is of another request")
-            if (state.owner or state.call == APPROVAL) and state.nonce in self._spent:
+            if (state.owner or state.call == APPROVAL) and state.nonce in self._used:
                 raise Unsealed("it was used before")
         except Unsealed as unsealed:
             log.info("mcp: a requestState was refused at %s for %s: %s", endpoint, server, unsealed.why)
@@ -331,7 +336,7 @@ class Bridge:
                     ended = Failure(503, Reason.MCP, why, code=_CALL_LOST, sent=True)
                 except Gone:
                     pass
-            if not await self._claimed(state.nonce):
+            if not await self._used.claimed(state.nonce, self._while()):
                 raise Refusal
         except Refusal:
             raise Refused(jsonrpc.INVALID_PARAMS, _NOT_VALID, status=400) from None
@@ -354,7 +359,7 @@ class Bridge:
         failure: Failure,
     ) -> Reply:
         """The worker that carried the call on for us is lost, or leaves."""
-        if not await self._claimed(state.nonce):
+        if not await self._used.claimed(state.nonce, self._while()):
             raise failure
         if state.place:
             return await self._adopt(state, answers, server, call)
@@ -405,50 +410,22 @@ class Bridge:
     async def _here(self, id: str, round: int, nonce: str, answers: dict[str, msgspec.Raw]) -> Reply | None:
         """`handover.Resume` of this worker."""
         held = self._held.get(id)
-        if nonce in self._spent:
+        if nonce in self._used:
             raise Refusal
         if held is None:
             return None
         if not held.held or held.round != round or not secrets.compare_digest(held.nonce, nonce):
             raise Refusal
         try:
-            if not await self._claimed(nonce):
+            if not await self._used.claimed(nonce, self._while()):
                 raise Refusal
         except Failure:  # nobody else can claim it either
-            if nonce in self._spent:
+            if nonce in self._used:
                 raise Refusal from None
-            self._spend(nonce)
+            self._used.add(nonce)
         if self._held.get(id) is not held or held.round != round or not held.held:
             return None
         return held.resume(answers)
-
-    async def _first(self, nonce: str, left: float = 0.0) -> bool:
-        """Whether the round comes for the first time to any worker, those that have died and this one's former lives
-        included: what was approved or counted was one call. left: seconds that it can be brought, where these may be
-        more than `timeout`. Raises Failure 503."""
-        if nonce in self._spent:
-            return False
-        ttl = max(self.timeout, left) + 2 * _GRACE
-        first = self._values is None or await self._values.add(f"mcp.f.{nonce}", b"1", ttl)
-        self._spend(nonce)
-        return first
-
-    async def _claimed(self, nonce: str) -> bool:
-        """Whether the round is ours to go on with; once. Raises Failure 503 while other workers cannot be asked."""
-        if nonce in self._spent:
-            return False
-        if self._peers is not None and not await self._peers.claim(nonce, self.timeout + 2 * _GRACE):
-            self._spend(nonce)
-            return False
-        if nonce in self._spent:
-            return False
-        self._spend(nonce)
-        return True
-
-    def _spend(self, nonce: str) -> None:
-        while len(self._spent) >= _SPENT:
-            self._spent.pop(next(iter(self._spent)))
-        self._spent[nonce] = None
 
     def _seal(self, principal: str, state: mrtr.RequestState, timeout: float = 0.0) -> str:
         state.principal = tag_of(principal)

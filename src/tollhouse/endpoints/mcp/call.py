@@ -17,9 +17,9 @@ from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp.bridge import Bridge, Retry
 from tollhouse.endpoints.mcp.carried import Carried, over
 from tollhouse.endpoints.mcp.in_flight import InFlight
-from tollhouse.endpoints.mcp.lists import Server
 from tollhouse.endpoints.mcp.replay import ResumableAnswer
 from tollhouse.endpoints.mcp.request import JSON, Asking, Refused
+from tollhouse.endpoints.mcp.server import Server
 from tollhouse.endpoints.mcp.stream import Answer
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import revisions, tasks
@@ -203,7 +203,8 @@ def _told(
             data = tap(data)
         if reply.source is not None:
             return reply, asking.tell(data) if data else None
-        body, asking.code = asking.first(data)
+        read, reply.read = reply.read, None
+        body, asking.code = asking.first(data, read[1] if read is not None and read[0] is data else None)
         return reply, body
     except jsonrpc.Malformed as problem:
         asking.request.context.mcp_outcome = "protocol_error"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.endpoints.mcp.call import begin, interrupted
 from tollhouse.endpoints.mcp.carried import over
@@ -63,7 +64,7 @@ class Code:
         """The result of `run_program`. Raises Failure."""
         try:
             code = msgspec.json.decode(asking.fields.get("arguments", b"{}"), type=_Wanted).code
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        except UNREADABLE:
             return text_result("give code: the text of a Python program", failed=True)
         if len(code) > _LONGEST_CODE:
             return text_result(f"the program has {len(code)} characters: at most {_LONGEST_CODE}", failed=True)
@@ -149,7 +150,7 @@ class _Run:
                 self._spend(1)
                 return await self._code.find(self._asking, query, server, limit)
             calls = msgspec.json.decode(arguments, type=list[tuple[str, msgspec.Raw]])
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        except UNREADABLE:
             raise ValueError("a call is a name and an object of arguments") from None
         except Failure as failure:
             raise ValueError(failure.message) from None

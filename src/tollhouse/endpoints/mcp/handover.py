@@ -17,6 +17,7 @@ from tollhouse.core.clock import FOREVER, Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Ending, Sink, Source
 from tollhouse.core.reply import Reply
+from tollhouse.core.stand_in import StandIn
 from tollhouse.endpoints.mcp.request import JSON
 from tollhouse.store.base import Bus
 
@@ -340,16 +341,18 @@ class _Carrier:
             source.close()
 
 
-class Distant:
-    """A call that another worker carries on: Source of its messages here. Timed: that worker may die. refused: its
-    round was used before; gone: it is not held there."""
+class Distant(StandIn):
+    """A call that another worker carries on: Source of its messages here, and Sink of what goes on in the place of a
+    worker that is lost. Timed: that worker may die. refused: its round was used before; gone: it is not held there.
+    """
 
     __slots__ = (
-        "_bus", "_clock", "_ended", "_failure", "_kept", "_next", "_owner", "_parts", "_paused", "_rescue", "_sink",
-        "_source", "_stop", "_task", "_waiter", "deadline", "gone", "refused", "topic",
+        "_bus", "_clock", "_ended", "_failure", "_kept", "_next", "_owner", "_parts", "_rescue", "_stop", "_task",
+        "_waiter", "deadline", "gone", "refused", "topic",
     )  # fmt: skip
 
     def __init__(self, bus: Bus, owner: str, clock: Clock, rescue: Rescue) -> None:
+        super().__init__()
         self.topic = f"mcp.r.{secrets.token_urlsafe(12)}"
         self.refused = False
         self.gone = False
@@ -360,10 +363,7 @@ class Distant:
         self._next = 0
         self._parts: list[bytes] = []
         self._kept: list[bytes] = []
-        self._sink: Sink | None = None
-        self._source: Source | None = None  # what goes on in the place of a worker that is lost
         self._rescue: Rescue | None = rescue
-        self._paused = False
         self._ended = False
         self._failure: Failure | None = None
         self._task: asyncio.Task[None] | None = None
@@ -446,12 +446,10 @@ class Distant:
                 self._pass(reply.first)
                 self._end(None)
             else:
+                self._source = reply.source
                 if reply.first:
                     self._pass(reply.first)
-                self._source = reply.source
-                reply.source.start(_Behind(self, reply.source))
-                if self._paused and self._source is not None:
-                    self._source.pause()
+                self._start_behind()
 
     def _pass(self, message: bytes) -> None:
         if self._sink is not None:
@@ -478,6 +476,15 @@ class Distant:
         if stop is not None:
             stop()
 
+    # ---- Sink
+    def send(self, data: bytes) -> None:
+        if self._source is not None:
+            self._pass(data)
+
+    def end(self, failure: Failure | None = None) -> None:
+        if self._source is not None:
+            self._end(failure)
+
     # ---- Source
     def start(self, sink: Sink) -> None:
         self._sink = sink
@@ -490,24 +497,16 @@ class Distant:
 
     def pause(self) -> None:
         """What is on its way comes all the same: it is bounded by what the other worker lets wait."""
-        self._paused = True
-        if self._source is not None:
-            self._source.pause()
-
-    def resume(self) -> None:
-        self._paused = False
-        if self._source is not None:
-            self._source.resume()
+        super().pause()
 
     def close(self) -> None:
         self._sink = None
         self._kept.clear()
-        source, self._source = self._source, None
         task, self._task = self._task, None
         if not self._ended:
             self._ended = True
-            if source is not None:
-                source.close()
+            if self._source is not None:
+                self._close_behind()
             elif task is not None:
                 task.cancel()
             else:
@@ -522,24 +521,6 @@ class Distant:
             await self._bus.publish(_topic(self._owner), _encode(_Order(_CANCEL, self.topic)))
         except Failure as failure:
             log.info("mcp: another worker could not be told that nobody waits: %s", failure.detail)
-
-
-class _Behind:
-    """Sink of what goes on behind the words of a worker that was lost."""
-
-    __slots__ = ("_distant", "_source")
-
-    def __init__(self, distant: Distant, source: Source) -> None:
-        self._distant = distant
-        self._source = source
-
-    def send(self, data: bytes) -> None:
-        if self._distant._source is self._source:
-            self._distant._pass(data)
-
-    def end(self, failure: Failure | None = None) -> None:
-        if self._distant._source is self._source:
-            self._distant._end(failure)
 
 
 def _lost(why: str) -> Failure:

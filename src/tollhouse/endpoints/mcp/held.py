@@ -18,6 +18,7 @@ from tollhouse.core.holders import Held
 from tollhouse.core.http import Sink, Source
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp.request import JSON
+from tollhouse.endpoints.mcp.told import tell, unsupported
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import capabilities, mrtr, revisions
 
@@ -130,7 +131,7 @@ class HeldCall:
             if key in answers or len(message.params) or message.method == "roots/list":
                 self.open[key] = (bytes(message.id), mrtr.as_input_request(message))
             else:
-                self._tell(mrtr.given_up(bytes(message.id), message.method))
+                tell(self._call, mrtr.given_up(bytes(message.id), message.method))
         upstream = self._upstream
         reply = self.resume(answers)
         if upstream is not None:
@@ -178,7 +179,7 @@ class HeldCall:
             if self.idempotent:
                 self.known[mrtr.question(request)] = bytes(answers[key])
             if key not in self._stale:
-                self._tell(jsonrpc.result(id, answers[key]))
+                tell(self._call, jsonrpc.result(id, answers[key]))
         for key in self._stale:
             self.open.pop(key, None)
         self._stale.clear()
@@ -253,18 +254,17 @@ class HeldCall:
             self._attempts = call.context.attempts
             self._stale = {*self.open, *self._fresh}
         if not capabilities.allows(self.profile, message.method, message.params):
-            text = f"the client does not support {message.method!r} here"
-            self._tell(jsonrpc.error(id, jsonrpc.METHOD_NOT_FOUND, text))
+            tell(self._call, unsupported(message))
             return
         request = mrtr.as_input_request(message)
         answer = self.known.get(mrtr.question(request)) if self.known else None
         if answer is not None:  # it was asked before, in a call that this one repeats
-            self._tell(jsonrpc.result(id, answer))
+            tell(self._call, jsonrpc.result(id, answer))
         elif (key := self._asked_before(request)) is not None:
             self._stale.discard(key)
             (self.open if key in self.open else self._fresh)[key] = (id, request)
         elif len(self._fresh) + len(self.open) >= _QUESTIONS:
-            self._tell(mrtr.given_up(id, message.method))
+            tell(self._call, mrtr.given_up(id, message.method))
         else:
             self._keys += 1
             self._fresh[f"{self.id[:6]}-{self._keys}"] = (id, request)  # never that of another round or call
@@ -278,11 +278,6 @@ class HeldCall:
         digest = mrtr.question(request)
         asked = {**self.open, **self._fresh}
         return next((key for key in self._stale if key in asked and mrtr.question(asked[key][1]) == digest), None)
-
-    def _tell(self, answer: bytes) -> None:
-        call = self._call
-        if call is not None and call.answer is not None:
-            call.answer(answer if call.outgoing is None else call.outgoing(answer))
 
     def _gather(self) -> None:
         if self._timer is None:
@@ -332,7 +327,7 @@ class HeldCall:
         """Tell the server that nobody answers."""
         for key, (id, request) in (*self.open.items(), *self._fresh.items()):
             if key not in self._stale:
-                self._tell(mrtr.given_up(id, request.method))
+                tell(self._call, mrtr.given_up(id, request.method))
         self.open.clear()
         self._fresh.clear()
 

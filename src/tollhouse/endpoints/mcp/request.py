@@ -15,6 +15,7 @@ from tollhouse.core.http import Request, Response
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp.session import Session
 from tollhouse.endpoints.mcp.stream import HEADERS
+from tollhouse.endpoints.mcp.told import unsupported
 from tollhouse.wire import jsonrpc, sse
 from tollhouse.wire.mcp import capabilities, mrtr, revisions, tasks
 from tollhouse.wire.mcp.catalogue import LONGEST
@@ -144,17 +145,17 @@ class Asking:
             message.params = tasks.related(message.params, self.task)
         session = self.session
         if session is None or not capabilities.allows(session.profile, message.method, message.params):
-            text = f"the client does not support {message.method!r} here"
-            answer(jsonrpc.error(bytes(message.id), jsonrpc.METHOD_NOT_FOUND, text))
+            answer(unsupported(message))
             return None
         outgoing = call.outgoing
         if outgoing is not None:
-            return session.ask(message, lambda data: answer(outgoing(data)))
+            return session.ask(message, lambda data: outgoing(call, data, answer))
         return session.ask(message, answer)
 
-    def first(self, data: bytes) -> tuple[bytes, int]:
-        """The whole answer, and its error code or 0. Raises Malformed."""
-        message = jsonrpc.decode(data)
+    def first(self, data: bytes, message: jsonrpc.Message | None = None) -> tuple[bytes, int]:
+        """The whole answer, and its error code or 0. message: what it says, where that is known. Raises Malformed."""
+        if message is None:
+            message = jsonrpc.decode(data)
         if not message.is_response:
             raise jsonrpc.Malformed(jsonrpc.INTERNAL_ERROR, "the server's answer is no response")
         return self._told(message, data)

@@ -18,8 +18,9 @@ from tollhouse.core.call import ToolCall
 from tollhouse.core.clock import FOREVER, Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.handler import Handler
-from tollhouse.core.http import Ending, Sink, Source
+from tollhouse.core.http import Ending, Sink
 from tollhouse.core.reply import Reply
+from tollhouse.core.stand_in import StandIn
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import mrtr
 
@@ -53,7 +54,7 @@ class Pending(msgspec.Struct, array_like=True, gc=False):
             return None
 
 
-class Rounds:
+class Rounds(StandIn):
     """Source of the whole answer, Sink of each round's. Timed while the agent is asked.
 
     handle: asks the server. revision: the agent's. allowed: False where eras are not bridged (`bridge: off`).
@@ -61,8 +62,7 @@ class Rounds:
 
     __slots__ = (
         "_allowed", "_answers", "_call", "_clock", "_elicitations", "_first", "_handle", "_need", "_open", "_params",
-        "_paused",
-        "_revision", "_round", "_sink", "_state", "_task", "_timeout", "_upstream", "deadline",
+        "_revision", "_round", "_state", "_task", "_timeout", "deadline",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +76,7 @@ class Rounds:
         timeout: float,
         allowed: bool,
     ) -> None:
+        super().__init__(reply.source)
         self.deadline = FOREVER
         self._call: ToolCall | None = call
         self._params = call.params
@@ -85,9 +86,6 @@ class Rounds:
         self._timeout = timeout
         self._allowed = allowed
         self._first = reply.first
-        self._upstream: Source | None = reply.source
-        self._sink: Sink | None = None
-        self._paused = False
         self._task: asyncio.Task[None] | None = None
         self._round = 0
         self._state: str | None = None
@@ -112,22 +110,10 @@ class Rounds:
 
     def _take(self, first: bytes) -> None:
         """A round has begun to answer."""
-        upstream = self._upstream
-        self._message(first, whole=upstream is None)
-        if upstream is not None and self._upstream is upstream and self._sink is not None:
-            upstream.start(self)
-            if self._paused:
-                upstream.pause()
-
-    def pause(self) -> None:
-        self._paused = True
-        if self._upstream is not None:
-            self._upstream.pause()
-
-    def resume(self) -> None:
-        self._paused = False
-        if self._upstream is not None:
-            self._upstream.resume()
+        source = self._source
+        self._message(first, whole=source is None)
+        if source is not None and self._source is source and self._sink is not None:
+            self._start_behind()
 
     def close(self) -> None:
         self._sink = None
@@ -138,9 +124,9 @@ class Rounds:
         self._message(data, whole=False)
 
     def end(self, failure: Failure | None = None) -> None:
-        if self._upstream is None:
+        if self._source is None:
             return  # it has said what it needs, and that was its end
-        self._upstream = None
+        self._source = None
         self._stop(failure)
 
     def _message(self, data: bytes, *, whole: bool) -> None:
@@ -155,13 +141,11 @@ class Rounds:
             if len(message.result) and b"input_required" in data:
                 need = mrtr.need_input(call.method, message.result)
             if need is not None:
-                self._upstream = None
+                self._source = None
                 self._ask(need)
                 return
         except jsonrpc.Malformed as problem:
-            upstream, self._upstream = self._upstream, None
-            if upstream is not None:
-                upstream.close()
+            self._close_behind()
             self._refuse(f"{call.server}: {problem.message}")
             return
         if message.is_response:
@@ -273,7 +257,7 @@ class Rounds:
                 reply.close(Ending(499, Reason.CLIENT_GONE, gone=True))
                 return
             call.answer = self._answered
-            self._upstream = reply.source
+            self._source = reply.source
             self._take(reply.first)
         except Failure as failure:
             self._stop(failure.copy())
@@ -308,9 +292,7 @@ class Rounds:
         task, self._task = self._task, None
         if task is not None and task is not asyncio.current_task():
             task.cancel()
-        upstream, self._upstream = self._upstream, None
-        if upstream is not None:
-            upstream.close()
+        self._close_behind()
 
 
 def answer_to(asked: dict[int, str], data: bytes) -> tuple[str, msgspec.Raw, str] | None:

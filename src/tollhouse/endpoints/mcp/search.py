@@ -14,10 +14,12 @@ from typing import Any, Literal
 
 import msgspec
 
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.core.errors import Failure
 from tollhouse.core.http import Request
-from tollhouse.endpoints.mcp.lists import Lists, Server
+from tollhouse.endpoints.mcp.lists import Lists
 from tollhouse.endpoints.mcp.request import Asking
+from tollhouse.endpoints.mcp.server import Server
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp.catalogue import KINDS, Entry, Listing
 from tollhouse.wire.mcp.names import exposed
@@ -215,7 +217,7 @@ class _Query(msgspec.Struct):
 def _query(raw: msgspec.Raw | bytes) -> _Query | None:
     try:
         return msgspec.json.decode(raw, type=_Query, strict=False)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+    except UNREADABLE:
         return None
 
 

@@ -10,8 +10,8 @@ import msgspec
 from tollhouse.core.call import ToolCall
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp.listen import final
-from tollhouse.endpoints.mcp.lists import Server
 from tollhouse.endpoints.mcp.request import JSON, Refused, must_allow
+from tollhouse.endpoints.mcp.server import Server
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import mrtr
 from tollhouse.wire.mcp.capabilities import TASKS

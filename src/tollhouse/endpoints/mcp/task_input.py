@@ -17,6 +17,7 @@ from tollhouse.core.clock import FOREVER, Clock
 from tollhouse.core.errors import Failure
 from tollhouse.core.http import Source
 from tollhouse.core.reply import Reply
+from tollhouse.endpoints.mcp.told import tell, unsupported
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp import capabilities, mrtr
 
@@ -150,12 +151,7 @@ class _Pending:
     def answer(self, answers: dict[str, msgspec.Raw]) -> None:
         for key in [key for key in answers if key in self._open]:
             id, _ = self._open.pop(key)
-            self._tell(jsonrpc.result(id, answers[key]))
-
-    def _tell(self, answer: bytes) -> None:
-        call = self._call
-        if call is not None and call.answer is not None:
-            call.answer(answer if call.outgoing is None else call.outgoing(answer))
+            tell(self._call, jsonrpc.result(id, answers[key]))
 
     # ---- Sink
     def send(self, data: bytes) -> None:
@@ -178,12 +174,11 @@ class _Pending:
     def _take(self, message: jsonrpc.Message) -> None:
         id = bytes(message.id)
         if not capabilities.allows(self.profile, message.method, message.params):
-            text = f"the client does not support {message.method!r} here"
-            self._tell(jsonrpc.error(id, jsonrpc.METHOD_NOT_FOUND, text))
+            tell(self._call, unsupported(message))
             return
         request = mrtr.as_input_request(message)
         if len(self._open) >= _QUESTIONS:
-            self._tell(mrtr.given_up(id, message.method))
+            tell(self._call, mrtr.given_up(id, message.method))
             return
         self._asked += 1
         self._open[f"{self._prefix}-{self._asked}"] = (id, request)
@@ -192,7 +187,7 @@ class _Pending:
     # ---- the end
     def expire(self) -> None:
         for id, request in self._open.values():
-            self._tell(mrtr.given_up(id, request.method))
+            tell(self._call, mrtr.given_up(id, request.method))
         self.close()
 
     def close(self) -> None:

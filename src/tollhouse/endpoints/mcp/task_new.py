@@ -19,8 +19,8 @@ from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp.listen import final
-from tollhouse.endpoints.mcp.lists import Server
 from tollhouse.endpoints.mcp.request import JSON, Refused
+from tollhouse.endpoints.mcp.server import Server
 from tollhouse.endpoints.mcp.task import NO_TASK, Ask, Sub, about, must_be, refused_with, reply_with
 from tollhouse.endpoints.mcp.task_result import TaskResult, outcome
 from tollhouse.store.base import KeyValue

@@ -16,8 +16,8 @@ from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure
 from tollhouse.core.http import Headers, Request
 from tollhouse.core.reply import Reply
-from tollhouse.endpoints.mcp.lists import Server
 from tollhouse.endpoints.mcp.request import JSON, Refused
+from tollhouse.endpoints.mcp.server import Server
 from tollhouse.endpoints.mcp.task import Sub, must_be, refused_with, reply_with
 from tollhouse.endpoints.mcp.task_away import Away, Errand
 from tollhouse.endpoints.mcp.task_input import Inputs

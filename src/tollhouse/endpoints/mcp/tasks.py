@@ -17,8 +17,8 @@ from tollhouse.core.call import Principal, ToolCall
 from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.endpoints.mcp.ids import tag_of
-from tollhouse.endpoints.mcp.lists import Server
 from tollhouse.endpoints.mcp.request import Asking, Refused
+from tollhouse.endpoints.mcp.server import Server
 from tollhouse.endpoints.mcp.session import Session
 from tollhouse.endpoints.mcp.task import NO_TASK, Sub, must_be
 from tollhouse.endpoints.mcp.task_new import NewTasks

@@ -12,8 +12,8 @@ from tollhouse.core.call import Context, ToolCall
 from tollhouse.core.errors import Failure
 from tollhouse.core.http import Request
 from tollhouse.endpoints.mcp.listen import final
-from tollhouse.endpoints.mcp.lists import Server
 from tollhouse.endpoints.mcp.request import outcome_of
+from tollhouse.endpoints.mcp.server import Server
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.mcp.catalogue import KINDS, Entry
 

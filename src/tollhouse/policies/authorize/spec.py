@@ -8,10 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
 from tollhouse.core.expr import Cel, Expression
-from tollhouse.core.spec import Duration, File, Spec
+from tollhouse.core.spec import Duration, File, Secret, Spec
 from tollhouse.net.client import Origin, OriginError
 
 __all__ = ["ApprovalsSpec", "AuthorizeSpec", "GuardSpec", "OpaSpec", "RegoSpec", "RuleSpec"]
@@ -128,7 +128,7 @@ class OpaSpec(Spec):
         pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$",
         description="what is asked below /v1/data: true, or {allow, reason}; anything else refuses",
     )
-    token: SecretStr | None = Field(default=None, description="sent as `authorization: Bearer`")
+    token: Secret | None = Field(default=None, description="sent as `authorization: Bearer`")
     timeout: Duration = Field(default=1.0, gt=0.0, le=60.0, description="for one decision")
     on_failure: Literal["deny", "allow"] = Field(
         default="deny", description="what happens to calls while it cannot be asked: deny answers 503"
@@ -150,13 +150,6 @@ class OpaSpec(Spec):
         if "?" in value or "#" in value:
             raise ValueError("a URL without query and fragment; what is asked stands in `path`")
         return value.rstrip("/")
-
-    @field_validator("token")
-    @classmethod
-    def _visible(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not all("!" <= letter <= "~" for letter in value.get_secret_value() or " "):
-            raise ValueError("it is empty, or has spaces or characters outside of ASCII")
-        return value
 
     @model_validator(mode="after")
     def _effect(self) -> Self:

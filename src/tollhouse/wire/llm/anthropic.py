@@ -10,11 +10,12 @@ import re
 import msgspec
 
 from tollhouse.core.call import Usage
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.core.errors import Failure
 from tollhouse.wire.llm.dialect import Dialect, StreamFailure, bytes_of, text_of
 from tollhouse.wire.llm.reader import TextReader
 from tollhouse.wire.llm.system import System, around_blocks
-from tollhouse.wire.llm.usage import MessagesUsage, raw_usage, uncounted
+from tollhouse.wire.llm.usage import MessagesUsage, uncounted
 from tollhouse.wire.sse import frame, parse, split
 
 __all__ = ["AnthropicMessages", "MessagesReader"]
@@ -63,7 +64,6 @@ _event = msgspec.json.Decoder(_Event, strict=False).decode
 _odd_event = msgspec.json.Decoder(_OddEvent, strict=False).decode
 _encode = msgspec.json.Encoder().encode
 
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _USAGES = (("usage",), ("message", "usage"))
 _SAID = b"event: content_block_delta\ndata: {"
 _DELTA = "content_block_delta"
@@ -95,7 +95,7 @@ class AnthropicMessages(Dialect):
     def answer(self, body: bytes) -> tuple[Usage | None, str]:
         try:
             answer = _message(body)
-        except _UNREADABLE:
+        except UNREADABLE:
             return None, ""
         usage = answer.usage
         return None if usage is None else usage.normal(), answer.model or ""
@@ -142,7 +142,7 @@ class MessagesReader(TextReader):
             # Mostly: one event with some text in it.
             try:
                 event = _event(block[len(_SAID) - 1 : -2])
-            except _UNREADABLE:
+            except UNREADABLE:
                 return self._each(block)
             content = event.delta
             if event.type == _DELTA and content is not None:
@@ -175,17 +175,16 @@ class MessagesReader(TextReader):
         """An event, with its text counted."""
         try:
             event = _event(data)
-        except _UNREADABLE:
+        except UNREADABLE:
             self.text += sum(map(len, _TEXT.findall(data)))
             try:
                 return _odd_event(data)
-            except _UNREADABLE:
+            except UNREADABLE:
                 pass
             try:
-                odd = _odd_event(uncounted(data, *_USAGES))
-            except _UNREADABLE:
+                odd, self.uncounted = uncounted(_odd_event, data, *_USAGES)
+            except UNREADABLE:
                 return None
-            self.uncounted = raw_usage(data)
             return odd
         for content in (event.delta, event.content_block):
             if content is not None:

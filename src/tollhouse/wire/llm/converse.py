@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from tollhouse.core.call import Usage
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.core.errors import Failure
 from tollhouse.core.http import Headers, Request, Response
 from tollhouse.wire.eventstream import Framer, Header, frame, headers, opened, split, text_headers
@@ -26,7 +27,6 @@ __all__ = ["BedrockConverse", "ConverseReader", "failed"]
 Raw = msgspec.Raw
 
 _encode = msgspec.json.Encoder().encode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _ACTED_ON = Names(
     "messages", "system", "inferenceConfig", "toolConfig",
     usual=(
@@ -147,7 +147,7 @@ class BedrockConverse(Dialect):
             return DEFAULT_OUTPUT
         try:
             bound = _inference(raw).max_tokens
-        except _UNREADABLE:
+        except UNREADABLE:
             return DEFAULT_OUTPUT
         return DEFAULT_OUTPUT if bound is None or bound < 0 else min(bound, MOST_OUTPUT)
 
@@ -155,7 +155,7 @@ class BedrockConverse(Dialect):
         """The usage; which model answered is not told."""
         try:
             answer = _answer(body)
-        except _UNREADABLE:
+        except UNREADABLE:
             return None, ""
         usage = answer.usage
         return (None if usage is None else tiered(usage.normal(), answer.service_tier)), ""
@@ -181,7 +181,7 @@ class BedrockConverse(Dialect):
         """The kind of error is in a header (`x-amzn-errortype`); what it is about, in the message's words."""
         try:
             told = _exception(body).message or ""
-        except _UNREADABLE:
+        except UNREADABLE:
             return "", ""
         return super().complaint(_encode({"error": {"message": told}}))
 
@@ -228,7 +228,7 @@ class ConverseReader(Reader):
         if name == _DELTA:
             try:
                 delta = _delta(data).delta
-            except _UNREADABLE:
+            except UNREADABLE:
                 self.unread(data)
                 return
             self.began = True
@@ -249,7 +249,7 @@ class ConverseReader(Reader):
             self.finished = True
             try:
                 told = _answer(data)
-            except _UNREADABLE:
+            except UNREADABLE:
                 self.uncounted = raw_usage(data)
                 self.unread(data)
                 return
@@ -265,7 +265,7 @@ def failed(name: bytes, data: bytes, words: bytes = b"") -> StreamFailure | None
         return None
     try:
         said = _exception(data)
-    except _UNREADABLE:
+    except UNREADABLE:
         said = _Exception()
     more = f" (the model: {said.original_status_code} {said.original_message})" if said.original_status_code else ""
     detail = f"{name.decode('utf-8', 'replace')}: {said.message or ''}{more}"[:500]

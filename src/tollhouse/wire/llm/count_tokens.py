@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 
 from tollhouse.core.call import Usage
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.wire.llm.anthropic import AnthropicMessages
 from tollhouse.wire.llm.codec import Codec, invalid
 from tollhouse.wire.llm.codec.anthropic import AnthropicCodec
@@ -74,7 +75,7 @@ class CountTokens(AnthropicMessages):
     def answer(self, body: bytes) -> tuple[Usage | None, str]:
         try:
             _answer(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNREADABLE:
             return None, ""
         return Usage(), ""
 
@@ -92,7 +93,7 @@ class GeminiCountTokens(GeminiCount):
             if name in fields and bytes(fields[name]) != b"null":
                 try:
                     fields = _object(fields[name])
-                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                except UNREADABLE:
                     raise invalid(name, "must be an object") from None
                 break
         return _encode({"totalTokens": _tokens(_GEMINI, fields, model, count)})

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from tollhouse.core.call import Usage
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Headers, Request, Response
 from tollhouse.wire.llm.system import System
@@ -30,6 +31,7 @@ _string = msgspec.json.Decoder(str).decode
 _integer = msgspec.json.Decoder(int).decode
 _TRUE = b"true"
 _NOT_TRUE = (b"false", b"null")
+_NO_MODELS = (b"null", b"[]")
 _OVERFLOWS = frozenset(("context_length_exceeded", "model_context_window_exceeded", "string_above_max_length"))
 _OVERFLOW = (
     "maximum context length",
@@ -155,7 +157,7 @@ class Dialect:
     def decode(self, body: bytes, *, model: str | None = None, stream: bool | None = None) -> Asked:
         """Read a request. model, stream: where the path says them and the body does not. Raises Failure 400 for what
         is not a JSON object with a `model`, and for a field that the provider might read in place of one that is
-        acted on."""
+        acted on: also OpenRouter's `models`, of which no rule and no budget would know."""
         try:
             fields = _fields(body)
         except msgspec.ValidationError:
@@ -166,6 +168,9 @@ class Dialect:
             raise _invalid("the request body is nested too deeply", code="invalid_json") from None
         if (name := self.acted_on.misspelt(fields)) is not None:
             raise _invalid(f"{name!r} differs only by case from a field: write it as that", code="ambiguous_field")
+        if "models" in fields and bytes(fields["models"]) not in _NO_MODELS:
+            message = '"models": name one model; which others are asked in its place is for the gateway to say'
+            raise _invalid(message, code="invalid_value")
         if stream is None:
             stream = self.streams and (flag := fields.get("stream")) is not None and _flag(flag)
         if model is not None:
@@ -192,7 +197,7 @@ class Dialect:
         for name in self.output_bounds:
             raw = fields.get(name)
             if raw is not None and (bound := _count(raw)) is not None:
-                return min(bound, MOST_OUTPUT)
+                return bound if bound < MOST_OUTPUT else MOST_OUTPUT
         return DEFAULT_OUTPUT
 
     def usage_options(self, fields: Mapping[str, Raw]) -> Raw | None:
@@ -207,6 +212,10 @@ class Dialect:
     def said(self, answer: bytes) -> int:
         """Bytes of text in a whole answer that does not tell its usage, to estimate its output with."""
         return len(answer)
+
+    def unsaid(self, fields: Mapping[str, Raw], answer: bytes) -> int:
+        """Output tokens, about, of an opaque answer that does not tell them."""
+        return 0
 
     def here(self, fields: dict[str, Raw], model: str, count: Callable[[str], int] | None = None) -> bytes | None:
         """The gateway's own answer where no provider of the model knows the operation; None where there is none.
@@ -238,7 +247,7 @@ class Dialect:
         "context_length_exceeded" and "content_policy" mean what they say, in every dialect."""
         try:
             error = _complaint(body).get("error")
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNREADABLE:
             return "", ""
         if not isinstance(error, dict):
             return "", error if isinstance(error, str) else ""

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import msgspec
 
 from tollhouse.core.call import Usage
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.wire.llm.codec import unreadable
 from tollhouse.wire.llm.model import (
     Answer,
@@ -160,7 +161,7 @@ def _joined(pieces: list[Raw]) -> Raw | None:
         return pieces[0]
     try:
         return Raw(_encode([entry for piece in pieces for entry in _list(piece)]))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         raise unreadable("the log-probs of an answer") from None
 
 

@@ -14,13 +14,14 @@ from urllib.parse import parse_qsl, quote, unquote
 import msgspec
 
 from tollhouse.core.call import Usage
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.core.http import Request
 from tollhouse.wire.llm.dialect import Asked, Dialect, StreamFailure, bytes_of
 from tollhouse.wire.llm.reader import TextReader
 from tollhouse.wire.llm.system import System, around_content
 from tollhouse.wire.llm.tokens import DEFAULT_OUTPUT, MOST_OUTPUT
-from tollhouse.wire.llm.usage import GeminiUsage, raw_usage, uncounted
+from tollhouse.wire.llm.usage import GeminiUsage, uncounted
 from tollhouse.wire.members import Names
 from tollhouse.wire.sse import frame, parse, split
 
@@ -41,7 +42,6 @@ _ABSENT = Raw()
 _encode = msgspec.json.Encoder().encode
 _object = msgspec.json.Decoder(dict[str, Raw]).decode
 _objects = msgspec.json.Decoder(list[dict[str, Raw]]).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _ACTED_ON = Names(
     "contents", "content", "requests", "model", "systemInstruction", "system_instruction", "tools", "toolConfig",
     "tool_config", "generationConfig", "generation_config", "generateContentRequest", "generate_content_request",
@@ -177,7 +177,7 @@ class GeminiDialect(Dialect):
     def answer(self, body: bytes) -> tuple[Usage | None, str]:
         try:
             answer = _answer(body)
-        except _UNREADABLE:
+        except UNREADABLE:
             return None, ""
         usage = answer.usage_metadata
         return (None if usage is None else usage.normal()), answer.model_version or ""
@@ -226,7 +226,7 @@ class GeminiGenerate(GeminiDialect):
             return DEFAULT_OUTPUT
         try:
             bounds = _bounds(raw)
-        except _UNREADABLE:
+        except UNREADABLE:
             return DEFAULT_OUTPUT
         bound = bounds.camel if bounds.camel is not None else bounds.snake
         each = DEFAULT_OUTPUT if bound is None or bound < 0 else min(bound, MOST_OUTPUT)
@@ -276,7 +276,7 @@ class GeminiBatchEmbed(_Without):
             return _encode(fields)
         try:
             requests = [{**one, "model": _resource(name)} for one in _objects(raw)]
-        except _UNREADABLE:
+        except UNREADABLE:
             return _encode({n: v for n, v in fields.items() if n != "model"})  # for the provider to refuse
         return _encode({**{n: v for n, v in fields.items() if n != "model"}, "requests": requests})
 
@@ -303,7 +303,7 @@ class GeminiCount(_Without):
             if raw is not None and name is not None:
                 try:
                     sent[place] = {**_object(raw), "model": _resource(name)}
-                except _UNREADABLE:
+                except UNREADABLE:
                     pass  # for the provider to refuse
         return _encode(sent)
 
@@ -361,13 +361,12 @@ class GenerateReader(TextReader):
         """An event; without its usage where that is none."""
         try:
             return _event(data)
-        except _UNREADABLE:
+        except UNREADABLE:
             pass
         try:
-            event = _event(uncounted(data, ("usageMetadata",)))
-        except _UNREADABLE:
+            event, self.uncounted = uncounted(_event, data, ("usageMetadata",))
+        except UNREADABLE:
             return None
-        self.uncounted = raw_usage(data)
         return event
 
     def _note(self, event: _Event, alone: bytes) -> None:
@@ -413,10 +412,10 @@ def failed(data: bytes, words: bytes) -> StreamFailure:
 def _status(body: bytes) -> _Status:
     try:
         return _failed(body).error or _Status()
-    except _UNREADABLE:
+    except UNREADABLE:
         pass
     try:
         told = _failed_list(body)
-    except _UNREADABLE:
+    except UNREADABLE:
         return _Status()
     return (told[0].error if told else None) or _Status()

@@ -1,15 +1,16 @@
 """OpenAI images: `POST /images/generations` with a JSON object, `/images/edits` and `/images/variations` with a form.
 
 An answer has pictures as base64 or URLs, whole or as a stream of `image_generation.*` events; older models tell no
-usage.
+usage. What an answer's tokens are some models do not tell: they are of pictures then.
 """
 
 from collections.abc import Mapping
 
 import msgspec
 
+from tollhouse.core.call import Usage
 from tollhouse.wire.llm.forms import FormDialect
-from tollhouse.wire.llm.media import MediaDialect
+from tollhouse.wire.llm.media import MediaDialect, MediaReader
 
 __all__ = ["ImageEdits", "ImageVariations", "Images"]
 
@@ -18,7 +19,28 @@ Raw = msgspec.Raw
 _PICTURES = 10  # the most that can be asked for
 
 
-class Images(MediaDialect):
+class _Reader(MediaReader):
+    __slots__ = ()
+
+    def read(self, block: bytes) -> bytes:
+        passed = super().read(block)
+        _drawn(self.usage)
+        return passed
+
+
+class _Pictures(MediaDialect):
+    __slots__ = ()
+
+    def answer(self, body: bytes) -> tuple[Usage | None, str]:
+        usage, model = super().answer(body)
+        _drawn(usage)
+        return usage, model
+
+    def reader(self, *, strip: bool) -> MediaReader:
+        return _Reader()
+
+
+class Images(_Pictures):
     """`POST /v1/images/generations`."""
 
     __slots__ = ()
@@ -30,7 +52,7 @@ class Images(MediaDialect):
         return super().output_bound(fields) * _pictures(fields)
 
 
-class ImageEdits(FormDialect):
+class ImageEdits(_Pictures, FormDialect):
     """`POST /v1/images/edits`."""
 
     __slots__ = ()
@@ -50,6 +72,11 @@ class ImageVariations(ImageEdits):
     operation = "image_variations"
     path = b"/images/variations"
     streams = False
+
+
+def _drawn(usage: Usage | None) -> None:
+    if usage is not None and not usage.image_output:
+        usage.image_output = usage.output
 
 
 def _pictures(fields: Mapping[str, Raw]) -> int:

@@ -5,6 +5,7 @@ tells it. Their answers are mostly not text, so that their size says nothing abo
 import msgspec
 
 from tollhouse.core.call import Usage
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.core.errors import Failure
 from tollhouse.wire.llm.dialect import StreamFailure, bytes_of, text_of
 from tollhouse.wire.llm.openai_chat import OpenAIDialect
@@ -41,7 +42,6 @@ _answer = msgspec.json.Decoder(_Answer, strict=False).decode
 _event = msgspec.json.Decoder(_Event, strict=False).decode
 _error = msgspec.json.Decoder(_Error, strict=False).decode
 
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _DONE = b"[DONE]"
 _ENDS = (".done", ".completed")
 
@@ -55,7 +55,7 @@ class MediaDialect(OpenAIDialect):
         """The usage; which model answered is not told."""
         try:
             usage = _answer(body).usage
-        except _UNREADABLE:
+        except UNREADABLE:
             return None, ""
         return (None if usage is None else usage.normal()), ""
 
@@ -93,7 +93,7 @@ class MediaReader(Reader):
     def _read(self, name: bytes, data: bytes, raw: bytes) -> None:
         try:
             event = _event(data)
-        except _UNREADABLE:
+        except UNREADABLE:
             event = _Event(name.decode("latin-1"))
             if event.type != "error":
                 self.unread(data)
@@ -116,7 +116,7 @@ class MediaReader(Reader):
 def _told(error: Raw, raw: bytes) -> StreamFailure:
     try:
         told = _error(error)
-    except _UNREADABLE:
+    except UNREADABLE:
         told = _Error()
     code, kind = text_of(told.code), text_of(told.type)
     limited = "rate_limit" in code or "rate_limit" in kind or code == "insufficient_quota"

@@ -10,18 +10,21 @@ client that does not know it still sees an answer without its end.
 
 import re
 from collections.abc import Mapping
+from math import isnan
 
 import msgspec
 
 from tollhouse.core.call import Usage
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.core.errors import Failure
 from tollhouse.wire.llm.dialect import Dialect, StreamFailure, bytes_of, text_of
 from tollhouse.wire.llm.reader import TextReader
 from tollhouse.wire.llm.system import System, around_messages
-from tollhouse.wire.llm.usage import ChatUsage, raw_usage, tier_of, tiered, uncounted
+from tollhouse.wire.llm.tokens import MOST_OUTPUT
+from tollhouse.wire.llm.usage import ChatUsage, tier_of, tiered, uncounted
 from tollhouse.wire.sse import frame, parse, split
 
-__all__ = ["ChatReader", "OpenAIChat", "OpenAIDialect"]
+__all__ = ["ChatReader", "OpenAIChat", "OpenAIDialect", "choices"]
 
 Raw = msgspec.Raw
 _ABSENT = Raw()  # a union with Raw does not decode
@@ -95,9 +98,8 @@ _error = msgspec.json.Decoder(_Error, strict=False).decode
 _options = msgspec.json.Decoder(dict[str, Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
-_NOT_ENDED = (b"", b"null", b'""')
+_NOT_ENDED = (_ABSENT, Raw(b"null"), Raw(b'""'))
 _ASK_USAGE = Raw(b'{"include_usage":true}')
 _TRUE = Raw(b"true")
 
@@ -107,6 +109,15 @@ _TYPES = {
     429: "rate_limit_error",
     504: "timeout_error",
 }
+
+
+def choices(raw: Raw) -> int:
+    """How many answers are asked for, at least 1. Some servers take a text or a fraction for a number."""
+    try:
+        number = float(bytes(raw).strip(b'"'))
+    except ValueError:
+        return 1
+    return 1 if isnan(number) else int(min(max(number, 1.0), MOST_OUTPUT))
 
 
 class OpenAIDialect(Dialect):
@@ -119,7 +130,7 @@ class OpenAIDialect(Dialect):
     def answer(self, body: bytes) -> tuple[Usage | None, str]:
         try:
             answer = _answer(body)
-        except _UNREADABLE:
+        except UNREADABLE:
             return None, ""
         usage = answer.usage
         return None if usage is None else tiered(usage.normal(), answer.service_tier), answer.model or ""
@@ -144,10 +155,7 @@ class OpenAIChat(OpenAIDialect):
 
     def output_bound(self, fields: Mapping[str, Raw]) -> int:
         bound = Dialect.output_bound(self, fields)
-        choices = fields.get("n")
-        if choices is not None and (n := bytes(choices)).isdigit() and len(n) < 4:
-            return bound * max(int(n), 1)
-        return bound
+        return bound * choices(fields["n"]) if "n" in fields else bound
 
     def usage_options(self, fields: Mapping[str, Raw]) -> Raw | None:
         raw = fields.get("stream_options")
@@ -195,7 +203,7 @@ class ChatReader(TextReader):
         # Mostly: one event with some text in it.
         try:
             chunk = _chunk(block[6:-2])
-        except _UNREADABLE:
+        except UNREADABLE:
             return self._each(block)
         if chunk.usage is not None or chunk.error is not _ABSENT or not self.began:
             return block if self._note(chunk, block) else b""
@@ -225,11 +233,11 @@ class ChatReader(TextReader):
         """Note what an event says. False: it is not passed on."""
         try:
             return self._note(_chunk(data), raw)
-        except _UNREADABLE:
+        except UNREADABLE:
             pass
         try:
             odd = _odd_chunk(data)
-        except _UNREADABLE:
+        except UNREADABLE:
             return self._read_uncounted(data, raw)
         self.text += sum(map(len, _TEXT.findall(data)))
         return self._note(odd, raw)
@@ -237,12 +245,11 @@ class ChatReader(TextReader):
     def _read_uncounted(self, data: bytes, raw: bytes) -> bool:
         """The same of an event whose usage is none, or that is none at all."""
         try:
-            chunk = _chunk(uncounted(data, ("usage",)))
-        except _UNREADABLE:
+            chunk, self.uncounted = uncounted(_chunk, data, ("usage",))
+        except UNREADABLE:
             self.text += sum(map(len, _TEXT.findall(data)))
             self.unread(data)
             return self.failure is None
-        self.uncounted = raw_usage(data)
         return self._note(chunk, raw) and not (self._strip and chunk.choices is not None and not chunk.choices)
 
     def _note(self, chunk: _Chunk | _OddChunk, raw: bytes) -> bool:
@@ -273,7 +280,7 @@ class ChatReader(TextReader):
         index = choice.index or 0
         if index > self._highest:
             self._highest = index
-        if bytes(choice.finish_reason) not in _NOT_ENDED:
+        if choice.finish_reason not in _NOT_ENDED:
             self._ended.add(index)
 
 
@@ -292,7 +299,7 @@ def _text(choice: _Choice) -> str:
 def _told(error: Raw, raw: bytes) -> StreamFailure:
     try:
         told = _error(error)
-    except _UNREADABLE:
+    except UNREADABLE:
         return StreamFailure(502, "the provider failed", raw, detail=text_of(error)[:500])
     code, kind = text_of(told.code), text_of(told.type)
     number = bytes(told.code)

@@ -12,6 +12,7 @@ import re
 import msgspec
 
 from tollhouse.core.call import Usage
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.core.errors import Failure
 from tollhouse.wire.llm.dialect import StreamFailure, bytes_of, text_of
 from tollhouse.wire.llm.openai_chat import OpenAIDialect
@@ -62,7 +63,6 @@ _error = msgspec.json.Decoder(_Error, strict=False).decode
 _decode = msgspec.json.Decoder(dict[str, Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 # Text in an event whose form we do not know. A match cannot begin inside a JSON string: there the quote before the
 # colon would be escaped.
 _TEXT = re.compile(rb'"delta"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)"')
@@ -83,7 +83,7 @@ class OpenAIResponses(OpenAIDialect):
     def answer(self, body: bytes) -> tuple[Usage | None, str]:
         try:
             answer = _answer(body)
-        except _UNREADABLE:
+        except UNREADABLE:
             return None, ""
         usage = answer.usage
         return None if usage is None else tiered(usage.normal(), answer.service_tier), answer.model or ""
@@ -130,12 +130,12 @@ class ResponsesReader(Reader):
         event: _OddEvent
         try:
             event = _event(data)
-        except _UNREADABLE:
+        except UNREADABLE:
             if not name.startswith(b"response.audio."):
                 self.text += sum(map(len, _TEXT.findall(data)))
             try:
                 event = _odd_event(data if is_text(data) else b"")
-            except _UNREADABLE:
+            except UNREADABLE:
                 event = _OddEvent(name.decode("latin-1"))
                 if event.type != "error":
                     self.unread(data)
@@ -152,7 +152,7 @@ class ResponsesReader(Reader):
         if bytes(event.response):
             try:
                 response = _response(event.response)
-            except _UNREADABLE:
+            except UNREADABLE:
                 self.uncounted = raw_usage(data)  # not for us to judge; it passes
         if not self.model and response.model:
             self.model = response.model
@@ -171,7 +171,7 @@ class ResponsesReader(Reader):
 def _told(error: Raw, raw: bytes) -> StreamFailure:
     try:
         told = _error(error)
-    except _UNREADABLE:
+    except UNREADABLE:
         told = _Error()
     code, kind = text_of(told.code), text_of(told.type)
     limited = "rate_limit" in code or "rate_limit" in kind or code == "insufficient_quota" or bytes(told.code) == b"429"

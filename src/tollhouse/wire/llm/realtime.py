@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 import msgspec
 
 from tollhouse.core.call import Usage
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.core.errors import Failure, Reason
 from tollhouse.wire.llm.dialect import bytes_of
 from tollhouse.wire.llm.openai_chat import OpenAIDialect
@@ -74,7 +75,6 @@ _any = msgspec.json.Decoder(Any).decode
 _error = msgspec.json.Decoder(dict[str, Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _DONE = re.compile(rb'"type"\s*:\s*"response\.done"')
 _ID = re.compile(rb'"id"\s*:\s*"(resp_[A-Za-z0-9_-]{1,128})"')
 _SESSIONS = frozenset(
@@ -205,7 +205,7 @@ class RealtimeReader:
             return self._long(payload)
         try:
             event = _event(payload)
-        except _UNREADABLE:
+        except UNREADABLE:
             return None  # not for us to judge; it passes
         kind = event.type
         if event.delta is not None:
@@ -213,7 +213,7 @@ class RealtimeReader:
         if kind == "response.created" or kind == "response.done":
             try:
                 response = _response(event.response)
-            except _UNREADABLE:
+            except UNREADABLE:
                 response = _Response()
             id = response.id[:_LONGEST]
             return self._began(id, response) if kind == "response.created" else self._ended(id, response)
@@ -333,7 +333,7 @@ def _second(form: object) -> int:
 def _plain(raw: Raw) -> Any:
     try:
         return _any(raw) if bytes(raw) else None
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
 
 

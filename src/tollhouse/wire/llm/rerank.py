@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 
 from tollhouse.core.call import Usage
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.wire.llm.dialect import StreamReader
 from tollhouse.wire.llm.openai_chat import ChatReader, OpenAIDialect
 from tollhouse.wire.llm.usage import Count
@@ -44,7 +45,6 @@ class _Answer(msgspec.Struct, gc=False):
 
 
 _answer = msgspec.json.Decoder(_Answer, strict=False).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Rerank(OpenAIDialect):
@@ -69,7 +69,7 @@ class Rerank(OpenAIDialect):
     def answer(self, body: bytes) -> tuple[Usage | None, str]:
         try:
             answer = _answer(body)
-        except _UNREADABLE:
+        except UNREADABLE:
             return None, ""
         return _counted(answer), answer.model or ""
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.core.errors import Failure, Reason
 
 __all__ = [
@@ -25,7 +26,6 @@ Raw = msgspec.Raw
 
 _SEPARATOR = "\n\n"
 _INSTRUCTS = frozenset(("system", "developer"))
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class System(NamedTuple):
@@ -147,7 +147,7 @@ def _bare(text: str) -> dict[str, str]:
 def _role_of(message: Raw) -> str:
     try:
         return _role(message).role or ""
-    except _UNREADABLE:
+    except UNREADABLE:
         return ""  # not for us to judge
 
 
@@ -164,7 +164,7 @@ def _read(decode: Callable[[Any], Any], raw: Raw | None, field: str, form: str) 
         raise _invalid(field, f"is missing: it must be {form}")
     try:
         return decode(raw)
-    except _UNREADABLE:
+    except UNREADABLE:
         raise _invalid(field, f"must be {form}") from None
 
 

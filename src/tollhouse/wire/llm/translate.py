@@ -40,6 +40,7 @@ Raw = msgspec.Raw
 
 _SAYING = (TextDelta, ArgumentsDelta, ThinkingDelta, RefusalDelta)
 _SAID = ("messages", "contents", "input")  # by who says what, in every API
+_NOTHING = Raw(b"[]")
 _SHOWN = 5  # places named in a refusal
 
 
@@ -66,7 +67,7 @@ class Translation:
         fields = self._asked.encode(self.chat, lost, model=model, max_output=max_output)
         if lost.places and not lossy:
             raise _inexpressible(lost.places, self._asked.name)
-        if any(bytes(fields.get(name, b"")) == b"[]" for name in _SAID):
+        if any(fields.get(name) == _NOTHING for name in _SAID):
             raise _nothing(self._asker.place(self.chat, "messages"), lost.places)
         return fields, lost.places
 

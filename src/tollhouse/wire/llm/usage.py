@@ -8,11 +8,12 @@ answer without any is None, never 0.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol, TypeVar
 
 import msgspec
 
 from tollhouse.core.call import Usage
+from tollhouse.core.depth import UNREADABLE
 
 __all__ = [
     "MOST_RAW",
@@ -29,6 +30,8 @@ __all__ = [
     "tiered",
     "uncounted",
 ]
+
+E = TypeVar("E")
 
 Raw = msgspec.Raw
 _ABSENT = Raw()  # a union with Raw does not decode
@@ -50,17 +53,17 @@ _tier = msgspec.json.Decoder(str | _Tier).decode
 _LONGEST = 32
 _USUAL = frozenset(("", "auto", "default", "on_demand", "standard", "unspecified"))
 _BEFORE = ("traffic_type_", "service_tier_", "on_demand_")
-_UNSAID = (b"", b"null", b'"default"', b'"standard"')
+_UNSAID = (_ABSENT, Raw(b"null"), Raw(b'"default"'), Raw(b'"standard"'))
 
 
 def tier_of(told: Raw) -> str:
     """The service tier that an answer tells, as `Usage.tier` has it; "" where it tells none. told: a word, in the
     provider's own spelling, or Bedrock's object."""
-    if bytes(told) in _UNSAID:
+    if told in _UNSAID:
         return ""
     try:
         said = _tier(told)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return ""
     word = (said if isinstance(said, str) else said.type).lower()
     for before in _BEFORE:
@@ -387,18 +390,22 @@ def counted(decode: Callable[[msgspec.Raw], _Form], raw: msgspec.Raw) -> Usage |
     """What a raw usage object of an answer counts; None for one that is not in its API's form. decode: of that form."""
     try:
         return decode(raw).normal()
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None
 
 
-def uncounted(data: bytes | msgspec.Raw, *places: Sequence[str]) -> bytes:
-    """An event without what stands at these places: a usage that is not in its API's form must not cost the answer that
-    it is of. Raises DecodeError for what is no object."""
+def uncounted(decode: Callable[[bytes], E], data: bytes, *places: Sequence[str]) -> tuple[E, str]:
+    """An event that cannot be read, without what stands at these places: a usage that is not in its API's form must not
+    cost the answer that it is of. Also that usage (`raw_usage`). Raises what `decode` does, where that is not why."""
+    return decode(_without(data, *places)), raw_usage(data)
+
+
+def _without(data: bytes | msgspec.Raw, *places: Sequence[str]) -> bytes:
     members = _members(data)
     for first, *rest in places:
         if first in members:
             if rest:
-                members[first] = Raw(uncounted(members[first], rest))
+                members[first] = Raw(_without(members[first], rest))
             else:
                 del members[first]
     return _encode(members)
@@ -411,7 +418,7 @@ def raw_usage(data: bytes) -> str:
         for name in ("message", "response"):
             if name in members and "usage" not in members:
                 members = _members(members[name])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return ""
     told = bytes(members.get("usage") or members.get("usageMetadata") or b"")
     return "" if told == b"null" else told[: 4 * MOST_RAW].decode("utf-8", "replace")[:MOST_RAW]
@@ -421,7 +428,7 @@ def count_in(raw: msgspec.Raw) -> int | None:
     """A count that stands alone, which some write with a fraction; None for what is none."""
     try:
         number = _number(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None
     return int(number) if number.is_integer() else None
 

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import msgspec
 
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.wire.llm.tokens import PICTURE
 
 __all__ = ["Vocabularies"]
@@ -65,7 +66,7 @@ class Vocabularies:
         try:
             fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
             said = {name: msgspec.json.decode(fields[name]) for name in _SAID if name in fields}
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNREADABLE:
             return None
         texts: list[str] = []
         pictures = _collect(said, texts)

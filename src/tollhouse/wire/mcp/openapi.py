@@ -1,11 +1,9 @@
 """OpenAPI 3.0 and 3.1 documents as tools: each operation is one, with its arguments, its request and its answer.
 
 Rule: a document that is none is refused; an operation that cannot be a tool is left out and said to be, with its
-place. Names are the same however often the document is read and whatever stands around them. What the gateway sets
-itself (credentials, fields of its own) is no argument.
+place. What the gateway sets itself (credentials, fields of its own) is no argument.
 """
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -21,27 +19,31 @@ from tollhouse.wire.mcp.openapi_request import Body, BodyKind, Field, Operation,
 from tollhouse.wire.mcp.openapi_schema import Schemas, object_of
 from tollhouse.wire.mcp.openapi_select import Picked, Picker
 from tollhouse.wire.mcp.openapi_servers import Servers, path_encoded
+from tollhouse.wire.mcp.openapi_tool import (
+    MAX_DESCRIPTION,
+    MAX_NAME,
+    SAFE,
+    annotations_of,
+    described,
+    is_hidden,
+    marked,
+    name_of,
+)
 from tollhouse.wire.pointer import below
 
 __all__ = ["MAX_NAME", "MAX_OPERATIONS", "MAX_PARTS", "METHODS", "Picked", "Reading", "Toolset", "tools_of"]
 
 MAX_OPERATIONS: Final = 10_000
 MAX_PARTS: Final = 4_000_000  # of all schemas: about a minute's work
-MAX_NAME: Final = 64
 MAX_SCHEMA: Final = 256 << 10  # bytes of one tool's schema
 _OUTPUT = 600  # parts of what one gives: a larger schema costs more than it tells
-_DESCRIPTION = 4_000  # characters
 _PARAMETERS = 200
 
 METHODS: Final = ("get", "post", "put", "patch", "delete")
-_SAFE = frozenset(("get",))
-_IDEMPOTENT = frozenset(("get", "put", "delete"))
 _NO_BODY = frozenset(("get",))
 
 _TEMPLATE = re.compile(r"\{([^{}/]+)\}")
-_NOT_NAME = re.compile(r"[^A-Za-z0-9_-]+")
 _NOT_ARGUMENT = re.compile(r"[^A-Za-z0-9_.-]+")
-_UNDERSCORES = re.compile(r"__+")
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+*-]+/[A-Za-z0-9!#$&^_.+*-]+(?:[ \t]*;[\x20-\x7e]*)?")
 _JSON = re.compile(r"application/(?:[A-Za-z0-9!#$&^_.-]+\+)?json(?:[ \t]*;.*)?", re.IGNORECASE)
 _STYLES: Final[dict[str, tuple[str, ...]]] = {
@@ -164,11 +166,11 @@ class _Compiler:
                     # Both are asked of every operation: they note what they have found.
                     chosen = allow is None or allow.every(path, method, operation)
                     denied = deny is not None and deny.any(path, method, operation)
-                    if not chosen or denied or _extension(operation).get("hidden") is True:
+                    if not chosen or denied or is_hidden(operation):
                         continue
-                    name = _name(path, method, operation)
+                    name = name_of(path, method, operation)
                     if names[name] > 1 or len(name) > MAX_NAME:
-                        name = _marked(name, path, method)
+                        name = marked(name, path, method)
                     if name in tools:
                         raise OpenAPIError(where, f"there is another operation {name!r}")
                     tools[name] = self._tool(path, item, at, method, operation, where, name)
@@ -182,7 +184,7 @@ class _Compiler:
             tuple(tools.values()),
             self.servers.base,
             self.schemes,
-            about.strip()[:_DESCRIPTION] if isinstance(about, str) else "",
+            about.strip()[:MAX_DESCRIPTION] if isinstance(about, str) else "",
             tuple(self.dropped),
             tuple(unused),
         )
@@ -195,7 +197,9 @@ class _Compiler:
                 item = self.document.members(raw, below("/paths", path))
             except OpenAPIError:  # told where it is read
                 continue
-            found.update(_name(path, method, item[method]) for method in METHODS if isinstance(item.get(method), dict))
+            found.update(
+                name_of(path, method, item[method]) for method in METHODS if isinstance(item.get(method), dict)
+            )
         return found
 
     def _drop(self, at: str, why: str) -> None:
@@ -224,22 +228,11 @@ class _Compiler:
         parameters = self._parameters(item, at, operation, where, arguments)
         pieces = self._pieces(path, self._path_below(item, at, operation, where), parameters, where)
         body = self._body(operation, method, where, arguments)
-        extension = _extension(operation)
         responses = self.document.members(operation.get("responses"), below(where, "responses"))
         output, wrapped, accept = self._answers(responses, below(where, "responses"))
-        tool: dict[str, Any] = {"name": name}
-        title = extension.get("title", operation.get("summary"))
-        if isinstance(title, str) and 0 < len(title.strip()) <= 100:
-            tool["title"] = title.strip()
-        said = [extension["description"]] if isinstance(extension.get("description"), str) else [
-            text.strip() for text in (operation.get("summary"), operation.get("description")) if isinstance(text, str)
-        ]  # fmt: skip
-        tool["description"] = ("\n\n".join(dict.fromkeys(filter(None, said))) or f"{method.upper()} {path}")[
-            :_DESCRIPTION
-        ]
+        tool = described(name, path, method, operation)
         tool["inputSchema"] = arguments.schema()
-        annotations = _annotations(method, extension)
-        tool["annotations"] = annotations
+        annotations = tool["annotations"] = annotations_of(method, operation)
         if output is not None:
             tool["outputSchema"] = output
         try:
@@ -265,7 +258,7 @@ class _Compiler:
             encoded,
             request,
             repeatable=bool(annotations.get("readOnlyHint") or annotations.get("idempotentHint")),
-            safe=method in _SAFE,
+            safe=method in SAFE,
             structured=output is not None,
             wrapped=wrapped and output is not None,
             security=self._security(operation, where),
@@ -341,7 +334,7 @@ class _Compiler:
         made = arguments.schemas.schema(schema, schema_at)
         text = parameter.get("description")
         if isinstance(text, str) and text.strip():
-            made["description"] = text.strip()[:_DESCRIPTION]
+            made["description"] = text.strip()[:MAX_DESCRIPTION]
         argument = arguments.add(name, place, made, required=required)
         return Parameter(
             argument,
@@ -402,7 +395,7 @@ class _Compiler:
             schema = {"type": "string", "description": f"the body, as {media}"}
         text = body.get("description")
         if isinstance(text, str) and text.strip() and "description" not in schema:
-            schema["description"] = text.strip()[:_DESCRIPTION]
+            schema["description"] = text.strip()[:MAX_DESCRIPTION]
         usual = {"json": "application/json", "text": "text/plain"}.get(kind, "application/octet-stream")
         content_type = usual if "*" in media else media
         if kind in ("json", "form", "multipart") and object_of(schema):
@@ -532,41 +525,6 @@ class _Arguments:
 
 def _ignored(place: str, name: str) -> bool:
     return place == "header" and (name in _NOT_TO_SET or name.startswith(_NOT_TO_SET_BEGIN))
-
-
-def _extension(operation: dict[str, Any]) -> dict[str, Any]:
-    """What the document says of the tool itself: `x-mcp`."""
-    found = operation.get("x-mcp")
-    return found if isinstance(found, dict) else {}
-
-
-def _annotations(method: str, extension: dict[str, Any]) -> dict[str, Any]:
-    """ToolAnnotations (2025-11-25): what the method promises (RFC 9110, 9.2), and what the document says instead."""
-    made: dict[str, Any] = {"readOnlyHint": method in _SAFE, "openWorldHint": True}
-    if method not in _SAFE:
-        made["destructiveHint"] = True  # also a POST may be: nothing says that it only adds
-        made["idempotentHint"] = method in _IDEMPOTENT
-    for name in ("readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint"):
-        value = extension.get(name)
-        if isinstance(value, bool):
-            made[name] = value
-    return made
-
-
-def _name(path: str, method: str, operation: dict[str, Any]) -> str:
-    """As the document says, or of method and path."""
-    for wanted in (_extension(operation).get("name"), operation.get("operationId"), f"{method}_{path}"):
-        if isinstance(wanted, str):
-            plain = _UNDERSCORES.sub("_", _NOT_NAME.sub("_", wanted)).strip("_")
-            if plain:
-                return plain
-    return method
-
-
-def _marked(name: str, path: str, method: str) -> str:
-    """A name that is too long, or not the only one, told apart by what it stands for."""
-    mark = hashlib.blake2b(f"{method} {path}".encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
-    return f"{name[: MAX_NAME - 9]}_{mark}"
 
 
 def _chosen(content: dict[str, Any], at: str) -> tuple[str, BodyKind]:

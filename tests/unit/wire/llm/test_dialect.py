@@ -4,7 +4,7 @@ import pytest
 from msgspec import Raw
 
 from tollhouse.core.errors import Failure, Reason
-from tollhouse.wire.llm import CHAT, CONVERSE, EMBEDDINGS, GENERATE, MESSAGES
+from tollhouse.wire.llm import CHAT, CONVERSE, EMBEDDINGS, GENERATE, MESSAGES, RESPONSES
 from tollhouse.wire.llm.dialect import Dialect
 from tollhouse.wire.llm.tokens import DEFAULT_OUTPUT, MOST_OUTPUT
 
@@ -24,6 +24,15 @@ def test_a_field_in_another_case_is_refused(dialect: Dialect, more: str) -> None
             dialect.decode(body.encode())
         failure = caught.value
         assert (failure.status, failure.reason, failure.code) == (400, Reason.INVALID_REQUEST, "ambiguous_field")
+
+
+@pytest.mark.parametrize("dialect", [CHAT, RESPONSES, MESSAGES])
+def test_other_models_cannot_be_named_beside_the_one_that_rules_know_of(dialect: Dialect) -> None:
+    with pytest.raises(Failure, match="name one model") as caught:
+        dialect.decode(b'{"model":"cheap","models":["dear"]}')
+    assert (caught.value.status, caught.value.code) == (400, "invalid_value")
+    for none in (b"null", b"[]"):
+        assert dialect.decode(b'{"model":"cheap","models":%b}' % none).model == "cheap"
 
 
 def test_of_equal_names_the_last_counts_and_other_fields_pass() -> None:

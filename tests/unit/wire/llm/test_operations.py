@@ -127,6 +127,17 @@ def test_a_stream_of_pictures() -> None:
     assert (reader.finished, reader.counted, reader.usage) == (True, True, COUNTED)
 
 
+@pytest.mark.parametrize("dialect", [IMAGES, IMAGE_EDITS, IMAGE_VARIATIONS])
+@pytest.mark.parametrize("details, pictures", [({}, 9), ({"output_tokens_details": {"image_tokens": 7}}, 7)])
+def test_what_is_not_told_of_a_picture_is_a_picture(dialect: Any, details: Any, pictures: int) -> None:
+    """Some cost three times what text does."""
+    usage = {"input_tokens": 5, "output_tokens": 9, **details}
+    whole, _ = dialect.answer(msgspec.json.encode({"created": 1, "data": [], "usage": usage}))
+    reader = dialect.reader(strip=False)
+    reader.read(event({"type": "image_generation.completed", "b64_json": "AAAA", "usage": usage}))
+    assert whole == reader.usage == Usage(5, 9, image_output=pictures)
+
+
 def test_a_picture_is_one_event_however_large() -> None:
     framer = IMAGES.framer()
     picture = event({"type": "image_generation.completed", "b64_json": "A" * (6 << 20)})
@@ -170,6 +181,9 @@ def test_speech() -> None:
         event({"type": "speech.audio.done", "usage": {"input_tokens": 14, "output_tokens": 101, "total_tokens": 115}})
     )
     assert (reader.finished, reader.usage, reader.text) == (True, Usage(14, 101), 0)
+    assert SPEECH.unsaid(plain.fields, b"ID3" * 9999) == 9  # what it says, not how it is coded
+    assert TRANSCRIPTIONS.unsaid({}, b"Hello there.") == 3
+    assert IMAGES.unsaid({}, b"{}") == 0
 
 
 def test_transcriptions_are_counted() -> None:

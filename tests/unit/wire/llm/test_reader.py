@@ -105,6 +105,37 @@ def test_events_that_are_never_alike_are_learned_from_a_few_times_only() -> None
     assert reader.reader.text == 400
 
 
+@given(
+    st.sampled_from([(CHAT, "chat", CHAT_FORMS), (MESSAGES, "messages", MESSAGE_FORMS)]),
+    st.lists(st.tuples(st.integers(0, 7), TEXTS, st.integers(0, 3)), max_size=20),
+    st.integers(2, 30),
+)
+def test_events_that_come_together_are_read_as_those_that_come_alone(
+    api: tuple[Dialect, str, list[Form]], events: list[tuple[int, str, int]], many: int
+) -> None:
+    dialect, kind, forms = api
+    raws = [FIRST[kind], *(forms[n % len(forms)](text, pad) for n, text, pad in events)]
+    if kind == "chat":
+        raws.append(b'data: {"id":"c","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n')
+        raws.append(b"data: [DONE]\n\n")
+    alone, together = dialect.reader(strip=True), dialect.reader(strip=True)
+    passed = b"".join(map(alone.read, raws))
+    assert b"".join(together.read(b"".join(raws[n : n + many])) for n in range(0, len(raws), many)) == passed
+    for name in ("text", "began", "finished", "failure", "counted", "model", "usage"):
+        assert getattr(together, name) == getattr(alone, name), name
+
+
+@pytest.mark.parametrize("form", [*CHAT_FORMS[:5], *MESSAGE_FORMS])
+def test_events_that_come_together_are_not_decoded_again_either(form: Form) -> None:
+    dialect, kind = (CHAT, "chat") if form in CHAT_FORMS else (MESSAGES, "messages")
+    reader = Counted(dialect.reader(strip=True))
+    block = FIRST[kind] + b"".join(form(f"some words {n}", n % 4) for n in range(60))
+    assert reader.read(block) is block
+    assert reader.reader._learned >= 0  # a form, and it was not given up
+    assert reader.reader._tries >= 6
+    assert reader.reader.text == sum(len(f"some words {n}") for n in range(60))
+
+
 def test_what_ends_or_fails_is_seen_behind_events_that_are_alike() -> None:
     usage = b'data: {"id":"c","model":"m","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n'
     both("chat", [chunk({"content": "a"}), chunk({"content": "b"}), usage, b"data: [DONE]\n\n"])

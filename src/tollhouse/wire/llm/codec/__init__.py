@@ -108,6 +108,10 @@ class Codec:
     kind = "chat"
     quiet: ClassVar[Mapping[str, tuple[bytes, ...]]] = {}
 
+    def bounded(self, fields: dict[str, Raw]) -> dict[str, Raw]:
+        """A request with a bound of ours on its answer, in the API's first field for it, as this place knows it."""
+        return fields
+
     def decode(self, fields: dict[str, Raw], *, model: str, stream: bool) -> Any:
         """A request's meaning. Raises Failure 400 that names the field for a wrong type or form."""
         raise NotImplementedError

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from tollhouse.core.call import Usage
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.wire.llm.codec import Codec, Lost, StreamDecoder, StreamEncoder, misread
 from tollhouse.wire.llm.codec.anthropic_blocks import (
     read_block,
@@ -24,7 +25,7 @@ from tollhouse.wire.llm.codec.anthropic_stops import REASONS, STOPS
 from tollhouse.wire.llm.codec.anthropic_stream import MessagesDecoder, MessagesEncoder
 from tollhouse.wire.llm.codec.claude import Thought, asked_thinking, sampling, version_of, written_thinking
 from tollhouse.wire.llm.codec.places import Turns, named, place_of_content, place_of_turn
-from tollhouse.wire.llm.codec.reading import Fields, encoded, is_utf8, put_back, read_cache, restore, written
+from tollhouse.wire.llm.codec.reading import Fields, encoded, is_utf8, own_value, put_back, read_cache, restore, written
 from tollhouse.wire.llm.model import (
     Answer,
     Chat,
@@ -48,7 +49,6 @@ Raw = msgspec.Raw
 _encode = msgspec.json.Encoder().encode
 _object = msgspec.json.Decoder(dict[str, Raw]).decode
 _usage = msgspec.json.Decoder(MessagesUsage, strict=False).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _EMPTY_SCHEMA = Raw(b'{"type":"object","properties":{}}')
 _NONE = Thought()
@@ -239,7 +239,7 @@ def _plain(body: bytes) -> Answer | None:
     """None for what is not the usual answer."""
     try:
         told = _plain_answer(body)
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
     parts: list[Part] = []
     for block in told.content:
@@ -339,10 +339,7 @@ def _write_tools(chat: Chat, own: bool, lost: Lost) -> list[Any]:
     allowed = choice.names if choice is not None and _few(choice) else ()
     for n, tool in enumerate(chat.tools or ()):
         if isinstance(tool, OpaqueTool):
-            if tool.dialect == "messages":
-                found.append(tool.value)
-            else:
-                lost.add(f"tools[{n}]: {tool.kind}")
+            found += own_value(tool, "messages", f"tools[{n}]", lost)
             continue
         if allowed and tool.name not in allowed:
             continue
@@ -404,7 +401,7 @@ def _described(form: Format) -> Raw:
         return schema
     try:
         fields = _object(schema)
-    except _UNREADABLE:
+    except UNREADABLE:
         return schema
     if "description" in fields:
         return schema

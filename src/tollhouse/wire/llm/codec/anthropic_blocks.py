@@ -10,9 +10,19 @@ from typing import Any
 
 import msgspec
 
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.wire.llm.codec import Lost, unreadable
 from tollhouse.wire.llm.codec.anthropic_citations import read_citation, write_citation
-from tollhouse.wire.llm.codec.reading import Fields, cache_control, legible, one_text, put_back, read_cache, text_in
+from tollhouse.wire.llm.codec.reading import (
+    Fields,
+    cache_control,
+    legible,
+    one_text,
+    own_value,
+    put_back,
+    read_cache,
+    text_in,
+)
 from tollhouse.wire.llm.model import (
     Audio,
     Cache,
@@ -36,7 +46,6 @@ __all__ = ["read_block", "read_content", "read_turn", "write_answer_blocks", "wr
 Raw = msgspec.Raw
 
 _object = msgspec.json.Decoder(dict[str, Raw]).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _ROLES = ("user", "assistant", "system")
 _PICTURES = ("image/jpeg", "image/png", "image/gif", "image/webp")
@@ -205,10 +214,7 @@ def _write_block(part: Part, where: str, own: bool, lost: Lost) -> Any:
     elif isinstance(part, Thinking):
         return _write_thinking(part, where, own, lost)
     elif isinstance(part, Opaque):
-        if part.dialect == "messages":
-            return part.value
-        lost.add(f"{where}: {part.kind}")
-        return None
+        return next(iter(own_value(part, "messages", where, lost)), None)
     elif isinstance(part, Audio):
         lost.add(f"{where}: sound")
         return None
@@ -236,7 +242,7 @@ def _id(id: str, own: bool) -> str:
 def _arguments(call: ToolCall, where: str, lost: Lost) -> Any:
     try:
         return _object(call.arguments or "{}")
-    except _UNREADABLE:
+    except UNREADABLE:
         raise lost.invalid(f"{where}.arguments", "must be the JSON text of an object") from None
 
 
@@ -355,7 +361,7 @@ def _write_call(call: ToolCall, *, own: bool, cut: bool) -> dict[str, Any]:
     arguments: dict[str, Raw] = {}
     try:
         arguments = _object(call.arguments or "{}")
-    except _UNREADABLE:
+    except UNREADABLE:
         if not cut:
             raise unreadable("the arguments of a tool call are not a JSON object") from None
     form = {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments}

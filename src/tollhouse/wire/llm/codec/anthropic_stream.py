@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from tollhouse.core.call import Usage
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.wire.llm.codec import misread, unreadable
 from tollhouse.wire.llm.codec.anthropic_citations import read_citation, write_citation
 from tollhouse.wire.llm.codec.anthropic_stops import REASONS, STOPS
@@ -35,7 +36,7 @@ from tollhouse.wire.llm.model import (
     ToolCall,
     Used,
 )
-from tollhouse.wire.llm.usage import MessagesUsage, raw_usage, uncounted
+from tollhouse.wire.llm.usage import MessagesUsage, uncounted
 
 __all__ = ["MessagesDecoder", "MessagesEncoder"]
 
@@ -95,7 +96,6 @@ _event = msgspec.json.Decoder(_Event, strict=False).decode
 _block = msgspec.json.Decoder(_Block, strict=False).decode
 _failed = msgspec.json.Decoder(_Failed, strict=False).decode
 _object = msgspec.json.Decoder(dict[str, Raw]).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _STATUSES = {"rate_limit_error": 429, "overloaded_error": 503, "timeout_error": 504}
 
@@ -115,11 +115,10 @@ class MessagesDecoder:
     def read(self, name: bytes, data: bytes) -> list[Event]:
         try:
             event = _event(data)
-        except _UNREADABLE:
+        except UNREADABLE:
             if name == b"error":
                 raise _told(data) from None
-            event = _uncounted(data)
-            self.uncounted = raw_usage(data)
+            event, self.uncounted = _uncounted(data)
         kind = event.type
         if kind == "content_block_delta":
             delta = event.delta
@@ -158,7 +157,7 @@ class MessagesDecoder:
         try:
             block = _block(raw)
             given = bytes(block.input).decode()
-        except _UNREADABLE:
+        except UNREADABLE:
             raise unreadable("a content block is not of the messages API") from None
         kind = block.type
         if kind == "text":
@@ -186,7 +185,7 @@ class MessagesDecoder:
             if pieces:
                 raw = Raw(_encode({**_object(raw), "input": _object("".join(pieces))}))
             kind = _block(raw).type
-        except _UNREADABLE:
+        except UNREADABLE:
             raise unreadable("the input of a tool of the provider's is not a JSON object") from None
         return [PartBegan(index, Opaque("messages", kind, raw))]
 
@@ -214,18 +213,18 @@ class MessagesDecoder:
         return events
 
 
-def _uncounted(data: bytes) -> _Event:
-    """An event whose usage is none."""
+def _uncounted(data: bytes) -> tuple[_Event, str]:
+    """An event whose usage is none, and that."""
     try:
-        return _event(uncounted(data, ("usage",), ("message", "usage")))
-    except _UNREADABLE:
+        return uncounted(_event, data, ("usage",), ("message", "usage"))
+    except UNREADABLE:
         raise unreadable("an event is not of the messages API") from None
 
 
 def _told(data: bytes) -> StreamFailure:
     try:
         error = _failed(data).error or _Error()
-    except _UNREADABLE:
+    except UNREADABLE:
         error = _Error()
     status = _STATUSES.get(error.type, 502)
     words = b"event: error\ndata: %b\n\n" % data

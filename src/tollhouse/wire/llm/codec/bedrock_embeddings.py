@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from tollhouse.core.call import Usage
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.wire.llm.codec import Lost, misread
 from tollhouse.wire.llm.codec.embeddings import EmbeddingCodec, lose
 from tollhouse.wire.llm.codec.reading import encoded, put_back
@@ -20,7 +21,6 @@ __all__ = ["CohereEmbedCodec", "TitanEmbedCodec"]
 Raw = msgspec.Raw
 _ABSENT = Raw()  # a union with Raw does not decode
 
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _SECOND = "titan-embed-text-v2"
 _FOURTH = "embed-v4"
 _WORDS = {
@@ -75,7 +75,7 @@ class TitanEmbedCodec(EmbeddingCodec):
     def decode_answer(self, body: bytes) -> Embedded:
         try:
             told = _titan(body)
-        except _UNREADABLE:
+        except UNREADABLE:
             raise misread("answer.embedding", "is not an embedding") from None
         tokens = count_in(told.tokens)
         return Embedded([told.embedding], usage=None if tokens is None else Usage(tokens))
@@ -102,9 +102,9 @@ class CohereEmbedCodec(EmbeddingCodec):
     def decode_answer(self, body: bytes) -> Embedded:
         try:
             return Embedded(_cohere(body).embeddings)
-        except _UNREADABLE:
+        except UNREADABLE:
             pass
         try:
             return Embedded(_cohere_by_type(body).embeddings.vectors)
-        except _UNREADABLE:
+        except UNREADABLE:
             raise misread("answer.embeddings", "is not a list of embeddings") from None

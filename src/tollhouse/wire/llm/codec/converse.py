@@ -1,11 +1,9 @@
 """Bedrock Converse and the neutral model: requests and whole answers. Its stream is in `converse_stream`, its blocks
-are in `converse_parts`.
+are in `converse_parts`, its tools in `converse_tools`.
 
 The model and whether to stream are in the URL, not in the body. Instructions before the first turn are the field
 `system`; neighbours of one side are joined into one turn. What only one family of models has stands in
-`additionalModelRequestFields`, in that family's words, so what can be said depends on the model too. There is no choice
-"none" of tools: they are left out. But calls among the messages are only taken beside tools, so where none are offered,
-the tools that were called are named again, as not to be called any more.
+`additionalModelRequestFields`, in that family's words, so what can be said depends on the model too.
 """
 
 import re
@@ -15,10 +13,12 @@ from typing import Any
 import msgspec
 
 from tollhouse.core.call import Usage
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.wire.llm.codec import Codec, Lost, StreamDecoder, StreamEncoder, misread
 from tollhouse.wire.llm.codec.claude import Thought, asked_thinking, sampling, version_of, written_thinking
-from tollhouse.wire.llm.codec.converse_parts import PartWriter, marker, read_marker, read_parts
+from tollhouse.wire.llm.codec.converse_parts import PartWriter, read_parts
 from tollhouse.wire.llm.codec.converse_stream import ConverseDecoder, ConverseEncoder, stop_sequence
+from tollhouse.wire.llm.codec.converse_tools import place_of_tool, read_tools, write_tools
 from tollhouse.wire.llm.codec.effort import effort_of
 from tollhouse.wire.llm.codec.places import Turns, named, place_of_content, place_of_turn
 from tollhouse.wire.llm.codec.reading import Fields, encoded, put_back, written
@@ -30,16 +30,11 @@ from tollhouse.wire.llm.model import (
     Json,
     Message,
     Opaque,
-    OpaqueTool,
     Part,
     Reasoning,
     Refusal,
     Stop,
     Text,
-    Tool,
-    ToolCall,
-    ToolChoice,
-    ToolResult,
 )
 from tollhouse.wire.llm.usage import ConverseUsage, counted, tiered
 
@@ -50,7 +45,6 @@ Raw = msgspec.Raw
 _encode = msgspec.json.Encoder().encode
 _any = msgspec.json.Decoder().decode
 _usage = msgspec.json.Decoder(ConverseUsage, strict=False).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 STOPS: dict[str, Stop] = {
     "end_turn": "stop",
@@ -80,7 +74,6 @@ REASONS: dict[Stop, str] = {
 
 _ROLES = ("user", "assistant", "system")
 _METADATA = re.compile(r"[a-zA-Z0-9\s:_@$#=/+,.-]{0,256}", re.ASCII)
-_NO_SCHEMA = Raw(b'{"type":"object","properties":{}}')
 _PLACES = {
     "format": "outputConfig.textFormat.structure.jsonSchema",
     "reasoning": "additionalModelRequestFields.thinking",
@@ -121,7 +114,7 @@ class ConverseCodec(Codec):
         extra: dict[str, Raw] = {}
         for name, read in (
             ("inferenceConfig", _read_inference),
-            ("toolConfig", _read_tools),
+            ("toolConfig", read_tools),
             (_ADDITIONAL, _read_additional),
             ("outputConfig", _read_output),
         ):
@@ -155,7 +148,7 @@ class ConverseCodec(Codec):
         inference = _write_inference(chat, chance)
         if inference:
             body["inferenceConfig"] = inference
-        tools = _write_tools(chat, own, own or family in _CACHING, lost)
+        tools = write_tools(chat, own, own or family in _CACHING, lost)
         if tools:
             body["toolConfig"] = tools
         output: dict[str, Any] = {}
@@ -185,7 +178,7 @@ class ConverseCodec(Codec):
         effort = chat.reasoning is not None and chat.reasoning.budget is None
         fields = {**_PLACES, "reasoning": _PLACES["reasoning.effort"]} if effort else _PLACES
         return named(
-            place, fields, partial(place_of_turn, chat), partial(_place_of_block, chat), partial(_place_of_tool, chat)
+            place, fields, partial(place_of_turn, chat), partial(_place_of_block, chat), partial(place_of_tool, chat)
         )
 
     # ---- answers
@@ -252,51 +245,6 @@ def _read_inference(f: Fields, chat: Chat) -> None:
     chat.stop = f.texts("stopSequences")
 
 
-def _read_tools(f: Fields, chat: Chat) -> None:
-    tools = f.children("tools")
-    if tools is not None:
-        chat.tools = []
-        for tool in tools:
-            _read_tool(tool, chat.tools)
-    choice = f.child("toolChoice")
-    if choice is None:
-        return
-    named = choice.child("tool")
-    if named is not None:
-        chat.tool_choice = ToolChoice("required", (named.need_text("name"),))
-    elif choice.has("any"):
-        chat.tool_choice = ToolChoice("required")
-    elif choice.has("auto"):
-        chat.tool_choice = ToolChoice("auto")
-    else:
-        f.fail("toolChoice", "must have one of auto, any, tool")
-
-
-def _read_tool(f: Fields, tools: list[Tool | OpaqueTool]) -> None:
-    whole = f.untouched()
-    marked = tools[-1] if tools else None
-    if f.has("cachePoint") and isinstance(marked, Tool) and marked.cache is None:
-        marked.cache = read_marker(f)
-        if marked.cache is not None:
-            return
-    spec = f.child("toolSpec")
-    if spec is None:
-        kind = next(iter(f.rest() or {}), "cachePoint")
-        tools.append(OpaqueTool(ConverseCodec.name, kind, whole))
-        return
-    tool = Tool(spec.need_text("name"), spec.text("description"))
-    schema = spec.child("inputSchema")
-    if schema is None:
-        spec.fail("inputSchema", "is missing: it must be an object with json")
-    tool.parameters = schema.raw("json")
-    tool.strict = spec.flag("strict")
-    extra = spec.rest() or {}
-    if schema.rest():
-        extra["inputSchema"] = written(schema.rest())
-    tool.extra = extra or None
-    tools.append(tool)
-
-
 def _read_additional(f: Fields, chat: Chat) -> None:
     """What Anthropic's models take there, and others in the same words."""
     chat.top_k = f.integer("top_k")
@@ -341,7 +289,7 @@ def _read_output(f: Fields, chat: Chat) -> None:
     text = schema.need_text("schema")
     try:
         _any(text)
-    except _UNREADABLE:
+    except UNREADABLE:
         schema.fail("schema", "must be the JSON text of a schema")
     chat.format = Format("schema", schema.text("name") or "", Raw(text.encode()))
     chat.format.description = schema.text("description")
@@ -360,11 +308,6 @@ def _place_of_block(chat: Chat, n: int, k: int, inner: int | None) -> str:
 def _has_marker(part: Part) -> bool:
     """Whether a block of its own follows it. One of a marker alone was read as an empty text."""
     return getattr(part, "cache", None) is not None and not (isinstance(part, Text) and not part.text)
-
-
-def _place_of_tool(chat: Chat, n: int) -> str:
-    before = (chat.tools or [])[:n]
-    return f"toolConfig.tools[{n + sum(isinstance(t, Tool) and t.cache is not None for t in before)}]"
 
 
 # ---- writing a request
@@ -456,66 +399,6 @@ def _write_inference(chat: Chat, chance: dict[str, float | int]) -> dict[str, An
     return {name: value for name, value in told if value is not None}
 
 
-def _write_tools(chat: Chat, own: bool, markers: bool, lost: Lost) -> dict[str, Any]:
-    choice = chat.tool_choice
-    allowed = choice.names if choice is not None and (len(choice.names) > 1 or choice.mode == "auto") else ()
-    found: list[Any] = []
-    if choice is None or choice.mode != "none":
-        for n, tool in enumerate(chat.tools or ()):
-            if isinstance(tool, OpaqueTool):
-                if tool.dialect == ConverseCodec.name:
-                    found.append(tool.value)
-                else:
-                    lost.add(f"tools[{n}]: {tool.kind}")
-            elif not allowed or tool.name in allowed:
-                found.append({"toolSpec": _write_tool(tool, f"tools[{n}].", own, lost)})
-                if tool.cache is not None and markers:
-                    found.append(marker(tool.cache))
-    form: dict[str, Any] = {}
-    if found or (own and chat.tools is not None):
-        form["tools"] = found
-        if chat.parallel is False:
-            lost.add("parallel")
-    elif not own:
-        found = _called(chat)
-        return {"tools": found} if found else {}
-    if choice is not None and choice.mode != "none":
-        if choice.mode == "required" and len(choice.names) == 1:
-            form["toolChoice"] = {"tool": {"name": choice.names[0]}}
-        else:
-            form["toolChoice"] = {"any" if choice.mode == "required" else "auto": {}}
-    return form
-
-
-def _write_tool(tool: Tool, where: str, own: bool, lost: Lost) -> dict[str, Any]:
-    spec: dict[str, Any] = {"name": tool.name}
-    if tool.description or (own and tool.description is not None):
-        spec["description"] = tool.description
-    if tool.parameters is not None:
-        spec["inputSchema"] = {"json": tool.parameters}
-    else:
-        spec["inputSchema"] = {} if own and tool.extra and "inputSchema" in tool.extra else {"json": _NO_SCHEMA}
-    if tool.strict or (own and tool.strict is not None):
-        spec["strict"] = tool.strict
-    put_back(spec, tool.extra, own, lost, where)
-    return spec
-
-
-def _called(chat: Chat) -> list[dict[str, Any]]:
-    """The tools that are called among the messages, for a request that offers none."""
-    names: dict[str, None] = {}
-    results = False
-    for message in chat.messages:
-        for part in message.parts:
-            if isinstance(part, ToolCall):
-                names[part.name] = None
-            results = results or isinstance(part, ToolResult)
-    if results and not names:
-        names["none"] = None
-    spec = {"description": "Not available in this turn: do not call it.", "inputSchema": {"json": _NO_SCHEMA}}
-    return [{"toolSpec": {"name": name, **spec}} for name in names]
-
-
 def _write_format(chat: Chat, output: dict[str, Any], own: bool, lost: Lost) -> None:
     form = chat.format
     if form is None or form.kind == "text":
@@ -595,6 +478,3 @@ def _no_place(chat: Chat, body: dict[str, Any], lost: Lost) -> None:
         lost.add("user: with characters that request metadata does not take, or too long")
     else:
         body["requestMetadata"] = {"user": user}
-
-
-# ---- reading an answer

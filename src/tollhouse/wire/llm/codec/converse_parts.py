@@ -12,9 +12,10 @@ from typing import Any
 
 import msgspec
 
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.wire.llm.codec import Lost, unreadable
 from tollhouse.wire.llm.codec.converse_citations import read_citation, write_citation
-from tollhouse.wire.llm.codec.reading import Fields, legible, put_back, written
+from tollhouse.wire.llm.codec.reading import Fields, legible, own_value, put_back, written
 from tollhouse.wire.llm.model import (
     Audio,
     Cache,
@@ -36,7 +37,6 @@ __all__ = ["PartWriter", "decodable", "image_type", "marker", "read_marker", "re
 Raw = msgspec.Raw
 
 _object = msgspec.json.Decoder(dict[str, Raw]).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 _DOCUMENTS = {
     "pdf": "application/pdf",
@@ -302,10 +302,7 @@ class PartWriter:
         if isinstance(part, Json):
             return {"json": part.value} if self._own else {"text": legible(part.value)}
         if isinstance(part, Opaque):
-            if part.dialect == "converse":
-                return _object(part.value)
-            self._lost.add(f"{where}: {part.kind}")
-            return None
+            return next(map(_object, own_value(part, "converse", where, self._lost)), None)
         if isinstance(part, Image):
             if part.detail not in (None, "auto"):
                 self._lost.add(f"{where}.detail")
@@ -330,7 +327,7 @@ class PartWriter:
     def _arguments(self, call: ToolCall, where: str) -> dict[str, Raw]:
         try:
             return _object(call.arguments or "{}")
-        except _UNREADABLE:
+        except UNREADABLE:
             if self._cut:
                 return {}
             if self._answer:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from tollhouse.core.call import Usage
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.wire.eventstream import frame, sealed, text_headers
 from tollhouse.wire.llm.codec import Lost, misread, unreadable
 from tollhouse.wire.llm.codec.converse_citations import read_citation, write_citation
@@ -39,7 +40,7 @@ from tollhouse.wire.llm.model import (
     ToolCall,
     Used,
 )
-from tollhouse.wire.llm.usage import ConverseUsage, raw_usage, tiered, uncounted
+from tollhouse.wire.llm.usage import ConverseUsage, tiered, uncounted
 
 __all__ = ["ConverseDecoder", "ConverseEncoder", "stop_sequence"]
 
@@ -48,7 +49,6 @@ _ABSENT = Raw()
 _PIECE = 1 << 20  # characters of base64 in one message, each whole: readers bound its size
 
 _encode = msgspec.json.Encoder().encode
-_UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
 class _Call(msgspec.Struct, gc=False, rename="camel"):
@@ -128,7 +128,7 @@ def stop_sequence(fields: Raw | None) -> str | None:
         return None
     try:
         return _additional(fields).stop_sequence
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
 
 
@@ -177,7 +177,7 @@ class ConverseDecoder:
                 told = self._metadata(data)
                 counted = tiered(told.usage.normal(), told.service_tier) if told.usage is not None else None
                 return [] if counted is None else [Used(counted)]
-        except _UNREADABLE:
+        except UNREADABLE:
             raise unreadable("an event is not of the Converse API") from None
         failure = failed(name, data)
         if failure is not None:
@@ -205,9 +205,8 @@ class ConverseDecoder:
         """Without a usage that is none. Raises DecodeError."""
         try:
             return _metadata(data)
-        except _UNREADABLE:
-            told = _metadata(uncounted(data, ("usage",)))
-        self.uncounted = raw_usage(data)
+        except UNREADABLE:
+            told, self.uncounted = uncounted(_metadata, data, ("usage",))
         return told
 
     def _delta(self, index: int, delta: _Delta) -> list[Event]:

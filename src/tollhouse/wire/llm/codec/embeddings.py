@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.wire.llm.codec import Codec, Lost, StreamDecoder, StreamEncoder, misread, unreadable
 from tollhouse.wire.llm.codec.reading import Fields, encoded, put_back
 from tollhouse.wire.llm.embedding import Embedded, Embedding
@@ -29,7 +30,6 @@ _texts = msgspec.json.Decoder(list[str]).decode
 _tokens = msgspec.json.Decoder(list[int]).decode
 _token_lists = msgspec.json.Decoder(list[list[int]]).decode
 _usage = msgspec.json.Decoder(ChatUsage, strict=False).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FLOAT32 = 4  # bytes
 _TOKENS = "input: tokens are of one model's own vocabulary, and the provider's API takes text; send the text itself"
 _PURPOSES = {
@@ -141,7 +141,7 @@ class OpenAIEmbeddingsCodec(EmbeddingCodec):
             if all(item.index is not None for item in items):
                 items = sorted(items, key=lambda item: item.index or 0)
             vectors = [_vector(item.embedding) for item in items]
-        except (*_UNREADABLE, ValueError):
+        except (*UNREADABLE, ValueError):
             raise misread("answer.data", "is not a list of embeddings") from None
         return Embedded(vectors, told.model or "", counted(_usage, told.usage))
 
@@ -179,11 +179,11 @@ def _read_input(f: Fields, raw: Raw, asked: Embedding) -> None:
     first = bytes(raw)[:1]
     try:
         asked.inputs = [_text(raw)] if first == b'"' else _texts(raw)
-    except _UNREADABLE:
+    except UNREADABLE:
         for decode in (_tokens, _token_lists):
             try:
                 tokens = decode(raw)
-            except _UNREADABLE:
+            except UNREADABLE:
                 continue
             asked.untranslatable = _TOKENS
             asked.inputs = [""] * (len(tokens) if decode is _token_lists else 1)

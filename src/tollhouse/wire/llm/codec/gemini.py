@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.wire.llm.codec import Codec, Lost, StreamDecoder, StreamEncoder
 from tollhouse.wire.llm.codec.effort import budget_of, effort_of
 from tollhouse.wire.llm.codec.gemini_answer import read_answer, write_answer
@@ -29,7 +30,7 @@ from tollhouse.wire.llm.codec.gemini_parts import (
 from tollhouse.wire.llm.codec.gemini_schema import json_schema
 from tollhouse.wire.llm.codec.gemini_stream import GenerateDecoder, GenerateEncoder
 from tollhouse.wire.llm.codec.places import Turns, named
-from tollhouse.wire.llm.codec.reading import Fields, encoded, put_back, written
+from tollhouse.wire.llm.codec.reading import Fields, encoded, own_value, put_back, written
 from tollhouse.wire.llm.model import (
     Answer,
     Chat,
@@ -45,7 +46,6 @@ __all__ = ["GeminiCodec"]
 Raw = msgspec.Raw
 
 _object = msgspec.json.Decoder(dict[str, Raw]).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _MODES = {"AUTO": "auto", "ANY": "required", "NONE": "none", "VALIDATED": "auto", "MODE_UNSPECIFIED": "auto"}
 _WRITTEN_MODES = {"auto": "AUTO", "required": "ANY", "none": "NONE"}
@@ -292,10 +292,7 @@ def _write_tools(tools: list[Tool | OpaqueTool], own: bool, lost: Lost) -> list[
     functions: list[dict[str, Any]] = []
     for n, tool in enumerate(tools):
         if isinstance(tool, OpaqueTool):
-            if tool.dialect == GeminiCodec.name:
-                found.append(tool.value)
-            else:
-                lost.add(f"tools[{n}]: {tool.kind}")
+            found += own_value(tool, GeminiCodec.name, f"tools[{n}]", lost)
             continue
         form: dict[str, Any] = {"name": tool.name}
         if tool.description is not None:
@@ -360,7 +357,7 @@ def _described(form: Format) -> Raw:
         return form.schema
     try:
         fields = _object(form.schema)
-    except _UNREADABLE:
+    except UNREADABLE:
         return form.schema
     return form.schema if "description" in fields else written({**fields, "description": form.description})
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.wire.llm.codec import misread, unreadable
 from tollhouse.wire.llm.codec.gemini_parts import opened, read_part, signed
 from tollhouse.wire.llm.codec.reading import Fields, restore, written
@@ -48,7 +49,6 @@ _encode = msgspec.json.Encoder().encode
 _object = msgspec.json.Decoder(dict[str, Raw]).decode
 _usage = msgspec.json.Decoder(GeminiUsage, strict=False).decode
 _entries = msgspec.json.Decoder(list[dict[str, Any]]).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 _CITING = frozenset(("groundingMetadata", "citationMetadata"))
 _STOPS: dict[str, Stop] = {
@@ -299,7 +299,7 @@ def write_logprobs(raw: Raw) -> dict[str, Any]:
                 {"candidates": [_write_logprob(t) for t in e.get("top_logprobs") or ()]} for e in entries
             ],
         }
-    except (*_UNREADABLE, KeyError, TypeError):
+    except (*UNREADABLE, KeyError, TypeError):
         raise unreadable("the log-probs of an answer") from None
 
 
@@ -347,7 +347,7 @@ def write_part(part: Part, *, own: bool = False, cut: bool = False) -> dict[str,
 def _arguments(call: ToolCall, cut: bool) -> dict[str, Raw]:
     try:
         return _object(call.arguments or "{}")
-    except _UNREADABLE:
+    except UNREADABLE:
         if cut:
             return {}
         raise unreadable("the arguments of a tool call are not a JSON object") from None

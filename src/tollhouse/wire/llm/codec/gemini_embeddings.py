@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from tollhouse.core.call import Usage
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.wire.llm.codec import Lost, misread
 from tollhouse.wire.llm.codec.embeddings import EmbeddingCodec, lose
 from tollhouse.wire.llm.codec.reading import Fields, encoded, put_back
@@ -32,7 +33,6 @@ _ABSENT = Raw()  # a union with Raw does not decode
 
 _encode = msgspec.json.Encoder().encode
 _usage = msgspec.json.Decoder(GeminiUsage, strict=False).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _SPELLINGS = {
     "embed_content_config": "embedContentConfig",
     "output_dimensionality": "outputDimensionality",
@@ -212,7 +212,7 @@ class VertexPredictCodec(_GoogleCodec):
     def decode_answer(self, body: bytes) -> Embedded:
         try:
             told = [each.embeddings for each in _predictions(body).predictions]
-        except _UNREADABLE:
+        except UNREADABLE:
             raise misread("answer.predictions", "is not a list of embeddings") from None
         counts = [count_in(each.statistics.token_count) for each in told if each.statistics is not None]
         known = [count for count in counts if count is not None]
@@ -275,7 +275,7 @@ def _together(asked: Embedding, one: Embedding, where: str) -> None:
 def _read_one(body: bytes) -> Embedded:
     try:
         told = _embedded(body)
-    except _UNREADABLE:
+    except UNREADABLE:
         raise misread("answer.embedding", "is not an embedding") from None
     return Embedded([told.embedding.values], usage=counted(_usage, told.usage))
 
@@ -283,7 +283,7 @@ def _read_one(body: bytes) -> Embedded:
 def _read_batch(body: bytes) -> Embedded:
     try:
         told = _batch_embedded(body)
-    except _UNREADABLE:
+    except UNREADABLE:
         raise misread("answer.embeddings", "is not a list of embeddings") from None
     return Embedded([each.values for each in told.embeddings], usage=counted(_usage, told.usage))
 

@@ -17,8 +17,9 @@ from typing import Any
 
 import msgspec
 
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.wire.llm.codec import Lost
-from tollhouse.wire.llm.codec.reading import Fields, is_base64, legible, put_back, written
+from tollhouse.wire.llm.codec.reading import Fields, is_base64, legible, own_value, put_back, written
 from tollhouse.wire.llm.model import (
     Audio,
     Chat,
@@ -56,7 +57,6 @@ Raw = msgspec.Raw
 _object = msgspec.json.Decoder(dict[str, Raw]).decode
 _any = msgspec.json.Decoder().decode
 _told_alone = msgspec.json.Decoder(dict[str, str]).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _NAME = "generate"  # of the codec
 _SIGNATURE = "thoughtSignature"
@@ -243,7 +243,7 @@ def _result(f: Fields) -> ToolResult:
         told.parts.append(Json(_unescaped(value)))
         try:
             alone = _told_alone(value)
-        except _UNREADABLE:
+        except UNREADABLE:
             alone = {}
         if len(alone) == 1 and (text := alone.get("output", alone.get("error"))) is not None:
             told.parts[0] = Text(text)
@@ -258,7 +258,7 @@ def _unescaped(value: Raw) -> Raw:
     if b"\\u" in bytes(value):
         try:
             return written(_any(value))
-        except _UNREADABLE:
+        except UNREADABLE:
             pass  # it stays as it came
     return value
 
@@ -397,10 +397,7 @@ class PartWriter:
         elif isinstance(part, Refusal):
             return {"text": part.text} if part.text else None
         else:
-            if part.dialect == _NAME:
-                return _object(part.value)
-            lost.add(f"{where}: {part.kind}")
-            return None
+            return next(map(_object, own_value(part, _NAME, where, lost)), None)
         put_back(form, part.extra, own, lost, where + ".")
         return form
 
@@ -436,7 +433,7 @@ class PartWriter:
 def _call(call: ToolCall, where: str, lost: Lost) -> dict[str, Any]:
     try:
         arguments = _object(call.arguments or "{}")
-    except (*_UNREADABLE, UnicodeEncodeError):
+    except (*UNREADABLE, UnicodeEncodeError):
         raise lost.invalid(f"{where}.arguments", "must be the JSON text of an object") from None
     inner: dict[str, Any] = {"name": call.name, "args": arguments}
     if call.id:

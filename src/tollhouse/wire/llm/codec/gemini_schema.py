@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.core.errors import Failure
 from tollhouse.wire.llm.codec import invalid
 from tollhouse.wire.llm.codec.reading import written
@@ -17,7 +18,6 @@ __all__ = ["json_schema"]
 Raw = msgspec.Raw
 
 _any = msgspec.json.Decoder().decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _NAMES = {
     "any_of": "anyOf",
@@ -41,7 +41,7 @@ def json_schema(raw: Raw, where: str) -> Raw:
     """Raises Failure 400 that names `where`."""
     try:
         return written(_schema(_any(raw)))
-    except _UNREADABLE:
+    except UNREADABLE:
         raise _wrong(where) from None
 
 

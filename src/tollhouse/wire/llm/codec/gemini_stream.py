@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from tollhouse.core.call import Usage
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.core.errors import Failure
 from tollhouse.wire.llm.codec import misread, unreadable
 from tollhouse.wire.llm.codec.gemini_answer import (
@@ -48,7 +49,7 @@ from tollhouse.wire.llm.model import (
     ToolCall,
     Used,
 )
-from tollhouse.wire.llm.usage import GeminiUsage, raw_usage, uncounted
+from tollhouse.wire.llm.usage import GeminiUsage, uncounted
 
 __all__ = ["GenerateDecoder", "GenerateEncoder"]
 
@@ -94,7 +95,6 @@ class _Plain(msgspec.Struct, gc=False, rename="camel", forbid_unknown_fields=Tru
 
 _response = msgspec.json.Decoder(_Response, strict=False).decode
 _plain = msgspec.json.Decoder(_Plain).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _NOTHING = (b"", b"null")
 
 
@@ -135,9 +135,8 @@ class GenerateDecoder:
     def read(self, name: bytes, data: bytes) -> list[Event]:
         try:
             response = _response(data)
-        except _UNREADABLE:
-            response = _uncounted(data)
-            self.uncounted = raw_usage(data)
+        except UNREADABLE:
+            response, self.uncounted = _uncounted(data)
         if bytes(response.error) not in _NOTHING:
             raise failed(data, b"data: %b\n\n" % data)
         events: list[Event] = []
@@ -182,7 +181,7 @@ class GenerateDecoder:
     def _part(self, raw: Raw, choice: _Open, index: int, events: list[Event]) -> None:
         try:
             plain = _plain(raw)
-        except _UNREADABLE:
+        except UNREADABLE:
             self._other(opened(Fields.of(raw, "part.", misread)), choice, index, events)
             return
         text, signature = plain.text, plain.thought_signature
@@ -278,11 +277,11 @@ _TEXT = b'data: {"candidates":[{"content":{"role":"model","parts":[{"text":%b%b}
 _THOUGHT = b',"thought":true'
 
 
-def _uncounted(data: bytes) -> _Response:
-    """An event whose usage is none."""
+def _uncounted(data: bytes) -> tuple[_Response, str]:
+    """An event whose usage is none, and that."""
     try:
-        return _response(uncounted(data, ("usageMetadata",)))
-    except _UNREADABLE:
+        return uncounted(_response, data, ("usageMetadata",))
+    except UNREADABLE:
         raise unreadable("an event is not a part of an answer") from None
 
 

@@ -4,7 +4,8 @@ What others have is said the way servers of this API have come to say it: though
 them as `reasoning_details`, a prompt's cache markers as `cache_control`, a call's signature as `extra_content`. OpenAI
 caches by itself, so a cache marker is never lost. A tool's failed result says so in its text; there is no flag for it.
 
-Messages are in `openai_chat_messages`, answers in `openai_chat_answer`, the stream in `openai_chat_stream`.
+Messages are in `openai_chat_messages`, answers in `openai_chat_answer`, the stream in `openai_chat_stream` and
+`openai_chat_encoder`.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,10 +17,11 @@ import msgspec
 from tollhouse.wire.llm.codec import Codec, Lost, StreamDecoder, StreamEncoder
 from tollhouse.wire.llm.codec.effort import effort_of
 from tollhouse.wire.llm.codec.openai_chat_answer import read_answer, write_answer
+from tollhouse.wire.llm.codec.openai_chat_encoder import ChatEncoder
 from tollhouse.wire.llm.codec.openai_chat_messages import place_of_part, read_messages, write_messages
-from tollhouse.wire.llm.codec.openai_chat_stream import ChatDecoder, ChatEncoder
+from tollhouse.wire.llm.codec.openai_chat_stream import ChatDecoder
 from tollhouse.wire.llm.codec.places import named
-from tollhouse.wire.llm.codec.reading import Fields, cache_control, encoded, is_utf8, put_back, read_cache
+from tollhouse.wire.llm.codec.reading import Fields, cache_control, encoded, is_utf8, own_value, put_back, read_cache
 from tollhouse.wire.llm.model import Answer, Chat, Format, OpaqueTool, Reasoning, Tool, ToolChoice
 
 __all__ = ["OpenAIChatCodec"]
@@ -69,6 +71,9 @@ class OpenAIChatCodec(Codec):
         self._bound = bound
 
     # ---- requests
+    def bounded(self, fields: dict[str, Raw]) -> dict[str, Raw]:
+        return {self._bound if name == "max_completion_tokens" else name: raw for name, raw in fields.items()}
+
     def decode(self, fields: dict[str, Raw], *, model: str, stream: bool) -> Chat:
         f = Fields(fields)
         f.drop("model", "stream")
@@ -258,10 +263,7 @@ def _write_tools(tools: list[Tool | OpaqueTool], own: bool, lost: Lost) -> list[
     found: list[Any] = []
     for n, tool in enumerate(tools):
         if isinstance(tool, OpaqueTool):
-            if tool.dialect == "chat":
-                found.append(tool.value)
-            else:
-                lost.add(f"tools[{n}]: {tool.kind}")
+            found += own_value(tool, "chat", f"tools[{n}]", lost)
             continue
         function: dict[str, Any] = {"name": tool.name}
         for name in ("description", "parameters", "strict"):

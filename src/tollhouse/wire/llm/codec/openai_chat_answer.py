@@ -36,7 +36,6 @@ Raw = msgspec.Raw
 
 _encode = msgspec.json.Encoder().encode
 _usage = msgspec.json.Decoder(ChatUsage, strict=False).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 # ---- reading
 

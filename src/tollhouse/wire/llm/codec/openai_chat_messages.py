@@ -17,6 +17,7 @@ from tollhouse.wire.llm.codec.reading import (
     is_base64,
     legible,
     one_text,
+    own_value,
     put_back,
     read_cache,
     text_in,
@@ -430,10 +431,7 @@ class _Writer:
         if isinstance(part, Refusal):
             return [{"type": "refusal", "refusal": part.text}]
         if isinstance(part, Opaque):
-            if part.dialect == "chat":
-                return [part.value]
-            self._lost.add(f"{where}: {part.kind}")
-            return []
+            return own_value(part, "chat", where, self._lost)
         media = getattr(part, "media", None)
         if media is None:
             self._lost.add(f"{where}: a {type(part).__name__} there")

@@ -1,4 +1,4 @@
-"""OpenAI chat completions and the neutral model: the stream.
+"""A stream of OpenAI chat completions as the neutral model's events. It is written by `openai_chat_encoder`.
 
 Its chunks know no parts: text, thoughts and calls come side by side in deltas, calls counted by `index`. A part begins
 with its first delta and ends when another one begins, or with the choice.
@@ -8,11 +8,10 @@ from typing import Any
 
 import msgspec
 
-from tollhouse.core.call import Usage
-from tollhouse.wire.llm.codec import Lost, misread, unreadable
-from tollhouse.wire.llm.codec.openai_chat_answer import annotation
-from tollhouse.wire.llm.codec.openai_chat_messages import read_part, write_call, write_thought
-from tollhouse.wire.llm.codec.openai_chat_stops import FINISH, stop_of
+from tollhouse.core.depth import UNREADABLE
+from tollhouse.wire.llm.codec import misread, unreadable
+from tollhouse.wire.llm.codec.openai_chat_messages import read_part
+from tollhouse.wire.llm.codec.openai_chat_stops import stop_of
 from tollhouse.wire.llm.codec.reading import Fields
 from tollhouse.wire.llm.dialect import StreamFailure
 from tollhouse.wire.llm.model import (
@@ -23,7 +22,6 @@ from tollhouse.wire.llm.model import (
     Ended,
     Event,
     LogprobsDelta,
-    Opaque,
     PartBegan,
     PartEnded,
     Refusal,
@@ -36,9 +34,9 @@ from tollhouse.wire.llm.model import (
     ToolCall,
     Used,
 )
-from tollhouse.wire.llm.usage import ChatUsage, raw_usage, tiered, uncounted
+from tollhouse.wire.llm.usage import ChatUsage, tiered, uncounted
 
-__all__ = ["ChatDecoder", "ChatEncoder"]
+__all__ = ["ChatDecoder"]
 
 Raw = msgspec.Raw
 _ABSENT = Raw()
@@ -143,8 +141,6 @@ _chunk = msgspec.json.Decoder(_Chunk, strict=False).decode
 _odd_chunk = msgspec.json.Decoder(_OddChunk, strict=False).decode
 _error = msgspec.json.Decoder(_Error, strict=False).decode
 _text = msgspec.json.Decoder(str).decode
-_object = msgspec.json.Decoder(dict[str, Raw]).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _Open:
@@ -185,7 +181,7 @@ class ChatDecoder:
         odd = False
         try:
             chunk = _chunk(data)
-        except _UNREADABLE:
+        except UNREADABLE:
             odd = True
             chunk = self._oddly(data)
         if chunk.error is not _ABSENT or name == b"error":
@@ -214,13 +210,12 @@ class ChatDecoder:
         """A chunk whose contents are not all text, or whose usage is none."""
         try:
             return _odd_chunk(data)
-        except _UNREADABLE:
+        except UNREADABLE:
             pass
         try:
-            chunk = _odd_chunk(uncounted(data, ("usage",)))
-        except _UNREADABLE:
+            chunk, self.uncounted = uncounted(_odd_chunk, data, ("usage",))
+        except UNREADABLE:
             raise unreadable("an event is not a chat completion chunk") from None
-        self.uncounted = raw_usage(data)
         return chunk
 
     def _choice(self, choice: _Choice, index: int, open_: _Open, events: list[Event]) -> None:
@@ -350,201 +345,10 @@ class ChatDecoder:
             return
         try:
             told = _Error(_text(said)) if said[:1] == b'"' else _error(said if said[:1] == b"{" else data)
-        except _UNREADABLE:
+        except UNREADABLE:
             told = _Error()
         words = b"event: error\ndata: %b\n\n" % data if name == b"error" else b"data: %b\n\n" % data
         kind = " ".join(str(word) for word in (told.type, told.code) if word)
         limited = "429" in kind or "rate_limit" in kind or "insufficient_quota" in kind
         detail = f"{kind or 'error'}: {told.message or ''}"[:500]
         raise StreamFailure(429 if limited else 502, "the provider failed", words, detail=detail)
-
-
-_QUICK = (
-    b'data: {"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,'
-    b'"choices":[{"index":%d,"delta":{%b},"logprobs":%b,"finish_reason":%b}]}\n\n'
-)
-_NULL = b"null"
-
-
-class _Told:
-    """A choice of the stream that is being written."""
-
-    __slots__ = ("annotations", "bare", "calls", "cited", "role", "said", "starts", "thoughts", "wrote")
-
-    def __init__(self) -> None:
-        self.role = False
-        self.said = 0  # characters of content
-        self.starts: dict[int, int] = {}  # a text's part: where it begins in the content
-        self.calls: dict[int, int] = {}  # a call's part: its index
-        self.wrote = 0  # thoughts told in `reasoning_details`
-        self.thoughts: dict[int, tuple[Thinking, list[str]]] = {}
-        self.bare: set[int] = set()  # calls without arguments so far
-        self.cited: dict[int, list[Citation]] = {}  # what a text cites, told when it is whole
-        self.annotations = 0
-
-
-class ChatEncoder:
-    """StreamEncoder of chunks. usage: the caller asked for the chunk that tells it.
-
-    A thought that has a proof is told once more when it is whole, with it: so it can be sent back as it was. That is
-    for providers that prove all of their thoughts or none."""
-
-    __slots__ = ("_choices", "_created", "_first", "_id", "_model", "_usage", "_usages")
-
-    def __init__(self, *, usage: bool) -> None:
-        self._usage = usage
-        self._usages: Usage | None = None
-        self._id = b'""'
-        self._model = b'""'
-        self._created = 0
-        self._first = _Told()
-        self._choices: dict[int, _Told] = {0: self._first}
-
-    def write(self, events: list[Event]) -> bytes:
-        out = []
-        for n, event in enumerate(events):
-            if isinstance(event, TextDelta):
-                told = self._told(event.choice)
-                told.said += len(event.text)
-                logprobs = _NULL
-                if n + 1 < len(events):
-                    following = events[n + 1]
-                    if isinstance(following, LogprobsDelta) and following.choice == event.choice:
-                        logprobs = b'{"content":%b,"refusal":null}' % bytes(following.logprobs)
-                out.append(self._delta(event.choice, told, b'"content":' + _encode(event.text), logprobs))
-            elif isinstance(event, ArgumentsDelta):
-                told = self._told(event.choice)
-                number = told.calls.get(event.part)
-                if number is not None:
-                    if told.bare:
-                        told.bare.discard(event.part)
-                    call = b'"tool_calls":[{"index":%d,"function":{"arguments":%b}}]' % (number, _encode(event.text))
-                    out.append(self._delta(event.choice, told, call))
-            elif isinstance(event, ThinkingDelta):
-                told = self._told(event.choice)
-                thought = told.thoughts.get(event.part)
-                if thought is not None:
-                    thought[1].append(event.text)
-                out.append(self._delta(event.choice, told, b'"reasoning_content":' + _encode(event.text)))
-            elif isinstance(event, LogprobsDelta):
-                if n == 0 or not isinstance(events[n - 1], TextDelta):
-                    logprobs = b'{"content":%b,"refusal":null}' % bytes(event.logprobs)
-                    out.append(self._delta(event.choice, self._told(event.choice), b"", logprobs))
-            else:
-                out.append(self._rare(event))
-        return out[0] if len(out) == 1 else b"".join(out)
-
-    def _told(self, choice: int) -> _Told:
-        if choice == 0:
-            return self._first
-        told = self._choices.get(choice)
-        if told is None:
-            told = self._choices[choice] = _Told()
-        return told
-
-    def _delta(self, choice: int, told: _Told, fields: bytes, logprobs: bytes = _NULL, reason: bytes = _NULL) -> bytes:
-        if not told.role:
-            told.role = True
-            fields = b'"role":"assistant",' + (fields or b'"content":""')
-        return _QUICK % (self._id, self._created, self._model, choice, fields, logprobs, reason)
-
-    def _rare(self, event: Event) -> bytes:
-        if isinstance(event, Began):
-            self._id, self._model, self._created = _encode(event.id), _encode(event.model), event.created
-            return b""
-        if isinstance(event, Used):
-            self._usages = event.usage
-            return b""
-        told = self._told(event.choice)
-        if isinstance(event, PartBegan):
-            return self._part(event, told)
-        if isinstance(event, PartEnded):
-            return self._ended(event, told)
-        if isinstance(event, SignatureDelta):
-            return self._signature(event, told)
-        if isinstance(event, RefusalDelta):
-            return self._delta(event.choice, told, b'"refusal":' + _encode(event.text))
-        if isinstance(event, CitationDelta):
-            if event.citation.url:
-                told.cited.setdefault(event.part, []).append(event.citation)
-            return b""
-        if isinstance(event, Ended):
-            return self._delta(event.choice, told, b"", reason=_encode(FINISH[event.stop]))
-        return b""
-
-    def _ended(self, event: PartEnded, told: _Told) -> bytes:
-        if event.part in told.bare:
-            told.bare.discard(event.part)
-            call = b'"tool_calls":[{"index":%d,"function":{"arguments":"{}"}}]' % told.calls[event.part]
-            return self._delta(event.choice, told, call)
-        cited = told.cited.pop(event.part, None)
-        if cited is not None:
-            begin = told.starts.get(event.part, 0)
-            found = []
-            for citation in cited:
-                found.append({"index": told.annotations, **annotation(citation, begin, told.said - begin)})
-                told.annotations += 1
-            return self._delta(event.choice, told, b'"annotations":%b' % _encode(found))
-        thought = told.thoughts.pop(event.part, None)
-        if thought is None or (thought[0].signature is None and thought[0].id is None):
-            return b""
-        thought[0].text = "".join(thought[1])
-        return self._detail(event.choice, told, thought[0])
-
-    def _signature(self, event: SignatureDelta, told: _Told) -> bytes:
-        thought = told.thoughts.get(event.part)
-        if thought is not None:
-            thought[0].signature = (thought[0].signature or "") + event.signature
-            return b""
-        number = told.calls.get(event.part)
-        if number is None:
-            return b""
-        signed = {"index": number, "extra_content": {"google": {"thought_signature": event.signature}}}
-        return self._delta(event.choice, told, b'"tool_calls":[%b]' % _encode(signed))
-
-    def _detail(self, choice: int, told: _Told, thought: Thinking) -> bytes:
-        form = write_thought(thought, told.wrote, own=False)
-        told.wrote += 1
-        return self._delta(choice, told, b'"reasoning_details":[%b]' % _encode(form))
-
-    def _part(self, event: PartBegan, told: _Told) -> bytes:
-        value = event.value
-        if isinstance(value, ToolCall):
-            number = told.calls[event.part] = len(told.calls)
-            if not value.arguments:
-                told.bare.add(event.part)
-            form = {"index": number, **write_call(value, "", own=False, lost=Lost(), signed=True)}
-            return self._delta(event.choice, told, b'"tool_calls":[%b]' % _encode(form))
-        if isinstance(value, Text):
-            told.starts[event.part] = told.said
-            told.said += len(value.text)
-            if value.text:
-                return self._delta(event.choice, told, b'"content":' + _encode(value.text))
-        elif isinstance(value, Refusal):
-            if value.text:
-                return self._delta(event.choice, told, b'"refusal":' + _encode(value.text))
-        elif isinstance(value, Thinking):
-            if value.sealed is not None:
-                return self._detail(event.choice, told, value)
-            told.thoughts[event.part] = (Thinking("", value.signature, id=value.id), [value.text])
-            if value.text:
-                return self._delta(event.choice, told, b'"reasoning_content":' + _encode(value.text))
-        elif isinstance(value, Opaque) and value.dialect == "chat" and value.kind == "custom":
-            number = told.calls[event.part] = len(told.calls)
-            call = _encode({"index": number, **_object(value.value)})
-            return self._delta(event.choice, told, b'"tool_calls":[%b]' % call)
-        return b""
-
-    def end(self) -> bytes:
-        tail = b"data: [DONE]\n\n"
-        if not self._usage or self._usages is None:
-            return tail
-        form = {
-            "id": Raw(self._id),
-            "object": "chat.completion.chunk",
-            "created": self._created,
-            "model": Raw(self._model),
-            "choices": [],
-            "usage": ChatUsage.form(self._usages),
-        }
-        return b"data: %b\n\n" % _encode(form) + tail

@@ -19,7 +19,7 @@ from tollhouse.wire.llm.codec.openai_responses_encoder import ResponsesEncoder
 from tollhouse.wire.llm.codec.openai_responses_items import place_of_message, place_of_part, read_items, write_items
 from tollhouse.wire.llm.codec.openai_responses_stream import ResponsesDecoder
 from tollhouse.wire.llm.codec.places import named
-from tollhouse.wire.llm.codec.reading import Fields, encoded, put_back, written
+from tollhouse.wire.llm.codec.reading import Fields, encoded, own_value, put_back, written
 from tollhouse.wire.llm.model import (
     Answer,
     Chat,
@@ -297,10 +297,7 @@ def _write_tools(tools: list[Tool | OpaqueTool], own: bool, lost: Lost) -> list[
     found: list[Any] = []
     for n, tool in enumerate(tools):
         if isinstance(tool, OpaqueTool):
-            if tool.dialect == "responses":
-                found.append(tool.value)
-            else:
-                lost.add(f"tools[{n}]: {tool.kind}")
+            found += own_value(tool, "responses", f"tools[{n}]", lost)
             continue
         form: dict[str, Any] = {"type": "function", "name": tool.name}
         if tool.description is not None:

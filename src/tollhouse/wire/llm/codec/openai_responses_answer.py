@@ -14,13 +14,12 @@ from tollhouse.wire.llm.codec.openai_responses_items import (
     call_item,
     read_call,
     read_part,
-    read_thought,
     refusal_content,
     text_content,
-    thought_item,
     within,
     write_citation,
 )
+from tollhouse.wire.llm.codec.openai_responses_thoughts import read_thought, thought_item
 from tollhouse.wire.llm.codec.reading import Fields, put_back
 from tollhouse.wire.llm.model import (
     Answer,

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from tollhouse.core.call import Usage
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.wire.llm.codec.openai_responses_answer import (
     Ids,
     closing,
@@ -17,7 +18,8 @@ from tollhouse.wire.llm.codec.openai_responses_answer import (
     response_form,
     text_form,
 )
-from tollhouse.wire.llm.codec.openai_responses_items import refusal_content, thought_item, write_citation
+from tollhouse.wire.llm.codec.openai_responses_items import refusal_content, write_citation
+from tollhouse.wire.llm.codec.openai_responses_thoughts import thought_item
 from tollhouse.wire.llm.model import (
     ArgumentsDelta,
     Began,
@@ -50,7 +52,6 @@ Raw = msgspec.Raw
 
 _encode = msgspec.json.Encoder().encode
 _list = msgspec.json.Decoder(list[Raw]).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _Part:
@@ -282,7 +283,7 @@ class ResponsesEncoder:
             return None
         try:
             return _list(event.logprobs)
-        except _UNREADABLE:
+        except UNREADABLE:
             return None
 
     def _logprobs(self, event: LogprobsDelta, text: str, out: list[bytes]) -> None:
@@ -373,6 +374,6 @@ def _whole(arguments: str) -> bool:
     """Whether they are JSON; a call without any may still get some."""
     try:
         msgspec.json.decode(arguments)
-    except _UNREADABLE:
+    except UNREADABLE:
         return False
     return True

@@ -2,10 +2,7 @@
 
 Rule: neighbouring items of the model's side (thoughts, messages, calls) are one message, and anything else is one for
 itself. An item's id and status, and log-probs of what was said before, mean nothing to the model: they are not kept.
-
-A thought is sealed for those who had it. `encrypted_content` of OpenAI's own goes abroad as a signature or seal that
-begins with "responses:" and has the item's id in it; another provider's comes in here as `encrypted_content` that
-begins with "signature:" or "sealed:". So each finds its way home, and nobody is given what is not theirs.
+Thoughts are in `openai_responses_thoughts`.
 """
 
 from typing import Any
@@ -13,15 +10,15 @@ from typing import Any
 import msgspec
 
 from tollhouse.wire.llm.codec import Lost
+from tollhouse.wire.llm.codec.openai_responses_thoughts import read_thought, write_thought
 from tollhouse.wire.llm.codec.places import Items
-from tollhouse.wire.llm.codec.reading import Fields, file_name, is_base64, legible, put_back
+from tollhouse.wire.llm.codec.reading import Fields, file_name, is_base64, legible, own_value, put_back, told
 from tollhouse.wire.llm.model import (
     Audio,
     Cache,
     Chat,
     Citation,
     Document,
-    Extra,
     Image,
     Json,
     Media,
@@ -36,7 +33,6 @@ from tollhouse.wire.llm.model import (
 )
 
 __all__ = [
-    "SIGNATURE",
     "call_item",
     "place_of_message",
     "place_of_part",
@@ -44,11 +40,8 @@ __all__ = [
     "read_citation",
     "read_items",
     "read_part",
-    "read_thought",
     "refusal_content",
-    "seal_abroad",
     "text_content",
-    "thought_item",
     "within",
     "write_citation",
     "write_items",
@@ -57,7 +50,6 @@ __all__ = [
 Raw = msgspec.Raw
 
 _encode = msgspec.json.Encoder().encode
-_object = msgspec.json.Decoder(dict[str, Raw]).decode
 
 _ROLES = ("user", "assistant", "system", "developer")
 _CONTENT = " content"  # marks the kind of an Opaque that is within a message and no item
@@ -69,10 +61,6 @@ _CALLER_SIDE = (
     "additional_tools",
     "configuration_update",
 )
-_ABROAD = "responses:"
-SIGNATURE = "signature:"
-"""Begins `encrypted_content` that is the signature of another provider's thought."""
-_SEALED = "sealed:"
 _FAMILY = ("responses", "chat")  # APIs of one service: they share its files
 
 # The two lifetimes this API knows, by the two that there are elsewhere: a short one and a long one.
@@ -106,7 +94,7 @@ def read_items(items: list[Fields]) -> Items:
                 f.fail("content", "is missing: it must be a string or a list of parts")
             parts = _content(f, "content")
             _unkept(f)
-            extra = _told(f.rest())
+            extra = told(f.rest())
             if role != "assistant":
                 turn = None
                 say(Message(role, parts, extra=extra), f)  # type: ignore[arg-type]
@@ -172,12 +160,6 @@ def _unkept(f: Fields) -> None:
     f.raw("status")
 
 
-def _told(extra: Extra | None) -> Extra | None:
-    """Without what is null."""
-    found = {name: value for name, value in (extra or {}).items() if type(value) is dict or bytes(value) != b"null"}
-    return found or None
-
-
 def _content(f: Fields, name: str) -> list[Part]:
     if f.is_text(name):
         return [Text(f.need_text(name))]
@@ -192,14 +174,14 @@ def read_call(f: Fields) -> ToolCall:
     if google is not None:
         call.signature = google.text("thought_signature")
     _unkept(f)
-    call.extra = _told(f.rest())
+    call.extra = told(f.rest())
     return call
 
 
 def _result(f: Fields) -> ToolResult:
     result = ToolResult(f.text("call_id") or "", _content(f, "output"), f.text("name") or "")
     _unkept(f)
-    result.extra = _told(f.rest())
+    result.extra = told(f.rest())
     return result
 
 
@@ -210,7 +192,7 @@ def read_part(f: Fields) -> Part:
         f.raw("logprobs")
         text = Text(f.need_text("text"), _cache(f))
         _annotate(text, f.children("annotations") or [])
-        extra = _told(f.rest())
+        extra = told(f.rest())
         if extra:
             text.extra = {**(text.extra or {}), **extra}
         return text
@@ -222,14 +204,14 @@ def read_part(f: Fields) -> Part:
         if url is None and not file:
             f.fail("image_url", "is missing: a picture needs image_url or file_id")
         media = Media(file=file or "") if url is None else _by_url(url, f, "image_url")
-        return Image(media, f.text("detail"), _cache(f), _told(f.rest()))
+        return Image(media, f.text("detail"), _cache(f), told(f.rest()))
     if kind == "input_file":
         return _document(f)
     if kind == "input_audio":
         sound = f.need_child("input_audio", "an object with data and format")
         form = sound.need_text("format")
         media = Media(_AUDIO.get(form, f"audio/{form}"), sound.base64("data"))
-        return Audio(media, _cache(f), _told(sound.rest()))
+        return Audio(media, _cache(f), told(sound.rest()))
     return Opaque("responses", kind + _CONTENT, f.whole(type=kind))
 
 
@@ -248,7 +230,7 @@ def read_citation(f: Fields) -> Citation | None:
     citation = Citation("url", f.text("title"), f.text("url"))
     citation.begin = f.integer("start_index")
     citation.end = f.integer("end_index")
-    citation.extra = _told(f.rest())
+    citation.extra = told(f.rest())
     return citation
 
 
@@ -282,48 +264,7 @@ def _document(f: Fields) -> Document:
         media = Media(file=file)
     else:
         f.fail("file_data", "is missing: a file needs file_data, file_url or file_id")
-    return Document(media, f.text("filename"), cache=_cache(f), extra=_told(f.rest()))
-
-
-def read_thought(f: Fields, *, answered: bool) -> Thinking | Opaque:
-    """A `reasoning` item. answered: the provider has just said it, so it may go abroad; one that a caller sends back
-    is OpenAI's own or marked as another's. One with neither text nor seal stands for what is stored at OpenAI."""
-    whole = f.whole(type="reasoning")
-    id = f.text("id")
-    sealed = f.text("encrypted_content")
-    extra: Extra = {}
-    summary = [one.need_text("text") for one in f.children("summary") or ()]
-    content = [one.need_text("text") for one in f.children("content") or ()]
-    _unkept(f)
-    text = "\n\n".join([*content, *summary])
-    if not text and not sealed:
-        return Opaque("responses", "reasoning", whole)
-    extra.update(_told(f.rest()) or {})
-    if content or len(summary) != bool(text):
-        fields = _object(whole)
-        extra.update({name: fields[name] for name in ("summary", "content") if name in fields})
-    thought = Thinking(text, id=id)
-    if sealed:
-        if sealed.startswith(SIGNATURE):
-            thought.signature = sealed.removeprefix(SIGNATURE)
-        elif sealed.startswith(_SEALED):
-            thought.sealed = sealed.removeprefix(_SEALED)
-        elif not answered:
-            extra["encrypted_content"] = Raw(_encode(sealed))
-        elif text:
-            thought.signature = seal_abroad(id, sealed)
-        else:
-            thought.sealed = seal_abroad(id, sealed)
-    thought.extra = extra or None
-    return thought
-
-
-def seal_abroad(id: str | None, sealed: str) -> str:
-    """OpenAI's `encrypted_content`, for another API to carry; what is another's is given back as it was."""
-    for tag in (SIGNATURE, _SEALED):
-        if sealed.startswith(tag):
-            return sealed.removeprefix(tag)
-    return f"{_ABROAD}{id or ''}:{sealed}"
+    return Document(media, f.text("filename"), cache=_cache(f), extra=told(f.rest()))
 
 
 # ---- writing items
@@ -356,7 +297,7 @@ def _write_message(message: Message, where: str, dialect: str, lost: Lost, items
         elif isinstance(part, ToolResult):
             item = _write_result(part, place, dialect, lost)
         elif isinstance(part, Thinking):
-            item = _write_thought(part, place, own, lost)
+            item = write_thought(part, place, own, lost)
         elif isinstance(part, Opaque) and part.dialect == "responses" and not within(part):
             item = part.value
         elif isinstance(part, Text) and not part.text and not own and len(message.parts) > 1:
@@ -420,39 +361,6 @@ def _write_result(result: ToolResult, where: str, dialect: str, lost: Lost) -> d
     return item
 
 
-def _write_thought(thought: Thinking, where: str, own: bool, lost: Lost) -> dict[str, Any] | None:
-    sealed = _seal(thought)[1]
-    if not own and (sealed is None or sealed.startswith((SIGNATURE, _SEALED))):
-        lost.add(f"{where}: a thought that is not of this API")
-        return None
-    item = thought_item(thought)
-    put_back(item, thought.extra, own, lost, where + ".")
-    return item
-
-
-def thought_item(thought: Thinking) -> dict[str, Any]:
-    """A `reasoning` item, with its id when it has one."""
-    id, sealed = _seal(thought)
-    summary = [{"type": "summary_text", "text": thought.text}] if thought.text else []
-    item: dict[str, Any] = {"type": "reasoning", "summary": summary}
-    if id:
-        item["id"] = id
-    if sealed is not None:
-        item["encrypted_content"] = sealed
-    return item
-
-
-def _seal(thought: Thinking) -> tuple[str | None, str | None]:
-    """An item's id and `encrypted_content`."""
-    for value, tag in ((thought.sealed, _SEALED), (thought.signature, SIGNATURE)):
-        if value:
-            if value.startswith(_ABROAD):
-                id, _, sealed = value.removeprefix(_ABROAD).partition(":")
-                return id or None, sealed
-            return thought.id, tag + value
-    return thought.id, None
-
-
 def text_content(text: str, annotations: list[Any], logprobs: list[Any] | None = None) -> dict[str, Any]:
     """An `output_text`."""
     form: dict[str, Any] = {"type": "output_text", "text": text, "annotations": annotations}
@@ -486,10 +394,7 @@ def _write_part(part: Part, where: str, role: str, dialect: str, lost: Lost) -> 
     if isinstance(part, Refusal):
         return refusal_content(part.text) if role == "assistant" else {"type": "input_text", "text": part.text}
     if isinstance(part, Opaque):
-        if part.dialect == "responses":
-            return part.value
-        lost.add(f"{where}: {part.kind}")
-        return None
+        return next(iter(own_value(part, "responses", where, lost)), None)
     form: dict[str, Any] | None
     if isinstance(part, Text):
         form = _write_text(part, where, role, own, lost)

@@ -9,16 +9,14 @@ from typing import Any
 
 import msgspec
 
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.wire.llm.codec import misread, unreadable
 from tollhouse.wire.llm.codec.openai_responses_answer import (
     status_of,
     stopped,
 )
-from tollhouse.wire.llm.codec.openai_responses_items import (
-    SIGNATURE,
-    read_citation,
-    seal_abroad,
-)
+from tollhouse.wire.llm.codec.openai_responses_items import read_citation
+from tollhouse.wire.llm.codec.openai_responses_thoughts import SIGNATURE, seal_abroad
 from tollhouse.wire.llm.codec.reading import Fields
 from tollhouse.wire.llm.dialect import StreamFailure
 from tollhouse.wire.llm.model import (
@@ -42,7 +40,7 @@ from tollhouse.wire.llm.model import (
     ToolCall,
     Used,
 )
-from tollhouse.wire.llm.usage import ResponsesUsage, raw_usage, tiered, uncounted
+from tollhouse.wire.llm.usage import ResponsesUsage, tiered, uncounted
 from tollhouse.wire.sse import frame
 
 __all__ = ["ResponsesDecoder"]
@@ -50,8 +48,6 @@ __all__ = ["ResponsesDecoder"]
 Raw = msgspec.Raw
 _ABSENT = Raw()
 _NOTHING = (b"", b"null", b"[]", b"{}")
-
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _Event(msgspec.Struct, gc=False):
@@ -212,7 +208,7 @@ class ResponsesDecoder:
             return []  # some servers end every stream with it
         try:
             event = _event(data)
-        except _UNREADABLE:
+        except UNREADABLE:
             return self._odd(data)
         kind = event.type
         if kind not in _DELTAS:
@@ -255,7 +251,7 @@ class ResponsesDecoder:
         """An event whose fields are not of the usual types: it may be of another kind."""
         try:
             kind = _kind(data).type
-        except _UNREADABLE:
+        except UNREADABLE:
             raise unreadable("an event is not of the responses API") from None
         if kind in _DELTAS:
             raise unreadable(f"{kind} is not in its form")
@@ -268,9 +264,8 @@ class ResponsesDecoder:
             return []
         try:
             event = _rare(data)
-        except _UNREADABLE:
-            event = _uncounted(kind, data)
-            self.uncounted = raw_usage(data)
+        except UNREADABLE:
+            event, self.uncounted = _uncounted(kind, data)
         events: list[Event] = []
         if not self._began:
             self._begin(event.response, events)
@@ -420,18 +415,18 @@ class ResponsesDecoder:
         self.finished = True
 
 
-def _uncounted(kind: str, data: bytes) -> _Rare:
-    """An event whose usage is none."""
+def _uncounted(kind: str, data: bytes) -> tuple[_Rare, str]:
+    """An event whose usage is none, and that."""
     try:
-        return _rare(uncounted(data, ("response", "usage")))
-    except _UNREADABLE:
+        return uncounted(_rare, data, ("response", "usage"))
+    except UNREADABLE:
         raise unreadable(f"{kind} is not in its form") from None
 
 
 def _of(decode: Any, raw: Raw, what: str) -> Any:
     try:
         return decode(raw)
-    except _UNREADABLE:
+    except UNREADABLE:
         raise unreadable(f"{what} is not of the responses API") from None
 
 
@@ -439,7 +434,7 @@ def _told(kind: str, data: bytes) -> StreamFailure:
     """`error`, in its documented form and with the object that the service sends; or `response.failed`."""
     try:
         failed = _failed(data)
-    except _UNREADABLE:
+    except UNREADABLE:
         failed = _Failed()
     error = failed.error or (failed.response.error if failed.response is not None else None)
     if error is None:

@@ -10,9 +10,10 @@ from typing import Any, NoReturn, TypeVar, cast
 
 import msgspec
 
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.core.errors import Failure
 from tollhouse.wire.llm.codec import Lost, invalid
-from tollhouse.wire.llm.model import Cache, Extra
+from tollhouse.wire.llm.model import Cache, Extra, Opaque, OpaqueTool
 from tollhouse.wire.llm.reader import is_text
 
 __all__ = [
@@ -25,10 +26,12 @@ __all__ = [
     "is_utf8",
     "legible",
     "one_text",
+    "own_value",
     "put_back",
     "read_cache",
     "restore",
     "text_in",
+    "told",
     "written",
 ]
 
@@ -37,7 +40,6 @@ T = TypeVar("T")
 
 _ESCAPE = re.compile(r"\\(?:u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})|u([0-9a-f]{4})|.)", re.IGNORECASE)
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _NULL = b"null"
 
 MOST = 20_000
@@ -89,6 +91,14 @@ def put_back(form: dict[str, Any], extra: Extra | None, own: bool, lost: Lost, w
     restore(form, extra)
 
 
+def own_value(of: Opaque | OpaqueTool, dialect: str, where: str, lost: Lost) -> list[Raw]:
+    """What only the API `dialect` knows, as it stands there; nothing, and lost, of what is another's."""
+    if of.dialect == dialect:
+        return [of.value]
+    lost.add(f"{where}: {of.kind}")
+    return []
+
+
 def restore(form: dict[str, Any], extra: Extra) -> None:
     """What rode along goes back: an object into the object of that name, anything else in its place."""
     for name, value in extra.items():
@@ -100,10 +110,16 @@ def restore(form: dict[str, Any], extra: Extra) -> None:
         elif isinstance(have, dict) and bytes(value)[:1] == b"{":
             try:
                 have.update(_object(value))
-            except _UNREADABLE:
+            except UNREADABLE:
                 raise invalid(name, "is nested too deeply") from None
         else:
             form[name] = value
+
+
+def told(extra: Extra | None) -> Extra | None:
+    """Without what is null."""
+    found = {name: value for name, value in (extra or {}).items() if type(value) is dict or bytes(value) != b"null"}
+    return found or None
 
 
 def is_base64(text: str) -> bool:
@@ -170,7 +186,7 @@ class Fields:
         """The fields of a JSON object."""
         try:
             fields = _object(raw)
-        except _UNREADABLE:
+        except UNREADABLE:
             raise wrong(where.rstrip("."), "must be an object") from None
         found = cls(fields, where, wrong, room)
         found._raw = Raw(raw)
@@ -192,7 +208,7 @@ class Fields:
             return None
         try:
             return _text(raw)
-        except _UNREADABLE:
+        except UNREADABLE:
             self._misfit(name, raw, "a string")
             return None
 
@@ -215,7 +231,7 @@ class Fields:
             return None
         try:
             return _texts(raw)
-        except _UNREADABLE:
+        except UNREADABLE:
             self._misfit(name, raw, "a list of strings")
             return None
 
@@ -225,7 +241,7 @@ class Fields:
             return None
         try:
             return _integer(raw)
-        except _UNREADABLE:
+        except UNREADABLE:
             self._misfit(name, raw, "an integer")
             return None
 
@@ -235,7 +251,7 @@ class Fields:
             return None
         try:
             return _number(raw)
-        except _UNREADABLE:
+        except UNREADABLE:
             self._misfit(name, raw, "a number")
             return None
 
@@ -245,7 +261,7 @@ class Fields:
             return None
         try:
             return _flag(raw)
-        except _UNREADABLE:
+        except UNREADABLE:
             self._misfit(name, raw, "true or false")
             return None
 
@@ -263,7 +279,7 @@ class Fields:
             return None
         try:
             return _any(raw)
-        except _UNREADABLE:
+        except UNREADABLE:
             self._misfit(name, raw, "JSON")
             return None
 
@@ -331,7 +347,7 @@ class Fields:
             return None
         try:
             value = _objects(raw)
-        except _UNREADABLE:
+        except UNREADABLE:
             self._misfit(name, raw, "a list of objects")
             return None
         room = self.bounded(name, len(value))
@@ -353,7 +369,7 @@ class Fields:
             return None
         try:
             return _list(raw)
-        except _UNREADABLE:
+        except UNREADABLE:
             self._misfit(name, raw, "a list")
             return None
 
@@ -368,7 +384,7 @@ class Fields:
             return None
         try:
             value = decode(raw)
-        except _UNREADABLE:
+        except UNREADABLE:
             return None
         del self._fields[name]
         return value
