@@ -66,6 +66,10 @@ class Account(msgspec.Struct, gc=False):
                     found += amount
         return found
 
+    def lists(self, start: int) -> bool:
+        """Whether the window has a place of its own; one that is filled with 0 has none."""
+        return start == self.start or start in self.older[::2]
+
     def put(self, start: int, amount: int) -> None:
         """Have the window listed, with so much."""
         latest = self.start
@@ -295,7 +299,7 @@ class Accounts:
             if account is None:
                 if self.has_no_room(draw.key):
                     return True
-            elif self.size >= self._room and account.of(draw.window.start) is None:
+            elif self.size >= self._room and not account.lists(draw.window.start):
                 return True
         return False
 
@@ -345,4 +349,7 @@ class Accounts:
 
 def cost_of(key: str) -> int:
     """Bytes that an account takes, at most."""
-    return OVER + getsizeof(key)
+    if key.isascii():
+        return OVER + getsizeof(key)
+    # Who writes it as UTF-8 leaves that with it, so it grows: this does not, or more would be taken off than was added.
+    return OVER + getsizeof(f"{key} ") + 4 * len(key)

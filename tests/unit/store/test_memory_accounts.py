@@ -4,6 +4,7 @@ import tracemalloc
 from itertools import count
 from sys import getsizeof
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -263,7 +264,7 @@ def test_a_whole_life_is_filled_whatever_else_is_known_of_its_key() -> None:
 
 def full() -> tuple[House, list[Draw]]:
     """Nobody new has room. The draws are of those that are there."""
-    it = House(room=4 * 8 * cost_of("user-00") // 3)
+    it = House(room=-(-4 * 8 * cost_of("user-00") // 3))
     it.fill(fixed("user-00", it.now, span=60))
     it.table.know({fixed("", 0, span=60).allowance: 60.0})
     it.to(120)
@@ -303,6 +304,39 @@ def test_what_cannot_be_kept_is_not_taken_for_nothing() -> None:
     assert it.spend(new).happened == OPEN
     it.fill(new, spent=95)
     assert it.spend(new).happened == REFUSED
+
+
+def test_slots_of_those_who_are_there_have_a_bound_too() -> None:
+    it = House(room=100 * cost_of("user-00"))
+    it.fill(rolling("user-00", it.now))
+    it.table.know({rolling("", it.now).allowance: 3960.0})
+    it.to(4000)
+    names = [f"user-{n:02d}" for n in range(60)]
+    for name in names:
+        assert it.spend(rolling(name, it.now)).used == [1]
+    refused = 0
+    for slot in range(1, 25):
+        it.to(4000 + slot * SLOT)
+        for name in names:
+            try:
+                it.spend(rolling(name, it.now))
+            except Failure:
+                refused += 1
+                with pytest.raises(Failure):
+                    it.spend(rolling(name, it.now))
+            else:
+                assert it.spend(rolling(name, it.now)).happened == ADMITTED  # in a slot that is listed there is room
+    assert refused > 500
+    assert it.table.size <= 100 * cost_of("user-00") + SLOT_COST
+    assert it.table.refused == 2 * refused
+
+
+@pytest.mark.parametrize("key", ["ada", "j\u00fcrgen", "\u4f60\u597d", "\U0001f600\U0001f600", ""])
+def test_an_account_takes_the_same_when_it_comes_and_goes(key: str) -> None:
+    key = f"{key}-1"
+    before = cost_of(key)
+    msgspec.json.encode(key)  # may leave the name's UTF-8 with it
+    assert cost_of(key) == before >= getsizeof(key)
 
 
 def posting(seq: int, field: str, amount: int) -> Posting:

@@ -450,9 +450,9 @@ async def test_no_key_or_value_has_names_in_it_and_all_of_it_goes(server: Valkey
         assert server.do("ZCARD", f"{{{prefix}}}:x") == 0
 
 
-@pytest.mark.parametrize(("bound", "few"), [("= 2000000,", "= 9,"), (", 1000000\n", ", 3\n")])
-async def test_what_is_kept_has_a_bound(server: Valkey, clock: Clock, bound: str, few: str) -> None:
-    """Of fields and of holds. Beyond it nothing new is admitted, and what is there goes on."""
+@asynccontextmanager
+async def bounded(server: Valkey, clock: Clock, bound: str, few: str) -> AsyncIterator[RedisCounter]:
+    """A Counter that has room for few."""
     scripts = {}
     for name in SCRIPTS:
         text = script("hold.lua", f"{name}.lua").text.decode()
@@ -461,6 +461,35 @@ async def test_what_is_kept_has_a_bound(server: Valkey, clock: Clock, bound: str
     place = place_of(server.url)
     line = Server(connects(place, 5.0), place.nodes, name="valkey", timeout=5.0, lines=1)
     counter = RedisCounter(line, clock, prefix=next(PREFIXES), node="n", patience=1.0, draws=scripts)
+    yield counter
+    await counter.close()
+    await line.close()
+
+
+async def test_slots_of_those_who_are_there_have_a_bound_too(server: Valkey, clock: Clock) -> None:
+    async with bounded(server, clock, "= 2000000,", "= 24,") as counter:
+        draws = [slots(1, key=f"user-{n}") for n in range(22)]  # one field each, and the epoch
+        for draw in draws:
+            await seed(counter, Records(), [draw])
+        admitted: list[Draw] = []
+        with pytest.raises(Failure) as failed:
+            for draw in draws:
+                assert (await counter.admit(next(IDS), [], [draw])).happened == ADMITTED
+                admitted.append(draw)
+        assert "more allowances than are kept" in failed.value.detail
+        assert 3 <= len(admitted) <= 5  # two fields each: what is spent, and held
+        for draw in admitted:
+            assert (await counter.admit(next(IDS), [], [draw])).used == [2]  # what is listed goes on
+
+
+@pytest.mark.parametrize(("bound", "few"), [("= 2000000,", "= 9,"), (", 1000000\n", ", 3\n")])
+async def test_what_is_kept_has_a_bound(server: Valkey, clock: Clock, bound: str, few: str) -> None:
+    """Of fields and of holds. Beyond it nothing new is admitted, and what is there goes on."""
+    async with bounded(server, clock, bound, few) as counter:
+        await _has_a_bound(counter, is_of_fields="2000000" in bound)
+
+
+async def _has_a_bound(counter: RedisCounter, *, is_of_fields: bool) -> None:
     draws = [usd(1, key="a"), usd(1, key="b")]
     await seed(counter, Records(), draws)
     ids = [next(IDS) for _ in range(40)]
@@ -470,7 +499,6 @@ async def test_what_is_kept_has_a_bound(server: Valkey, clock: Clock, bound: str
     assert "more allowances than are kept" in failed.value.detail
     assert (await counter.admit(ids[0], [], draws)).happened == ADMITTED
     assert (await counter.top_up(ids[0], [usd(5, key="a")])).happened == ADMITTED
-    is_of_fields = "2000000" in bound
     if is_of_fields:
         with pytest.raises(Failure):
             await counter.opening(usd(1, key="c"), {})
@@ -485,19 +513,17 @@ async def test_what_is_kept_has_a_bound(server: Valkey, clock: Clock, bound: str
         counter.void(id)
     await counter.flush()
     assert (await counter.admit(next(IDS), [], draws)).happened == ADMITTED
-    await counter.close()
-    await line.close()
 
 
 # ---- what it takes
 
 
 def slots(amount: int, key: str = "ada", number: int = 24, back: int = 0) -> Draw:
-    """Of an hour that rolls. back: slots before the one of now."""
-    start = int(time.time()) // 150 * 150 - 150 * back
-    return Draw(
-        "usd:rolls", key, amount, 1000, Window(start, start + 150), tuple(start - 150 * n for n in range(number, 0, -1))
-    )
+    """Slots of 150 seconds, of which the last one goes on, so that no test comes to its end. back: slots before it."""
+    first = window()
+    start = first.start - 150 * back
+    last = Window(start, start + 150 if back else first.end)
+    return Draw("usd:rolls", key, amount, 1000, last, tuple(start - 150 * n for n in range(number, 0, -1)))
 
 
 def fields(server: Valkey, prefix: str) -> dict[bytes, bytes]:
@@ -572,6 +598,20 @@ async def test_another_filling_is_kept_for_its_own_time(server: Valkey, clock: C
         assert await seed(counter, Records(), [slots(0, number=3)]) == 2
         assert len(fields(server, prefix)) == 3  # the first stretch, and two slots by themselves
         assert (await counter.admit(next(IDS), [], [slots(5, number=3)])).used == [5]
+
+
+async def test_a_record_counts_once_where_the_server_has_evicted_what_says_when_it_lapses(
+    server: Valkey, clock: Clock
+) -> None:
+    prefix = next(PREFIXES)
+    async with state(server.url, clock, prefix) as counter:
+        draw = slots(1)
+        assert await seed(counter, Records(), [draw]) == 25
+        server.do("DEL", f"{{{prefix}}}:e")
+        other = f"usd:rolls|ada|{draw.earlier[3]}"
+        for _ in range(2):
+            assert await counter.posted("late", 0, 1, [Posting(1, "", ((other, 30),))]) == 1
+        assert (await counter.admit(next(IDS), [], [draw])).used == [31]
 
 
 async def test_everything_has_an_end(server: Valkey, clock: Clock) -> None:

@@ -94,12 +94,17 @@ for i, draw in ipairs(list) do
 end
 
 -- What is there goes on being drawn on, however full it is.
-local adds = false
+local adds, lists = false, false
 for _, draw in ipairs(list) do
-  adds = adds or draw.more > 0 and not have[draw.last] and not says_0(draw.field, have[draw.zeros])
-    and (draw.kept or not have[draw.last + 1])
+  if draw.more > 0 and not have[draw.last] then
+    if says_0(draw.field, have[draw.zeros]) then
+      lists = true
+    elseif draw.kept or not have[draw.last + 1] then
+      adds = true
+    end
+  end
 end
-if not hold and redis.call('HLEN', KEYS[2]) >= HOLDS or adds and is_full() then
+if not hold and redis.call('HLEN', KEYS[2]) >= HOLDS or adds and is_full() or lists and is_full(true) then
   return redis.error_reply('FULL there are more allowances than are kept')
 end
 

@@ -19,9 +19,10 @@ local now = tonumber(time[1]) + time[2] / 1000000
 
 local FIELDS, HOLDS = 2000000, 1000000
 
--- Whether one more field would be too many. What holds add to those that are there (Fh) is bounded by their number.
-local function is_full()
-  return redis.call('HLEN', KEYS[1]) >= FIELDS
+-- Whether one more field would be too many. What holds add to those that are there (Fh) is bounded by their number. there:
+-- of those that are filled with 0, which were no fields up to now, and have a quarter more.
+local function is_full(there)
+  return redis.call('HLEN', KEYS[1]) >= FIELDS * (there and 1.25 or 1)
 end
 
 -- Nothing of this hold is held any more.

@@ -34,7 +34,10 @@ while ARGV[next] do
         redis.call('HINCRBY', KEYS[1], field .. 'a', amount)
       elseif says_0(field, have[3]) then
         redis.call('HINCRBY', KEYS[1], field, amount)
-        redis.call('ZADD', KEYS[5], redis.call('ZSCORE', KEYS[5], zeros_of(field)), field)
+        local till = redis.call('ZSCORE', KEYS[5], zeros_of(field))
+        if till then -- a server that evicts keys may have lost it: an error here would count the amount again and again
+          redis.call('ZADD', KEYS[5], till, field)
+        end
       elseif begins_at_0(field, epoch, forgotten) then
         local _, keeps = known(field)
         local till = tonumber(string.sub(field, 26)) + keeps
