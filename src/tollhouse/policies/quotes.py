@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from tollhouse.core.call import Context, ModelCall, Usage
+from tollhouse.core.depth import UNREADABLE
 from tollhouse.ledger.prices import Prices
 from tollhouse.ledger.rates import Rates
 from tollhouse.wire.llm.tokens import DEFAULT_OUTPUT, MOST_OUTPUT, PICTURE
@@ -224,7 +225,7 @@ class Quotes:
             changes = model.changes
             size += changes.size
             if changes.output and output > 0:
-                allowed = max(output, changes.output) if changes.output > 0 else -1
+                allowed = max(output, changes.output * several_of(call)) if changes.output > 0 else -1
             opened = opened or model.searches or _SEARCHERS.search(call.model) is not None
         if allowed > 0 and "prediction" in fields:
             allowed += len(bytes(fields["prediction"]))  # what of it is not in the answer is paid as if it were
@@ -371,11 +372,16 @@ def output_of(call: ModelCall) -> int:
 
 def several_of(call: ModelCall) -> int:
     """How many answers are asked for, each of which has the whole bound."""
-    dialect = call.dialect
-    if not dialect.output_bounds:
+    dialect, fields = call.dialect, call.fields
+    if dialect.output_bounds:
+        several: int = dialect.output_bound({**fields, dialect.output_bounds[0]: _ONE})
+        return max(several, 1)
+    place = next((name for name in _NESTED if name in fields), "")
+    try:
+        inner = _object(fields[place]) if place else {}
+    except UNREADABLE:
         return 1
-    several: int = dialect.output_bound({**call.fields, dialect.output_bounds[0]: _ONE})
-    return max(several, 1)
+    return min(max(1, *(_bound(inner.get(name)) for name in ("candidateCount", "candidate_count"))), 8)
 
 
 def _bound(raw: msgspec.Raw | None) -> int:
@@ -417,7 +423,6 @@ def shorten(call: ModelCall, most: int) -> None:
             inner = _object(fields[place]) if place in fields else {}
         except (msgspec.DecodeError, UnicodeDecodeError):
             return  # for the provider to refuse
-        answers = max(_bound(inner.get(name)) for name in ("candidateCount", "candidate_count"))
         inner.pop("max_output_tokens", None)
-        inner[_NESTED[place]] = msgspec.Raw(b"%d" % max(each // min(max(answers, 1), 8), 1))
+        inner[_NESTED[place]] = number
         fields[place] = msgspec.Raw(msgspec.json.encode(inner))

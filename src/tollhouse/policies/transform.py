@@ -38,7 +38,8 @@ _OWN = "system"
 _LONGEST = 65_536  # characters that CEL may put into one hole
 _CEL = frozenset(("cel",))
 _FILLED = 1024  # bytes that CEL is reckoned to put somewhere
-_BOUND = re.compile(r"(?i:max_?(?:completion_?|output_?)?tokens|(?:generation|inference)_?config)$|^n$")
+_BOUND = re.compile(r"(?i:max_?(?:completion_?|output_?)?tokens|(?:generation|inference)_?config)$")
+_SEVERAL = re.compile(r"(?:^|/)(?:n|best_of|candidate_?count)$", re.IGNORECASE)
 _TIER = re.compile(r"service_?tier|speed", re.IGNORECASE)
 
 _encode = msgspec.json.Encoder().encode
@@ -168,6 +169,8 @@ def changes_of(steps: Sequence[TransformSpec]) -> Changes:
             size += len(name) + (_FILLED if computed else len(_encode(value)))
             if _TIER.fullmatch(name) and isinstance(value, str):
                 tiers.append(value.lower())
+            if _SEVERAL.search(name) and value != 1:
+                output = -1  # each of the answers may be as long as one
         if step.prompt is not None:
             for text in filter(None, (step.prompt.prefix, step.prompt.suffix, step.prompt.template)):
                 pieces = _HOLE.split(text)

@@ -106,11 +106,11 @@ def test_what_a_configuration_says(config: Config) -> None:
 
 
 def test_what_transforms_add_is_of_what_calls_may_cost(config: Config) -> None:
-    steps = TransformSpec.model_validate({"set": {"max_tokens": 500}}), TransformSpec.model_validate({"remove": ["n"]})
+    steps = TransformSpec.model_validate({"set": {"max_tokens": 500}}), TransformSpec.model_validate({"set": {"n": 2}})
     models = tuple(model.model_copy(update={"transform": steps[1:]}) for model in config.models)
     found = asked(config.model_copy(update={"transform": steps[:1], "models": models}))("m")
     assert found is not None
-    assert found[2] == Changes(13, -1)
+    assert found[2] == Changes(15, -1)
 
 
 @pytest.mark.parametrize("window", ["hour", "day", "week", "month", "quarter", "year", 60, 61, 100, 86400, 8_000_000])

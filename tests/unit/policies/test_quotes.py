@@ -210,6 +210,10 @@ def test_what_transforms_make_of_a_request_is_held_as_well() -> None:
     assert (changed.input, changed.output) == (plain.input + 5000, 900)
     assert changed.rates == (6 * 10**9, 24 * 10**9, 0)
     assert quotes("plain", changes=Changes(0, 9)).of(asked).output == 16
+    assert quotes("plain", changes=Changes(0, 90)).of(call(CHAT, max_tokens=16, n=3)).output == 270
+    for name in ("candidateCount", "candidate_count"):
+        several = call(GENERATE, generationConfig={"maxOutputTokens": 16, name: 3})
+        assert quotes("plain", changes=Changes(0, 90)).of(several).output == 270
     assert quotes("plain", changes=Changes(0, -1)).of(asked).output == -1
     assert quotes("plain", changes=Changes(0, 9)).of(call(MESSAGES)).output == -1
     assert quotes("plain", changes=Changes(0, 9)).of(call(EMBEDDINGS, input="x")).output == 0

@@ -251,6 +251,10 @@ def test_a_condition_is_true_or_false(source: str) -> None:
         ([{"set": {"/inferenceConfig/maxTokens": {"cel": "5"}}}], Changes(26 + 1024, -1)),
         ([{"defaults": {"max_tokens": 90, "service_tier": "priority"}}], Changes(12 + 22, 0, ("priority",))),
         ([{"set": {"speed": "fast"}}], Changes(11, 0, ("fast",))),
+        ([{"set": {"n": 4}}], Changes(2, -1)),  # each as long as the caller allows one to be
+        ([{"defaults": {"best_of": 3}}, {"set": {"max_tokens": 90}}], Changes(20, -1)),
+        ([{"set": {"/generationConfig/candidateCount": {"cel": "2"}}}], Changes(32 + 1024, -1)),
+        ([{"set": {"n": 1}}, {"remove": ["best_of"]}], Changes(2, 0)),
     ],
 )
 def test_what_may_become_of_a_request(steps: list[dict[str, Any]], changes: Changes) -> None:

@@ -205,7 +205,7 @@ class ChatReader(TextReader):
             chunk = _chunk(block[6:-2])
         except UNREADABLE:
             return self._each(block)
-        if chunk.usage is not None or chunk.error is not _ABSENT or not self.began:
+        if chunk.usage is not None or chunk.error is not _ABSENT or not self.model:
             return block if self._note(chunk, block) else b""
         choices = chunk.choices
         if choices and len(choices) == 1:

@@ -217,3 +217,13 @@ def test_what_is_only_of_another_form_passes(api: str, data: bytes) -> None:
     block = b"data: %b\n\n" % data
     assert reader.read(block) == block
     assert (reader.failure, reader.began) == (None, True)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_first_event_that_names_no_model_hides_it_from_nobody(together: bool) -> None:
+    """As Azure's, which says what it thinks of the prompt."""
+    events = [b'data: {"id":"","model":"","choices":[]}\n\n', chunk({"content": "a"}), chunk({"content": "b"})]
+    reader = CHAT.reader(strip=False)
+    for block in [b"".join(events)] if together else events:
+        assert reader.read(block) == block
+    assert (reader.model, reader.text) == ("m", 2)
