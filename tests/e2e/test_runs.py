@@ -244,7 +244,7 @@ async def test_when_its_time_is_over_whatever_it_has_under_way_ends(tmp_path: Pa
             assert {row["run_id"] for row in rows} == {"key:ci/team%2Ftask-1", "key:ci/task-2"}
 
 
-MOST_WORDS = 1500 + (256 << 10) // 128  # what the run may, and what a worker that was kept waiting reads at once
+AT_ONCE = (256 << 10) // 128  # words that a worker reads which was kept waiting; it passes on none of them
 
 
 async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -278,14 +278,14 @@ async def test_a_stream_without_end_is_cut_where_its_run_may_no_more(tmp_path: P
             more = {} if bound is None else {"max_completion_tokens": bound}
             answer = await agent.chat(stream=True, **({"max_completion_tokens": None} | more))
             assert "in the middle of the answer" in answer.text
-            assert 600 <= answer.text.count("word") <= MOST_WORDS
+            assert 0 < answer.text.count("word") <= 1500
             inference = {} if bound is None else {"inferenceConfig": {"maxTokens": bound}}
             body = {"messages": [{"role": "user", "content": [{"text": "hi"}]}], **inference}
             answer = await Agent(node, "task-2").http.post("/model/b.m/converse-stream", json=body)
             assert b"in the middle of the answer" in answer.content
-            assert 600 <= answer.content.count(b"word") <= MOST_WORDS
+            assert 0 < answer.content.count(b"word") <= 1500
             rows = await asyncio.to_thread(node.records, 2)
-            assert all(600 <= row["output"] <= MOST_WORDS and row["estimated"] for row in rows)
+            assert all(600 <= row["output"] <= 1500 + AT_ONCE and row["estimated"] for row in rows)
 
 
 async def test_what_it_has_used_outlives_the_gateway(tmp_path: Path) -> None:
