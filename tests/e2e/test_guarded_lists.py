@@ -17,7 +17,7 @@ from tests.e2e.test_mcp_clients import Ear, agent, revision  # noqa: F401 - a fi
 from tests.fixtures.gateway import Gateway, serving, until
 from tests.fixtures.guard_services import GuardServices, guard_services
 from tests.fixtures.mcp_gateway import http_server
-from tests.fixtures.mcp_raw import STREAM, Asked, Changing, Old, chunk, events, result, upstream
+from tests.fixtures.mcp_raw import STREAM, Asked, Changing, Old, answer, chunk, events, result, upstream
 from tests.fixtures.mcp_suite import fixture_server
 
 pytestmark = pytest.mark.anyio
@@ -86,6 +86,40 @@ async def test_clients_see_what_guards_leave(tmp_path: Path, revision: str) -> N
                 await client.list_prompts()
             assert len(services.asked) == before  # nothing has changed
             assert not any(asked.body["caller"] for asked in services.asked if asked.body["call"]["name"] != "echo")
+
+
+@pytest.mark.parametrize("rule", ["asked", "pattern"])
+async def test_a_tool_that_guards_hide_stands_in_for_no_other(tmp_path: Path, rule: str) -> None:
+    def fails(asked: Asked) -> Any:
+        return answer(500) if asked.method == "tools/call" else Old()(asked)
+
+    def spare(asked: Asked) -> Any:
+        tools = [{"name": name, "description": text, "inputSchema": SCHEMA} for name, text in said.items()]
+        return result(asked, {"tools": tools})
+
+    said = {"sum": POISON, "add": "Adds.", "sub": POISON}
+    async with guard_services() as services, upstream(fails) as down, upstream(Old(tools_list=spare)) as other:
+        services.says = judges
+        judge = {"webhook": {"url": services.url + "/guard"}} if rule == "asked" else {"keywords": ["id_rsa"]}
+        servers = {}
+        for name in said:
+            tools = {"echo": {"idempotent": True, "alternate": f"other__{name}"}}
+            servers[name] = {"url": down.url, "tools": tools}
+        config = {
+            "server": {"listen": "127.0.0.1:0", "metrics": None},
+            "mcp": {
+                "servers": {**servers, "other": {"url": other.url, "tools": {"sub": {"description": "Subtracts."}}}}
+            },
+            "guardrails": {"response": [judge]},
+        }
+        async with serving(yaml.safe_dump(config), tmp_path) as gateway:
+            agents = agents_of(gateway)
+            for name in ("add", "sub"):  # the operator says himself what one of them is
+                good = await (await agents.agent(path=f"/mcp/{name}")).call("echo")
+                assert good.text == "ok"
+            bad = await (await agents.agent(path="/mcp/sum")).call("echo")
+            assert "error" in bad.message
+            assert [asked.body["params"]["name"] for asked in other.calls("tools/call")] == ["add", "sub"]
 
 
 class Shop(Old):
@@ -225,7 +259,7 @@ async def test_a_service_that_hangs_and_comes_back(tmp_path: Path) -> None:
     shop = Shop()
     async with (
         upstream(shop) as server,
-        house(tmp_path, {"u": {"url": server.url}}, timeout="500ms") as (gateway, services),
+        house(tmp_path, {"u": {"url": server.url}}, timeout="1s") as (gateway, services),
     ):
         services.fails = "hang"
         agents = agents_of(gateway)

@@ -190,7 +190,7 @@ async def test_masks_are_turned_back(tmp_path: Path) -> None:
 async def test_a_service_is_asked_and_may_fail(tmp_path: Path) -> None:
     async with guard_services() as services:
         rule = {"webhook": {"url": f"{services.url}/guard"}, "timeout": "1s", "name": "judge"}
-        rules = {"request": [rule], "response": [{**rule, "name": "judge-of-answers"}]}
+        rules = {"request": [rule], "response": [rule]}  # of one name: one of them may be well
         async with guarded(tmp_path, rules, "fine") as (gateway, provider):
             answer = await ask(gateway, "hello", stream=True)
             assert said(answer) == "fine"

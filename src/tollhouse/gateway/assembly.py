@@ -169,8 +169,8 @@ class Assembly:
         self.meter = Meter(self.families, fixtures.journal, self.prices, counter, quotes, tools)
         self._parts = replace(self._parts, quotes=quotes, holds=fixtures.holds, opens=fixtures.opens)
         self._parts = replace(self._parts, run_began=fixtures.run_began)
-        guards: dict[str, Callable[[], str]] = {}
-        self._parts = replace(self._parts, watch=guards.__setitem__)
+        guards: dict[str, list[Callable[[], str]]] = {}  # several may have one name
+        self._parts = replace(self._parts, watch=lambda name, health: guards.setdefault(name, []).append(health))
         starts.append(partial(setattr, fixtures.operations, "guards", guards))
         self.audit: Audit | None = None
         wanted = audit.setting(config)

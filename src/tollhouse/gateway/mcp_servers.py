@@ -27,6 +27,7 @@ from tollhouse.core.identity import Accounts
 from tollhouse.core.reply import Reply
 from tollhouse.endpoints.mcp.connect import Connect
 from tollhouse.endpoints.mcp.endpoint import Server
+from tollhouse.endpoints.mcp.lists import is_hidden
 from tollhouse.endpoints.mcp.session import Sessions
 from tollhouse.gateway.assembly import Assembly, Scopes, call_chain
 from tollhouse.gateway.exchangers import bearing, upstream_uri
@@ -43,12 +44,14 @@ from tollhouse.policies.guardrails.spec import GuardrailsSpec
 from tollhouse.policies.identity_headers import IDENTITY
 from tollhouse.policies.limits import LIMITS
 from tollhouse.policies.retry import RETRY
+from tollhouse.wire.mcp.catalogue import KINDS
 from tollhouse.wire.mcp.names import split
 from tollhouse.wire.mcp.overrides import Argument, Override, Overrides
 from tollhouse.wire.mcp.pins import BadPins
 
 __all__ = ["McpServers", "policies_of"]
 
+_TOOLS = KINDS["tools/list"]
 _INNERMOST = CALL[CALL.index(RETRY) + 1 :]
 _OF_ENDPOINTS = ("authorize", "limits", "budgets", "guardrails")
 
@@ -249,9 +252,20 @@ class McpServers:
             *scopes.policies((RETRY,), near),
         ]
         last = call_chain(scopes.policies(_INNERMOST, near), there.last)
-        made = partial(Alternate, server, tool, call_chain(policies, last), last=last, new=lambda: there.upstream.new)
+        chain = call_chain(policies, last)
+        made = partial(Alternate, server, tool, chain, last=last, new=lambda: there.upstream.new)
+        layers = top.below("server", server, there.spec).layers(GUARD_ANSWERS)
+        looked_at = descriptions(server, layers, {tool: scopes.layers(GUARD_ANSWERS)}, parts)
         shown = _overrides(there.spec.tools)
+        if looked_at is not None:
+            seen = Server(server, there.upstream, chain, overrides=shown, looked_at=looked_at)
+            made = partial(made, hidden=partial(_hidden, seen))
         return made() if shown is None else made(fitted=partial(shown.fitted, tool))
+
+
+async def _hidden(server: Server, call: ToolCall) -> bool:
+    """Whether guards leave the tool that is called out of its server's list. Raises Failure where they cannot say."""
+    return await is_hidden(server, _TOOLS, call.name, call.session, call.context, call.profile)
 
 
 def _visible(

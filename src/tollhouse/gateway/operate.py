@@ -36,14 +36,14 @@ class Operations:
         self._alarm = alarm
         self.ready = False
         self.draining = False
-        self.guards: Mapping[str, Callable[[], str]] = {}
+        self.guards: Mapping[str, Sequence[Callable[[], str]]] = {}
         """Guards of the configuration that serves, by name: each says why it cannot run, "" where it can."""
 
     async def status(self, request: Request) -> Response:
         """`GET /status`: 200 `{"status":"ok"}`, and 503 `{"status":"draining"}` once the worker is leaving. `journal`
         is there as well while records wait that should not: filling, full or dropping; and `guardrails`, the names of
         guards that cannot run."""
-        unable = sorted(name for name, health in self.guards.items() if health())
+        unable = sorted(name for name, guards in self.guards.items() if any(health() for health in guards))
         if self.draining:
             return _state(503, "draining", self._alarm(), unable)
         return _state(200, "ok", self._alarm(), unable)

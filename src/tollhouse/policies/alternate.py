@@ -27,7 +27,7 @@ class Alternate:
     """server, tool: of the alternate, its server's own name. chain: its own, without what counts the call again. used:
     told of each call that it answers. fitted: makes the arguments those that its operator lets it have; raises
     Malformed. last: asks its server, without rules and limits. new: the era of that server, None while it is not
-    known."""
+    known. hidden: whether guards keep it from everybody for what its server says of it; may raise Failure."""
 
     def __init__(
         self,
@@ -39,10 +39,12 @@ class Alternate:
         fitted: Callable[[msgspec.Raw], msgspec.Raw] = lambda arguments: arguments,
         last: Handler[ToolCall, Reply] | None = None,
         new: Callable[[], bool | None] = lambda: None,
+        hidden: Callable[[ToolCall], Awaitable[bool]] | None = None,
     ) -> None:
         self.name = f"{server}__{tool}"
         self._last = last if last is not None else chain
         self._new = new
+        self._hidden = hidden
         self._server = server
         self._tool = tool
         self._chain = chain
@@ -120,6 +122,8 @@ class Alternate:
         )
         context.server = context.backend = self._server
         context.tool = self._tool
+        if self._hidden is not None and await self._hidden(other):
+            raise Failure(403, Reason.GUARDRAIL, f"there is no tool {self.name}", code="guardrail")
         reply = await chain(other)
         call.answer, call.moves, call.instead, call.outgoing = other.answer, other.moves, self, other.outgoing
         context.fallback = self.name

@@ -57,7 +57,7 @@ async def test_a_journal_that_fills_up_is_told(tmp_path: Path) -> None:
 async def test_a_guard_that_cannot_run_is_told() -> None:
     operations = Operations(Metrics())
     why = [""]
-    operations.guards = {"judge": lambda: why[0], "other": str}
+    operations.guards = {"judge": [lambda: why[0], str], "other": [str]}
     assert said(await operations.status(get(b"/status"))) == (200, b'{"status":"ok"}')
     why[0] = "no answer within 2 s"
     assert said(await operations.status(get(b"/status"))) == (200, b'{"status":"ok","guardrails":["judge"]}')

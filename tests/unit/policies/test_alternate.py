@@ -48,6 +48,24 @@ def lost(*, sent: bool, reason: Reason = Reason.UPSTREAM_FAILURE) -> Failure:
     return Failure(502, reason, "first is down", sent=sent, retry=True)
 
 
+async def test_what_guards_have_hidden_is_not_asked() -> None:
+    async def hidden(asked: ToolCall) -> bool:
+        assert (asked.server, asked.name) == ("two", "other")
+        return hides
+
+    hides = True
+    second = Chain(OK)
+    alternate = Alternate("two", "other", second, hidden=hidden)
+    asked = call(idempotent=True)
+    with pytest.raises(Failure, match="first is down"):
+        await alternate.handle(asked, Chain(lost(sent=False)))
+    assert not second.calls
+    assert (asked.context.server, asked.context.tool) == ("one", "first")
+    hides = False
+    await alternate.handle(asked, Chain(lost(sent=False)))
+    assert len(second.calls) == 1
+
+
 @pytest.mark.parametrize(
     ("answer", "idempotent", "used"),
     [

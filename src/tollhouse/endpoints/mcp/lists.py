@@ -22,7 +22,7 @@ from tollhouse.wire.mcp import names
 from tollhouse.wire.mcp.catalogue import KINDS, Cursors, Kind, Listing, select
 from tollhouse.wire.mcp.overrides import Selection
 
-__all__ = ["UNAVAILABLE", "Found", "Lists"]
+__all__ = ["UNAVAILABLE", "Found", "Lists", "is_hidden"]
 
 log = logging.getLogger("tollhouse.endpoints.mcp")
 
@@ -292,12 +292,8 @@ class Lists:
             if original is None or (selection is not None and not selection.has(server.name, exposed, original)):
                 return None
             name = original
-        if server.looked_at is not None:
-            hidden = _hides(server, kind, name, agent, context, profile)
-            if hidden is None:
-                hidden = await _asked_hides(server, kind, name, agent, context, profile)
-            if hidden:
-                return None
+        if server.looked_at is not None and await is_hidden(server, kind, name, agent, context, profile):
+            return None
         return server, name, False
 
     async def _is_ours(self, server: Server, agent: Any, context: Context, profile: int) -> bool:
@@ -328,9 +324,14 @@ class Lists:
         return found
 
 
+async def is_hidden(server: Server, kind: Kind, name: str, agent: Any, context: Context, profile: int) -> bool:
+    """Whether guards leave the server's `name` out of its list. Raises Failure where they cannot say."""
+    hidden = _hides(server, kind, name, agent, context, profile)
+    return hidden if hidden is not None else await _asked_hides(server, kind, name, agent, context, profile)
+
+
 def _hides(server: Server, kind: Kind, name: str, agent: Any, context: Context, profile: int) -> bool | None:
-    """Whether guards leave the server's `name` out of its list; None where somebody has to be asked first. Raises
-    Failure where they cannot say."""
+    """The same; None where somebody has to be asked first."""
     upstream, looked_at = server.upstream, server.looked_at
     known = upstream.known(kind, agent, profile, context.principal)
     if known is None and profile:  # most servers have the same for all agents

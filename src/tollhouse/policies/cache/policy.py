@@ -41,7 +41,15 @@ _TRIES = 2
 
 _HEADER = b"x-tollhouse-cache"
 _HIT, _MISS, _STORED, _BYPASS = ((_HEADER, word) for word in (b"hit", b"miss", b"stored", b"bypass"))
-_SHOWN = frozenset((b"content-type", b"x-tollhouse-dropped", b"x-tollhouse-estimated", b"x-tollhouse-fallback"))
+_SHOWN = frozenset(
+    (
+        b"content-type",
+        b"x-tollhouse-dropped",
+        b"x-tollhouse-estimated",
+        b"x-tollhouse-fallback",
+        b"x-tollhouse-guardrails",  # of those that have looked at the answer; who looks at requests does so each time
+    )
+)
 """Header fields of an answer that belong to it, and not to the moment in which it was given."""
 
 

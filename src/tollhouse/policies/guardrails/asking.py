@@ -7,6 +7,7 @@ They see what a text means, not how it is written: without escapes that hide let
 """
 
 import asyncio
+import hashlib
 from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
@@ -47,7 +48,7 @@ class Entry(NamedTuple):
 class Asked:
     """A check, and what becomes of what it finds. whole: it judges an answer as a whole. window: characters of an
     answer that are asked about at a time; 0: all of it at once. parallel: beside the model's call. rule: a digest of
-    all its settings."""
+    all its settings, and of the files that they name."""
 
     __slots__ = ("check", "guard", "parallel", "rule", "timeout", "whole", "window")
 
@@ -79,7 +80,13 @@ def made(rule: GuardRuleSpec, guard: Guard, layer: Layer, where: str, parts: Par
     if parts.watch is not None:
         parts.watch(guard.label, check.health)
     window = rule.window if rule.stream == "window" else 0
-    return Asked(check, guard, timeout=rule.timeout, parallel=rule.parallel, window=window, rule=rule.fingerprint())
+    return Asked(check, guard, timeout=rule.timeout, parallel=rule.parallel, window=window, rule=_digest(rule))
+
+
+def _digest(rule: GuardRuleSpec) -> str:
+    read = getattr(rule.sought, "__pydantic_private__", None)  # what stood in a file, as a part of the Spec
+    told = f"{rule.fingerprint()}{read!r}".encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(told, digest_size=16).hexdigest()
 
 
 class Chosen(NamedTuple):

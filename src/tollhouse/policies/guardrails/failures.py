@@ -15,6 +15,7 @@ from tollhouse.policies.guardrails.asking import Entry
 from tollhouse.policies.guardrails.plan import Plan
 from tollhouse.wire.guard.llm.texts import Piece
 from tollhouse.wire.llm.dialect import StreamFailure
+from tollhouse.wire.sse import parse
 
 __all__ = ["asked_about", "looked_at", "of_provider"]
 
@@ -33,12 +34,16 @@ def looked_at(failure: Failure, plan: Plan, acts: Acts) -> Failure:
 def of_provider(failure: Failure, plan: Plan, acts: Acts) -> Failure:
     """A model's failure: the same, or one without what must not be told. The event in which the provider has said it
     (`StreamFailure`) is left out as soon as anything is found in it: ours stands there instead."""
-    words = failure.words.decode(errors="replace") if isinstance(failure, StreamFailure) else ""
+    said = [("message", failure.message, False), ("detail", failure.detail, False)]
+    if isinstance(failure, StreamFailure):
+        words = failure.words
+        said.append(("words", words.decode(errors="replace"), False))
+        said.append(("data", parse(words)[1].decode(errors="replace"), True))
     new: dict[Any, str] = {}
-    for name, text in (("message", failure.message), ("detail", failure.detail), ("words", words)):
+    for name, text, json in said:
         key = (name, _ANY)
         try:
-            new |= plan.scan([Piece(key, _ANY, "", text, False)], acts) if text else {}
+            new |= plan.scan([Piece(key, _ANY, "", text, json)], acts) if text else {}
         except Failure:
             new[key] = _WITHHELD
     return _with(failure, {key[0]: text for key, text in new.items()})

@@ -165,6 +165,7 @@ class Descriptions:
                 pause = min(2 * pause, _LATER)
         except Exception:  # a task's root: who waits has what was found until now
             log.exception("mcp server %s: guards failed on its %s", self._server, look.kind.method)
+        finally:
             look.wake()
 
 

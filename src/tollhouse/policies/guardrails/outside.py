@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from tollhouse.core.call import Context, ToolCall
+from tollhouse.core.clock import Clock
 from tollhouse.core.errors import Failure
 from tollhouse.policies.base import Layer, Parts
 from tollhouse.policies.guardrails.acts import Acts, Counts
@@ -32,6 +33,7 @@ U = TypeVar("U")
 
 _INSTRUCTIONS = ("instructions", "descriptions")
 _KEPT = 512  # verdicts about messages: few are said twice
+_OLD = 600.0  # seconds after which instructions are looked at again, for guards that think otherwise by now
 
 
 class _Rules(NamedTuple):
@@ -51,36 +53,41 @@ class _Said(NamedTuple):
 class Outside:
     """The guards of one server. requests: for what agents answer to it; answers: for what it says."""
 
-    __slots__ = ("_answers", "_counts", "_kept", "_requests", "_server")
+    __slots__ = ("_answers", "_clock", "_counts", "_kept", "_requests", "_server")
 
-    def __init__(self, server: str, requests: _Rules | None, answers: _Rules | None, counts: Counts) -> None:
+    def __init__(
+        self, server: str, requests: _Rules | None, answers: _Rules | None, counts: Counts, clock: Clock
+    ) -> None:
+        self._clock = clock
         self._server = server
         self._requests = requests
         self._answers = answers
         self._counts = counts
-        self._kept = ("", "")
+        self._kept = ("", "", 0.0)
 
     def instructions(self, text: str) -> str | Coroutine[Any, Any, str]:
-        """The server's instructions as agents get them; "" where they are refused. They are looked at once."""
+        """The server's instructions as agents get them; "" where they are refused. They are looked at once; after a
+        time again, where guards are asked."""
         rules = self._answers
         if rules is None or not text:
             return text
-        if self._kept[0] == text:
-            return self._kept[1]
+        before, said, at = self._kept
+        if before == text and (not rules.described or self._clock.now - at < _OLD):
+            return said
         looking = self._looking(rules.plan, rules.described, "initialize", "response")
-        said = _Said((Piece(_INSTRUCTIONS, "descriptions", "", text, False),))
-        return looking.through(said, partial(self._instructed, text, looking), partial(self._left_out, text))
+        texts = _Said((Piece(_INSTRUCTIONS, "descriptions", "", text, False),))
+        return looking.through(texts, partial(self._instructed, text, looking), partial(self._left_out, text))
 
     def _instructed(self, text: str, looking: "_Looking", new: dict[Any, str]) -> str:
         said = new.get(_INSTRUCTIONS, text)
         if looking.is_whole:
-            self._kept = (text, said)
+            self._kept = (text, said, self._clock.now)
         return said
 
     def _left_out(self, text: str, error: Failure | ValueError) -> str:
         log.warning("mcp server %s: its instructions are left out: %s", self._server, _why(error))
         if not isinstance(error, Failure) or error.status != 503:
-            self._kept = (text, "")
+            self._kept = (text, "", self._clock.now)
         return ""
 
     def heard(self, message: bytes, method: str) -> bytes | Coroutine[Any, Any, bytes | None] | None:
@@ -204,7 +211,7 @@ def outside(server: str, layers: Sequence[Layer], parts: Parts) -> Outside | Non
     requests, answers = _rules(layers, "request", parts), _rules(layers, "response", parts)
     if requests is None and answers is None:
         return None
-    return Outside(server, requests, answers, Counts(parts.families))
+    return Outside(server, requests, answers, Counts(parts.families), parts.clock)
 
 
 def _rules(layers: Sequence[Layer], phase: Phase, parts: Parts) -> _Rules | None:

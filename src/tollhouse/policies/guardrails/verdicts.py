@@ -27,7 +27,8 @@ log = logging.getLogger("tollhouse.policies.guardrails")
 _FRESH = 3600.0  # seconds
 _STANDS = 86_400.0
 _KEPT = 8192
-_ROOM = 16 << 20  # bytes of what guards have said is to stand there
+_ROOM = 16 << 20  # bytes of what guards have found, about
+_FOUND, _SPAN = 200, 150  # bytes of a finding and of each place in it, besides what is to stand there
 _AT_ONCE = 8  # questions about one list, and verdicts that are asked for again
 _IN_A_ROW = 8
 _RESTS = 5.0  # seconds
@@ -74,7 +75,10 @@ class Verdicts:
         before = self._kept.pop(key, None)
         if before is not None:
             self._size -= before[2]
-        size = sum(len(text) for finding in findings for text in finding.replaces)
+        size = sum(
+            _FOUND + _SPAN * len(one.spans) + len(one.message) + len(one.shown) + sum(map(len, one.replaces))
+            for one in findings
+        )
         self._kept[key] = tuple(findings), self.clock.now, size
         self._size += size
         while len(self._kept) > self._most or self._size > _ROOM:
@@ -196,7 +200,8 @@ class Question:
         if findings is None:
             acts.unable(asked.guard, self._why or "it has not answered in time")
             return False
-        acts.able(asked.guard)
+        if not self._why:  # else it is what was kept, and nothing is known of now
+            acts.able(asked.guard)
         act_on(asked, findings, self._chosen, acts, edits)
         return True
 

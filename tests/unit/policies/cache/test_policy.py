@@ -363,6 +363,14 @@ async def test_who_changes_his_answer_changes_nobody_elses(house: House) -> None
     assert b"x-mine" not in dict((await house.ask()).headers)
 
 
+async def test_what_guards_have_found_in_an_answer_is_told_again(house: House) -> None:
+    found = (b"x-tollhouse-guardrails", b"pii")
+    house.upstream.answers.append(Reply(200, [found], b"{}"))
+    for _ in range(2):
+        assert found in (await house.ask()).headers
+    assert len(house.upstream.calls) == 1
+
+
 async def test_header_fields_of_the_moment_are_not_given_again(house: House) -> None:
     headers = [
         (b"x-ratelimit-remaining", b"3"),

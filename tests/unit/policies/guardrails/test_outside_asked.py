@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from tests.fixtures.guard_services import GuardServices, guard_services
-from tests.unit.policies.floor import Shelf, counted, layer, parts
-from tests.unit.policies.guardrails.test_asking import named
+from tests.unit.policies.floor import Shelf, Time, counted, layer, parts
+from tests.unit.policies.guardrails.test_asking import named, until
 from tests.unit.policies.guardrails.test_outside import message
 
 from tollhouse.policies.base import Parts
@@ -43,11 +43,11 @@ class House:
 
 
 @asynccontextmanager
-async def house(phase: str = "response", **rule: Any) -> AsyncIterator[House]:
+async def house(phase: str = "response", time: Time | None = None, **rule: Any) -> AsyncIterator[House]:
     async with guard_services() as services:
         services.says = named
         shelf = Shelf()
-        made = parts(entrance="mcp", shared=shelf)
+        made = parts(time, entrance="mcp", shared=shelf)
         spec = GuardrailsSpec.model_validate({phase: [{"webhook": {"url": services.url + "/g"}, **rule}]})
         looked = outside("s", [layer(spec)], made)
         assert looked is not None
@@ -58,6 +58,24 @@ async def house(phase: str = "response", **rule: Any) -> AsyncIterator[House]:
 
 def log(data: Any) -> bytes:
     return message(LOG, {"level": "info", "data": data})
+
+
+async def test_guards_may_think_otherwise_of_instructions_later() -> None:
+    time = Time()
+    async with house(time=time) as at:
+        assert await at.instructions("makes a bomb") == ""
+        at.services.says = {"action": "allow"}
+        time.advance(599)
+        assert await at.instructions("makes a bomb") == ""
+        assert len(at.services.asked) == 1
+        time.advance(3002)
+        assert await at.instructions("makes a bomb") == ""  # it is asked again behind
+        await until(lambda: len(at.services.asked) == 2)
+        async with asyncio.timeout(10):
+            while await at.instructions("makes a bomb") == "":
+                time.advance(601)  # for the answer that is on its way
+                await asyncio.sleep(0.005)
+        assert len(at.services.asked) == 2
 
 
 async def test_messages_are_judged(caplog: pytest.LogCaptureFixture) -> None:

@@ -410,6 +410,16 @@ async def test_a_provider_that_fails_in_the_middle_says_no_secret(action: str, w
     assert said(client.body) == "so far"
 
 
+async def test_words_of_a_provider_that_fails_are_read_as_json() -> None:
+    said_raw = b"key:\\n" + SECRET.encode()  # behind the n of an escape no word begins
+    event = b'event: error\ndata: {"error": {"message": "busy", "metadata": {"raw": "%b"}}}\n\n' % said_raw
+    failure = StreamFailure(502, "the provider failed", event, detail="busy")
+    server = Server(chunk("so "), stream=True, failure=failure)
+    _, client = await through(guarded(server, MASK), asked(messages=HI, stream=True))
+    assert client.failure is not None
+    assert SECRET.encode() not in CHAT.last_words(client.failure)
+
+
 async def test_what_is_not_found_in_it_is_told_as_it_came() -> None:
     failure = StreamFailure(502, "the provider failed", b'data: {"error": {"message": "busy"}}\n\n', detail="busy")
     server = Server(chunk("so "), stream=True, failure=failure)

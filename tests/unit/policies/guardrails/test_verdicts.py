@@ -2,15 +2,16 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.policies.floor import Time, parts
+from tests.unit.policies.floor import Time, counted, layer, parts
 
 from tollhouse.core.call import Call
 from tollhouse.core.errors import Failure
 from tollhouse.policies.guardrails.acts import Acts, Counts, Guard
-from tollhouse.policies.guardrails.asking import Asked, Entry
+from tollhouse.policies.guardrails.asking import Asked, Entry, made
 from tollhouse.policies.guardrails.check import CannotCheck, Finding, Phase
 from tollhouse.policies.guardrails.spec import GuardRuleSpec
 from tollhouse.policies.guardrails.verdicts import Judge, Question, Verdicts, about, ask_each, judges_of
@@ -138,6 +139,20 @@ async def test_who_cannot_run_fails_as_the_rule_says_and_is_asked_again(on_failu
     await kept.close()
 
 
+async def test_what_is_kept_does_not_say_that_a_guard_can_run() -> None:
+    service, kept = Service(), Verdicts(Time().clock)
+    one = judge(service, kept, on_failure="open")
+    made_of = parts(entrance="mcp")
+    acting = Acts(about("s", "tools/list").context, "response", Counts(made_of.families))
+    asked = question(one)
+    await asked.ask()
+    acting.unable(one.asked.guard, "gone since")
+    for again, unable in ((question(one), {("webhook",): 1}), (asked, {})):
+        assert again.act(acting, {})
+        assert counted(made_of, "guardrail_unable") == unable
+    await kept.close()
+
+
 async def test_who_is_too_slow_is_stopped_and_who_fails_often_is_left_alone() -> None:
     time, service = Time(), Service()
     kept = Verdicts(time.clock)
@@ -168,6 +183,35 @@ async def test_what_is_kept_is_bounded() -> None:
     await question(one, "f").ask()
     assert [question(one, text).is_answered for text in "def"] == [False, False, True]
     await kept.close()
+
+
+async def test_places_and_words_of_findings_count_too() -> None:
+    service, kept = Service(), Verdicts(Time().clock)
+    one = judge(service, kept)
+    for number, finding in enumerate(
+        (
+            Finding("m", ((0, 0, 1),) * 70_000),
+            Finding("m", message="x" * (9 << 20)),
+            Finding("m", shown="y" * (9 << 20)),
+        )
+    ):
+        service.says = (finding,)
+        await question(one, f"{number}a").ask()
+        await question(one, f"{number}b").ask()
+        assert [question(one, f"{number}{n}").is_answered for n in "ab"] == [False, True]
+    await kept.close()
+
+
+def test_a_rule_is_another_when_its_file_says_something_else(tmp_path: Path) -> None:
+    file = tmp_path / "schema.json"
+    spec = {"schema": {"file": str(file)}, "in": ["descriptions"]}
+    rules = []
+    for content in ('{"type": "string"}', '{"type": "object"}', '{"type": "string"}'):
+        file.write_text(content)
+        rule = GuardRuleSpec.model_validate(spec)
+        made_of = made(rule, Guard(rule), layer(rule), "response[0]", parts(entrance="mcp"))
+        rules.append(made_of.rule)
+    assert rules[0] == rules[2] != rules[1]
 
 
 async def test_close_stops_who_asks() -> None:

@@ -26,13 +26,15 @@ _CUT = 3  # bytes of a letter that goes on behind them
 
 
 class Blob(Text):
-    """A file in Base64, of any alphabet, or in a `data:` URL. what: it is, if it is no text."""
+    """A file in Base64, of any alphabet, or in a `data:` URL. what: it is, if it is no text. only: nothing else may
+    stand there: what is no Base64 is looked at, and still may be a file to who reads it less strictly."""
 
-    __slots__ = ("_what",)
+    __slots__ = ("_only", "_what")
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, *, only: bool = False) -> None:
         super().__init__()
         self._what = what
+        self._only = only
 
     def look(self, raw: Raw, at: Path, look: Look) -> None:
         source = string(raw)
@@ -43,6 +45,8 @@ class Blob(Text):
             text = _text(source[_begin(source) :])
         except Error:
             super().look(raw, at, look)
+            if self._only:
+                look.hidden(self._what)
             return
         if text is None:
             look.hidden(self._what)

@@ -26,7 +26,7 @@ ANNOTATION = Tagged(
 """Of a text: what it cites."""
 
 _IMAGE = Choice(text=Link("image"), one=Object({"url": Link("image"), "detail": SKIP}))
-_FILE = Object({"file_id": Opaque("file"), "filename": Text(), "file_data": Blob("file")})
+_FILE = Object({"file_id": Opaque("file"), "filename": Text(), "file_data": Blob("file", only=True)})
 _CACHED: dict[str, Form | None] = {"cache_control": SKIP, "prompt_cache_breakpoint": SKIP}
 _PART = Tagged(
     "type",

@@ -21,7 +21,9 @@ Raw = msgspec.Raw
 
 
 def _medium(kind: str) -> Object:
-    source = Object({"bytes": Blob(kind), "s3Location": Opaque(kind), "text": Text(), "content": Each(_TEXTS)})
+    source = Object(
+        {"bytes": Blob(kind, only=True), "s3Location": Opaque(kind), "text": Text(), "content": Each(_TEXTS)}
+    )
     return Object({"format": SKIP, "name": Text(), "context": Text(), "citations": SKIP, "source": source})
 
 

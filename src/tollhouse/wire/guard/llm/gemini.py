@@ -32,7 +32,7 @@ def _both(members: Mapping[str, Form | None]) -> dict[str, Form | None]:
     return told
 
 
-_INLINE = Object(_both({"mimeType": SKIP, "displayName": Text(), "data": Blob("file")}))
+_INLINE = Object(_both({"mimeType": SKIP, "displayName": Text(), "data": Blob("file", only=True)}))
 _FILE = Object(_both({"mimeType": SKIP, "displayName": Text(), "fileUri": Link("file")}))
 
 

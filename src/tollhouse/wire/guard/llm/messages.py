@@ -52,7 +52,7 @@ _DOCUMENT = Object(
         "source": Tagged(
             "type",
             {
-                "base64": Object({"type": SKIP, "media_type": SKIP, "data": Blob("file")}),
+                "base64": Object({"type": SKIP, "media_type": SKIP, "data": Blob("file", only=True)}),
                 "text": Object({"type": SKIP, "media_type": SKIP, "data": Text()}),
                 "url": Object({"type": SKIP, "url": Link("file")}),
                 "file": Object({"type": SKIP, "file_id": SKIP}, opaque="file"),

@@ -41,7 +41,7 @@ PART = Tagged(
         "input_file": Object(
             {
                 **_PART,
-                "file_data": Blob("file"),
+                "file_data": Blob("file", only=True),
                 "file_url": Link("file"),
                 "file_id": Opaque("file"),
                 "filename": Text(),

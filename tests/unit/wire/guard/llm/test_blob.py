@@ -1,7 +1,7 @@
 """wire.guard.llm.blob: files that are texts are texts, wherever an API has files."""
 
 import json
-from base64 import b64encode, encodebytes, urlsafe_b64encode
+from base64 import b64decode, b64encode, encodebytes, urlsafe_b64encode
 from typing import Any
 
 import msgspec
@@ -75,6 +75,15 @@ def test_any_text_however_it_is_written(text: str) -> None:
 )
 def test_what_is_no_text_is_told(content: bytes) -> None:
     assert looked(b64encode(content).decode()) == ([], {"file": 1})
+
+
+@pytest.mark.parametrize("api", ["chat", "responses", "messages", "generate", "converse"])
+def test_where_files_are_what_is_no_clean_base64_may_still_be_one(api: str) -> None:
+    plain = b64encode("\ufeffmy card is 4111 1111 1111 1111".encode("utf-16-le")).decode()
+    lines = encodebytes(b64decode(plain)).decode()
+    for file in (plain.rstrip("="), lines, plain.translate(str.maketrans("+/", "-_")), "!" + plain * 9):
+        fields = {name: msgspec.Raw(json.dumps(value).encode()) for name, value in asking(api, file).items()}
+        assert list(request_texts(api, fields).opaque.values()) == [1], file
 
 
 def test_what_begins_as_a_text_and_is_none() -> None:
