@@ -93,6 +93,10 @@ calls = st.tuples(
 )
 
 
+async def at_once(seconds: float) -> None:
+    """No pause."""
+
+
 class AllowanceModel(RuleBasedStateMachine):
     def world(self) -> World:
         raise NotImplementedError
@@ -127,7 +131,7 @@ class AllowanceModel(RuleBasedStateMachine):
                 counter.know(KNOWN)
         for kind, key in ((0, "x"), (0, "y"), (1, "x"), (2, "x"), (2, "y")):
             if filled:
-                self.w.run(seed(self.workers[0][0], self.records, [self._draw(kind, key, 1, None)]))
+                self._seed(self.workers[0][0], [self._draw(kind, key, 1, None)])
         self._tell_all()
 
     @rule(calls=st.lists(calls, min_size=1, max_size=5))
@@ -141,8 +145,12 @@ class AllowanceModel(RuleBasedStateMachine):
             if not self._admit(id, pick, draws, lives, lost) and fills:
                 self.records.ship()
                 self._tell_all()
-                if self.w.run(seed(self._of(pick)[0], self.records, draws, 0.0)):
+                if self._seed(self._of(pick)[0], draws):
                     self._admit(id, pick, draws, lives, lost)
+
+    def _seed(self, counter: Any, draws: list[Draw]) -> int:
+        """All have told the store what they know before this is called: nobody has to be waited for."""
+        return self.w.run(seed(counter, self.records, draws, 0.0, pause=at_once))
 
     def _admit(self, id: str, pick: int, draws: list[Draw], lives: float, lost: bool) -> bool:
         """Whether it was decided."""
@@ -300,7 +308,7 @@ class AllowanceModel(RuleBasedStateMachine):
         if lost:
             self.w.lose()
         self._tell_all()
-        self.w.run(seed(self._of(pick)[0], self.records, [self._draw(kind, key, 1, None)], 0.0))
+        self._seed(self._of(pick)[0], [self._draw(kind, key, 1, None)])
 
     @rule(pick=picks, kind=st.integers(0, 2), key=st.sampled_from("xy"), again=st.booleans(), lost=st.booleans())
     def begin_to_fill(self, pick: int, kind: int, key: str, again: bool, lost: bool) -> None:

@@ -18,7 +18,7 @@ from tollhouse.core.errors import Failure, Reason
 from tollhouse.store.allowances import Draw, Opening, sound
 from tollhouse.store.base import Counter, History
 
-__all__ = ["BEHIND", "Lost", "catch_up", "check", "nobody", "seed"]
+__all__ = ["BEHIND", "Lost", "Pause", "catch_up", "check", "nobody", "seed"]
 
 log = logging.getLogger("tollhouse.store")
 
@@ -34,6 +34,9 @@ BEHIND: Final = "ledger_behind"
 Lost = Callable[[Mapping[str, int]], Awaitable[Collection[str]]]
 """Told which journals' records have not come, and how far each is: those that nobody waits for."""
 
+Pause = Callable[[float], Awaitable[object]]
+"""Awaited for so many seconds."""
+
 
 async def nobody(_: Mapping[str, int]) -> Collection[str]:
     """A Lost: all are waited for."""
@@ -41,12 +44,19 @@ async def nobody(_: Mapping[str, int]) -> Collection[str]:
 
 
 async def seed(
-    counter: Counter, history: History, draws: Sequence[Draw], patience: float = 60.0, lost: Lost = nobody
+    counter: Counter,
+    history: History,
+    draws: Sequence[Draw],
+    patience: float = 60.0,
+    lost: Lost = nobody,
+    *,
+    pause: Pause = asyncio.sleep,
 ) -> int:
     """Fill what of these draws answers OPEN; how many fields that were. 0: all are filled, or somebody else does it.
 
     Waits until the history has all records that the counter has; patience: seconds after which it gives up; lost:
-    says which are not waited for. Raises Failure 503 then, and what the two raise; it is to be done again.
+    says which are not waited for; pause: lets the others tell a store that began anew what it has lost. Raises Failure
+    503 then, and what the two raise; it is to be done again.
     """
     counted = await counter.journals()
     if counted is not None:  # before anything is opened, or the next one who asks would wait for this one
@@ -56,7 +66,7 @@ async def seed(
     age = min((one.age for _, one in openings), default=_OTHERS)
     if age < _OTHERS and counter.nodes > 1:
         # What others have counted, and the store has lost with the ledger behind, is with them alone.
-        await asyncio.sleep(_OTHERS - age)
+        await pause(_OTHERS - age)
     return len(await _fill(counter, history, openings, patience, lost))
 
 

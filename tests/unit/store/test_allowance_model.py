@@ -201,4 +201,4 @@ def test_valkey(server: Valkey) -> None:
         def world(self) -> Any:
             return RedisWorld(server)
 
-    check(Machine, 40, 40)
+    check(Machine, 120, 40)
