@@ -20,6 +20,7 @@ from tollhouse.policies.cache.flight import Flight
 from tollhouse.policies.cache.leaders import Leaders
 from tollhouse.policies.cache.memory import Kept, Memory
 from tollhouse.policies.cache.purges import Purges
+from tollhouse.policies.stop import stop
 from tollhouse.store.base import LARGEST, Logs, State
 
 __all__ = ["MOST_FLIGHTS", "Store"]
@@ -68,10 +69,7 @@ class Store:
             self.claims.close()
         if self.purges is not None:
             await self.purges.close()
-        tasks = tuple(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stop(self._tasks)
         self.memory.close()
         self._show()
 

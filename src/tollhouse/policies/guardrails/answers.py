@@ -13,6 +13,7 @@ from tollhouse.core.errors import Failure
 from tollhouse.policies.guardrails.acts import Acts
 from tollhouse.policies.guardrails.asking import Asked, entries_of
 from tollhouse.policies.guardrails.plan import Plan
+from tollhouse.policies.stop import stop
 from tollhouse.wire import jsonrpc
 from tollhouse.wire.guard.llm.texts import Texts
 from tollhouse.wire.guard.mcp import message_texts
@@ -36,10 +37,7 @@ class Answers:
 
     async def close(self) -> None:
         """Nobody answers any more."""
-        tasks = tuple(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stop(self._tasks)
 
     def looked_at(self, acts: Acts, call: ToolCall, message: bytes, send: Callable[[bytes], None]) -> None:
         """`core.call.ToolCall.outgoing`, with what is noted of that call."""

@@ -20,6 +20,7 @@ from tollhouse.core.clock import Clock
 from tollhouse.core.depth import UNREADABLE
 from tollhouse.core.errors import Failure
 from tollhouse.policies.base import Parts
+from tollhouse.policies.stop import stop
 from tollhouse.store.base import KeyValue, State
 from tollhouse.store.crypt import Box
 
@@ -56,10 +57,7 @@ class Continued:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        tasks = tuple(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stop(self._tasks)
         self._own.clear()
         self._size = 0
 

@@ -19,6 +19,7 @@ from tollhouse.policies.guardrails.acts import Acts, Counts
 from tollhouse.policies.guardrails.look import Look, Rules
 from tollhouse.policies.guardrails.plan import Plan, plan_of
 from tollhouse.policies.guardrails.verdicts import ask_each, judges_of, verdicts
+from tollhouse.policies.stop import stop
 from tollhouse.wire.mcp.catalogue import Kind, Listing
 
 __all__ = ["Descriptions", "descriptions"]
@@ -74,10 +75,7 @@ class Descriptions:
 
     async def close(self) -> None:
         """Nobody wants a list any more."""
-        tasks = tuple(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stop(self._tasks)
         self._looks.clear()
 
     def shown(self, kind: Kind, listing: Listing) -> Listing | None:

@@ -19,6 +19,7 @@ from tollhouse.policies.base import Parts
 from tollhouse.policies.guardrails.acts import Acts
 from tollhouse.policies.guardrails.asking import GRACE, Asked, Chosen, Edit, Entry, act_on, chosen_of
 from tollhouse.policies.guardrails.check import CannotCheck, Finding, Phase
+from tollhouse.policies.stop import stop
 
 __all__ = ["Judge", "Question", "Verdicts", "about", "ask_each", "judges_of", "verdicts"]
 
@@ -51,10 +52,7 @@ class Verdicts:
         self._asking: dict[bytes, asyncio.Task[str]] = {}
 
     async def close(self) -> None:
-        tasks = tuple(self._asking.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stop(self._asking.values())
         self._kept.clear()
         self._size = 0
 
